@@ -1,0 +1,6 @@
+"""`python -m cloze` is `cloze`; `accelerate launch -m cloze train ...` comes in here on every rank."""
+
+from cloze.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The command line: `cloze COMMAND ...`, also as `python -m cloze COMMAND ...`.
+
+Reads flags and --config YAML into the command's dataclass (`cloze.config`), hands it to `cloze.commands.COMMAND.run`,
+and turns what a person can cause (`ClozeError`) into one line on stderr and exit code 2. Imports nothing heavy: help
+and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from cloze import __version__, config
+from cloze.errors import ClozeError, ConfigError
+
+# command -> (its dataclass, one line of help, whether required fields are given by position)
+COMMANDS: dict[str, tuple[type, str, bool]] = {
+    "prepare": (config.PrepareConfig, "turn a corpus into fixed blocks of tokens", False),
+    "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus", False),
+    "train": (config.TrainConfig, "train a model on a prepared folder", False),
+    "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
+    "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
+    "fill": (config.FillConfig, "fill the mask in a text", True),
+    "push": (config.PushConfig, "publish a model on the Hub", True),
+    "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
+}
+
+# Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
+OLD_NAMES = {
+    "max_seq_length": "use --block_size of `cloze prepare`",
+    "line_by_line": "dropped: documents are packed into blocks of block_size",
+    "pad_to_max_length": "dropped: blocks are always full",
+    "train_file": "use --dataset_name of `cloze prepare`",
+    "validation_file": "use --validation_split of `cloze prepare` on a folder with train and validation files",
+    "preprocessing_num_workers": "use `cloze prepare`, which runs before training",
+    "overwrite_cache": "delete the prepared folder instead",
+    "overwrite_output_dir": "choose another output_dir, or delete the old one",
+    "use_fast_tokenizer": "dropped: the fast tokenizer is always used",
+    "use_auth_token": "use --token",
+    "streaming": "dropped: `cloze prepare` always streams",
+    "max_train_samples": "use a slice: --split 'train[:N]' of `cloze prepare`",
+    "max_eval_samples": "use a slice: --validation_split 'validation[:N]' of `cloze prepare`",
+    "low_cpu_mem_usage": "dropped",
+    "torch_dtype": "use --bf16 or --fp16",
+    "do_train": "dropped: `cloze train` trains",
+    "do_eval": "use --eval_strategy, or `cloze evaluate`",
+    "evaluation_strategy": "use --eval_strategy",
+    "per_gpu_train_batch_size": "use --per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
+    "no_cuda": "use --use_cpu",
+    "warmup_ratio": "use --warmup_steps with a value below 1",
+    "hub_model_id": "use `cloze push RUN --repo NAME`",
+    "push_to_hub": "use `cloze push RUN --repo NAME`",
+    "local_rank": "start with `accelerate launch -m cloze train ...`",
+    "logging_dir": "trackers write into output_dir",
+    "optim": "AdamW is used, fused where possible",
+}
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """The parser of all commands; raises `jsonargparse.ArgumentError` instead of exiting."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog="cloze",
+        description="Distributed training of masked language models.",
+        version=f"cloze {__version__}",
+        exit_on_error=False,
+    )
+    commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
+    for name, (dataclass, help_line, _) in COMMANDS.items():
+        sub = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
+        sub.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
+        sub.add_class_arguments(dataclass)
+        commands.add_subcommand(name, sub, help=help_line)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
+    parser = build_parser()
+    try:
+        namespace = parser.parse_args(_spell_out(argv))
+    except jsonargparse.ArgumentError as error:
+        raise _explain(str(error), argv) from None
+    command = namespace.command
+    values = namespace[command].as_dict()
+    values.pop("config", None)
+    return command, COMMANDS[command][0](**values)
+
+
+def _spell_out(argv: Sequence[str]) -> list[str]:
+    """Write short forms as the parser wants them: `--bf16` as `--bf16 true`, and `fill MODEL` as `fill --model MODEL`."""
+    command = next((word for word in argv if not word.startswith("-")), None)
+    if command not in COMMANDS:
+        return list(argv)
+    at = list(argv).index(command) + 1
+    dataclass, _, takes_positions = COMMANDS[command]
+    fields = dataclasses.fields(dataclass)
+    booleans = {f"--{f.name}" for f in fields if str(f.type).startswith("bool")}
+    positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
+    words, rest = list(argv[:at]), list(argv[at:])
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            words += [f"--{positions.pop(0)}", word] if positions else [word]
+        elif word in booleans:
+            value = rest.pop(0).lower() if rest and rest[0].lower() in ("true", "false") else "true"
+            words += [word, value]
+        else:
+            words.append(word)
+            if word.startswith("--") and "=" not in word and word != "--help" and rest:
+                words.append(rest.pop(0))
+    return words
+
+
+def _explain(message: str, argv: Sequence[str]) -> ConfigError:
+    """One line for a parser's message, with a suggestion where a name is not known."""
+    command = next((word for word in argv if word in COMMANDS), None)
+    unknown = re.search(r"(?:unrecognized arguments: -*|does not accept (?:option|nested key) ')([\w.]+)", message)
+    if unknown and command:
+        name = unknown.group(1)
+        known = [field.name for field in dataclasses.fields(COMMANDS[command][0])]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
+        return ConfigError(f"unknown option {name}", where=f"cloze {command}", hint=hint)
+    message = message.replace(f"{command}.", "")
+    hint = f"see cloze {command} --help" if command else f"the commands are: {', '.join(COMMANDS)}"
+    return ConfigError(" ".join(message.split()), where=f"cloze {command}" if command else "cloze", hint=hint)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave the interpreter with its exit code."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        command, arguments = parse(sys.argv[1:] if argv is None else argv)
+        code = importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
+    except ClozeError as error:
+        if is_main:
+            print(f"cloze: error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        if is_main:
+            print("cloze: interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with `code`; a process group that is still alive is closed first.
+
+    A gloo group alive at interpreter exit can abort the process (torch 2.13: 19 of 25 exits), hence `os._exit`.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        sys.exit(code)
+    if code == 0:
+        torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

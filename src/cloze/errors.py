@@ -1,0 +1,51 @@
+"""Errors that a person can cause or can do something about.
+
+Every message is one line: what is wrong, where, and what to do about it. `cloze.cli` prints it without a traceback
+and exits with code 2. Anything else that is raised is a bug in Cloze and keeps its traceback.
+
+    raise DataError("no field 'text'", where="corpus.jsonl", hint="the fields are: title, body; set --text_field")
+"""
+
+from __future__ import annotations
+
+
+class ClozeError(Exception):
+    """What is wrong, where (a path, a flag, a record), and what to do (`hint`)."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None):
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(what, where, hint)
+
+    def __str__(self) -> str:
+        line = self.what if self.where is None else f"{self.where}: {self.what}"
+        return " ".join((line if self.hint is None else f"{line}; {self.hint}").split())
+
+
+class ConfigError(ClozeError):
+    """A flag, a YAML key, or a combination of them that cannot be used."""
+
+
+class DataError(ClozeError):
+    """A corpus or a prepared folder that cannot be read or holds nothing usable."""
+
+
+class ModelError(ClozeError):
+    """A model or tokenizer that cannot be loaded or does not fit the data."""
+
+
+class CheckpointError(ClozeError):
+    """A checkpoint that is missing, damaged, or belongs to another run."""
+
+
+class LaunchError(ClozeError):
+    """The processes that are running are not the ones that were launched."""
+
+
+class HubError(ClozeError):
+    """The Hub refused, or cannot be reached."""
+
+
+class DiskError(ClozeError):
+    """Nothing more can be written (disk full, no permission)."""

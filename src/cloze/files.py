@@ -1,0 +1,111 @@
+"""Files that are there whole or not at all.
+
+Everything Cloze writes is first written under a temporary name beside its place, flushed to the disk, and renamed.
+
+    with staged_folder("model") as folder:      # model.tmp-<pid> until the block ends without an exception
+        write_json(folder / "config.json", {...})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cloze.errors import DiskError
+
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` every file and folder below and including `folder`."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(root) / name)
+        sync(Path(root))
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Rename a finished `staged` folder or file to `final`, which must not exist, and make the rename last."""
+    os.rename(staged, final)
+    sync(final.parent)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turn 'disk full', 'read-only' and 'no permission' into one `DiskError` line naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRNOS:
+            raise
+        raise DiskError(
+            f"cannot write: {os.strerror(error.errno or 0)}",
+            where=path,
+            hint="free some space or choose another folder",
+        ) from error
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path | str) -> Iterator[Path]:
+    """A temporary folder that becomes `final` when the block ends well, and is removed when it does not.
+
+    Raises DiskError where the disk is full or read-only; FileExistsError if `final` exists already.
+    """
+    final = Path(final)
+    if final.exists():
+        raise FileExistsError(errno.EEXIST, "already exists", str(final))
+    staged = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    try:
+        with disk_errors(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
+            yield staged
+            sync_tree(staged)
+            publish(staged, final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a whole file atomically (UTF-8)."""
+    path = Path(path)
+    staged = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with disk_errors(path):
+            staged.write_text(text, encoding="utf-8")
+            sync(staged)
+            os.replace(staged, path)
+            sync(path.parent)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` atomically as readable JSON with a final newline; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256(path: Path | str) -> str:
+    """The hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
