@@ -98,7 +98,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
 
 
 def _spell_out(argv: Sequence[str]) -> list[str]:
-    """Write short forms as the parser wants them: `--bf16` as `--bf16 true`, and `fill MODEL` as `fill --model MODEL`."""
+    """Write short forms out for the parser: `--bf16` is `--bf16 true`, `fill MODEL` is `fill --model MODEL`."""
     command = next((word for word in argv if not word.startswith("-")), None)
     if command not in COMMANDS:
         return list(argv)
