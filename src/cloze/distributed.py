@@ -1,0 +1,235 @@
+"""The processes of a run: start them as one world, check that it is the world that was launched, and describe it.
+
+Launchers fail silently: under some flags every rank believes to be alone and trains on the same data, DeepSpeed is
+dropped, or two worlds of one process start instead of one of two. So `start` compares what it got with what the
+launcher was asked for, read from the launcher's own command line, and refuses to train otherwise.
+
+    accelerator = start(RunShape(use_cpu=True, precision="no", gradient_accumulation_steps=2))
+    say("world", describe(accelerator))     # 2 ranks on 1 host, DeepSpeed ZeRO-2, fp32, gloo
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, broadcast_object_list
+
+from cloze.errors import ClozeError, LaunchError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What a command asks of its processes. `precision`: None takes the launcher's, else "no", "bf16" or "fp16"."""
+
+    use_cpu: bool = False
+    precision: str | None = None
+    gradient_accumulation_steps: int = 1
+    deepspeed: str | None = None
+    timeout_seconds: int = 1800
+    log_with: Sequence[str] = ()
+    project_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What the launcher was asked for; None where it was not said."""
+
+    num_processes: int | None = None
+    num_machines: int | None = None
+    deepspeed: bool = False
+
+
+def start(shape: RunShape) -> Accelerator:
+    """Join the processes and return accelerate's handle to them.
+
+    Raises LaunchError where the world differs from the one that was launched, or cannot do what is asked.
+    """
+    on_cpu = shape.use_cpu or not torch.cuda.is_available()
+    wants_deepspeed = shape.deepspeed is not None or _env_true("ACCELERATE_USE_DEEPSPEED")
+    if wants_deepspeed and _env_true("ACCELERATE_USE_CPU"):
+        raise LaunchError(
+            "accelerate was told to use the CPU and DeepSpeed at once, and would silently drop DeepSpeed",
+            where="ACCELERATE_USE_CPU / use_cpu",
+            hint="leave use_cpu out: without a GPU, DeepSpeed runs on the CPU by itself",
+        )
+    if on_cpu and wants_deepspeed:
+        _prepare_deepspeed_on_cpu()
+    if wants_deepspeed:
+        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    group = InitProcessGroupKwargs(
+        backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=shape.timeout_seconds)
+    )
+    accelerator = Accelerator(
+        cpu=on_cpu and not wants_deepspeed,
+        mixed_precision=shape.precision,
+        gradient_accumulation_steps=shape.gradient_accumulation_steps,
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=shape.deepspeed) if shape.deepspeed else None,
+        kwargs_handlers=[group] if wants_deepspeed or "LOCAL_RANK" in os.environ else None,
+        log_with=list(shape.log_with) or None,
+        project_dir=shape.project_dir,
+        step_scheduler_with_optimizer=False,
+    )
+    check_world(accelerator, read_launcher())
+    return accelerator
+
+
+def check_world(accelerator: Accelerator, launched: Launched) -> None:
+    """Raise LaunchError unless the world is the launched one and every rank is there once."""
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    seen = accelerator.num_processes
+    if seen != expected:
+        raise LaunchError(f"accelerate sees {seen} processes, but {expected} were started (WORLD_SIZE)")
+    if launched.num_processes is not None and launched.num_processes != seen:
+        machines = f" on {launched.num_machines} machines" if launched.num_machines else ""
+        raise LaunchError(
+            f"{launched.num_processes} processes{machines} were launched, but this world has {seen}",
+            hint="with DeepSpeed on several machines add --deepspeed_multinode_launcher standard --machine_rank R "
+            "--main_process_ip HOST; on CPUs without DeepSpeed use --multi_gpu --rdzv_backend static",
+        )
+    if launched.deepspeed and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise LaunchError(
+            "DeepSpeed was asked for, but accelerate dropped it", hint="remove use_cpu from its settings"
+        )
+    if torch.distributed.is_initialized():
+        ranks: list[Any] = [None] * seen
+        torch.distributed.all_gather_object(ranks, accelerator.process_index)
+        if sorted(ranks) != list(range(seen)):
+            raise LaunchError(f"every rank must be there once, but the ranks are {ranks}")
+
+
+def read_launcher() -> Launched:
+    """What `accelerate launch` above this process was asked for, from its command line (Linux; else nothing)."""
+    for arguments in _ancestors():
+        words = [Path(word).name for word in arguments[:4]]
+        if "launch" in words and any(word.startswith("accelerate") for word in words):
+            return _read_accelerate(arguments[arguments.index("launch") + 1 :])
+        if "accelerate-launch" in words:
+            return _read_accelerate(arguments[words.index("accelerate-launch") + 1 :])
+    return Launched()
+
+
+def _read_accelerate(arguments: list[str]) -> Launched:
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    args, _ = launch_command_parser().parse_known_args(arguments)
+    file = args.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
+    saved = load_config_from_file(file) if file else None
+    num_processes = args.num_processes or getattr(saved, "num_processes", None)
+    num_machines = args.num_machines or getattr(saved, "num_machines", None)
+    kind = getattr(getattr(saved, "distributed_type", None), "value", None)
+    other = args.multi_gpu or args.cpu or args.use_fsdp
+    return Launched(
+        num_processes=num_processes if num_processes and num_processes > 0 else None,
+        num_machines=num_machines,
+        deepspeed=bool(args.use_deepspeed) or (kind == "DEEPSPEED" and not other),
+    )
+
+
+def _ancestors() -> list[list[str]]:
+    """Command lines of the parent processes, nearest first."""
+    lines, pid = [], os.getppid()
+    while pid > 1:
+        try:
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0"))
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError, ValueError):
+            break
+    return lines
+
+
+def _prepare_deepspeed_on_cpu() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives (37 s, needs g++); gloo does the same work."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def describe(accelerator: Accelerator) -> str:
+    """One line: ranks, hosts, engine, stage, precision, backend."""
+    world = accelerator.num_processes
+    hosts = len(set(gather(socket.gethostname())))
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
+    ranks = f"{world} rank{'s' * (world > 1)} on {hosts} host{'s' * (hosts > 1)}"
+    return f"{ranks}, {engine_name(accelerator)}, {precision}, {accelerator.device.type}, {backend}"
+
+
+def engine_name(accelerator: Accelerator) -> str:
+    """`DeepSpeed ZeRO-2`, `DDP` or `single process`."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"DeepSpeed ZeRO-{zero_stage(accelerator)}"
+    return "DDP" if accelerator.num_processes > 1 else "single process"
+
+
+def zero_stage(accelerator: Accelerator) -> int | None:
+    """DeepSpeed's ZeRO stage, None without DeepSpeed."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return None
+    return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])
+
+
+def gather(value: T) -> list[T]:
+    """The value of every rank, on every rank, by rank."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def gather_to_main(value: T) -> list[T]:
+    """The value of every rank, by rank, on rank 0; an empty list elsewhere."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    main = torch.distributed.get_rank() == 0
+    values: list[Any] | None = [None] * torch.distributed.get_world_size() if main else None
+    torch.distributed.gather_object(value, values)
+    return values or []
+
+
+def decide(choose: Callable[[], T]) -> T:
+    """Run `choose` on rank 0 and give its result to every rank; a ClozeError there is raised on all of them."""
+    if not torch.distributed.is_initialized():
+        return choose()
+    outcome: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome[0] = choose()
+        except ClozeError as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def agree(problem: ClozeError | None) -> None:
+    """Raise the first rank's problem on every rank, so that all of them stop at the same place."""
+    for one in gather(problem):
+        if one is not None:
+            raise one
+
+
+def _env_true(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

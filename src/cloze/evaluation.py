@@ -1,0 +1,89 @@
+"""Perplexity of a masked language model on fixed masks: the same number for any number of ranks and any batch size.
+
+Masks are drawn from (seed, block number), so they are the same every time a model is measured. The loss is the sum of
+the cross entropies of all masked tokens over all blocks, divided once by their number; perplexity is its exponential.
+
+    scores = score_blocks(logits_of, blocks, masking, per_device=8, accelerator=accelerator)
+    scores.perplexity, scores.masked_accuracy, scores.masked_tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from cloze.console import progress
+from cloze.data.loader import BlockSource, eval_batches
+from cloze.data.masking import IGNORE_INDEX, Masking
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sums over all masked tokens of all blocks, in double precision."""
+
+    loss_sum: float
+    correct: int
+    masked_tokens: int
+    blocks: int
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy of a masked token, in nats."""
+        return self.loss_sum / self.masked_tokens if self.masked_tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinity where that overflows."""
+        return perplexity(self.loss)
+
+    @property
+    def masked_accuracy(self) -> float:
+        """Share of masked tokens whose most likely prediction is right."""
+        return self.correct / self.masked_tokens if self.masked_tokens else math.nan
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a mean cross entropy in nats; infinity where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+@torch.no_grad()
+def score_batch(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """logits: [B, S, V], labels: [B, S] -> [3] float64: sum of losses, number right, number of masked tokens."""
+    rows = labels.reshape(-1) != IGNORE_INDEX
+    targets = labels.reshape(-1)[rows]
+    predicted = logits.reshape(-1, logits.shape[-1])[rows].float()
+    losses = F.cross_entropy(predicted, targets, reduction="none").double()
+    right = predicted.argmax(-1) == targets
+    return torch.stack([losses.sum(), right.sum().double(), rows.sum().double()])
+
+
+@torch.no_grad()
+def score_blocks(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    blocks: BlockSource,
+    masking: Masking,
+    per_device: int,
+    accelerator: Accelerator,
+) -> Scores:
+    """Score every block once, shared between the ranks. `logits_of`: input_ids [B, S] -> logits [B, S, V].
+
+    Every rank calls it, and every rank gets the scores of all blocks.
+    """
+    total = torch.zeros(3, dtype=torch.float64)
+    world = accelerator.num_processes
+    steps = -(-len(blocks) // (per_device * world))
+    with progress("evaluate", total=steps, unit="batches") as advance:
+        for batch in eval_batches(blocks, masking, per_device, accelerator.process_index, world):
+            logits = logits_of(batch["input_ids"].to(accelerator.device))
+            total += score_batch(logits, batch["labels"].to(accelerator.device)).cpu()
+            advance()
+    if world > 1:
+        total = accelerator.reduce(total.to(accelerator.device), "sum").cpu()
+    loss_sum, correct, masked = total.tolist()
+    return Scores(loss_sum, int(correct), int(masked), len(blocks))

@@ -1,0 +1,220 @@
+"""A masked language model from a name, a folder, or a configuration, checked against the data it will see.
+
+model, tokenizer = build_model(config, prepared.tokenizer_dir, block_size=128)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from cloze.config import ModelConfig
+from cloze.errors import ClozeError, ConfigError, ModelError
+
+# Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
+_POSITIONS_AFTER_PADDING = {
+    "roberta",
+    "camembert",
+    "data2vec-text",
+    "xmod",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "longformer",
+    "ibert",
+    "luke",
+    "roberta-prelayernorm",
+    "mpnet",
+    "esm",
+}
+
+
+def build_model(
+    config: ModelConfig, tokenizer_dir: Path | str, block_size: int, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in fp32 on the CPU, the same weights on every rank, and its tokenizer.
+
+    Raises ModelError where it cannot be loaded, has too few positions for `block_size` or too few embeddings for the
+    tokenizer; ConfigError for flags that cannot be combined.
+    """
+    tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code=config.trust_remote_code)
+    model_config = read_config(config, tokenizer, block_size)
+    check_fits(model_config, len(tokenizer), block_size)
+    attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    set_seed(seed)
+    try:
+        if config.model_name_or_path is None:
+            model = AutoModelForMaskedLM.from_config(
+                model_config, trust_remote_code=config.trust_remote_code, dtype=torch.float32, **attention
+            )
+        else:
+            model = AutoModelForMaskedLM.from_pretrained(
+                config.model_name_or_path,
+                config=model_config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                **_hub_arguments(config),
+                **attention,
+            )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _load_error(error, config.model_name_or_path or model_config.model_type) from None
+    return model, tokenizer
+
+
+def load_tokenizer(name: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub name. Raises ModelError."""
+    try:
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _load_error(error, name, kind="tokenizer") from None
+
+
+def load_pretrained(folder: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A finished model from a folder or Hub name, for inference. Raises ModelError."""
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _load_error(error, folder) from None
+    return model.eval()
+
+
+def load_checked(folder: Path) -> PreTrainedModel:
+    """A consolidated model, on the CPU. Raises ModelError if a weight is missing, left over, or of the wrong shape."""
+    model, report = AutoModelForMaskedLM.from_pretrained(
+        str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise ModelError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(report[kind])))}", where=folder)
+    return model.eval()
+
+
+def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PretrainedConfig:
+    """The model's configuration with the overrides applied and, from scratch, made to fit the tokenizer."""
+    overrides = _parse_overrides(config.config_overrides)
+    source = config.model_name_or_path or config.config_name
+    if source is not None:
+        if overrides and config.model_name_or_path:
+            raise ConfigError(
+                "pretrained weights have their own configuration",
+                where="--config_overrides",
+                hint="use it with --config_name or --model_type, from scratch",
+            )
+        try:
+            model_config = AutoConfig.from_pretrained(source, **_hub_arguments(config))
+        except (OSError, ValueError, KeyError) as error:
+            raise _load_error(error, source, kind="configuration") from None
+    elif config.model_type is not None:
+        known = {c.model_type for c in MODEL_FOR_MASKED_LM_MAPPING}
+        if config.model_type not in known:
+            raise ConfigError(
+                f"no masked language model of type {config.model_type}",
+                where="--model_type",
+                hint=f"the types are: {', '.join(sorted(known))}",
+            )
+        model_config = AutoConfig.for_model(config.model_type)
+    else:
+        raise ConfigError(
+            "which model?",
+            where="cloze train",
+            hint="give --model_name_or_path, or --model_type (from scratch), or --config_name (from scratch)",
+        )
+    if config.model_name_or_path is None:
+        _fit_to_tokenizer(model_config, tokenizer, block_size, overrides)
+        _apply_overrides(model_config, overrides)
+    return model_config
+
+
+def usable_length(config: PretrainedConfig) -> int | None:
+    """How many tokens the model can take at once; None where there is no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    if config.model_type in _POSITIONS_AFTER_PADDING:
+        return positions - (getattr(config, "pad_token_id", None) or 0) - 1
+    return positions
+
+
+def check_fits(config: PretrainedConfig, tokenizer_size: int, block_size: int) -> None:
+    """Raise ModelError where blocks or token ids are larger than the model allows."""
+    length = usable_length(config)
+    if length is not None and block_size > length:
+        raise ModelError(
+            f"blocks of {block_size} tokens, but the model takes {length} (max_position_embeddings="
+            f"{config.max_position_embeddings})",
+            where=config.model_type,
+            hint=f"prepare with --block_size {length} or less",
+        )
+    vocab_size = getattr(config, "vocab_size", None)
+    if isinstance(vocab_size, int) and tokenizer_size > vocab_size:
+        raise ModelError(
+            f"the tokenizer has {tokenizer_size} tokens, but the model has embeddings for {vocab_size}",
+            where=config.model_type,
+            hint="prepare with the model's own tokenizer",
+        )
+
+
+def _fit_to_tokenizer(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, block_size: int, overrides: dict[str, str]
+) -> None:
+    """From scratch: vocabulary, special ids and positions follow the tokenizer and the blocks unless overridden."""
+    config.vocab_size = len(tokenizer)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id"):
+        if hasattr(config, name) and name not in overrides:
+            setattr(config, name, getattr(tokenizer, name, None))
+    length = usable_length(config)
+    if length is not None and length < block_size and "max_position_embeddings" not in overrides:
+        config.max_position_embeddings += block_size - length
+
+
+def _parse_overrides(text: str | None) -> dict[str, str]:
+    """`a=1,b=x` -> {"a": "1", "b": "x"}. Raises ConfigError."""
+    if not text:
+        return {}
+    pairs = [part.split("=", 1) for part in text.split(",")]
+    if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
+        raise ConfigError(f"cannot read {text!r}", where="--config_overrides", hint="write it as a=1,b=2")
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def _apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None:
+    for name, value in overrides.items():
+        try:
+            config.update_from_string(f"{name}={value}")
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{name}={value}: {error}", where="--config_overrides", hint=f"see {type(config).__name__}"
+            ) from None
+
+
+def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "revision": config.model_revision,
+        "cache_dir": config.cache_dir,
+        "token": config.token,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def _load_error(error: Exception, name: object, kind: str = "model") -> ClozeError:
+    text = str(error).strip().split("\n")[0]
+    if "trust_remote_code" in str(error):
+        hint = "it comes with Python code of its own: read it, then give --trust_remote_code"
+    elif "safetensors" in str(error):
+        hint = "only safetensors weights are loaded, since other formats can run code; convert them first"
+    else:
+        hint = "give a folder made by save_pretrained or the name of a model on the Hub"
+    return ModelError(f"cannot load the {kind} ({text})", where=name, hint=hint)

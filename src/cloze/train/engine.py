@@ -1,0 +1,145 @@
+"""Forward, backward and step, the same three calls for a single process, DDP and DeepSpeed.
+
+engine = prepare_engine(accelerator, model, optimizer, config)
+for micro_batch in micro_batches:
+    logits = engine.model(input_ids=...).logits
+    engine.backward(loss, is_last=...)
+grad_norm = engine.step(learning_rate)
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from cloze.config import TrainConfig
+from cloze.distributed import zero_stage
+from cloze.train.state import inner_optimizer, zero_optimizer
+
+
+class Engine:
+    """A model and its optimizer as wrapped by accelerate, and how they take one step."""
+
+    def __init__(self, accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, max_grad_norm: float):
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.module = accelerator.unwrap_model(model)
+        self.zero_stage = zero_stage(accelerator)
+        self._max_grad_norm = max_grad_norm
+        self._params = [p for p in self.module.parameters() if p.requires_grad]
+
+    def backward(self, loss: torch.Tensor, is_last: bool) -> None:
+        """Accumulate gradients; with the last micro-batch of a step they are averaged over the ranks."""
+        if self.zero_stage is not None:
+            self.model.set_gradient_accumulation_boundary(is_last)  # type: ignore[operator]
+            self.model.backward(loss, scale_wrt_gas=False)  # type: ignore[operator]
+            return
+        scaler = self.accelerator.scaler
+        (scaler.scale(loss) if scaler is not None else loss).backward()
+
+    def forward_context(self, is_last: bool) -> Any:
+        """Where forward and backward of a micro-batch run: DDP exchanges gradients only with the last one."""
+        if self.zero_stage is None and not is_last:
+            return self.accelerator.no_sync(self.model)
+        return nullcontext()
+
+    def step(self, learning_rate: float) -> torch.Tensor | float:
+        """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping."""
+        for group in inner_optimizer(self.optimizer).param_groups:
+            group["lr"] = learning_rate
+        if self.zero_stage is not None:
+            return self._deepspeed_step()
+        for parameter in self._params:  # no gradient is a zero gradient, as ZeRO has it: moments and decay go on
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        scaler, optimizer = self.accelerator.scaler, inner_optimizer(self.optimizer)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        grad_norm = self._clip()
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return grad_norm
+
+    def _deepspeed_step(self) -> torch.Tensor | float:
+        zero = zero_optimizer(self.optimizer)
+        if hasattr(zero, "_global_grad_norm") or hasattr(zero, "scaled_global_norm"):
+            self.model.step()  # type: ignore[operator]
+            return self.model.get_global_grad_norm()  # type: ignore[operator]
+        grad_norm = self._clip()  # ZeRO-0 in fp32 is a plain optimizer, which reports no norm
+        self.model.step()  # type: ignore[operator]
+        return grad_norm
+
+    def _clip(self) -> torch.Tensor:
+        limit = self._max_grad_norm if self._max_grad_norm > 0 else float("inf")
+        return torch.nn.utils.clip_grad_norm_(self._params, limit)
+
+
+def prepare_engine(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> Engine:
+    """Wrap model and optimizer for the world that was launched."""
+    stage = zero_stage(accelerator)
+    if stage is not None:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = config.per_device_train_batch_size
+        settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
+        settings["train_batch_size"] = (
+            config.per_device_train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        )
+        plain = stage == 0 and accelerator.mixed_precision == "no"
+        settings["gradient_clipping"] = 0.0 if plain else config.max_grad_norm
+        settings.setdefault("zero_force_ds_cpu_optimizer", False)
+        settings.setdefault("steps_per_print", 10**9)
+    model.train()
+    wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    return Engine(accelerator, wrapped, wrapped_optimizer, config.max_grad_norm)
+
+
+def uses_offload(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed keeps the optimizer in host memory."""
+    if zero_stage(accelerator) is None:
+        return False
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    return settings.get("offload_optimizer", {}).get("device", "none") != "none"
+
+
+def loss_scale_state(engine: Engine) -> dict[str, float] | None:
+    """What fp16 training must remember of its loss scale; None in other precisions."""
+    if engine.accelerator.mixed_precision != "fp16":
+        return None
+    if engine.accelerator.scaler is not None:
+        return {k: float(v) for k, v in engine.accelerator.scaler.state_dict().items()}
+    scaler = _zero_loss_scaler(engine)
+    return {key: float(getattr(scaler, key)) for key in _ZERO_SCALER_FIELDS if hasattr(scaler, key)}
+
+
+def restore_loss_scale(engine: Engine, saved: dict[str, float] | None) -> None:
+    """Put back what `loss_scale_state` gave; a scale saved by another engine gives its value only."""
+    if engine.accelerator.mixed_precision != "fp16" or not saved:
+        return
+    scale = saved.get("scale", saved.get("cur_scale", 2.0**16))
+    if engine.accelerator.scaler is not None:
+        fresh = engine.accelerator.scaler.state_dict()
+        engine.accelerator.scaler.load_state_dict(
+            {**fresh, **{k: v for k, v in saved.items() if k in fresh}, "scale": scale}
+        )
+        return
+    scaler = _zero_loss_scaler(engine)
+    for key in _ZERO_SCALER_FIELDS:
+        if key in saved and hasattr(scaler, key):
+            setattr(scaler, key, type(getattr(scaler, key))(saved[key]))
+    scaler.cur_scale = scale
+
+
+_ZERO_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _zero_loss_scaler(engine: Engine) -> Any:
+    zero = zero_optimizer(engine.optimizer)
+    return getattr(zero, "loss_scaler", None) or getattr(zero, "loss_scale_config", None)

@@ -1,0 +1,87 @@
+"""AdamW with decay groups, and learning rates as a function of the step.
+
+optimizer, names = build_optimizer(model, config, zero_offload=False)
+schedule = learning_rate_schedule(config, total_steps)
+schedule(0)          # learning rate of the first step
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from cloze.config import TrainConfig
+from cloze.console import warn
+from cloze.errors import ConfigError
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[tuple[dict[str, Any], list[str]]]:
+    """(parameter group, names) pairs, none empty: weights decay; biases, norms and other vectors do not."""
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    split = [
+        ([(n, p) for n, p in trained if p.ndim >= 2], weight_decay),
+        ([(n, p) for n, p in trained if p.ndim < 2], 0.0),
+    ]
+    return [
+        ({"params": [p for _, p in pairs], "weight_decay": decay}, [n for n, _ in pairs])
+        for pairs, decay in split
+        if pairs
+    ]
+
+
+def build_optimizer(
+    model: torch.nn.Module, config: TrainConfig, offload: bool
+) -> tuple[torch.optim.Optimizer, list[list[str]]]:
+    """AdamW (Loshchilov and Hutter, 2019) and the parameter names of each of its groups.
+
+    Fused on CPU and CUDA; with ZeRO offload DeepSpeed's CPU Adam, which is compiled at its first use, where there is
+    a compiler.
+    """
+    groups = decay_groups(model, config.weight_decay)
+    arguments: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
+    parameters, names = [group for group, _ in groups], [names for _, names in groups]
+    if offload and torch.cuda.is_available():
+        if shutil.which("g++") or shutil.which("c++"):
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam(parameters, **arguments), names
+        warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
+    return torch.optim.AdamW(parameters, fused=True, **arguments), names
+
+
+def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of each step (0-based), from the schedules of transformers; it keeps no state.
+
+    Raises ConfigError for a schedule that is not known or not a function of the step.
+    """
+    warmup = config.warmup_steps
+    num_warmup_steps = math.ceil(total_steps * warmup) if warmup < 1 else int(warmup)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    try:
+        scheduler = get_scheduler(
+            config.lr_scheduler_type,
+            torch.optim.SGD([weight], lr=config.learning_rate),
+            num_warmup_steps=num_warmup_steps,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+        factor = scheduler.lr_lambdas[0]
+        factor(0)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(str(error), where="--lr_scheduler_type / --lr_scheduler_kwargs") from None
+    except AttributeError:
+        raise ConfigError(
+            f"{config.lr_scheduler_type} depends on more than the step",
+            where="--lr_scheduler_type",
+            hint="use linear, cosine, constant_with_warmup, polynomial, inverse_sqrt or warmup_stable_decay",
+        ) from None
+    return lambda step: config.learning_rate * float(factor(step))

@@ -1,0 +1,90 @@
+"""How long a run is and what happens at which step: plain arithmetic, no processes, no state.
+
+plan = plan_run(config, num_blocks=10_000, block_size=128, rank=0, world_size=4)
+plan.total_steps, plan.layout.global_batch, plan.epoch(step), plan.is_due("epoch", None, step)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloze.config import TrainConfig
+from cloze.data.loader import Layout
+from cloze.errors import ConfigError
+from cloze.train.checkpoint import Position
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shape of a run. `total_samples` blocks are seen in `total_steps` steps; the last one may be part full."""
+
+    layout: Layout
+    num_blocks: int
+    block_size: int
+    total_samples: int
+    total_steps: int
+
+    def position(self, global_step: int) -> Position:
+        """The run's place in its data after `global_step` steps."""
+        samples = min(global_step * self.layout.global_batch, self.total_samples)
+        return Position(global_step, samples, samples * self.block_size)
+
+    def epoch(self, global_step: int) -> float:
+        """Passes over the training blocks after `global_step` steps."""
+        return self.position(global_step).samples_seen / self.num_blocks
+
+    def is_due(self, strategy: str, every: int | None, global_step: int) -> bool:
+        """Whether something done by `strategy` (no, steps, epoch) is to be done after step `global_step`."""
+        if strategy == "steps":
+            return every is not None and global_step % every == 0
+        if strategy == "epoch":
+            return int(self.epoch(global_step)) > int(self.epoch(global_step - 1))
+        return False
+
+
+def plan_run(config: TrainConfig, num_blocks: int, block_size: int, rank: int, world_size: int) -> Plan:
+    """Work out a run's length from its configuration. Raises ConfigError for counts that make no sense."""
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "logging_steps",
+        "save_steps",
+    ):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"must be at least 1, not {getattr(config, name)}", where=f"--{name}")
+    layout = Layout(config.per_device_train_batch_size, config.gradient_accumulation_steps, rank, world_size)
+    if config.max_steps > 0:
+        total_steps = config.max_steps
+        total_samples = total_steps * layout.global_batch
+    else:
+        total_samples = round(config.num_train_epochs * num_blocks)
+        total_steps = -(-total_samples // layout.global_batch)
+    if total_steps < 1:
+        raise ConfigError("nothing to train", where="--num_train_epochs / --max_steps", hint="set one above 0")
+    return Plan(layout, num_blocks, block_size, total_samples, total_steps)
+
+
+def check_values(config: TrainConfig, has_validation: bool) -> None:
+    """Raise ConfigError for values that cannot be used, before any process starts."""
+    for name in ("mlm_probability", "mask_replace_prob", "random_replace_prob"):
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ConfigError(f"must be between 0 and 1, not {getattr(config, name)}", where=f"--{name}")
+    if config.mlm_probability == 0.0:
+        raise ConfigError("nothing would be masked", where="--mlm_probability", hint="0.15 is usual")
+    if config.mask_replace_prob + config.random_replace_prob > 1.0:
+        raise ConfigError("must not be above 1 together", where="--mask_replace_prob and --random_replace_prob")
+    if config.bf16 and config.fp16:
+        raise ConfigError("choose one", where="--bf16 and --fp16")
+    if config.learning_rate < 0 or config.weight_decay < 0 or config.warmup_steps < 0:
+        raise ConfigError("must not be negative", where="--learning_rate, --weight_decay, --warmup_steps")
+    if config.save_total_limit is not None and config.save_total_limit < 1:
+        raise ConfigError("must be at least 1", where="--save_total_limit")
+    if config.eval_steps is not None and config.eval_steps < 1:
+        raise ConfigError("must be at least 1", where="--eval_steps")
+    if (config.eval_strategy != "no" or config.eval_on_start) and not has_validation:
+        raise ConfigError(
+            "the prepared folder has no validation blocks",
+            where="--eval_strategy",
+            hint="prepare with --validation_split_percentage or --validation_split, or set --eval_strategy no",
+        )

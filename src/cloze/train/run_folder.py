@@ -1,0 +1,81 @@
+"""A run's folder: what is in it before the first step, and whether a checkpoint belongs to it.
+
+runs/NAME/config.yaml     the resolved configuration
+runs/NAME/data.json       the manifest of the prepared data
+runs/NAME/metrics.jsonl   one line per logged step
+runs/NAME/checkpoint-N/   see cloze.train.checkpoint
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cloze.config import TrainConfig
+from cloze.errors import CheckpointError, ConfigError
+from cloze.files import disk_errors, write_json, write_text
+from cloze.train.checkpoint import list_checkpoints
+from cloze.train.metrics import FILE as METRICS_FILE
+
+# What decides the numbers a run computes. The split of the global batch is not among them.
+RUN_KEYS = (
+    "model_name_or_path",
+    "model_revision",
+    "model_type",
+    "config_name",
+    "config_overrides",
+    "mlm_probability",
+    "mask_replace_prob",
+    "random_replace_prob",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "seed",
+)
+
+
+def run_identity(config: TrainConfig, global_batch: int, data_checksum: str) -> dict[str, Any]:
+    """What two runs must share to be the same run."""
+    values = dataclasses.asdict(config)
+    return {**{key: values[key] for key in RUN_KEYS}, "global_batch_size": global_batch, "data": data_checksum}
+
+
+def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise CheckpointError listing what differs between a checkpoint's run and this one."""
+    different = [f"{key} {saved.get(key)} -> {here[key]}" for key in here if saved.get(key) != here[key]]
+    if different:
+        raise CheckpointError(
+            f"this checkpoint belongs to another run ({'; '.join(different)})",
+            where=folder,
+            hint="resume with the values it was started with, or start a new run in another output_dir",
+        )
+
+
+def open_run_folder(config: TrainConfig, manifest: dict[str, Any]) -> Path:
+    """Make the run's folder and describe the run in it. Raises ConfigError if it holds another run."""
+    output_dir = Path(config.output_dir)
+    if config.resume_from_checkpoint is None and (
+        list_checkpoints(output_dir) or (output_dir / METRICS_FILE).exists()
+    ):
+        raise ConfigError(
+            "holds a run already",
+            where=output_dir,
+            hint="continue it with --resume_from_checkpoint auto, or choose another --output_dir",
+        )
+    with disk_errors(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k != "token"}
+    write_text(output_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    write_json(output_dir / "data.json", manifest)
+    return output_dir

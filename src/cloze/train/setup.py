@@ -1,0 +1,128 @@
+"""From a configuration to a run that is ready to take its next step.
+
+Everything that can be checked is checked here, before the first step and, where it can be, before any process group.
+
+    run = set_up(config)
+    first_step = resume(run)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloze.config import TrainConfig
+from cloze.console import say
+from cloze.data.masking import Masking
+from cloze.data.shards import Prepared, open_prepared
+from cloze.distributed import RunShape, decide, describe, start
+from cloze.errors import ConfigError
+from cloze.model.load import build_model
+from cloze.train.checkpoint import Training
+from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
+from cloze.train.optim import build_optimizer, learning_rate_schedule
+from cloze.train.plan import Plan, check_values, plan_run
+from cloze.train.probe import make_probe
+from cloze.train.restore import PieceReader, find_checkpoint, load_state, read_manifest
+from cloze.train.run_folder import check_same_run, open_run_folder, run_identity
+
+
+@dataclass
+class Run:
+    """Everything one run works with."""
+
+    config: TrainConfig
+    output_dir: Path
+    prepared: Prepared
+    masking: Masking
+    plan: Plan
+    engine: Engine
+    training: Training
+    identity: dict[str, Any]
+    save_model_files: Callable[[Path], None]
+    schedule: Callable[[int], float]
+    probe: dict[str, torch.Tensor]
+
+
+def set_up(config: TrainConfig) -> Run:
+    """Check everything that can be checked, join the processes, build model, optimizer and engine."""
+    prepared = open_prepared(config.dataset_name)
+    blocks = prepared.blocks("train")
+    check_values(config, has_validation="validation" in prepared.splits)
+    model, tokenizer = build_model(config, prepared.tokenizer_dir, prepared.block_size, config.seed)
+    if config.gradient_checkpointing:
+        _enable_checkpointing(model)
+    if config.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    trackers = [] if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")]
+    accelerator = start(
+        RunShape(
+            use_cpu=config.use_cpu,
+            precision="bf16" if config.bf16 else "fp16" if config.fp16 else None,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            deepspeed=config.deepspeed,
+            timeout_seconds=config.ddp_timeout,
+            log_with=trackers,
+            project_dir=config.output_dir,
+        )
+    )
+    say("world", describe(accelerator))
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    plan = plan_run(config, len(blocks), prepared.block_size, rank, world_size)
+    schedule = learning_rate_schedule(config, plan.total_steps)
+    output_dir = decide(lambda: open_run_folder(config, prepared.manifest))
+    optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
+    say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
+    engine = prepare_engine(accelerator, model, optimizer, config)
+    if trackers:
+        accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
+
+    def save_model_files(folder: Path) -> None:
+        engine.module.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    masking = Masking.from_manifest(
+        prepared.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
+    )
+    return Run(
+        config=config,
+        output_dir=output_dir,
+        prepared=prepared,
+        masking=masking,
+        plan=plan,
+        engine=engine,
+        training=Training(engine.module, engine.optimizer, group_names, rank, world_size),
+        identity=run_identity(config, plan.layout.global_batch, prepared.manifest["checksum"]),
+        save_model_files=save_model_files,
+        schedule=schedule,
+        probe=make_probe(blocks, masking),
+    )
+
+
+def resume(run: Run) -> int:
+    """Put the chosen checkpoint's state into the engine; return the step to go on with."""
+    choice = run.config.resume_from_checkpoint
+    folder = decide(lambda: find_checkpoint(run.output_dir, choice)) if choice else None
+    if folder is None:
+        return 0
+    manifest = decide(lambda: read_manifest(folder))
+    check_same_run(folder, manifest["run"], run.identity)
+    with PieceReader(folder, manifest) as pieces:
+        position = load_state(run.training, pieces)
+    restore_loss_scale(run.engine, manifest["loss_scale"])
+    say("resume", f"from {folder} at step {position.global_step:,}")
+    return position.global_step
+
+
+def _enable_checkpointing(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing", where="--gradient_checkpointing")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _plain_values(config: TrainConfig) -> dict[str, Any]:
+    return {k: v for k, v in vars(config).items() if k != "token" and isinstance(v, bool | int | float | str)}

@@ -1,0 +1,157 @@
+"""The training state per parameter, whatever engine holds it.
+
+Every engine keeps, somewhere, the fp32 weight of each trainable parameter and its optimizer state: DDP in the
+parameter itself, ZeRO-1/2 in one flat tensor per parameter group of which each rank has a piece, ZeRO-3 in flat
+tensors of padded pieces. `fragments` says, for this rank, which part of which parameter lies where:
+
+    parameter `name`, elements [offset, offset + length)   <->   owner.view(-1)[start : start + length]
+
+with `owner` the tensor under which the inner optimizer keeps its state. Reading and writing checkpoints needs no more
+than that, so any engine at any world size reads what any other wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+WEIGHT = "weight"  # the state key of the fp32 weight, beside the optimizer's own (exp_avg, exp_avg_sq, ...)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of elements of one parameter that this rank holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+    owner: torch.Tensor
+    start: int
+
+    def view(self, key: str, state: dict[torch.Tensor, dict[str, Any]]) -> torch.Tensor:
+        """The elements themselves, [length], for the weight or for one of the optimizer's tensors."""
+        whole = self.owner if key == WEIGHT else state[self.owner][key]
+        return whole.detach().view(-1).narrow(0, self.start, self.length)
+
+
+def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside accelerate's and DeepSpeed's wrappers."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def zero_optimizer(optimizer: Any) -> Any:
+    """DeepSpeed's own optimizer inside accelerate's wrapper; the same object without DeepSpeed."""
+    return optimizer.optimizer if type(optimizer).__module__.startswith("accelerate.") else optimizer
+
+
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """The parameter's shape, also where ZeRO-3 has taken its elements away."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def fragments(module: torch.nn.Module, optimizer: Any, rank: int) -> list[Fragment]:
+    """This rank's fragments of all trainable parameters of the unwrapped `module`."""
+    zero = zero_optimizer(optimizer)
+    found = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        shape = shape_of(parameter)
+        where = _locate(parameter, zero, rank)
+        if where is not None:
+            found.append(Fragment(name, shape, *where))
+    return found
+
+
+def _locate(parameter: Any, zero: Any, rank: int) -> tuple[int, int, torch.Tensor, int] | None:
+    """(offset in the parameter, length, owner, start in the owner), None where this rank holds nothing of it."""
+    if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter is cut into equal pieces, the last ones padded
+        group, start, piece = zero.grad_position[zero.get_param_id(parameter)]
+        offset = rank * parameter.ds_tensor.numel()
+        length = min(piece, parameter.ds_numel - offset)
+        return (offset, length, zero.fp32_partitioned_groups_flat[group], start) if length > 0 else None
+    if hasattr(parameter, "_hp_mapping"):  # ZeRO-1/2, and ZeRO-1 in bf16 (DeepSpeed's BF16_Optimizer)
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        groups = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_groups_flat_partition
+        owner = groups[mapping.param_group_index]
+        lp, hp = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+        return lp.start, lp.numel, owner, hp.start
+    if hasattr(zero, "fp16_groups") and hasattr(zero, "fp32_groups"):  # ZeRO-0 in bf16 or fp16: fp32 copies, whole
+        for half, full in zip(zero.fp16_groups, zero.fp32_groups, strict=True):
+            for low, high in zip(half, full, strict=True):
+                if low is parameter:
+                    return 0, high.numel(), high, 0
+    return 0, parameter.numel(), parameter, 0
+
+
+def is_partitioned(module: torch.nn.Module) -> bool:
+    """Whether each rank holds only a part of the training state (ZeRO-1 and up)."""
+    return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in module.parameters())
+
+
+def whole(parameter: Any) -> torch.Tensor:
+    """A parameter's full value as the model computes with it; under ZeRO-3 every rank must call it."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def tensor_keys(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> list[str]:
+    """Names of the optimizer's tensors that have one element per element of `owner` (exp_avg, ...)."""
+    entries = state.get(owner, {})
+    return sorted(key for key, value in entries.items() if torch.is_tensor(value) and value.shape == owner.shape)
+
+
+def scalars(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> dict[str, float]:
+    """The optimizer's single numbers for `owner` (`step`)."""
+    entries = state.get(owner, {}).items()
+    return {
+        key: float(value)
+        for key, value in sorted(entries)
+        if isinstance(value, int | float) or (torch.is_tensor(value) and value.numel() == 1 and owner.numel() != 1)
+    }
+
+
+def create_state(optimizer: torch.optim.Optimizer, owner: torch.Tensor, keys: list[str], numbers: dict[str, float]):
+    """Give `owner` an optimizer state of zeros with these tensors and numbers, as its first step would have."""
+    is_torch = type(optimizer).__module__.startswith("torch.")
+    fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    device = owner.device if fused else torch.device("cpu")
+    entries: dict[str, Any] = {key: torch.zeros_like(owner.detach()) for key in keys}
+    for key, value in numbers.items():
+        entries[key] = torch.tensor(value, dtype=torch.float32, device=device) if is_torch else int(value)
+    optimizer.state[owner] = entries
+
+
+def refresh_model(parameter: Any, full: torch.Tensor, rank: int) -> None:
+    """Set the copy that the model computes with. full: the whole fp32 weight, any device."""
+    with torch.no_grad():
+        if hasattr(parameter, "ds_id"):
+            piece = parameter.ds_tensor.numel()
+            offset = min(rank * piece, full.numel())
+            own = full.reshape(-1)[offset : offset + piece]
+            parameter.ds_tensor.zero_()
+            parameter.ds_tensor[: own.numel()].copy_(own)
+            if parameter.data.numel() == parameter.ds_numel:  # small parameters are kept whole beside their piece
+                parameter.data.copy_(full.view(parameter.data.shape))
+        else:
+            parameter.data.copy_(full.view(parameter.data.shape))
+
+
+def buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers that belong to the model's weights (persistent ones)."""
+    for prefix, sub in module.named_modules(remove_duplicate=True):
+        for name, value in sub.named_buffers(prefix, recurse=False):
+            if name.rsplit(".", 1)[-1] not in sub._non_persistent_buffers_set:
+                yield name, value
