@@ -21,3 +21,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not here: {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared folder: blocks of 32 tokens of the sample corpus, with validation blocks."""
+    from corpus import make_prepared
+
+    return make_prepared(tmp_path_factory.mktemp("prepared"))

@@ -62,6 +62,8 @@ def start(shape: RunShape) -> Accelerator:
             where="ACCELERATE_USE_CPU / use_cpu",
             hint="leave use_cpu out: without a GPU, DeepSpeed runs on the CPU by itself",
         )
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that there is no GPU
     if on_cpu and wants_deepspeed:
         _prepare_deepspeed_on_cpu()
     if wants_deepspeed:
@@ -114,10 +116,10 @@ def read_launcher() -> Launched:
     """What `accelerate launch` above this process was asked for, from its command line (Linux; else nothing)."""
     for arguments in _ancestors():
         words = [Path(word).name for word in arguments[:4]]
-        if "launch" in words and any(word.startswith("accelerate") for word in words):
-            return _read_accelerate(arguments[arguments.index("launch") + 1 :])
-        if "accelerate-launch" in words:
-            return _read_accelerate(arguments[words.index("accelerate-launch") + 1 :])
+        for position, word in enumerate(words):
+            via_cli = word == "launch" and any(before.startswith("accelerate") for before in words[:position])
+            if via_cli or word in ("accelerate-launch", "accelerate.commands.launch"):
+                return _read_accelerate(arguments[position + 1 :])
     return Launched()
 
 
@@ -153,7 +155,6 @@ def _ancestors() -> list[list[str]]:
 
 def _prepare_deepspeed_on_cpu() -> None:
     """Keep DeepSpeed from compiling its shared-memory collectives (37 s, needs g++); gloo does the same work."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

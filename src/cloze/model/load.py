@@ -19,9 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import logging as transformers_logging
 
 from cloze.config import ModelConfig
 from cloze.errors import ClozeError, ConfigError, ModelError
+
+transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
 
 # Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
 _POSITIONS_AFTER_PADDING = {

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from cloze.config import TrainConfig
 from cloze.distributed import zero_stage
-from cloze.train.state import inner_optimizer, zero_optimizer
+from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
 
 
 class Engine:
@@ -97,8 +97,13 @@ def prepare_engine(
         settings.setdefault("zero_force_ds_cpu_optimizer", False)
         settings.setdefault("steps_per_print", 10**9)
     model.train()
+    rounds = stage is not None and accelerator.mixed_precision != "no"
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds else None
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
-    return Engine(accelerator, wrapped, wrapped_optimizer, config.max_grad_norm)
+    engine = Engine(accelerator, wrapped, wrapped_optimizer, config.max_grad_norm)
+    if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
+        set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
+    return engine
 
 
 def uses_offload(accelerator: Accelerator) -> bool:

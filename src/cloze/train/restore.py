@@ -145,9 +145,11 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
     manifest = pieces.manifest
     _compare_parameters(training.module, manifest, pieces.folder)
     inner = state.inner_optimizer(training.optimizer)
+    prepared: set[torch.Tensor] = set()
     for fragment in state.fragments(training.module, training.optimizer, training.rank):
         keys = pieces.keys(fragment.name)
-        if keys and fragment.owner not in inner.state:
+        if keys and fragment.owner not in prepared:
+            prepared.add(fragment.owner)
             numbers = manifest["parameters"][fragment.name]["scalars"]
             state.create_state(inner, fragment.owner, keys, numbers)
         for key in [state.WEIGHT, *keys]:

@@ -124,14 +124,27 @@ def scalars(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> d
 
 
 def create_state(optimizer: torch.optim.Optimizer, owner: torch.Tensor, keys: list[str], numbers: dict[str, float]):
-    """Give `owner` an optimizer state of zeros with these tensors and numbers, as its first step would have."""
+    """Give `owner` an optimizer state with these tensors (zeros where new) and these numbers."""
     is_torch = type(optimizer).__module__.startswith("torch.")
     fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     device = owner.device if fused else torch.device("cpu")
-    entries: dict[str, Any] = {key: torch.zeros_like(owner.detach()) for key in keys}
+    entries: dict[str, Any] = dict(optimizer.state.get(owner, {}))
+    for key in keys:
+        entries.setdefault(key, torch.zeros_like(owner.detach()))
     for key, value in numbers.items():
         entries[key] = torch.tensor(value, dtype=torch.float32, device=device) if is_torch else int(value)
     optimizer.state[owner] = entries
+
+
+def set_weights(module: torch.nn.Module, optimizer: Any, rank: int, weights: dict[str, torch.Tensor]) -> None:
+    """Put whole fp32 weights, by name, into the engine, and forget the optimizer's state: the start of a run."""
+    inner = inner_optimizer(optimizer)
+    inner.state.clear()
+    for fragment in fragments(module, optimizer, rank):
+        values = weights[fragment.name].reshape(-1)[fragment.offset : fragment.offset + fragment.length]
+        fragment.view(WEIGHT, inner.state).copy_(values)
+    for name, parameter in module.named_parameters():
+        refresh_model(parameter, weights[name], rank)
 
 
 def refresh_model(parameter: Any, full: torch.Tensor, rank: int) -> None:

@@ -1,0 +1,132 @@
+"""Run a function, or a cloze command, on several ranks: real processes, real gloo, real DeepSpeed, in about a second.
+
+torch, transformers, accelerate and DeepSpeed are imported once, in this process; each rank is a fork of it. So this
+process itself must never join a process group or start threads that a fork would lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
+
+
+@dataclass
+class Outcome:
+    """How one rank ended and what it printed."""
+
+    code: int | str
+    output: str
+
+
+def warm_up() -> None:
+    """Import once what every rank needs."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import torch
+
+    torch.set_num_threads(1)
+    for name in (
+        "deepspeed",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "accelerate",
+        "transformers.models.roberta.modeling_roberta",
+        "cloze.commands.train",
+        "cloze.commands.evaluate",
+    ):
+        importlib.import_module(name)
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, timeout: float = 240, **kwargs: Any):
+    """Call `function(**kwargs)` on `world_size` forked ranks; return an `Outcome` for each."""
+    warm_up()
+    log_dir.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logs = [log_dir / f"rank-{rank}.log" for rank in range(world_size)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pids = [_fork_rank(rank, world_size, port, logs[rank], function, kwargs) for rank in range(world_size)]
+    codes = _wait(pids, timeout)
+    return [Outcome(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+def _fork_rank(rank: int, world_size: int, port: int, log: Path, function: Callable[..., Any], kwargs: Any) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        function(**kwargs)
+        code = 0
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _wait(pids: list[int], timeout: float) -> list[int | str]:
+    codes: list[int | str | None] = [None] * len(pids)
+    end = time.monotonic() + timeout
+    while None in codes and time.monotonic() < end:
+        for i, pid in enumerate(pids):
+            if codes[i] is None:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[i] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    for i, pid in enumerate(pids):
+        if codes[i] is None:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            codes[i] = "timeout"
+    return [code for code in codes if code is not None]
+
+
+def cloze_ranks(argv: list[str], world_size: int, engine: str, log_dir: Path) -> list[Outcome]:
+    """Run `cloze ARGV` on forked ranks with one of ENGINES, each rank coming in through the command line."""
+
+    def enter() -> None:
+        from cloze.cli import main
+
+        if engine.startswith("zero"):
+            os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": engine[4:]}
+        if engine == "single":
+            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(name)
+        main(argv)
+
+    return run_ranks(enter, world_size, log_dir)
+
+
+def succeed(outcomes: list[Outcome]) -> None:
+    """Fail, showing the output, unless every rank ended with exit code 0."""
+    for rank, outcome in enumerate(outcomes):
+        assert outcome.code == 0, f"rank {rank} ended with {outcome.code}:\n{outcome.output}"
