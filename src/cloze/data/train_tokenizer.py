@@ -21,6 +21,7 @@ from cloze.errors import ConfigError, DataError
 from cloze.files import staged_folder
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+MASK = AddedToken("<mask>", lstrip=True, special=True)  # takes the space before it, as a masked word does
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 
@@ -54,7 +55,7 @@ def train_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerFast:
         texts(),
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=[*SPECIAL_TOKENS[:-1], MASK],
         show_progress=False,
     )
     if not seen:
@@ -66,12 +67,12 @@ def train_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerFast:
 
 
 def as_roberta(trained: ByteLevelBPETokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
-    """The trained BPE as the tokenizer class of RoBERTa, `<s> text </s>`; the mask token takes the space before it."""
+    """The trained BPE as the tokenizer class of RoBERTa, `<s> text </s>`."""
     backend = trained._tokenizer
     ids = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
     backend.post_processor = RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False)
     return RobertaTokenizer(
         tokenizer_object=backend,
         model_max_length=model_max_length,
-        mask_token=AddedToken("<mask>", lstrip=True, special=True),  # type: ignore[arg-type]
+        mask_token=MASK,  # type: ignore[arg-type]
     )
