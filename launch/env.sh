@@ -1,0 +1,89 @@
+# Sourced by launch/demo and launch/test: a Python environment in .venv with the pinned set, made where it is missing.
+#
+#   source launch/env.sh
+#   prepare_environment tensorboard        # the extras of pyproject.toml, separated by commas
+#
+# PYTHON=/path/to/python chooses the interpreter. Works from any folder; leaves the shell in the repository root.
+
+ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
+cd -- "$ROOT"
+
+say() { printf '%-12s %s\n' "$1" "$2"; }
+
+stop() {
+    printf 'launch: error: %s\n' "$1" >&2
+    exit 2
+}
+
+# install_debian PACKAGE...: with apt-get where we are root; otherwise say what to install.
+install_debian() {
+    if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
+        stop "please install: $* (on Debian or Ubuntu: sudo apt-get install $*)"
+    fi
+    say system "installing $*"
+    {
+        apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+    } >/dev/null || stop "apt-get could not install: $*"
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+        [[ -z ${PYTHON:-} ]] || stop "PYTHON=$PYTHON is not a Python 3.10 or newer"
+    done
+    stop "no Python 3.10 or newer is here; install python3.11, or set PYTHON=/path/to/python"
+}
+
+# Whole, and made for this folder: a .venv that was moved or copied along still points to the old one.
+venv_is_usable() {
+    grep -qsF -- "$ROOT/.venv" .venv/bin/activate && .venv/bin/python -m pip --version >/dev/null 2>&1
+}
+
+make_venv() {
+    local python version
+    python="$(find_python)"
+    version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+    # Debian ships venv without ensurepip, which fails only after half of .venv is there: so ask first.
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || install_debian "python$version-venv"
+    say environment "making .venv with Python $version"
+    "$python" -m venv --clear .venv
+}
+
+install() {
+    .venv/bin/python -m pip install -qq --no-input --disable-pip-version-check -c launch/constraints.txt "$@"
+}
+
+# The stamp has one line per set of extras that is installed; it goes before an install begins and comes back after.
+install_once() {
+    local extras="$1" stamp=.venv/.installed hash kept
+    hash="$(cat pyproject.toml launch/constraints.txt | sha256sum | cut -d ' ' -f 1)"
+    venv_is_usable || make_venv
+    if grep -qsxF "$hash $extras" "$stamp"; then
+        return
+    fi
+    kept="$(grep -s "^$hash " "$stamp" || true)"
+    rm -f "$stamp"
+    say install "PyTorch"
+    install torch
+    say install "Cloze and what it needs ($extras); some minutes the first time"
+    install -e ".[$extras]"
+    printf '%s\n' ${kept:+"$kept"} "$hash $extras" >"$stamp.new"
+    mv "$stamp.new" "$stamp"
+}
+
+prepare_environment() {
+    (
+        if command -v flock >/dev/null && ! flock --nonblock 9; then
+            say install "waiting for another one to finish"
+            flock 9
+        fi
+        install_once "$1"
+    ) 9>.venv.lock
+    export VIRTUAL_ENV="$ROOT/.venv" PATH="$ROOT/.venv/bin:$PATH"
+    unset PYTHONHOME
+}
