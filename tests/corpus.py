@@ -12,6 +12,7 @@ def make_prepared(folder: Path, num_threads: int = 300, block_size: int = 32) ->
     from cloze.commands import prepare, tokenizer
     from cloze.sample import write_corpus
 
+    folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "corpus.jsonl"
     write_corpus(corpus, num_threads=num_threads)
     source = {"dataset_name": str(corpus), "text_field": "answers.text"}

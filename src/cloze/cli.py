@@ -108,9 +108,12 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
     booleans = {f"--{f.name}" for f in fields if str(f.type).startswith("bool")}
     positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
     words, rest = list(argv[:at]), list(argv[at:])
+    files: list[str] = []  # --config comes first, so that flags win wherever they stand
     while rest:
         word = rest.pop(0)
-        if not word.startswith("-"):
+        if word == "--config" or word.startswith("--config="):
+            files += [word] if "=" in word or not rest else [word, rest.pop(0)]
+        elif not word.startswith("-"):
             words += [f"--{positions.pop(0)}", word] if positions else [word]
         elif word in booleans:
             value = rest.pop(0).lower() if rest and rest[0].lower() in ("true", "false") else "true"
@@ -119,7 +122,7 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
             words.append(word)
             if word.startswith("--") and "=" not in word and word != "--help" and rest:
                 words.append(rest.pop(0))
-    return words
+    return [*words[:at], *files, *words[at:]]
 
 
 def _explain(message: str, argv: Sequence[str]) -> ConfigError:

@@ -82,6 +82,7 @@ def set_up(config: TrainConfig) -> Run:
         accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
 
     def save_model_files(folder: Path) -> None:
+        engine.module.config.architectures = [type(engine.module).__name__]
         engine.module.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
