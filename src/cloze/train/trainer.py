@@ -47,7 +47,8 @@ def train(config: TrainConfig) -> Path:
         f"{plan.total_steps:,} steps, {plan.epoch(plan.total_steps):.2f} epochs, "
         f"{duration(time.monotonic() - begin)}; the run is in {run.output_dir}",
     )
-    run.engine.accelerator.end_training()
+    for tracker in run.engine.accelerator.trackers:
+        tracker.finish()
     return run.output_dir
 
 
