@@ -87,8 +87,9 @@ def build_parser() -> jsonargparse.ArgumentParser:
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
     parser = build_parser()
+    words = _spell_out(argv)
     try:
-        namespace = parser.parse_args(_spell_out(argv))
+        namespace = parser.parse_args(words)
     except jsonargparse.ArgumentError as error:
         raise _explain(str(error), argv) from None
     command = namespace.command
@@ -105,6 +106,7 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
     at = list(argv).index(command) + 1
     dataclass, _, takes_positions = COMMANDS[command]
     fields = dataclasses.fields(dataclass)
+    known = {f.name for f in fields} | {"help", "print_config"}
     booleans = {f"--{f.name}" for f in fields if str(f.type).startswith("bool")}
     positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
     words, rest = list(argv[:at]), list(argv[at:])
@@ -119,6 +121,9 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
             value = rest.pop(0).lower() if rest and rest[0].lower() in ("true", "false") else "true"
             words += [word, value]
         else:
+            name = word.split("=")[0]
+            if name.startswith("--") and name[2:] not in known:
+                raise _unknown(command, name[2:])
             words.append(word)
             if word.startswith("--") and "=" not in word and word != "--help" and rest:
                 words.append(rest.pop(0))
@@ -130,14 +135,16 @@ def _explain(message: str, argv: Sequence[str]) -> ConfigError:
     command = next((word for word in argv if word in COMMANDS), None)
     unknown = re.search(r"(?:unrecognized arguments: -*|does not accept (?:option|nested key) ')([\w.]+)", message)
     if unknown and command:
-        name = unknown.group(1)
-        known = [field.name for field in dataclasses.fields(COMMANDS[command][0])]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
-        return ConfigError(f"unknown option {name}", where=f"cloze {command}", hint=hint)
+        return _unknown(command, unknown.group(1))
     message = message.replace(f"{command}.", "")
     hint = f"see cloze {command} --help" if command else f"the commands are: {', '.join(COMMANDS)}"
     return ConfigError(" ".join(message.split()), where=f"cloze {command}" if command else "cloze", hint=hint)
+
+
+def _unknown(command: str, name: str) -> ConfigError:
+    close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(COMMANDS[command][0])], n=1)
+    hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
+    return ConfigError(f"unknown option {name}", where=f"cloze {command}", hint=hint)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

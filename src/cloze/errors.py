@@ -8,6 +8,9 @@ and exits with code 2. Anything else that is raised is a bug in Cloze and keeps 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class ClozeError(Exception):
     """What is wrong, where (a path, a flag, a record), and what to do (`hint`)."""
@@ -15,8 +18,12 @@ class ClozeError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None):
-        self.what, self.where, self.hint = what, where, hint
+        self.what, self.where, self.hint = what, None if where is None else str(where), hint
         super().__init__(what, where, hint)
+
+    def __reduce__(self) -> Any:
+        """Errors travel between ranks."""
+        return partial(type(self), where=self.where, hint=self.hint), (self.what,)
 
     def __str__(self) -> str:
         line = self.what if self.where is None else f"{self.where}: {self.what}"

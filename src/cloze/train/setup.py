@@ -8,12 +8,16 @@ Everything that can be checked is checked here, before the first step and, where
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.tracking import get_available_trackers
 
 from cloze.config import TrainConfig
 from cloze.console import say
@@ -43,6 +47,7 @@ class Run:
     engine: Engine
     training: Training
     identity: dict[str, Any]
+    checkpoint: Path | None
     save_model_files: Callable[[Path], None]
     schedule: Callable[[int], float]
     probe: dict[str, torch.Tensor]
@@ -53,39 +58,23 @@ def set_up(config: TrainConfig) -> Run:
     prepared = open_prepared(config.dataset_name)
     blocks = prepared.blocks("train")
     check_values(config, has_validation="validation" in prepared.splits)
+    check_machine(config)
     model, tokenizer = build_model(config, prepared.tokenizer_dir, prepared.block_size, config.seed)
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
-    if config.tf32 is not None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    trackers = [] if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")]
-    accelerator = start(
-        RunShape(
-            use_cpu=config.use_cpu,
-            precision="bf16" if config.bf16 else "fp16" if config.fp16 else None,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            deepspeed=config.deepspeed,
-            timeout_seconds=config.ddp_timeout,
-            log_with=trackers,
-            project_dir=config.output_dir,
-        )
-    )
+    accelerator = start(_run_shape(config))
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     plan = plan_run(config, len(blocks), prepared.block_size, rank, world_size)
     schedule = learning_rate_schedule(config, plan.total_steps)
+    identity = run_identity(config, plan.layout.global_batch, prepared.manifest["checksum"])
+    checkpoint = decide(lambda: choose_checkpoint(config, identity))
     output_dir = decide(lambda: open_run_folder(config, prepared.manifest))
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, config)
-    if trackers:
+    if accelerator.log_with:
         accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
-
-    def save_model_files(folder: Path) -> None:
-        engine.module.config.architectures = [type(engine.module).__name__]
-        engine.module.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
     masking = Masking.from_manifest(
         prepared.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
     )
@@ -97,26 +86,77 @@ def set_up(config: TrainConfig) -> Run:
         plan=plan,
         engine=engine,
         training=Training(engine.module, engine.optimizer, group_names, rank, world_size),
-        identity=run_identity(config, plan.layout.global_batch, prepared.manifest["checksum"]),
-        save_model_files=save_model_files,
+        identity=identity,
+        checkpoint=checkpoint,
+        save_model_files=partial(_save_model_files, engine.module, tokenizer),
         schedule=schedule,
         probe=make_probe(blocks, masking),
     )
 
 
+def check_machine(config: TrainConfig) -> None:
+    """Raise ConfigError for what this machine cannot do."""
+    precision = "fp16" if config.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and not config.bf16 and (config.use_cpu or not torch.cuda.is_available()):
+        raise ConfigError("fp16 needs a GPU", where="--fp16", hint="use --bf16, or neither")
+    if config.deepspeed is not None:
+        try:
+            json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"cannot read it ({error})", where=config.deepspeed, hint="give a file such as ds_configs/zero2.json"
+            ) from None
+    installed = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in _trackers(config):
+        if name not in installed:
+            hint = f"installed here: {', '.join(sorted(installed)) or 'none'}; `pip install {name}` for it"
+            raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)
+    if config.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+
+
+def choose_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if any. Raises CheckpointError if it is damaged or another run's."""
+    if config.resume_from_checkpoint is None:
+        return None
+    folder = find_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
+    if folder is not None:
+        check_same_run(folder, read_manifest(folder)["run"], identity)
+    return folder
+
+
 def resume(run: Run) -> int:
     """Put the chosen checkpoint's state into the engine; return the step to go on with."""
-    choice = run.config.resume_from_checkpoint
-    folder = decide(lambda: find_checkpoint(run.output_dir, choice)) if choice else None
-    if folder is None:
+    if run.checkpoint is None:
         return 0
-    manifest = decide(lambda: read_manifest(folder))
-    check_same_run(folder, manifest["run"], run.identity)
-    with PieceReader(folder, manifest) as pieces:
+    manifest = read_manifest(run.checkpoint)
+    with PieceReader(run.checkpoint, manifest) as pieces:
         position = load_state(run.training, pieces)
     restore_loss_scale(run.engine, manifest["loss_scale"])
-    say("resume", f"from {folder} at step {position.global_step:,}")
+    say("resume", f"from {run.checkpoint} at step {position.global_step:,}")
     return position.global_step
+
+
+def _run_shape(config: TrainConfig) -> RunShape:
+    return RunShape(
+        use_cpu=config.use_cpu,
+        precision="bf16" if config.bf16 else "fp16" if config.fp16 else None,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        deepspeed=config.deepspeed,
+        timeout_seconds=config.ddp_timeout,
+        log_with=_trackers(config),
+        project_dir=config.output_dir,
+    )
+
+
+def _trackers(config: TrainConfig) -> list[str]:
+    return [] if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")]
+
+
+def _save_model_files(module: Any, tokenizer: Any, folder: Path) -> None:
+    module.config.architectures = [type(module).__name__]
+    module.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _enable_checkpointing(model: Any) -> None:

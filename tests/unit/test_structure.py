@@ -1,0 +1,89 @@
+"""What keeps the code livable: imports go one way, modules and functions stay small, pure modules stay pure."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import cloze
+
+PACKAGE = Path(cloze.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# From the outside in: a module may import its own layer and the ones after it.
+LAYERS = [
+    ["cli", "__main__"],
+    ["commands"],
+    ["demo", "metrics"],
+    ["consolidate", "fill", "hub"],
+    ["train"],
+    ["card", "evaluation", "model", "sample"],
+    ["data"],
+    ["distributed"],
+    ["tensorfile", "console", "files", "config"],
+    ["errors"],
+]
+PURE = ["data/hashing.py", "data/sampler.py", "data/masking.py", "data/packing.py"]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def layer_of(module: str) -> int:
+    top = module.split("/")[0].removesuffix(".py")
+    return next(number for number, layer in enumerate(LAYERS) if top in layer)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module imported anywhere in a file, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_one_way(path: Path):
+    if name_of(path) == "__init__.py":
+        return
+    for imported in imports_of(path):
+        parts = imported.split(".")
+        if parts[0] == "cloze" and len(parts) > 1 and parts[1] != "__version__":
+            assert layer_of(parts[1]) >= layer_of(name_of(path)), f"{name_of(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_import_nothing_but_numpy(name: str):
+    outside = {imported.split(".")[0] for imported in imports_of(PACKAGE / name)} - set(sys.stdlib_module_names)
+    assert outside <= {"numpy", "cloze"}
+
+
+def test_the_data_package_knows_nothing_of_training_and_processes():
+    for path in (PACKAGE / "data").glob("*.py"):
+        for imported in imports_of(path):
+            assert not imported.startswith(("cloze.train", "cloze.model", "cloze.distributed", "accelerate")), path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_functions_stay_small(path: Path):
+    text = path.read_text()
+    limit = 250 if name_of(path) == "train/trainer.py" else 300
+    assert len(text.splitlines()) <= limit
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{name_of(path)}: {node.name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_and_public_function_says_what_it_is(path: Path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{name_of(path)}: {node.name}"
