@@ -8,12 +8,9 @@ A record that cannot be read raises DataError with the file and, where there is 
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from typing import Any
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
-import zstandard
 
 from cloze.errors import DataError
 
@@ -53,51 +49,23 @@ def read_records(path: Path) -> Iterator[Record]:
         raise DataError("no such file", where=path) from None
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 ({error.reason} at byte {error.start})", where=path) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(
-            f"cannot be unpacked ({error or 'cut short'})",
-            where=path,
-            hint="the file is damaged or cut short; get it again",
-        ) from None
     except pyarrow.ArrowInvalid as error:
         raise DataError(
             f"cannot be read ({str(error).splitlines()[0]})", where=path, hint="is the file whole?"
         ) from None
     except (csv.Error, OSError) as error:
-        raise DataError(f"cannot be read ({error})", where=path) from None
+        packed = path.suffix.lower() in COMPRESSIONS
+        raise DataError(
+            f"cannot be {'unpacked' if packed else 'read'} ({error})",
+            where=path,
+            hint="the file is damaged or cut short; get it again" if packed else None,
+        ) from None
 
 
-@contextlib.contextmanager
-def open_binary(path: Path) -> Iterator[Any]:
-    """The unpacked bytes of a file."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        with gzip.open(path, "rb") as file:
-            yield file
-    elif suffix == ".zst":
-        with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as file:
-            yield io.BufferedReader(_Whole(file, path))
-    else:
-        with open(path, "rb") as file:
-            yield file
-
-
-class _Whole(io.RawIOBase):
-    """zstandard's reader ends silently where a file was cut inside a frame; this one says so."""
-
-    def __init__(self, reader: Any, path: Path):
-        self._reader, self._path, self._bytes = reader, path, 0
-        self._expected = zstandard.frame_content_size(path.open("rb").read(64))
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._reader.readinto(buffer)
-        self._bytes += count
-        if count == 0 and self._bytes < self._expected:
-            raise EOFError("cut short")
-        return count
+def open_binary(path: Path) -> Any:
+    """The unpacked bytes of a file; a context manager. A packed file that was cut short raises OSError at its end."""
+    packing = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    return pyarrow.input_stream(str(path), compression=packing) if packing else open(path, "rb")
 
 
 def _json(file: Any, path: Path) -> Iterator[Record]:
