@@ -3,28 +3,33 @@
 Only the files of a model go up (config, safetensors, tokenizer, card), never checkpoints, logs or pickles. The token
 and its rights are checked before anything is uploaded, and a busy Hub is asked again.
 
-    url = push_folder(Path("runs/demo/model"), "owner/name", private=True)
+    api = connect(token=None)
+    repo = check_access(api, "name")                                     # "owner/name"
+    url = push_folder(api, Path("runs/demo/model"), repo, private=True)
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import disable_progress_bars
 
 from cloze.console import warn
 from cloze.errors import ConfigError, HubError
 
 T = TypeVar("T")
-_HTTP_ERRORS = HfHubHTTPError.__bases__  # OSError and the HTTP library's own: no connection, time-outs
+INDEX = "model.safetensors.index.json"
 MODEL_FILES = (
     "config.json",
     "model*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,60 +37,108 @@ MODEL_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "bpe.codes",
+    "entity_vocab.json",
     "spiece.model",
+    "spm.model",
+    "tokenizer.model",
     "sentencepiece.bpe.model",
     "README.md",
 )
-RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
+# What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
+OLD_WEIGHTS = ["model.safetensors", INDEX, f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"]
+RETRY_SECONDS = (1.0, 2.0, 4.0)
+# No connection, time-outs: the HTTP library's own errors (which library it is depends on huggingface_hub's version).
+_LOST: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError)
 
 
 def find_model(path: Path) -> tuple[Path, Path | None]:
-    """(model folder, run folder or None) of a run's folder or a model folder. Raises ConfigError or HubError."""
+    """(model folder, run folder or None) of a run's folder or a model folder. Raises ConfigError."""
     if not path.is_dir():
         raise ConfigError("no such folder", where=path, hint="give a run's folder or a consolidated model folder")
     if (path / "model" / "config.json").is_file():
         return path / "model", path
-    if (path / "config.yaml").is_file() or (path / "checkpoint.json").is_file():
+    is_run = (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
+    if is_run or (path / "checkpoint.json").is_file() or any(path.glob("checkpoint-*/checkpoint.json")):
         raise ConfigError("there is no model here yet", where=path, hint=f"run `cloze consolidate {path}` first")
     if not (path / "config.json").is_file():
         raise ConfigError("not a model folder: there is no config.json", where=path)
-    return path, path.parent if (path.parent / "config.yaml").is_file() else None
+    parent = path.resolve().parent
+    return path, parent if (parent / "config.yaml").is_file() else None
 
 
 def files_to_push(model_dir: Path) -> list[Path]:
-    """The files of a model folder that go up. Raises ConfigError where there are no safetensors weights."""
-    files = sorted({file for pattern in MODEL_FILES for file in model_dir.glob(pattern)})
-    if not any(file.suffix == ".safetensors" for file in files):
+    """The files of a model folder that go up. Raises ConfigError where the safetensors weights are not all there."""
+    files = sorted({file for pattern in MODEL_FILES for file in model_dir.glob(pattern) if file.is_file()})
+    names = {file.name for file in files}
+    if INDEX in names and "model.safetensors" not in names:
+        missing = sorted(_shards(model_dir / INDEX) - names)
+        if missing:
+            raise ConfigError(f"{missing[0]} is missing", where=model_dir, hint="run `cloze consolidate` again")
+    elif "model.safetensors" not in names:
         raise ConfigError("there are no safetensors weights", where=model_dir, hint="run `cloze consolidate` first")
     return files
 
 
-def check_access(api: HfApi, repo: str) -> str:
-    """The full `owner/name`, once the token is known to be good and allowed to write. Raises HubError."""
+def _shards(index: Path) -> set[str]:
     try:
-        who = _ask(api.whoami, repo)
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError("not an index of weights", where=index, hint="run `cloze consolidate` again") from None
+
+
+def connect(token: str | None) -> HfApi:
+    """The client, with `token` or the one of `hf auth login`. Raises HubError where it cannot be a token.
+
+    Its progress bars are for terminals only.
+    """
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    token = (token or "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise HubError("not a token: it has characters that no token has", where="--token")
+    return HfApi(token=token or None)
+
+
+def check_access(api: HfApi, repo: str) -> str:
+    """The full `owner/name`, once the token is known to be good and not to be read-only. Raises HubError."""
+    try:
+        who = _ask(api.whoami, repo, RETRY_SECONDS[:1])
     except LocalTokenNotFoundError:
-        raise HubError("there is no Hub token", hint="run `hf auth login`, or give --token") from None
+        raise HubError("there is no Hub token", where=repo, hint="run `hf auth login`, or give --token") from None
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise HubError(
-            "the token can only read", where=repo, hint="make one with the scope `write` in the Hub's settings"
+            "the token can only read; it lacks the scope `write`",
+            where=repo,
+            hint="make a token with it in the Hub's settings",
         )
     return repo if "/" in repo else f"{who['name']}/{repo}"
 
 
 def push_folder(
-    model_dir: Path, repo: str, private: bool, revision: str | None, message: str, token: str | None
+    api: HfApi,
+    model_dir: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload model",
 ) -> str:
-    """Upload a model folder in one commit and return its address.
+    """Upload a model folder to `owner/name` in one commit and return the commit's address.
 
-    The repository and the branch are made where they are missing. Raises HubError, in one line, for everything the
-    Hub refuses; 429 and 5xx answers are tried again with growing pauses first.
+    The repository and the branch are made where they are missing; weights of an earlier push that this one does not
+    replace are deleted. Raises HubError, in one line, for everything the Hub refuses; 429, 5xx and lost connections
+    are tried again with growing pauses first.
     """
     names = [file.name for file in files_to_push(model_dir)]
-    api = HfApi(token=token)
-    repo = check_access(api, repo)
-    _ask(lambda: api.create_repo(repo, private=private, exist_ok=True), repo)
+    _ask(lambda: api.create_repo(repo, private=private or None, exist_ok=True), repo)
+    if private and not _ask(lambda: api.model_info(repo), repo).private:
+        raise HubError(
+            "exists already and is public, so the model would not be private",
+            where=repo,
+            hint="make it private in its settings on the Hub, or push without --private",
+        )
     if revision:
         _ask(lambda: api.create_branch(repo, branch=revision, exist_ok=True), repo)
     commit = _ask(
@@ -93,6 +146,7 @@ def push_folder(
             repo_id=repo,
             folder_path=model_dir,
             allow_patterns=names,
+            delete_patterns=OLD_WEIGHTS,
             commit_message=message,
             revision=revision,
         ),
@@ -101,31 +155,46 @@ def push_folder(
     return str(commit.commit_url)
 
 
-def _ask(call: Callable[[], T], repo: str) -> T:
-    """Call the Hub; ask again where it is busy; turn its refusals into one line."""
-    for pause in (*RETRY_SECONDS, None):
+def _ask(call: Callable[[], T], repo: str, pauses: tuple[float, ...] = RETRY_SECONDS) -> T:
+    """Call the Hub; ask again after each of `pauses` where it is busy; turn its refusals into one line."""
+    for pause in (*pauses, None):
         try:
             return call()
-        except HFValidationError as error:
-            raise HubError(str(error).splitlines()[0], where=repo, hint="a name is `name` or `owner/name`") from None
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            if pause is None or not (status == 429 or status >= 500):
-                raise _refusal(status, repo) from None
-            warn(f"the Hub answered {status}; trying again in {pause:.0f} s")
-            time.sleep(pause)
         except LocalTokenNotFoundError:
             raise
-        except _HTTP_ERRORS as error:
+        except OfflineModeIsEnabled:
+            raise HubError("HF_HUB_OFFLINE is set, so the Hub is not asked", where=repo, hint="unset it") from None
+        except HFValidationError as error:
+            raise HubError(str(error).splitlines()[0], where=repo, hint="a name is `name` or `owner/name`") from None
+        except json.JSONDecodeError:
+            raise HubError(
+                f"what answers at {constants.ENDPOINT} is not a Hub",
+                where=repo,
+                hint="check HF_ENDPOINT and the proxy",
+            ) from None
+        except ValueError as error:
+            if "README.md" not in str(error):  # the Hub's verdict on the card's metadata
+                raise
+            raise HubError(str(error), where=repo) from None
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if pause is None or not (status == 429 or status >= 500):
+                raise _refusal(status, repo, error.server_message) from None
+            problem = f"the Hub answered {status}"
+        except _LOST as error:
             if pause is None:
                 raise HubError(
-                    f"the Hub cannot be reached ({type(error).__name__})", where=repo, hint="is there a network?"
+                    f"the Hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
+                    where=repo,
+                    hint="is there a network?",
                 ) from None
-            time.sleep(pause)
+            problem = f"no connection to the Hub ({type(error).__name__})"
+        warn(f"{problem}; trying again in {pause:.0f} s")
+        time.sleep(pause)
     raise AssertionError("unreachable")
 
 
-def _refusal(status: int, repo: str) -> HubError:
+def _refusal(status: int, repo: str, server_message: str | None) -> HubError:
     meaning = {
         401: ("the token is not valid", "make a new one in the Hub's settings, then `hf auth login`"),
         403: ("the token may not write here", "it needs the scope `write` for this owner's repositories"),
@@ -133,5 +202,8 @@ def _refusal(status: int, repo: str) -> HubError:
         412: ("somebody else pushed at the same time", "push again"),
         429: ("the Hub asks to slow down", "push again later"),
     }
-    what, hint = meaning.get(status, (f"the Hub answered {status}", "push again later"))
-    return HubError(f"{what} ({status})" if status in meaning else what, where=repo, hint=hint)
+    if status in meaning:
+        what, hint = meaning[status]
+        return HubError(f"{what} ({status})", where=repo, hint=hint)
+    said = f": {' '.join(server_message.split())[:200]}" if server_message else ""
+    return HubError(f"the Hub answered {status}{said}", where=repo, hint="push again later" if status >= 500 else None)

@@ -1,0 +1,271 @@
+"""How the Hub of the tests (local_hub.py) answers each request of the real client, in LFS mode.
+
+What it keeps is in the `LocalHub` it belongs to; ROUTES at the end lists what it understands.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from local_hub import LocalHub
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whom a token belongs to, and what it may do: `role` is "read" or "write", `orgs` are further owners."""
+
+    name: str
+    role: str = "write"
+    orgs: tuple[str, ...] = ()
+
+
+@dataclass
+class Repo:
+    """A repository: commit -> {path: content}, and the commit each branch stands at."""
+
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
+    branches: dict[str, str] = field(default_factory=lambda: {"main": "0" * 40})
+
+    def sha(self, revision: str) -> str:
+        """The commit of a branch, or the commit itself."""
+        return self.branches.get(revision, revision)
+
+    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        """Put `files` on a branch; return the new commit."""
+        seed = repr((branch, len(self.commits), [(path, git_oid(content)) for path, content in sorted(files.items())]))
+        sha = hashlib.sha1(seed.encode()).hexdigest()
+        self.commits[sha], self.branches[branch] = files, sha
+        return sha
+
+
+def git_oid(content: bytes) -> str:
+    """The name git gives a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def is_lfs(path: str) -> bool:
+    """Whether the Hub keeps a file in LFS."""
+    return path.endswith((".safetensors", ".bin"))
+
+
+class _Refused(Exception):
+    """An answer that ends the request: status, error code of the Hub, message."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request; a subclass of it carries the Hub in `hub`."""
+
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on stderr."""
+
+    def answer(self, status: int, value: Any = None, headers: dict[str, str] | None = None) -> None:
+        body = value if isinstance(value, bytes) else json.dumps({} if value is None else value).encode()
+        self.send_response(status)
+        for name, content in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, content)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def handle_any(self) -> None:
+        """Read the request, keep it, and hand it to its route unless a fault is due."""
+        path, body = urlsplit(self.path).path, self._read_body()
+        self.hub.log.append((self.command, unquote(path)))
+        self.hub.received.append(body)
+        if status := self.hub.planted(self.command, unquote(path)):
+            return self.answer(status, {"error": "planted fault"})
+        for methods, pattern, name in ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and self.command in methods.split("|"):
+                try:
+                    return getattr(self, name)(body, **{key: unquote(text) for key, text in match.groupdict().items()})
+                except _Refused as refused:
+                    status, code, message = refused.args
+                    return self.answer(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
+        return self.answer(404, {"error": f"no route for {self.command} {path}"})
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().strip() or b"0", 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def account(self) -> Account:
+        """The account of the request's token; 401 where there is none."""
+        account = self.hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if account is None:
+            raise _Refused(401, "", "Invalid credentials in Authorization header")
+        return account
+
+    def writable(self, repo: str) -> Repo:
+        """A repository that the request's token may write; 403 where it may not, 404 where there is none."""
+        self.check_owner(self.account(), repo.split("/")[0])
+        return self.visible(repo)
+
+    def check_owner(self, account: Account, owner: str) -> None:
+        if account.role != "write" or owner not in (account.name, *account.orgs):
+            raise _Refused(403, "", "you have no write access to this namespace")
+
+    def visible(self, repo: str, rev: str = "main") -> Repo:
+        """A repository that the request's token may read and that has this revision; 404 else."""
+        found = self.hub.repos.get(repo)
+        reader = self.hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        owners = (reader.name, *reader.orgs) if reader else ()
+        if found is None or (found.private and repo.split("/")[0] not in owners):
+            raise _Refused(404, "RepoNotFound", "Repository not found")
+        if found.sha(rev) not in found.commits:
+            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {rev}")
+        return found
+
+    def whoami(self, body: bytes) -> None:
+        account = self.account()
+        auth = {"type": "access_token", "accessToken": {"role": account.role, "displayName": "test"}}
+        orgs = [{"type": "org", "name": name} for name in account.orgs]
+        self.answer(200, {"type": "user", "name": account.name, "auth": auth, "orgs": orgs})
+
+    def create(self, body: bytes) -> None:
+        account, wanted = self.account(), json.loads(body)
+        owner = wanted.get("organization") or account.name
+        self.check_owner(account, owner)
+        name = f"{owner}/{wanted['name']}"
+        url = {"url": f"{self.hub.url}/{name}"}
+        if name in self.hub.repos:
+            return self.answer(409, {"error": "You already created this model repo", **url})
+        self.hub.repos[name] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
+        self.answer(200, {"name": name, "id": "1", **url})
+
+    def validate_yaml(self, body: bytes) -> None:
+        self.answer(200, {"errors": [], "warnings": []})
+
+    def branch(self, body: bytes, repo: str, rev: str) -> None:
+        found = self.writable(repo)
+        if rev in found.branches:
+            raise _Refused(409, "", "Reference already exists")
+        found.branches[rev] = found.branches["main"]
+        self.answer(200)
+
+    def preupload(self, body: bytes, repo: str, rev: str) -> None:
+        self.writable(repo)
+        found = self.visible(repo, rev)
+        held, files = found.commits[found.sha(rev)], []
+        for path in (file["path"] for file in json.loads(body)["files"]):
+            entry = {"path": path, "uploadMode": "lfs" if is_lfs(path) else "regular", "shouldIgnore": False}
+            if path in held:
+                entry["oid"] = sha256(held[path]) if is_lfs(path) else git_oid(held[path])
+            files.append(entry)
+        self.answer(200, {"files": files, "commitOid": found.sha(rev)})
+
+    def lfs_batch(self, body: bytes, repo: str) -> None:
+        self.writable(repo)
+        objects = []
+        for wanted in json.loads(body)["objects"]:
+            entry = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.blobs:
+                upload = {"href": f"{self.hub.files_url}/lfs/{wanted['oid']}"}
+                entry["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/{repo}.git/info/lfs/verify"}}
+            objects.append(entry)
+        self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_upload(self, body: bytes, oid: str) -> None:
+        if sha256(body) != oid:
+            raise _Refused(400, "", "the content is not what its name says")
+        self.hub.blobs[oid] = body
+        self.answer(200)
+
+    def lfs_verify(self, body: bytes, repo: str) -> None:
+        self.answer(200 if json.loads(body)["oid"] in self.hub.blobs else 404)
+
+    def commit(self, body: bytes, repo: str, rev: str) -> None:
+        found = self.writable(repo)
+        with self.hub.lock:
+            lines = [json.loads(line) for line in body.decode().splitlines()]
+            files = dict(found.commits[found.branches[rev]])
+            for key, value in ((line["key"], line["value"]) for line in lines):
+                if key == "header" and value.get("parentCommit", found.sha(rev)) != found.sha(rev):
+                    raise _Refused(412, "", "A commit has happened since")
+                if key == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif key == "lfsFile":
+                    files[value["path"]] = self.hub.blobs[value["oid"]]
+                elif key == "deletedFile":
+                    del files[value["path"]]
+            sha = found.commit(rev, files)
+        self.answer(200, {"commitUrl": f"{self.hub.url}/{repo}/commit/{sha}", "commitOid": sha, "success": True})
+
+    def refs(self, body: bytes, repo: str) -> None:
+        branches = self.visible(repo).branches
+        listed = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha} for n, sha in branches.items()]
+        self.answer(200, {"branches": listed, "tags": [], "converts": []})
+
+    def info(self, body: bytes, repo: str, rev: str = "main") -> None:
+        found = self.visible(repo, rev)
+        sha = found.sha(rev)
+        siblings = [{"rfilename": path} for path in found.commits[sha]]
+        self.answer(200, {"id": repo, "modelId": repo, "sha": sha, "private": found.private, "siblings": siblings})
+
+    def tree(self, body: bytes, repo: str, rev: str) -> None:
+        found = self.visible(repo, rev)
+        entries = []
+        for path, content in sorted(found.commits[found.sha(rev)].items()):
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
+            if is_lfs(path):
+                entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+            entries.append(entry)
+        self.answer(200, entries)
+
+    def resolve(self, body: bytes, repo: str, rev: str, path: str) -> None:
+        found = self.visible(repo, rev)
+        content = found.commits[found.sha(rev)].get(path)
+        if content is None:
+            raise _Refused(404, "EntryNotFound", "Entry not found")
+        headers = {"X-Repo-Commit": found.sha(rev)}
+        if not is_lfs(path):
+            return self.answer(200, content, headers | {"ETag": f'"{git_oid(content)}"'})
+        digest = sha256(content)
+        headers |= {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{digest}"'}
+        self.answer(302, b"", headers | {"Location": f"{self.hub.files_url}/lfs/{digest}"})
+
+    def lfs_download(self, body: bytes, oid: str) -> None:
+        self.answer(200, self.hub.blobs[oid], {"ETag": f'"{oid}"'})
+
+
+_REPO, _REV = r"(?P<repo>[\w.-]+/[\w.-]+)", r"(?P<rev>[\w.%-]+)"
+ROUTES = (
+    ("GET", "/api/whoami-v2", "whoami"),
+    ("POST", "/api/repos/create", "create"),
+    ("POST", "/api/validate-yaml", "validate_yaml"),
+    ("POST", f"/api/models/{_REPO}/branch/{_REV}", "branch"),
+    ("POST", f"/api/models/{_REPO}/preupload/{_REV}", "preupload"),
+    ("POST", f"/{_REPO}.git/info/lfs/objects/batch", "lfs_batch"),
+    ("PUT", r"/lfs/(?P<oid>\w+)", "lfs_upload"),
+    ("POST", f"/{_REPO}.git/info/lfs/verify", "lfs_verify"),
+    ("POST", f"/api/models/{_REPO}/commit/{_REV}", "commit"),
+    ("GET", f"/api/models/{_REPO}/refs", "refs"),
+    ("GET", f"/api/models/{_REPO}", "info"),
+    ("GET", f"/api/models/{_REPO}/revision/{_REV}", "info"),
+    ("GET", f"/api/models/{_REPO}/tree/{_REV}", "tree"),
+    ("GET|HEAD", rf"/{_REPO}/resolve/{_REV}/(?P<path>.+)", "resolve"),
+    ("GET|HEAD", r"/lfs/(?P<oid>\w+)", "lfs_download"),
+)

@@ -1,0 +1,164 @@
+"""The model card: what is in its metadata, what never gets into it, and when it is left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from cloze.card import MARKER, card_text, metadata_text, render_card, write_card
+from cloze.errors import HubError
+
+SCORES = {"perplexity": 6.5, "masked_accuracy": 0.61, "split": "validation", "mlm_probability": 0.15, "seed": 42}
+CONFIG = {
+    "model_name_or_path": "distilbert/distilroberta-base",
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3.0,
+    "output_dir": "/home/me/runs/x",
+    "dataset_name": "/home/me/prepared",
+    "cache_dir": "/home/me/cache",
+    "deepspeed": "/home/me/zero2.json",
+    "token": "hf_secret",
+    "run_name": "host-17",
+}
+DATA = {
+    "block_size": 128,
+    "tokenizer": {"name": "distilbert/distilroberta-base"},
+    "source": {"dataset_name": "owner/eli5", "revision": "abc", "split": "train[:5000]", "text_field": "a|b"},
+    "splits": {"train": {"documents": 4000, "tokens": 900000, "blocks": 7031}},
+}
+
+
+def make(
+    folder: Path, config: Any = None, data: Any = None, scores: Any = None, mask: Any = "<mask>"
+) -> tuple[Path, Path]:
+    """(model folder, run folder) with the files that are given; text is written as it is."""
+    model, run = folder / "run" / "model", folder / "run"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps({"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]}))
+    (model / "tokenizer_config.json").write_text(json.dumps({"mask_token": mask}))
+    for name, value in (("config.yaml", config), ("data.json", data), ("eval.json", scores)):
+        if value is not None:
+            (run / name).write_text(value if isinstance(value, str) else json.dumps(value))
+    return model, run
+
+
+def test_the_metadata_says_what_the_run_knew(tmp_path: Path):
+    card = ModelCard(render_card(*make(tmp_path, CONFIG, DATA, SCORES), repo="user/demo"))
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "fill-mask"
+    assert card.data.tags == ["cloze", "fill-mask", "masked-lm"]
+    assert card.data.base_model == "distilbert/distilroberta-base"
+    assert card.data.datasets == ["owner/eli5"]
+    assert card.data.model_name == "demo"
+    assert card.data.widget == [{"text": "The Milky Way is a <mask> galaxy."}]
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert found["perplexity"].metric_value == 6.5
+    assert found["masked_accuracy"].metric_value == 0.61
+    assert found["perplexity"].dataset_type == "owner/eli5"
+    assert found["perplexity"].dataset_split == "validation"
+    assert found["perplexity"].metric_args == {"mlm_probability": 0.15, "seed": 42}
+
+
+def test_the_body_shows_data_numbers_and_hyperparameters(tmp_path: Path):
+    text = render_card(*make(tmp_path, CONFIG, DATA, SCORES), repo="user/demo")
+    for line in (
+        "# RobertaForMaskedLM",
+        "| learning_rate | 2e-05 |",
+        "| documents | 4000 |",
+        r"| text | a\|b |",
+        "| perplexity | 6.5 |",
+        'fill = pipeline("fill-mask", "user/demo")',
+        'fill("The Milky Way is a <mask> galaxy.")',
+        "## Limits",
+    ):
+        assert line in text.splitlines()
+
+
+def test_no_path_token_or_host_name_gets_into_a_card(tmp_path: Path):
+    local = DATA | {"tokenizer": {"name": "/home/me/tok"}, "source": {"dataset_name": "/home/me/corpus.jsonl.gz"}}
+    for number, model in enumerate(("/home/me/start", "../start", "runs/start/model", "runs/model", "~/start")):
+        config = CONFIG | {"model_name_or_path": model}
+        text = render_card(*make(tmp_path / str(number), config, local, SCORES))
+        for secret in ("/home/me", "hf_secret", "host-17", "start", str(tmp_path)):
+            assert secret not in text
+        assert "corpus.jsonl.gz" in text
+        assert ModelCard(text).data.datasets is None
+
+
+def test_a_folder_that_exists_here_is_not_taken_for_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, run = make(tmp_path, {"model_name_or_path": "models/start"}, {"source": {"dataset_name": "eli5"}})
+    monkeypatch.chdir(tmp_path)
+    assert ModelCard(render_card(model, run)).data.base_model == "models/start"
+    assert ModelCard(render_card(model, run)).data.datasets == ["eli5"]
+    (tmp_path / "models" / "start").mkdir(parents=True)
+    (tmp_path / "eli5").mkdir()
+    assert ModelCard(render_card(model, run)).data.base_model is None
+    assert ModelCard(render_card(model, run)).data.datasets is None
+
+
+def test_a_local_file_of_the_manifest_is_no_dataset_of_the_hub(tmp_path: Path):
+    source = {"dataset_name": "eli5", "files": [{"name": "a.jsonl"}]}
+    assert ModelCard(render_card(*make(tmp_path, data={"source": source}))).data.datasets is None
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        {"config": "{cut", "data": "{cut", "scores": "{cut"},
+        {"config": [], "data": [], "scores": []},
+        {"data": {"source": None, "splits": {"train": None}, "tokenizer": None}},
+        {"scores": {"perplexity": None, "masked_accuracy": "high"}},
+        {"scores": '{"perplexity": NaN, "masked_accuracy": Infinity}'},
+    ],
+)
+def test_what_is_missing_or_broken_is_left_out(tmp_path: Path, broken: dict[str, Any]):
+    card = ModelCard(render_card(*make(tmp_path, **broken)))
+    assert card.data.pipeline_tag == "fill-mask"
+    assert card.data.eval_results is None
+    assert "| None |" not in card.text
+    assert ModelCard(render_card(tmp_path / "run" / "model", None)).data.library_name == "transformers"
+
+
+@pytest.mark.parametrize("mask", ["[MASK]", {"content": "[MASK]", "lstrip": True}])
+def test_the_example_has_the_model_s_own_mask(tmp_path: Path, mask: Any):
+    card = ModelCard(render_card(*make(tmp_path, mask=mask)))
+    assert card.data.widget == [{"text": "The Milky Way is a [MASK] galaxy."}]
+    assert 'fill("The Milky Way is a [MASK] galaxy.")' in card.text
+
+
+def test_a_card_written_by_hand_is_kept_byte_for_byte(tmp_path: Path):
+    model, run = make(tmp_path, CONFIG, DATA, SCORES)
+    (model / "README.md").write_bytes(b"# Mine\r\n\xff\r\n")
+    assert write_card(model, run) == model / "README.md"
+    assert (model / "README.md").read_bytes() == b"# Mine\r\n\xff\r\n"
+
+
+def test_a_card_of_ours_follows_the_run(tmp_path: Path):
+    model, run = make(tmp_path, CONFIG, DATA)
+    assert MARKER in write_card(model, run).read_text()
+    assert ModelCard.load(model / "README.md").data.eval_results is None
+    (run / "eval.json").write_text(json.dumps(SCORES))
+    assert len(ModelCard.load(write_card(model, run)).data.eval_results) == 2
+
+
+def test_a_model_moved_away_from_its_run_keeps_what_its_card_says(tmp_path: Path):
+    model, run = make(tmp_path, CONFIG, DATA, SCORES)
+    before = write_card(model, run).read_text()
+    assert write_card(model, None).read_text() == before
+    named = card_text(model, None, "user/moved")
+    assert 'pipeline("fill-mask", "user/moved")' in named
+    assert ModelCard(named).data.eval_results == ModelCard(before).data.eval_results
+
+
+def test_metadata_that_is_not_yaml_is_one_line():
+    assert yaml.safe_load(metadata_text("---\na: 1\n---\n# Text\n\n---\n")) == {"a": 1}
+    assert metadata_text("# Text --- more --- text") == ""
+    for broken in ("---\na: [1\n---\n", "---\njust words\n---\n"):
+        with pytest.raises(HubError, match="not YAML"):
+            metadata_text(broken)
