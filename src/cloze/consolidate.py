@@ -64,10 +64,21 @@ def consolidate(checkpoint: Path, output: Path, max_shard_bytes: int) -> float:
         write_weights(staged, pieces, max_shard_bytes)
         difference = check_answers(staged, checkpoint, manifest)
         run_dir = checkpoint.parent if (checkpoint.parent / "config.yaml").is_file() else None
+        if (output / "README.md").is_file():
+            shutil.copy(output / "README.md", staged)  # write_card keeps it if somebody wrote it by hand
         write_card(staged, run_dir)
-    shutil.rmtree(output, ignore_errors=True)
-    finished.rename(output)
+    _replace(output, finished)
     return difference
+
+
+def _replace(output: Path, finished: Path) -> None:
+    """Put `finished` in the place of `output`; the old folder goes only when the new one is there."""
+    old = output.with_name(f"{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    finished.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_weights(folder: Path, pieces: PieceReader, max_shard_bytes: int) -> None:

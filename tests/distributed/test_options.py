@@ -1,0 +1,124 @@
+"""Options that change how a run computes leave what it computes alone; the others do what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from corpus import TINY_MODEL_NO_DROPOUT
+from ranks import cloze_ranks, succeed
+
+from cloze.data.shards import open_prepared
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["--max_steps", "4", "--logging_steps", "1", "--save_strategy", "no", "--learning_rate", "1e-3"]
+
+
+def train(prepared: Path, folder: Path, engine: str, world_size: int, *more: str) -> list[dict]:
+    """Run and give the lines of metrics.jsonl."""
+    argv = [
+        "train",
+        *TINY_MODEL_NO_DROPOUT,
+        "--dataset_name",
+        str(prepared),
+        "--output_dir",
+        str(folder / "run"),
+        *more,
+    ]
+    succeed(cloze_ranks(argv, world_size, engine, folder / "log"))
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(lines: list[dict]) -> np.ndarray:
+    return np.array([(line["loss"], line["grad_norm"]) for line in lines if "loss" in line])
+
+
+@pytest.fixture(scope="module")
+def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    folder = tmp_path_factory.mktemp("reference")
+    return curve(train(prepared, folder, "ddp", 2, *SHORT))
+
+
+@pytest.mark.parametrize(
+    ("engine", "more"),
+    [
+        ("ddp", ["--gradient_checkpointing"]),
+        ("zero3", ["--gradient_checkpointing"]),
+        ("ddp", ["--attn_implementation", "eager"]),
+        ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero1.json")]),
+        ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero2_offload.json")]),
+        ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero3_offload.json")]),
+    ],
+    ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else value,
+)
+def test_the_curve_is_the_same(prepared: Path, tmp_path: Path, reference: np.ndarray, engine: str, more: list[str]):
+    lines = train(prepared, tmp_path, engine.replace("single-json", "ddp"), 2, *SHORT, *more)
+    np.testing.assert_allclose(curve(lines), reference, rtol=1e-5)
+
+
+def test_an_epoch_is_every_block_once_and_its_end_evaluates_and_saves(prepared: Path, tmp_path: Path):
+    blocks = len(open_prepared(prepared).blocks("train"))
+    more = ["--num_train_epochs", "2", "--per_device_train_batch_size", "24", "--save_total_limit", "2"]
+    more += ["--eval_strategy", "epoch", "--save_strategy", "epoch", "--eval_on_start"]
+    lines = train(prepared, tmp_path, "ddp", 2, *more)
+    evaluated = [line["step"] for line in lines if "eval_perplexity" in line]
+    per_epoch, total = -(-blocks // 48), -(-2 * blocks // 48)
+    assert evaluated == [0, per_epoch, total]
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == sorted(
+        [f"checkpoint-{per_epoch}", f"checkpoint-{total}"]
+    )
+    manifest = json.loads((tmp_path / "run" / f"checkpoint-{total}" / "checkpoint.json").read_text())
+    assert manifest["position"] == {
+        "global_step": total, "samples_seen": 2 * blocks, "tokens_seen": 2 * blocks * 32
+    }  # fmt: skip
+
+
+def test_only_the_newest_checkpoints_are_kept(prepared: Path, tmp_path: Path):
+    train(prepared, tmp_path, "zero1", 2, "--max_steps", "6", "--save_steps", "1", "--save_total_limit", "2")
+    left = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert left == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_tensorboard_gets_the_names_of_trainer(prepared: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    more = ["--report_to", "tensorboard", "--eval_strategy", "steps", "--eval_steps", "2"]
+    lines = train(prepared, tmp_path, "ddp", 2, *SHORT, *more)
+    events = sorted((tmp_path / "run").rglob("events.out.tfevents.*"))
+    scalars: dict[str, list[float]] = {}
+    for event in events:
+        reader = EventAccumulator(str(event))
+        reader.Reload()
+        for tag in reader.Tags()["scalars"]:
+            scalars.setdefault(tag, []).extend(point.value for point in reader.Scalars(tag))
+    np.testing.assert_allclose(scalars["train/loss"], [line["loss"] for line in lines if "loss" in line], rtol=1e-6)
+    assert len(scalars["eval/perplexity"]) == 2
+
+
+def test_the_resolved_configuration_is_kept_without_the_token(prepared: Path, tmp_path: Path):
+    train(prepared, tmp_path, "single", 1, *SHORT, "--token", "hf_secret_token")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["learning_rate"], config["weight_decay"], config["max_steps"]) == (1e-3, 0.0, 4)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"hf_secret_token" not in path.read_bytes(), path
+
+
+def test_training_goes_on_from_a_consolidated_model(prepared: Path, tmp_path: Path):
+    """`--model_name_or_path FOLDER` starts with that model's weights, on any number of ranks."""
+    from cloze.commands import consolidate
+    from cloze.config import ConsolidateConfig
+
+    more = ["--max_steps", "8", "--learning_rate", "1e-2", "--eval_strategy", "steps", "--eval_steps", "8"]
+    first = train(prepared, tmp_path, "zero3", 2, *more)
+    consolidate.run(ConsolidateConfig(checkpoint=str(tmp_path / "run")))
+    argv = ["train", "--model_name_or_path", str(tmp_path / "run" / "model"), "--dataset_name", str(prepared)]
+    argv += ["--output_dir", str(tmp_path / "second"), "--max_steps", "1", "--eval_on_start", "--save_strategy", "no"]
+    succeed(cloze_ranks(argv, 2, "zero3", tmp_path / "log"))
+    second = json.loads((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()[0])
+    trained = next(line for line in first if "eval_perplexity" in line)
+    assert second["step"] == 0
+    np.testing.assert_allclose(second["eval_perplexity"], trained["eval_perplexity"], rtol=1e-6)
