@@ -84,7 +84,8 @@ def train(folder: Path, prepared: Path, num_processes: int, steps: int) -> None:
     words = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "-m", "cloze", "train"]
     words += [word for name, value in flags.items() for word in (f"--{name}", value)]
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    call(words, {"OMP_NUM_THREADS": str(threads)})
+    quiet = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}  # else the launcher warns of no GPU
+    call(words, {"OMP_NUM_THREADS": str(threads), **quiet})
 
 
 def cloze(*words: str) -> None:

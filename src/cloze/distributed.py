@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -71,6 +72,8 @@ def start(shape: RunShape) -> Accelerator:
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    # DeepSpeed still calls collectives by names that torch has deprecated; nobody who trains can do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     group = InitProcessGroupKwargs(
         backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=shape.timeout_seconds)
     )

@@ -20,7 +20,8 @@ from typing import Any
 
 from cloze.errors import DiskError
 
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BAD_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
 
 def sync(path: Path) -> None:
@@ -52,12 +53,12 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRNOS:
+        if error.errno not in _FULL | _BAD_PLACE | {errno.ENAMETOOLONG}:
             raise
         raise DiskError(
             f"cannot write: {os.strerror(error.errno or 0)}",
             where=path,
-            hint="free some space or choose another folder",
+            hint="free some space or choose another folder" if error.errno in _FULL else "choose another folder",
         ) from error
 
 
