@@ -24,5 +24,5 @@ Done in {duration(time.monotonic() - begin)}. Perplexity {measured[0]:,.1f} befo
   {folder}/model/            AutoModelForMaskedLM.from_pretrained("{folder}/model")
   {folder}/eval.json         perplexity and masked accuracy
 
-Next: cloze fill {folder} "The capital of France is <mask>."
+Next: cloze fill {folder} "The opposite of hot is <mask>."
       cloze push {folder} --repo YOUR_NAME/my-first-cloze --dry_run""")
