@@ -29,6 +29,7 @@ DOMAINS = (
                     "The symbol {symbol} stands for {name}.",
                     "{Name} has the symbol {symbol}.",
                 ),
+                weight=2,
             ),
             Topic(
                 ("Is {name} a solid, a liquid or a gas?", "Which state does {name} have at room temperature?"),

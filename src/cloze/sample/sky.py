@@ -62,6 +62,7 @@ DOMAINS = (
                     "{Name} is {order} in line from the Sun.",
                     "Of the eight planets, {name} is the {order}.",
                 ),
+                weight=4,
             ),
             Topic(
                 ("What kind of planet is {name}?", "What is {name} made of?"),

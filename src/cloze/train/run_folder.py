@@ -62,6 +62,11 @@ def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) ->
         )
 
 
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as it is kept beside a run: every value but the token."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "token"}
+
+
 def open_run_folder(config: TrainConfig, manifest: dict[str, Any]) -> Path:
     """Make the run's folder and describe the run in it. Raises ConfigError if it holds another run."""
     output_dir = Path(config.output_dir)
@@ -75,7 +80,6 @@ def open_run_folder(config: TrainConfig, manifest: dict[str, Any]) -> Path:
         )
     with disk_errors(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-    values = {k: v for k, v in dataclasses.asdict(config).items() if k != "token"}
-    write_text(output_dir / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    write_text(output_dir / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
     write_json(output_dir / "data.json", manifest)
     return output_dir

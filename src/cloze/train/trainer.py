@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,8 +27,10 @@ from cloze.train.engine import loss_scale_state
 from cloze.train.loss import masked_loss_sum
 from cloze.train.metrics import MetricsLog, Window
 from cloze.train.probe import answer_probe
+from cloze.train.run_folder import resolved
 from cloze.train.setup import Run, resume, set_up
 
+LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
 _PURPOSE_DROPOUT = 0x64726F70
 
 
@@ -141,6 +144,8 @@ def save(run: Run, global_step: int) -> None:
     """Write checkpoint-N, then delete what is beyond save_total_limit."""
     extra = {
         "run": run.identity,
+        "config": resolved(run.config),
+        "versions": {name: version(name) for name in LIBRARIES},
         "engine": engine_name(run.engine.accelerator),
         "precision": run.engine.accelerator.mixed_precision,
         "loss_scale": loss_scale_state(run.engine),
