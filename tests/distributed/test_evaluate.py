@@ -83,7 +83,11 @@ def test_it_is_what_a_direct_computation_gives(run: Path, prepared: Path, tmp_pa
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(ids)).logits.double()
     loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).flatten())
-    assert math.isclose(scores(run, prepared, tmp_path, 1, 8)["perplexity"], loss.exp().item(), rel_tol=1e-6)
+    rows = torch.from_numpy(labels) != -100
+    right = (logits.argmax(-1) == torch.from_numpy(labels))[rows].double().mean().item()
+    found = scores(run, prepared, tmp_path, 1, 8)
+    assert math.isclose(found["perplexity"], loss.exp().item(), rel_tol=1e-6)
+    assert math.isclose(found["masked_accuracy"], right, rel_tol=1e-9)
 
 
 def test_other_seeds_draw_other_masks(run: Path, prepared: Path, tmp_path: Path):
