@@ -21,10 +21,12 @@ install_debian() {
         stop "please install: $* (on Debian or Ubuntu: sudo apt-get install $*)"
     fi
     say system "installing $*"
-    {
-        apt-get update -qq &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
-    } >/dev/null || stop "apt-get could not install: $*"
+    local log
+    export DEBIAN_FRONTEND=noninteractive
+    log="$({ apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"; } 2>&1)" || {
+        printf '%s\n' "$log" >&2
+        stop "apt-get could not install: $*"
+    }
 }
 
 find_python() {
@@ -41,7 +43,7 @@ find_python() {
 
 # Whole, and made for this folder: a .venv that was moved or copied along still points to the old one.
 venv_is_usable() {
-    grep -qsF -- "$ROOT/.venv" .venv/bin/activate && .venv/bin/python -m pip --version >/dev/null 2>&1
+    grep -qsF -- "$ROOT/.venv/" .venv/bin/pip && .venv/bin/python -m pip --version >/dev/null 2>&1
 }
 
 make_venv() {

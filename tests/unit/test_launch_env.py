@@ -1,7 +1,7 @@
 """launch/env.sh makes an environment once, never believes in a half-made one, and says in one line what is missing.
 
-The tests run the real script, with real environments, in a folder with a space in its name; only what pip would
-download is left out: pip's arguments go into a log instead.
+The tests run the real script, with real environments, in a folder with a space and a quote in its name; only what
+pip would download is left out: pip's arguments go into a log instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOOLS = ["bash", "cat", "cut", "dirname", "flock", "grep", "mv", "rm", "sha256su
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A repository with nothing but what launch/env.sh reads."""
-    folder = tmp_path / "a clone"
+    folder = tmp_path / "it's a clone"
     (folder / "launch").mkdir(parents=True)
     for name in ("launch/env.sh", "launch/constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
