@@ -24,14 +24,15 @@ VOCAB_SIZE = 4000
 BLOCK_SIZE = 32
 PROBE = "The Milky Way is a <mask> galaxy."
 
-# A model small enough to learn the sample corpus from nothing in two minutes on two cores. Larger initial weights and
-# more masks than usual shorten the plateau at the beginning, which is what takes long at this size.
+# A model small enough to learn the sample corpus from nothing in about three minutes on two cores. Larger initial
+# weights, more masks and a smaller beta2 than usual shorten the plateau at the beginning, which takes long at this size.
 RECIPE = {
     "model_type": "roberta",
     "config_overrides": "hidden_size=128,num_hidden_layers=2,num_attention_heads=4,intermediate_size=512,"
     "initializer_range=0.06,hidden_dropout_prob=0.0,attention_probs_dropout_prob=0.0",
     "mlm_probability": "0.3",
     "learning_rate": "4e-3",
+    "adam_beta2": "0.98",
     "weight_decay": "0.01",
     "warmup_steps": "0.05",
     "lr_scheduler_type": "linear",
