@@ -25,7 +25,7 @@ BLOCK_SIZE = 32
 PROBE = "The Milky Way is a <mask> galaxy."
 
 # A model small enough to learn the sample corpus from nothing in about three minutes on two cores. Larger initial
-# weights, more masks and a smaller beta2 than usual shorten the plateau at the beginning, which takes long at this size.
+# weights, more masks and a smaller beta2 than usual shorten the plateau at the beginning, where a small model stays.
 RECIPE = {
     "model_type": "roberta",
     "config_overrides": "hidden_size=128,num_hidden_layers=2,num_attention_heads=4,intermediate_size=512,"
