@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, ModelError
-from cloze.model.load import load_pretrained, load_tokenizer
+from cloze.model.load import load_pretrained
 
 MASK_SPELLINGS = ("<mask>", "[MASK]")
 
@@ -42,8 +43,6 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
         raise ConfigError("must be at least 1", where="--top_k")
     folder = model_folder(name)
     tokenizer = load_tokenizer(folder, trust_remote_code)
-    if tokenizer.mask_token is None:
-        raise ModelError("the tokenizer has no mask token", where=name)
     for spelling in MASK_SPELLINGS:
         text = text.replace(spelling, tokenizer.mask_token)
     inputs = tokenizer(text, return_tensors="pt")

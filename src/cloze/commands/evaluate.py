@@ -12,13 +12,13 @@ from cloze.config import EvaluateConfig
 from cloze.console import duration, say
 from cloze.data.masking import Masking
 from cloze.data.shards import open_prepared
-from cloze.data.tokenize import fingerprint
+from cloze.data.tokenize import fingerprint, load_tokenizer
 from cloze.distributed import RunShape, start
 from cloze.errors import ConfigError, ModelError
 from cloze.evaluation import score_blocks
 from cloze.files import write_json
 from cloze.fill import model_folder
-from cloze.model.load import check_fits, load_pretrained, load_tokenizer
+from cloze.model.load import check_fits, load_pretrained
 
 
 def run(config: EvaluateConfig) -> None:

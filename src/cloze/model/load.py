@@ -13,7 +13,6 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from cloze.config import ModelConfig
+from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError, ConfigError, ModelError
 
 transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
@@ -51,7 +51,7 @@ def build_model(
     Raises ModelError where it cannot be loaded, has too few positions for `block_size` or too few embeddings for the
     tokenizer; ConfigError for flags that cannot be combined.
     """
-    tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(str(tokenizer_dir), config.trust_remote_code)
     model_config = read_config(config, tokenizer, block_size)
     check_fits(model_config, len(tokenizer), block_size)
     attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
@@ -73,14 +73,6 @@ def build_model(
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _load_error(error, config.model_name_or_path or model_config.model_type) from None
     return model, tokenizer
-
-
-def load_tokenizer(name: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub name. Raises ModelError."""
-    try:
-        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _load_error(error, name, kind="tokenizer") from None
 
 
 def load_pretrained(folder: str, trust_remote_code: bool = False) -> PreTrainedModel:
