@@ -13,6 +13,7 @@ from corpus import TINY_MODEL
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = """
 import os, sys
+from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -24,16 +25,16 @@ accelerator = Accelerator()          # as most scripts do it: on the CPU every r
 try:
     check_world(accelerator, read_launcher())
 except LaunchError as error:
-    print("REFUSED:", error, flush=True)
+    Path(sys.argv[1], str(os.getpid())).write_text(str(error))  # standard output is shared: lines of two ranks can mix
 leave(0)
 """
 
 
 def launch(launcher: list[str], script: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "--main_process_port", "0", *script]
-    return subprocess.run(
-        words, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # accelerate looks for `deepspeed` there
+    env = os.environ | {"PATH": path} | environment
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
 def train(prepared: Path, output: Path) -> list[str]:
@@ -47,10 +48,12 @@ DEEPSPEED = ["--use_deepspeed", "--zero_stage", "1", "--dynamo_backend", "no", "
 def test_ranks_that_each_believe_to_be_alone_are_noticed(tmp_path: Path):
     script = tmp_path / "check.py"
     script.write_text(CHECK)
-    done = launch([*DEEPSPEED, "--num_processes", "2", "--num_machines", "1"], [str(script)])
-    assert done.stdout.count("REFUSED: accelerate sees 1 processes, but 2 were started") == 2, (
-        done.stdout + done.stderr
-    )
+    refusals = tmp_path / "refusals"
+    refusals.mkdir()
+    done = launch([*DEEPSPEED, "--num_processes", "2", "--num_machines", "1"], [str(script), str(refusals)])
+    lines = [file.read_text() for file in refusals.iterdir()]
+    assert len(lines) == 2, done.stdout + done.stderr
+    assert all("accelerate sees 1 processes, but 2 were started" in line for line in lines), lines
 
 
 def test_deepspeed_that_would_be_dropped_is_refused(prepared: Path, tmp_path: Path):
