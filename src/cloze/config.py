@@ -15,9 +15,14 @@ from typing import Any, Literal
 class SourceConfig:
     """Where documents come from."""
 
-    dataset_name: str
+    dataset_name: str | None = None
     """a dataset on the Hub (`owner/name`), or a local file, folder or glob: json (array or lines), jsonl, parquet,
-    arrow, csv, txt, each also as .gz or .zst"""
+    arrow, csv, txt; json, csv and txt also as .gz or .zst"""
+    preset: Literal["eli5", "eli5_category", "eli5_kilt", "eli5_pairs"] | None = None
+    """the fields (and, without a dataset_name, the place on the Hub) of a known corpus: `eli5` (the original records),
+    `eli5_category`, `eli5_kilt` (facebook/kilt_tasks), `eli5_pairs` (sentence-transformers/eli5)"""
+    document: Literal["answers", "full"] = "answers"
+    """with a preset: what the text is; `answers` as in the tutorial, `full` with title and question before them"""
     dataset_config_name: str | None = None
     """the configuration of a Hub dataset"""
     dataset_revision: str | None = None
@@ -45,6 +50,26 @@ class PrepareConfig(SourceConfig):
     """the folder to make; `datasets.load_from_disk` opens it too"""
     block_size: int = 128
     """tokens per block"""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """`concat`: documents end to end, cut into full blocks, as in the tutorial; `best_fit`: documents kept whole where
+    they fit, blocks padded, attention inside documents"""
+    tokenizer_backend: Literal["auto", "gigatoken", "tokenizers", "transformers"] = "auto"
+    """what encodes (default: the fastest one that gives the tokenizer's own ids)"""
+    split_special_tokens: bool = False
+    """encode text that spells a special token (`<mask>`) as text; default: as the special token, as tokenizers do"""
+    on_bad_record: Literal["refuse", "skip"] = "refuse"
+    """a record without text, of the wrong type, no UTF-8, or above 64 MiB: stop and name it, or leave it out and
+    count it"""
+    num_proc: int | None = None
+    """worker processes (default: one per core); the result does not depend on it"""
+    num_shards: int = 1
+    """share the work between so many runs of this command, on any machines that see the output folder"""
+    shard_index: int | None = None
+    """which of them this is, from 0"""
+    finalize: bool = False
+    """do no work, only check that all shards' work is there and join it (the last shard does it by itself)"""
+    unit_size: str = "32MB"
+    """bytes of the corpus that are done, and kept, at a time; larger ones for corpora of many terabytes"""
     validation_split: str | None = None
     """take the validation documents from this split of the dataset"""
     validation_split_percentage: float = 5.0

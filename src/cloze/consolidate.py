@@ -9,7 +9,6 @@ has to give the training model's own answers on the probe stored in the checkpoi
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -137,12 +136,3 @@ def check_answers(folder: Path, checkpoint: Path, manifest: dict[str, Any]) -> f
             hint="this is a bug in Cloze or memory that lies; please report it with the architecture's name",
         )
     return difference
-
-
-def parse_size(text: str) -> int:
-    """`500MB` -> 500,000,000; also KB, GB, TB and plain bytes. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    size = float(match.group(1)) * 1000 ** " KMGT".index(match.group(2).upper() or " ") if match else 0
-    if size < 1:
-        raise ConfigError(f"cannot read the size {text!r}", where="--max_shard_size", hint="write 500MB or 5GB")
-    return int(size)

@@ -13,12 +13,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloze.errors import DiskError
+from cloze.errors import ConfigError, DiskError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BAD_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
@@ -110,3 +111,12 @@ def sha256(path: Path | str) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def parse_size(text: str, flag: str) -> int:
+    """`500MB` -> 500,000,000; also KB, GB, TB and plain bytes. Raises ConfigError naming the flag."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    size = float(match.group(1)) * 1000 ** " KMGT".index(match.group(2).upper() or " ") if match else 0
+    if size < 1:
+        raise ConfigError(f"cannot read the size {text!r}", where=flag, hint="write 500MB or 5GB")
+    return int(size)

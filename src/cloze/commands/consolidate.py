@@ -7,12 +7,13 @@ from pathlib import Path
 
 from cloze.config import ConsolidateConfig
 from cloze.console import duration, say
-from cloze.consolidate import choose_checkpoint, consolidate, parse_size
+from cloze.consolidate import choose_checkpoint, consolidate
+from cloze.files import parse_size
 
 
 def run(config: ConsolidateConfig) -> None:
     """Consolidate and say what to do next."""
-    max_shard_bytes = parse_size(config.max_shard_size)
+    max_shard_bytes = parse_size(config.max_shard_size, "--max_shard_size")
     begin = time.monotonic()
     checkpoint = choose_checkpoint(Path(config.checkpoint))
     output = Path(config.output) if config.output else checkpoint.parent / "model"

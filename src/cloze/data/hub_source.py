@@ -1,11 +1,12 @@
 """Documents of a dataset on the Hugging Face Hub, streamed.
 
-records, count, description = open_hub(config, "train")
+streams, description = open_hub(config, "train")
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import datasets
@@ -13,46 +14,50 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from cloze.config import SourceConfig
-from cloze.data.readers import Record
+from cloze.data.fields import Record
 from cloze.errors import DataError
 
+Stream = Callable[[], Iterator[tuple[int, Record]]]
 _FAILURES = (DatasetsError, HfHubHTTPError, HFValidationError, OSError, ValueError)
 
 
-def open_hub(
-    config: SourceConfig, split: str
-) -> tuple[Callable[[], Iterator[Record]], Callable[[], int], dict[str, Any]]:
-    """Records of a split, the number of them, and what the manifest says of the dataset.
+def open_hub(config: SourceConfig, split: str) -> tuple[list[tuple[str, Stream]], dict[str, Any]]:
+    """One stream of records per file of the split, with its name, and what the manifest says of the dataset.
 
     Raises DataError where the dataset, its configuration or the split cannot be had.
     """
     builder = _builder(config)
-    known = list(builder.info.splits or {})
+    # A dataset whose card has no facts about its splits still groups its files by split.
+    known = [str(name) for name in builder.info.splits or getattr(builder.config, "data_files", None) or {}]
     if known and split not in known:
         raise DataError(f"no split {split!r}", where=config.dataset_name, hint=f"the splits are: {', '.join(known)}")
+    try:
+        whole = builder.as_streaming_dataset(split=split)
+    except _FAILURES as error:
+        raise _hub_error(config, error) from None
 
-    def records() -> Iterator[Record]:
+    def stream(number: int) -> Iterator[tuple[int, Record]]:
         try:
-            yield from builder.as_streaming_dataset(split=split)
+            yield from enumerate(whole.shard(num_shards=whole.num_shards, index=number), 1)
         except _FAILURES as error:
             raise _hub_error(config, error) from None
 
-    def count() -> int:
-        facts = (builder.info.splits or {}).get(split)
-        return facts.num_examples if facts and facts.num_examples else sum(1 for _ in records())
-
+    streams: list[tuple[str, Stream]] = [
+        (f"{config.dataset_name} ({split}), file {number}", partial(stream, number))
+        for number in range(whole.num_shards)
+    ]
     description = {
         "dataset_name": config.dataset_name,
         "dataset_config_name": config.dataset_config_name or builder.config.name,
         "revision": builder.hash or config.dataset_revision,
     }
-    return records, count, description
+    return streams, description
 
 
 def _builder(config: SourceConfig) -> Any:
     try:
         return datasets.load_dataset_builder(
-            config.dataset_name,
+            str(config.dataset_name),
             config.dataset_config_name,
             revision=config.dataset_revision,
             cache_dir=config.cache_dir,

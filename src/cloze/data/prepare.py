@@ -1,171 +1,267 @@
-"""From a corpus to a prepared folder, in bounded memory.
+"""From a corpus to a prepared folder, in bounded memory, on any number of processes and machines.
 
-documents -> token ids with special tokens -> blocks -> shards        one stream for train, one for validation
+documents -> token ids with special tokens -> blocks      unit by unit (cloze.data.units), each a part of the corpus
+units -> shards and manifest                              once all are there (cloze.data.finalize)
 
 prepare(PrepareConfig(dataset_name="corpus.jsonl", tokenizer_name="roberta-base", output="prepared/corpus"))
+
+Until then the work is in OUTPUT.parts: plan.json (what is being made of what), the tokenizer, and the units.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
+import json
+import os
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cloze.config import PrepareConfig
-from cloze.console import progress, warn
-from cloze.data.packing import Packer
-from cloze.data.shards import ShardWriter, write_manifest
-from cloze.data.sources import Document, Source, open_source
-from cloze.data.tokenize import Encoder, describe, load_tokenizer
-from cloze.errors import ConfigError, DataError
-from cloze.files import staged_folder
+from cloze.console import say, warn
+from cloze.data.backend import choose_encoder
+from cloze.data.encode import EncoderSpec, backend_version
+from cloze.data.fields import BadRecord
+from cloze.data.finalize import finalize
+from cloze.data.shards import open_prepared
+from cloze.data.sources import Corpus, document_of, items_of, open_corpus
+from cloze.data.tokenize import describe, load_tokenizer
+from cloze.data.units import Recipe, read_unit
+from cloze.data.work import Share, do_units, missing_units, owners
+from cloze.errors import ClozeError, ConfigError, DataError
+from cloze.files import disk_errors, parse_size, sync_tree, write_json
 
-BATCH_DOCUMENTS = 1000
-MIN_BLOCK_SIZE = 8
-
-
-@dataclass
-class SplitStream:
-    """What becomes of the documents of one split."""
-
-    packer: Packer
-    writer: ShardWriter
-    documents: int = 0
-    empty_documents: int = 0
-    tokens: int = 0
-    waiting: list[str] = field(default_factory=list)
-
-    def add(self, document: Document, encode: Encoder) -> None:
-        """Take one document; encode when a batch is full."""
-        self.documents += 1
-        if not document.text.strip():
-            self.empty_documents += 1
-            return
-        self.waiting.append(document.text)
-        if len(self.waiting) == BATCH_DOCUMENTS:
-            self.flush(encode)
-
-    def flush(self, encode: Encoder) -> None:
-        """Encode and pack what is waiting."""
-        if self.waiting:
-            tokens, _ = encode(self.waiting)
-            self.waiting = []
-            self.tokens += len(tokens)
-            self.writer.add(self.packer.add(tokens))
-
-    def close(self) -> dict[str, Any]:
-        """Finish the shards and describe the split for the manifest."""
-        return {
-            "documents": self.documents,
-            "empty_documents": self.empty_documents,
-            "tokens": self.tokens,
-            "blocks": self.writer.num_blocks,
-            "dropped_tokens": self.packer.left_over,
-            "shards": self.writer.close(),
-        }
+MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 8, 2**20
+SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS, SAMPLE_PLACES = 50, 100_000, 3
+_NOT_COMPARED = ("cloze_version", "format_version", "checksum", "splits", "bad_records", "bad_record_examples")
 
 
-def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Make the prepared folder `config.output` and return its manifest.
+def prepare(config: PrepareConfig) -> dict[str, Any] | None:
+    """Make the prepared folder `config.output` and return its manifest; None while other shards' units are missing.
 
-    Raises ConfigError, DataError, ModelError or DiskError, in one line each; the folder is whole or not there.
+    What is there already is kept: a folder of the same corpus and settings is done. Raises ConfigError, DataError,
+    ModelError or DiskError, in one line each; the folder is whole or not there.
     """
     output = Path(config.output)
-    check_values(config, output)
+    parts = output.with_name(f"{output.name}.parts")
+    share = check_values(config)
+    unit_bytes = parse_size(config.unit_size, "--unit_size")
     tokenizer = load_tokenizer(config.tokenizer_name, config.trust_remote_code, config.token)
-    if config.block_size > tokenizer.model_max_length:
-        warn(f"blocks of {config.block_size} tokens, but the tokenizer is for models of {tokenizer.model_max_length}")
-    train = open_source(config, config.split)
-    validation = open_source(config, config.validation_split) if config.validation_split else None
-    with staged_folder(output) as staged:
-        tokenizer.save_pretrained(staged / "tokenizer")
-        split_facts = _write_blocks(config, Encoder(tokenizer), train, validation, staged)
-        return write_manifest(
-            staged,
-            {
-                "block_size": config.block_size,
-                "tokenizer": describe(tokenizer, config.tokenizer_name),
-                "source": train.description,
-                "split_rule": _split_rule(config, validation),
-                "splits": split_facts,
-            },
-        )
-
-
-def check_values(config: PrepareConfig, output: Path) -> None:
-    """Raise ConfigError for values that cannot be used, before anything is read."""
+    _check_tokenizer(config, tokenizer)
+    corpus = open_corpus(config, config.validation_split, unit_bytes)
+    facts: dict[str, Any] = {
+        "block_size": config.block_size,
+        "packing": config.packing,
+        "split_special_tokens": config.split_special_tokens,
+        "tokenizer": describe(tokenizer, config.tokenizer_name),
+        "source": corpus.description,
+        "split_rule": _split_rule(config),
+        "unit_size": unit_bytes,
+    }
     if output.exists():
-        raise ConfigError("exists already", where=output, hint="choose another --output, or delete it")
-    if config.block_size < MIN_BLOCK_SIZE:
-        raise ConfigError(f"must be at least {MIN_BLOCK_SIZE}, not {config.block_size}", where="--block_size")
+        return _same_as_before(config, output, facts)
+    before = _read_plan(parts)
+    encoder = _choose_encoder(config, tokenizer, corpus, before)
+    facts["tokenizer"]["backend"] = backend_version(encoder.backend)
+    _open_parts(parts, facts, before, tokenizer)
+    recipe = Recipe(
+        encoder=encoder,
+        fields=corpus.fields,
+        block_size=config.block_size,
+        packing=config.packing,
+        pad_token_id=tokenizer.pad_token_id,
+        validation_percentage=0.0 if config.validation_split else config.validation_split_percentage,
+        skip_bad_records=config.on_bad_record == "skip",
+    )
+    units = parts / "units"
+    try:
+        if not config.finalize:
+            say("prepare", f"{corpus.description['dataset_name']} with {facts['tokenizer']['backend']}")
+            do_units(recipe, corpus.tasks, units, config.num_proc or usable_cores(), share, unit_bytes)
+        missing = missing_units(corpus.tasks, units)
+        if not missing:
+            return finalize(parts, output, recipe, facts, config.validation_split is not None)
+    except ClozeError:
+        if share.count == 1 and not any(read_unit(unit) for unit in units.glob("0*")):
+            shutil.rmtree(parts, ignore_errors=True)  # nothing was finished: nothing to go on from
+        raise
+    if output.exists():  # another shard has finalized it meanwhile
+        return open_prepared(output).manifest
+    again = ", ".join(map(str, owners(corpus.tasks, missing, share.count)))
+    if config.finalize:
+        what = f"{len(missing)} of {len(corpus.tasks)} parts of the corpus are missing"
+        hint = f"run --shard_index {again} again" if share.count > 1 else "run without --finalize"
+        raise DataError(what, where=parts, hint=hint)
+    say("prepare", f"shard {share.index} of {share.count} is done; still to come from --shard_index {again}")
+    return None
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_values(config: PrepareConfig) -> Share:
+    """Raise ConfigError for values that cannot be used, before anything is read; return this task's share."""
+    if not MIN_BLOCK_SIZE <= config.block_size <= MAX_BLOCK_SIZE:
+        limits = f"at least {MIN_BLOCK_SIZE} and at most {MAX_BLOCK_SIZE}"
+        raise ConfigError(f"must be {limits}, not {config.block_size}", where="--block_size")
     if not 0 <= config.validation_split_percentage < 100:
         raise ConfigError(
             f"must be at least 0 and below 100, not {config.validation_split_percentage}",
             where="--validation_split_percentage",
         )
+    for flag, value in (("--num_proc", config.num_proc), ("--num_shards", config.num_shards)):
+        if value is not None and value < 1:
+            raise ConfigError(f"must be at least 1, not {value}", where=flag)
+    if config.shard_index is None:
+        if config.num_shards > 1 and not config.finalize:
+            raise ConfigError("which of them is this?", where="--num_shards", hint="give --shard_index 0, 1, ...")
+        return Share(0, config.num_shards)
+    if not 0 <= config.shard_index < config.num_shards:
+        raise ConfigError(
+            f"must be at least 0 and below --num_shards ({config.num_shards}), not {config.shard_index}",
+            where="--shard_index",
+        )
+    return Share(config.shard_index, config.num_shards)
 
 
-def is_validation(document_id: str, percentage: float) -> bool:
-    """Whether a document is kept for validation: a hash of its id, the same in any order and on any machine."""
-    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < percentage / 100 * 2**64
+def _check_tokenizer(config: PrepareConfig, tokenizer: Any) -> None:
+    if config.block_size > tokenizer.model_max_length:
+        warn(f"blocks of {config.block_size} tokens, but the tokenizer is for models of {tokenizer.model_max_length}")
+    if config.packing == "best_fit" and tokenizer.pad_token_id is None:
+        raise ConfigError(
+            "needs a tokenizer with a padding token", where="--packing best_fit", hint="use --packing concat"
+        )
 
 
-def _write_blocks(
-    config: PrepareConfig, encode: Encoder, train: Source, validation: Source | None, staged: Path
-) -> dict[str, Any]:
-    """Stream all documents into the shards of their splits; return what the manifest says of each."""
-    streams = {
-        name: SplitStream(Packer(config.block_size), ShardWriter(staged / name, config.block_size))
-        for name in ("train", "validation")
-    }
-    percentage = 0.0 if validation else config.validation_split_percentage
-    sides: Iterator[tuple[str, Document]] = (
-        ("validation" if is_validation(document.id, percentage) else "train", document)
-        for document in train.documents()
+def sample_texts(corpus: Corpus) -> list[str]:
+    """Some of the corpus's own texts, from its beginning, middle and end: what backends are compared on."""
+    texts: list[str] = []
+    places = {0, len(corpus.tasks) // 2, len(corpus.tasks) - 1} if corpus.tasks else set()
+    for number in sorted(places):
+        held = 0
+        for _, raw in islice(items_of(corpus.tasks[number], corpus.fields), SAMPLE_DOCUMENTS):
+            with suppress(BadRecord):
+                texts.append(document_of(raw, corpus.fields).text[:SAMPLE_CHARACTERS])
+                held += len(texts[-1])
+            if held >= SAMPLE_CHARACTERS:
+                break
+    return texts
+
+
+def _choose_encoder(
+    config: PrepareConfig, tokenizer: Any, corpus: Corpus, before: dict[str, Any] | None
+) -> EncoderSpec:
+    """A backend that other shards have begun with is the one to go on with."""
+    wanted: str = config.tokenizer_backend
+    if wanted == "auto" and before is not None:
+        wanted = str(before["tokenizer"]["backend"]).split()[0]
+    return choose_encoder(
+        tokenizer, wanted, config.split_special_tokens, sample_texts(corpus), config.trust_remote_code
     )
-    if validation is not None:
-        sides = chain(sides, (("validation", document) for document in validation.documents()))
-    begin = time.monotonic()
-    with progress("prepare", total=None, unit="documents") as advance:
-        while batch := list(islice(sides, BATCH_DOCUMENTS)):
-            for side, document in batch:
-                streams[side].add(document, encode)
-            tokens = sum(stream.tokens for stream in streams.values())
-            advance(len(batch), note=f"{tokens / max(time.monotonic() - begin, 1e-9):,.0f} tokens/s")
-    for stream in streams.values():
-        stream.flush(encode)
-    _check_streams(config, streams)
-    if streams["validation"].writer.num_blocks == 0:
-        streams.pop("validation").writer.discard()
-    return {name: stream.close() for name, stream in streams.items()}
 
 
-def _check_streams(config: PrepareConfig, streams: dict[str, SplitStream]) -> None:
-    """Raise DataError where a split has nothing to train or validate on."""
-    documents = sum(stream.documents for stream in streams.values())
-    if documents == 0:
-        raise DataError("no documents", where=config.dataset_name, hint=f"is split {config.split!r} empty?")
-    if documents == sum(stream.empty_documents for stream in streams.values()):
-        raise DataError(f"all {documents} documents are empty", where=config.dataset_name, hint="check --text_field")
-    for name, wanted in (("train", True), ("validation", config.validation_split is not None)):
-        stream = streams[name]
-        if stream.writer.num_blocks:
-            continue
-        tokens = f"{stream.tokens} tokens in {stream.documents} documents are less than a block of {config.block_size}"
-        if wanted:
-            raise DataError(
-                f"{name}: {tokens}", where=config.dataset_name, hint="use more text or a smaller --block_size"
-            )
-        if stream.documents:
-            warn(f"no validation blocks: {tokens}")
+def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder that is there. Raises ConfigError if it was made of, or with, something else."""
+    try:
+        manifest = open_prepared(output).manifest
+    except DataError as error:
+        hint = "choose another --output, or delete it"
+        raise ConfigError(f"exists already ({error.what})", where=output, hint=hint) from None
+    backend = manifest["tokenizer"].get("backend", "")
+    forced = config.tokenizer_backend not in ("auto", str(backend).split(" ")[0])
+    facts["tokenizer"]["backend"] = config.tokenizer_backend if forced else backend
+    _refuse_differences(output, manifest, facts)
+    say("prepare", "done already; nothing to do")
+    return manifest
 
 
-def _split_rule(config: PrepareConfig, validation: Source | None) -> dict[str, Any]:
-    if validation is not None:
-        return {"kind": "named", "validation": validation.description}
+def _read_plan(parts: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((parts / "plan.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise DataError("damaged", where=parts / "plan.json", hint=f"delete {parts} and begin again") from None
+
+
+def _open_parts(parts: Path, facts: dict[str, Any], before: dict[str, Any] | None, tokenizer: Any) -> None:
+    """Begin the work, or go on with it. Raises ConfigError where it was begun of, or with, something else."""
+    if before is not None:
+        _refuse_differences(parts, before, facts)
+        _remove_leftovers(parts)
+        return
+    with disk_errors(parts):
+        (parts / "units").mkdir(parents=True, exist_ok=True)
+        staged = parts / f"tokenizer-{os.uname().nodename}-{os.getpid()}"
+        tokenizer.save_pretrained(staged)
+        sync_tree(staged)
+        try:
+            os.rename(staged, parts / "tokenizer")
+        except OSError:  # another shard was quicker
+            shutil.rmtree(staged, ignore_errors=True)
+            if not (parts / "tokenizer").is_dir():
+                raise
+    write_json(parts / "plan.json", facts)
+
+
+def _remove_leftovers(parts: Path) -> None:
+    """What killed processes of this machine have left half done."""
+    for folder in [*parts.glob("units/tmp-*"), *parts.glob("joined-*"), *parts.glob("tokenizer-*")]:
+        words = folder.name.split("-")
+        host, pid = "-".join(words[1:-3] if words[0] == "tmp" else words[1:-1]), words[-3 if words[0] == "tmp" else -1]
+        if host == os.uname().nodename and pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refuse_differences(folder: Path, before: dict[str, Any], facts: dict[str, Any]) -> None:
+    old, new = dict(_flat(before)), dict(_flat(facts))
+    old.pop("tokenizer.name", None), new.pop("tokenizer.name", None)
+    differences = [
+        f"{key} {_short(old.get(key))} -> {_short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            f"was made from something else ({'; '.join(differences)})",
+            where=folder,
+            hint="choose another --output, or delete it",
+        )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` -> ("a.b", 1): what a manifest says of corpus and settings."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if name or key not in _NOT_COMPARED:
+                yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{inner.get('name', number)}")
+    else:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:24]}..."
+
+
+def _split_rule(config: PrepareConfig) -> dict[str, Any]:
+    if config.validation_split is not None:
+        return {"kind": "named", "validation": config.validation_split.strip()}
     return {"kind": "hash of the document's id", "validation_percentage": config.validation_split_percentage}

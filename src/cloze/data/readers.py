@@ -1,9 +1,11 @@
 """Records of local files, one at a time: json (array or lines), jsonl, parquet, arrow, csv, txt; also .gz and .zst.
 
-    for record in read_records(Path("corpus.jsonl.gz")):      # dicts
-        ...
+    for piece in pieces_of(Path("corpus.jsonl"), size=32 * 2**20):
+        for position, raw in read_piece(piece, fields):     # raw: bytes of a JSON line, a record, or a document
+            ...
 
-A record that cannot be read raises DataError with the file and, where there is one, the line.
+A file that can be entered anywhere (lines, Parquet row groups, Arrow batches) is cut into pieces of a fixed size; any
+other is one piece. A record that cannot be read comes as a BadRecord with its place; a broken file raises DataError.
 """
 
 from __future__ import annotations
@@ -12,18 +14,48 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
+from cloze.data import columns
+from cloze.data.fields import BadRecord, Document, Fields, Record
+from cloze.data.json_array import read_array
 from cloze.errors import DataError
 
-Record = dict[str, Any]
-COMPRESSIONS = (".gz", ".zst")
-_BATCH_ROWS = 1000
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAX_RECORD_BYTES = 64 * 2**20
+_BUFFER = 2**20
+
+Raw = bytes | Record | Document | BadRecord
+Item = tuple[int, Raw]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file: bytes of lines, row groups or batches [start, stop); all of it where stop is None.
+
+    `size` is its share of the file in bytes.
+    """
+
+    path: str
+    start: int
+    stop: int | None
+    size: int
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of file is read. `cut` gives (start, stop, bytes) of pieces of at least `size` bytes."""
+
+    read: Callable[[Any, Piece, Fields], Iterator[Item]]
+    place: str
+    cut: Callable[[Path, int], list[tuple[int, int, int]]] | None = None
 
 
 def format_of(path: Path) -> str | None:
@@ -32,116 +64,273 @@ def format_of(path: Path) -> str | None:
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
     name = suffixes[-1][1:] if suffixes else ""
-    return name if name in READERS else None
+    return name if name in FORMATS else None
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The records of one file. Raises DataError where the file is missing, cut short or broken."""
-    kind = format_of(path)
-    if kind is None:
-        raise DataError(
-            "unknown file type", where=path, hint=f"the types are: {', '.join(READERS)}, each also .gz, .zst"
-        )
+def is_compressed(path: Path) -> bool:
+    """Whether a file has to be unpacked from its beginning."""
+    return path.suffix.lower() in COMPRESSIONS
+
+
+def pieces_of(path: Path, size: int) -> list[Piece]:
+    """The pieces of a file, a function of its contents and `size` (bytes) only. Raises DataError if it is broken."""
+    whole = [Piece(str(path), 0, None, _stat_size(path))]
+    kind = _kind(path)
+    if is_compressed(path) and kind.cut and kind.place != "line":
+        raise DataError("is packed twice", where=path, hint="unpack it: parquet and arrow files are compressed inside")
+    if kind.cut is None or is_compressed(path):
+        return whole
+    with file_errors(path):
+        return [Piece(str(path), *bounds) for bounds in kind.cut(path, size)]
+
+
+def read_piece(piece: Piece, fields: Fields, meter: Meter | None = None) -> Iterator[Item]:
+    """Every record of a piece with its position: a line's number (in a piece that starts inside a file: its first
+    byte), or a record's number. Raises DataError where the file is missing, cut short or broken."""
+    path = Path(piece.path)
+    kind = _kind(path)
+    with file_errors(path), open_binary(path, meter) as file:
+        yield from kind.read(file, piece, fields)
+
+
+def place_of(piece: Piece, position: int) -> str:
+    """Words for a position in a piece: `corpus.jsonl, line 17`."""
+    place = _kind(Path(piece.path)).place
+    if place != "line" or piece.stop is None:
+        return f"{piece.path}, {place} {position}"
+    with open(piece.path, "rb") as file:  # only now, for one message, the lines before it are counted
+        number, left = 1, position
+        while left > 0 and (block := file.read(min(left, _BUFFER))):
+            number += block.count(b"\n")
+            left -= len(block)
+    return f"{piece.path}, line {number}"
+
+
+def parse_line(line: bytes) -> Record:
+    """The record of a JSON line. Raises BadRecord. Lone surrogates become U+FFFD, as no tokenizer takes them."""
     try:
-        with open_binary(path) as file:
-            yield from READERS[kind](file, path)
-    except FileNotFoundError:
-        raise DataError("no such file", where=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 ({error.reason} at byte {error.start})", where=path) from None
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(
-            f"cannot be read ({str(error).splitlines()[0]})", where=path, hint="is the file whole?"
-        ) from None
-    except (csv.Error, OSError) as error:
-        packed = path.suffix.lower() in COMPRESSIONS
-        raise DataError(
-            f"cannot be {'unpacked' if packed else 'read'} ({error})",
-            where=path,
-            hint="the file is damaged or cut short; get it again" if packed else None,
-        ) from None
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        record = _parse_slowly(line)
+    if not isinstance(record, dict):
+        raise BadRecord("not a JSON object")
+    return record
 
 
-def open_binary(path: Path) -> Any:
-    """The unpacked bytes of a file; a context manager. A packed file that was cut short raises OSError at its end."""
-    packing = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-    return pyarrow.input_stream(str(path), compression=packing) if packing else open(path, "rb")
-
-
-def _json(file: Any, path: Path) -> Iterator[Record]:
-    """A JSON array of records, or one record a line, told apart by the first character."""
-    text = io.TextIOWrapper(file, encoding="utf-8")
-    first = text.readline()
-    while first and not first.strip():
-        first = text.readline()
-    if first.lstrip().startswith("["):
-        yield from _json_array(first + text.read(), path)
-    else:
-        yield from _json_lines(first, text, path)
-
-
-def _json_array(text: str, path: Path) -> Iterator[Record]:
+def _parse_slowly(line: bytes) -> Any:
+    """With the parser that takes lone surrogates and huge numbers, and says what is wrong with the rest."""
     try:
-        records = json.loads(text)
+        return _without_surrogates(json.loads(line.decode("utf-8")))
+    except UnicodeDecodeError:
+        raise BadRecord("invalid UTF-8") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg})", where=f"{path}, line {error.lineno}") from None
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise DataError(f"record {number} is not an object", where=path)
-        yield record
+        raise BadRecord(f"not JSON ({error.msg})") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
+        raise BadRecord("not JSON that can be read") from None
 
 
-def _json_lines(first: str, text: Any, path: Path) -> Iterator[Record]:
-    number, line = 1, first
-    while line:
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"not JSON ({error.msg})", where=f"{path}, line {number}", hint="mend or remove that line"
-                ) from None
-            if not isinstance(record, dict):
-                raise DataError("not a JSON object", where=f"{path}, line {number}")
-            yield record
-        line, number = text.readline(), number + 1
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return value
 
 
-def _parquet(file: Any, path: Path) -> Iterator[Record]:
-    parquet = pyarrow.parquet.ParquetFile(path if path.suffix == ".parquet" else io.BytesIO(file.read()))
-    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-        yield from batch.to_pylist()
+class file_errors:
+    """Turn what a broken file raises into one DataError naming it."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        packed = is_compressed(self._path)
+        broken = "the file is damaged or cut short; get it again"
+        if isinstance(error, FileNotFoundError):
+            raise DataError("no such file", where=self._path) from None
+        if isinstance(error, pyarrow.ArrowInvalid | pyarrow.ArrowNotImplementedError | pyarrow.ArrowTypeError):
+            text = str(error).splitlines()[0]
+            raise DataError(f"cannot be read ({text})", where=self._path, hint="is the file whole?") from None
+        if isinstance(error, csv.Error | OSError):
+            verb = "unpacked" if packed else "read"
+            raise DataError(f"cannot be {verb} ({error})", where=self._path, hint=broken if packed else None) from None
 
 
-def _arrow(file: Any, path: Path) -> Iterator[Record]:
-    """The stream format that `datasets` writes, or the file format (Feather 2)."""
-    magic = file.read(6)
-    file.seek(0)
-    if magic == b"ARROW1":
-        reader = pyarrow.ipc.open_file(pyarrow.BufferReader(file.read()))
-        batches: Any = (reader.get_batch(i) for i in range(reader.num_record_batches))
-    else:
-        batches = pyarrow.ipc.open_stream(file)
-    for batch in batches:
-        yield from batch.to_pylist()
+def open_binary(path: Path, meter: Meter | None = None) -> Any:
+    """The unpacked bytes of a file; a context manager. A packed file that was cut short raises OSError at its end."""
+    packing = COMPRESSIONS.get(path.suffix.lower())
+    file = open(path, "rb", buffering=_BUFFER)  # noqa: SIM115
+    if meter is not None:
+        meter.file = file
+    return io.BufferedReader(pyarrow.input_stream(file, compression=packing), _BUFFER) if packing else file
 
 
-def _csv(file: Any, path: Path) -> Iterator[Record]:
-    csv.field_size_limit(1 << 30)
-    yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+class Meter:
+    """Tells how much of a file has been read so far, before unpacking."""
+
+    file: Any = None
+
+    def bytes_read(self) -> int:
+        """Bytes of the file, 0 before it is opened and after it is closed."""
+        return self.file.tell() if self.file is not None and not self.file.closed else 0
 
 
-def _txt(file: Any, path: Path) -> Iterator[Record]:
-    for line in io.TextIOWrapper(file, encoding="utf-8"):
-        yield {"text": line.rstrip("\r\n")}
+def _stat_size(path: Path) -> int:
+    with file_errors(path):
+        return path.stat().st_size
 
 
-READERS: dict[str, Callable[[Any, Path], Iterator[Record]]] = {
-    "json": _json,
-    "jsonl": _json,
-    "ndjson": _json,
-    "parquet": _parquet,
-    "arrow": _arrow,
-    "csv": _csv,
-    "txt": _txt,
+def _kind(path: Path) -> Format:
+    name = format_of(path)
+    if name is None:
+        known = f"the types are: {', '.join(FORMATS)}; json, csv and txt also as .gz or .zst"
+        raise DataError("unknown file type", where=path, hint=known)
+    if name == "json":
+        with file_errors(path), open_binary(path) as file:
+            name = "array" if _starts_array(file) else "jsonl"
+    return _ARRAY if name == "array" else FORMATS[name]
+
+
+def _starts_array(file: Any) -> bool:
+    while block := file.read(64):
+        if word := block.removeprefix(b"\xef\xbb\xbf").lstrip():
+            return bool(word.startswith(b"["))
+    return False
+
+
+def _cut_lines(path: Path, size: int) -> list[tuple[int, int, int]]:
+    """Piece k holds the lines that begin in bytes [k * size, (k + 1) * size)."""
+    total = path.stat().st_size
+    ends = [*range(size, total, size), total]
+    return [(start, stop, stop - start) for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+def _lines(file: Any, piece: Piece) -> Iterator[tuple[int, bytes | BadRecord]]:
+    """Lines that begin inside the piece, without their newline; those above MAX_RECORD_BYTES are not kept."""
+    position = piece.start
+    if position:
+        file.seek(position - 1)
+        position = position - 1 + _skip_line(file, piece.stop)
+    number = 0
+    while piece.stop is None or position < piece.stop:
+        line = file.readline(MAX_RECORD_BYTES + 1)
+        if not line:
+            return
+        number += 1
+        size = len(line)
+        if size > MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            size += _skip_line(file, None)
+            line = BadRecord(f"larger than {MAX_RECORD_BYTES // 2**20} MiB")
+        yield (number if piece.stop is None else position), line
+        position += size
+
+
+def _skip_line(file: Any, stop: int | None) -> int:
+    """Go past the next newline (or just past byte `stop`, if that comes first); return the bytes gone past."""
+    skipped, begin = 0, file.tell() if stop is not None else 0
+    while part := file.readline(_BUFFER):
+        skipped += len(part)
+        if part.endswith(b"\n") or (stop is not None and begin + skipped > stop):
+            break
+    return skipped
+
+
+def _jsonl(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
+    for position, line in _lines(file, piece):
+        if isinstance(line, BadRecord) or not line.isspace():
+            first = piece.start == 0 and position == (piece.stop is None)
+            yield position, line.removeprefix(b"\xef\xbb\xbf") if first and isinstance(line, bytes) else line
+
+
+def _txt(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
+    for position, line in _lines(file, piece):
+        if isinstance(line, BadRecord):
+            yield position, line
+            continue
+        try:
+            first = piece.start == 0 and position == (piece.stop is None)
+            yield position, {"text": line.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")}
+        except UnicodeDecodeError:
+            yield position, BadRecord("invalid UTF-8")
+
+
+def _csv(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    for number, row in enumerate(csv.DictReader(text), 1):
+        whole = "".join(value for value in row.values() if isinstance(value, str))
+        yield number, row if columns.is_unicode(whole) else BadRecord("invalid UTF-8")
+
+
+def _parquet(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
+    parquet = pyarrow.parquet.ParquetFile(file)
+    groups = range(piece.start, parquet.num_row_groups if piece.stop is None else piece.stop)
+    row = sum(parquet.metadata.row_group(group).num_rows for group in range(piece.start))
+    names = columns.needed(parquet.schema_arrow, fields, piece.path)
+    for batch in parquet.iter_batches(columns.BATCH_ROWS, row_groups=groups, columns=names, use_threads=False):
+        yield from columns.documents(batch, fields, row)
+        row += len(batch)
+
+
+def _cut_parquet(path: Path, size: int) -> list[tuple[int, int, int]]:
+    facts = pyarrow.parquet.read_metadata(path)
+    return _group([facts.row_group(group).total_byte_size for group in range(facts.num_row_groups)], size)
+
+
+def _arrow_batches(file: Any) -> Iterator[Any]:
+    """Of the stream format that `datasets` writes, or of the file format (Feather 2); mapped, not read."""
+    source = pyarrow.memory_map(file.name)
+    if file.read(6) == b"ARROW1":
+        reader = pyarrow.ipc.open_file(source)
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+    return iter(pyarrow.ipc.open_stream(source))
+
+
+def _arrow(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
+    row = 0
+    for number, batch in enumerate(_arrow_batches(file)):
+        if piece.stop is not None and number >= piece.stop:
+            return
+        if number >= piece.start:
+            columns.needed(batch.schema, fields, piece.path)
+            for first in range(0, len(batch), columns.BATCH_ROWS):
+                yield from columns.documents(batch.slice(first, columns.BATCH_ROWS), fields, row + first)
+        row += len(batch)
+
+
+def _cut_arrow(path: Path, size: int) -> list[tuple[int, int, int]]:
+    with open(path, "rb") as file:
+        return _group([batch.nbytes for batch in _arrow_batches(file)], size)
+
+
+def _group(sizes: list[int], least: int) -> list[tuple[int, int, int]]:
+    """Cut a list of sizes into runs of at least `least` bytes: (first, end, bytes) of each."""
+    groups, start, held = [], 0, 0
+    for number, size in enumerate(sizes, 1):
+        held += size
+        if held >= least or number == len(sizes):
+            groups.append((start, number, held))
+            start, held = number, 0
+    return groups
+
+
+def _json_array(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
+    yield from read_array(file, piece.path, MAX_RECORD_BYTES)
+
+
+_ARRAY = Format(_json_array, "record")
+_LINES = Format(_jsonl, "line", _cut_lines)
+FORMATS = {
+    "json": _LINES,
+    "jsonl": _LINES,
+    "ndjson": _LINES,
+    "parquet": Format(_parquet, "row", _cut_parquet),
+    "arrow": Format(_arrow, "row", _cut_arrow),
+    "csv": Format(_csv, "record"),
+    "txt": Format(_txt, "line", _cut_lines),
 }

@@ -1,7 +1,7 @@
 """A prepared folder: blocks on disk, written once, mapped ever after.
 
 prepared/eli5/
-  manifest.json            tokenizer, block size, source, split rule, counts, checksum of each shard
+  manifest.json            tokenizer, block size, packing, source, split rule, counts, checksum of each shard
   tokenizer/               so that nothing but this folder is needed later
   dataset_dict.json        with the next two, what `datasets.load_from_disk` opens
   train/                   data-00000-of-00002.arrow ..., dataset_info.json, state.json
@@ -19,106 +19,112 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow
 import pyarrow.ipc
 from numpy.typing import NDArray
 
 from cloze import __version__
+from cloze.data.packing import Packed
 from cloze.errors import DataError
 from cloze.files import sha256, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-SHARD_BYTES = 256 * 2**20
 BATCH_ROWS = 65_536
 
 
+def block_schema(block_size: int, pieces: bool) -> Any:
+    """The Arrow schema of a shard, with what `datasets` wants to find in it.
+
+    input_ids: [block_size] int32; `pieces`: also the number of tokens of each piece of a document in the block.
+    """
+    features: dict[str, Any] = {"input_ids": {"feature": _int32(), "length": block_size, "_type": "List"}}
+    fields = [pyarrow.field("input_ids", pyarrow.list_(pyarrow.int32(), block_size))]
+    if pieces:
+        features["piece_lengths"] = {"feature": _int32(), "_type": "List"}
+        fields.append(pyarrow.field("piece_lengths", pyarrow.list_(pyarrow.int32())))
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pyarrow.schema(fields, metadata)
+
+
+def _int32() -> dict[str, str]:
+    return {"dtype": "int32", "_type": "Value"}
+
+
 class ShardWriter:
-    """Writes the blocks of one split; `close` gives what the manifest says of them."""
+    """Writes the blocks of one shard, in record batches of BATCH_ROWS; nothing is on disk before the first block."""
 
-    def __init__(self, folder: Path, block_size: int):
-        self._folder, self._block_size = folder, block_size
-        self._features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"), length=block_size)})
-        self._schema = self._features.arrow_schema
-        self._rows_per_shard = max(1, SHARD_BYTES // (4 * block_size))
-        self._waiting: list[NDArray[np.int32]] = []
+    def __init__(self, path: Path, block_size: int, pieces: bool = False):
+        self._path, self._block_size, self._pieces = path, block_size, pieces
+        self._schema = block_schema(block_size, pieces)
+        self._waiting: list[Packed] = []
         self._num_waiting = 0
-        self._shards: list[int] = []
         self._writer: Any = None
-        folder.mkdir()
+        self.num_blocks = 0
 
-    def add(self, blocks: NDArray[np.int32]) -> None:
-        """Append blocks [n, block_size]."""
-        while len(blocks):
-            written = self._shards[-1] if self._writer is not None else 0
-            room = min(BATCH_ROWS, self._rows_per_shard - written) - self._num_waiting
-            self._waiting.append(blocks[:room])
-            self._num_waiting += len(blocks[:room])
-            blocks = blocks[room:]
-            if self._num_waiting == min(BATCH_ROWS, self._rows_per_shard - written):
+    def add(self, packed: Packed) -> None:
+        """Append blocks."""
+        at, piece = 0, 0
+        while at < len(packed.blocks):
+            end = min(len(packed.blocks), at + BATCH_ROWS - self._num_waiting)
+            counts = packed.counts[at:end]
+            pieces = int(counts.sum())
+            self._waiting.append(Packed(packed.blocks[at:end], counts, packed.lengths[piece : piece + pieces]))
+            self._num_waiting += end - at
+            at, piece = end, piece + pieces
+            if self._num_waiting == BATCH_ROWS:
                 self._write_batch()
 
     def _write_batch(self) -> None:
         if self._writer is None:
-            self._sink = pyarrow.OSFile(str(self._part(len(self._shards))), "wb")
+            self._sink = pyarrow.OSFile(str(self._path), "wb")
             self._writer = pyarrow.ipc.new_stream(self._sink, self._schema)
-            self._shards.append(0)
-        rows = np.concatenate(self._waiting)
-        values = pyarrow.array(rows.reshape(-1), pyarrow.int32())
-        column = pyarrow.FixedSizeListArray.from_arrays(values, self._block_size)
-        self._writer.write_batch(pyarrow.record_batch([column], schema=self._schema))
-        self._shards[-1] += len(rows)
+        rows = np.concatenate([packed.blocks for packed in self._waiting])
+        columns = [pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), self._block_size)]
+        if self._pieces:
+            counts = np.concatenate([packed.counts for packed in self._waiting])
+            lengths = np.concatenate([packed.lengths for packed in self._waiting]).astype(np.int32)
+            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+            columns.append(pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(lengths)))
+        self._writer.write_batch(pyarrow.record_batch(columns, schema=self._schema))
+        self.num_blocks += len(rows)
         self._waiting, self._num_waiting = [], 0
-        if self._shards[-1] >= self._rows_per_shard:
-            self._finish_shard()
 
-    def _part(self, number: int) -> Path:
-        return self._folder / f"part-{number:05d}.arrow"
-
-    def _finish_shard(self) -> None:
-        self._writer.close()
-        self._sink.close()
-        self._writer = None
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks added so far."""
-        return sum(self._shards) + self._num_waiting
-
-    def discard(self) -> None:
-        """Remove a split that got no blocks."""
-        self._folder.rmdir()
-
-    def close(self) -> list[dict[str, Any]]:
-        """Finish the files, name them as `datasets` does, and describe each: file, blocks, bytes, sha256."""
+    def close(self) -> dict[str, Any] | None:
+        """Finish the file and describe it: blocks, bytes, sha256. None where there was no block."""
         if self._num_waiting:
             self._write_batch()
-        if self._writer is not None:
-            self._finish_shard()
-        shards = []
-        for number, blocks in enumerate(self._shards):
-            path = self._folder / f"data-{number:05d}-of-{len(self._shards):05d}.arrow"
-            self._part(number).rename(path)
-            shards.append({"file": path.name, "blocks": blocks, "bytes": path.stat().st_size, "sha256": sha256(path)})
-        self._describe_for_datasets(shards)
-        return shards
+        if self._writer is None:
+            return None
+        self._writer.close()
+        self._sink.close()
+        return {"blocks": self.num_blocks, "bytes": self._path.stat().st_size, "sha256": sha256(self._path)}
 
-    def _describe_for_datasets(self, shards: list[dict[str, Any]]) -> None:
-        info = datasets.DatasetInfo(features=self._features)
-        info.write_to_directory(str(self._folder))
-        contents = "".join(shard["sha256"] for shard in shards)
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": shard["file"]} for shard in shards],
-            "_fingerprint": hashlib.sha256(contents.encode()).hexdigest()[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": self._folder.name,
-        }
-        write_json(self._folder / "state.json", state)
+
+def shard_name(number: int, count: int) -> str:
+    """The name that `datasets` gives a shard."""
+    return f"data-{number:05d}-of-{count:05d}.arrow"
+
+
+def describe_split(folder: Path, shards: list[dict[str, Any]], block_size: int, pieces: bool) -> None:
+    """Write dataset_info.json and state.json beside the shards of a split, for `datasets.load_from_disk`."""
+    metadata = json.loads(block_schema(block_size, pieces).metadata[b"huggingface"])
+    write_json(
+        folder / "dataset_info.json",
+        {"citation": "", "description": "", "homepage": "", "license": "", **metadata["info"]},
+    )
+    contents = "".join(shard["sha256"] for shard in shards)
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": shard["file"]} for shard in shards],
+        "_fingerprint": hashlib.sha256(contents.encode()).hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": folder.name,
+    }
+    write_json(folder / "state.json", state)
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -137,32 +143,69 @@ def manifest_checksum(manifest: dict[str, Any]) -> str:
 
 
 class Blocks:
-    """The blocks of one split, memory-mapped: `read` copies only the rows that are asked for."""
+    """The blocks of one split, memory-mapped: `read` copies only the rows that are asked for.
+
+    Raises DataError for a file that is no Arrow stream of such blocks.
+    """
 
     def __init__(self, files: list[Path], block_size: int):
         self.block_size = block_size
         self._batches: list[NDArray[np.int32]] = []
+        self._pieces: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         for file in files:
-            reader = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))
-            for batch in reader:
-                values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
-                self._batches.append(values.reshape(-1, block_size))
+            try:
+                for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))):
+                    values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
+                    self._batches.append(values.reshape(-1, block_size))
+                    if batch.num_columns == 2:
+                        column = batch.column(1)
+                        self._pieces.append((column.offsets.to_numpy(), column.values.to_numpy()))
+            except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+                text = str(error).splitlines()[0]
+                raise DataError(f"cannot be read ({text})", where=file, hint="prepare the corpus again") from None
         self._ends = np.cumsum([len(batch) for batch in self._batches])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    @property
+    def has_pieces(self) -> bool:
+        """Whether it is known which tokens of a block belong to one document (`--packing best_fit`)."""
+        return bool(self._pieces)
+
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
         """indices: [n] in any order -> blocks [n, block_size]. IndexError if one is out of range."""
+        out = np.empty((len(indices), self.block_size), np.int32)
+        for number, here, rows in self._locate(indices):
+            out[here] = self._batches[number][rows]
+        return out
+
+    def read_segments(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
+        """indices: [n] -> [n, block_size]: the number, from 0, of the piece of its block that each token belongs to.
+
+        Padding counts as one more piece. IndexError if an index is out of range.
+        """
+        out = np.empty((len(indices), self.block_size), np.int32)
+        for number, here, rows in self._locate(indices):
+            offsets, lengths = self._pieces[number]
+            for place, row in zip(np.flatnonzero(here), rows, strict=True):
+                pieces = lengths[offsets[row] : offsets[row + 1]]
+                filled = int(pieces.sum())
+                out[place, :filled] = np.repeat(np.arange(len(pieces), dtype=np.int32), pieces)
+                out[place, filled:] = len(pieces)
+        return out
+
+    def _locate(self, indices: NDArray[np.int64]) -> list[tuple[int, Any, NDArray[np.int64]]]:
+        """(batch, which of the indices are in it, their rows there) for every batch that is touched."""
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"blocks are numbered 0 .. {len(self) - 1}")
-        out = np.empty((len(indices), self.block_size), np.int32)
         batch_of = np.searchsorted(self._ends, indices, side="right")
-        for number in np.unique(batch_of):
+        found = []
+        for number in np.unique(batch_of).tolist():
             here = batch_of == number
             first = int(self._ends[number - 1]) if number else 0
-            out[here] = self._batches[number][indices[here] - first]
-        return out
+            found.append((number, here, indices[here] - first))
+        return found
 
 
 @dataclass(frozen=True)
@@ -176,6 +219,11 @@ class Prepared:
     def block_size(self) -> int:
         """Tokens per block."""
         return int(self.manifest["block_size"])
+
+    @property
+    def packing(self) -> str:
+        """`concat` or `best_fit`."""
+        return str(self.manifest.get("packing", "concat"))
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -1,205 +1,212 @@
-"""Documents of a corpus, one at a time: from local files or from the Hub.
+"""A corpus as work that can be done in any order: tasks that depend on the source alone, not on who does them.
 
-    source = open_source(config, "train_asks[:5000]")
-    for document in source.documents():
-        document.id, document.text
+    corpus = open_corpus(config, unit_bytes=32 * 2**20)
+    for task in corpus.tasks:
+        task.pieces            # parts of local files, read by whoever takes the task
+        task.stream            # or records that must be read from their beginning (a large .gz, a slice, the Hub)
 
-A split may be a slice, as in `datasets`: `train[:5000]`, `train[100:]`, `train[10%:20%]`. Fields may be nested and
-lists are joined with a space, as the Hugging Face tutorial does with `answers.text`.
+A split may be a slice, as in `datasets`: `train[:5000]`, `train[100:]`, `train[10%:20%]`. Without a slice, local files
+that can be entered anywhere are cut into pieces of about `unit_bytes`, and small files are put together.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cloze.config import SourceConfig
-from cloze.data.readers import COMPRESSIONS, READERS, Record, format_of, read_records
+from cloze.data.fields import BadRecord, Document, Fields
+from cloze.data.local_files import digest, is_local, local_splits
+from cloze.data.presets import with_preset
+from cloze.data.readers import Item, Meter, Piece, Raw, parse_line, pieces_of, place_of, read_piece
 from cloze.errors import ConfigError, DataError
-from cloze.files import sha256
 
 _SLICE = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
-_SPLIT_WORDS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text of the corpus and the name that decides on which side of the split it falls."""
+class Task:
+    """A part of the corpus. `side` is the split its documents belong to; None: decided for each by its id.
 
-    id: str
-    text: str
+    `stream` starts a new pass; `size` is in bytes, None where nobody knows, and `meter` tells how many of a stream's
+    have been read.
+    """
 
-
-@dataclass(frozen=True)
-class Source:
-    """A split of a corpus. `records` starts a new pass; `description` goes into the manifest."""
-
+    number: int
+    side: str | None
     name: str
-    records: Callable[[], Iterator[Record]]
+    pieces: tuple[Piece, ...] = ()
+    stream: Callable[[], Iterator[Item]] | None = None
+    size: int | None = None
+    meter: Meter | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of a run of `cloze prepare`. `description` goes into the manifest."""
+
+    tasks: list[Task]
+    fields: Fields
     description: dict[str, Any]
-    text_field: str | None
-    id_field: str | None
 
     def documents(self) -> Iterator[Document]:
-        """Every document, also empty ones. Raises DataError where a field is missing."""
-        for number, record in enumerate(self.records(), 1):
-            where = f"{self.name}, record {number}"
-            text = text_of(record, self.text_field or _default_text_field(record, where), where)
-            yield Document(_id_of(record, self.id_field, text, where), text)
+        """Every document in order, also empty ones. Raises DataError naming the first bad record."""
+        for task in self.tasks:
+            for place, raw in items_of(task, self.fields):
+                try:
+                    yield document_of(raw, self.fields)
+                except BadRecord as error:
+                    raise bad_record_error(error, place()) from None
 
 
-def open_source(config: SourceConfig, split: str) -> Source:
-    """The documents of one split, nothing read yet. Raises DataError where there is no such corpus or split."""
+def items_of(task: Task, fields: Fields) -> Iterator[tuple[Callable[[], str], Raw]]:
+    """The records of a task, each with a function that puts its place into words."""
+    if task.stream is not None:
+        for position, raw in task.stream():
+            yield partial(stream_place, task, position), raw
+    for piece in task.pieces:
+        for position, raw in read_piece(piece, fields):
+            yield partial(place_of, piece, position), raw
+
+
+def stream_place(task: Task, position: int) -> str:
+    """Words for a place in a stream."""
+    return f"{task.name}, record {position}"
+
+
+def document_of(raw: Raw, fields: Fields) -> Document:
+    """The document of what a reader gave. Raises BadRecord where there is none."""
+    if isinstance(raw, Document):
+        return raw
+    if isinstance(raw, bytes):
+        raw = parse_line(raw)
+    if isinstance(raw, BadRecord):
+        raise raw
+    return fields.document(raw)
+
+
+def bad_record_error(error: BadRecord, place: str) -> DataError:
+    """The one line for a record that is refused."""
+    return DataError(str(error), where=place, hint="mend it, or leave such records out with --on_bad_record skip")
+
+
+def open_corpus(config: SourceConfig, validation_split: str | None = None, unit_bytes: int = 32 * 2**20) -> Corpus:
+    """The tasks of a corpus, nothing but file sizes read yet.
+
+    Raises ConfigError or DataError where there is no such corpus or split, or its first record lacks a field.
+    """
+    config = with_preset(config)
+    if config.dataset_name is None:
+        raise ConfigError(
+            "no corpus", where="--dataset_name", hint="name a file, a folder or a dataset, or a --preset"
+        )
+    fields = Fields.parse(config.text_field, config.id_field)
+    sides = (
+        [(None, config.split)]
+        if validation_split is None
+        else [
+            ("train", config.split),
+            ("validation", validation_split),
+        ]
+    )
+    tasks: list[Task] = []
+    descriptions = []
+    for side, split in sides:
+        found, description = _open_split(config, fields, split, unit_bytes)
+        tasks += [
+            dataclasses.replace(task, number=len(tasks) + number, side=side) for number, task in enumerate(found)
+        ]
+        descriptions.append(description | {"split": split.strip()})
+    _check_first_record(tasks, fields)
+    facts = {"text_field": config.text_field or "text", "id_field": config.id_field}
+    description = descriptions[0] | facts
+    return Corpus(tasks, fields, description | ({"validation": descriptions[1]} if validation_split else {}))
+
+
+def _open_split(
+    config: SourceConfig, fields: Fields, split: str, unit_bytes: int
+) -> tuple[list[Task], dict[str, Any]]:
     match = _SLICE.fullmatch(split.strip())
     if match is None:
         raise ConfigError(
             f"cannot read {split!r}", where="--split", hint="write train, train[:5000] or train[10%:20%]"
         )
     name, first, last = match["name"], match["first"], match["last"]
-    if is_local(config.dataset_name):
-        records, count, description = _open_local(config.dataset_name, name)
+    if is_local(str(config.dataset_name)):
+        tasks, description = _open_local(str(config.dataset_name), name, unit_bytes)
     else:
         from cloze.data.hub_source import open_hub
 
-        records, count, description = open_hub(config, name)
-    description |= {"split": split.strip(), "text_field": config.text_field}
-    if first is not None or last is not None:
-        whole = records
+        streams, description = open_hub(config, name)
+        tasks = [Task(0, None, label, stream=stream) for label, stream in streams]
+    if first is None and last is None:
+        return tasks, description
+    size = sum(task.size for task in tasks if task.size) or None
 
-        def records() -> Iterator[Record]:
-            return islice(whole(), *_bounds(first, last, count))
+    def sliced() -> Iterator[Item]:
+        count = lambda: sum(1 for task in tasks for _ in items_of(task, fields))  # noqa: E731
+        start, stop = _bounds(first, last, count)
+        whole = (raw for task in tasks for _, raw in items_of(task, fields))
+        return enumerate(islice(whole, start, stop), start + 1)
 
-    return Source(config.dataset_name, records, description, config.text_field, config.id_field)
-
-
-def is_local(name: str) -> bool:
-    """Whether a dataset name is a path: what exists here, or looks like a file or folder, never goes to the Hub."""
-    path = Path(name)
-    looks_like_path = name.startswith((".", "/", "~")) or format_of(path) is not None or any(c in name for c in "*?")
-    return path.exists() or looks_like_path or path.suffix.lower() in COMPRESSIONS
+    return [Task(0, None, f"{config.dataset_name} ({name})", stream=sliced, size=size)], description
 
 
 def _bounds(first: str | None, last: str | None, count: Callable[[], int]) -> tuple[int, int | None]:
     """Slice ends as numbers; percentages and negative ends need the number of records."""
+    total = count() if any(text and (text[-1] == "%" or text[0] == "-") for text in (first, last)) else 0
 
     def number(text: str) -> int:
-        if text.endswith("%"):
-            return round(count() * int(text[:-1]) / 100)
-        return int(text) if int(text) >= 0 else count() + int(text)
+        value = round(total * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+        return value if value >= 0 else max(0, total + value)
 
     return number(first) if first is not None else 0, number(last) if last is not None else None
 
 
-def _open_local(name: str, split: str) -> tuple[Callable[[], Iterator[Record]], Callable[[], int], dict[str, Any]]:
+def _open_local(name: str, split: str, unit_bytes: int) -> tuple[list[Task], dict[str, Any]]:
     by_split = local_splits(name)
     if split not in by_split:
         raise DataError(f"no split {split!r}", where=name, hint=f"the splits are: {', '.join(by_split)}")
     files = by_split[split]
+    tasks: list[Task] = []
+    waiting: list[Piece] = []
 
-    def records() -> Iterator[Record]:
-        for file in files:
-            yield from read_records(file)
+    def flush() -> None:
+        if waiting:
+            size = sum(piece.size for piece in waiting)
+            tasks.append(Task(len(tasks), None, waiting[0].path, tuple(waiting), size=size))
+            waiting.clear()
 
-    facts = [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files]
-    description = {"dataset_name": Path(name).name, "files": facts}
-    return records, lambda: sum(1 for _ in records()), description
-
-
-def local_splits(name: str) -> dict[str, list[Path]]:
-    """The files of each split of a local file, folder or glob. Raises DataError where there are none."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and format_of(f) is not None and not _is_metadata(f))
-    else:
-        files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-    if not files:
-        what = "no files that Cloze reads" if path.is_dir() else "no such file or folder"
-        raise DataError(
-            what, where=name, hint=f"give {', '.join(READERS)} files (also .gz, .zst), or a Hub dataset's name"
-        )
-    if len(files) == 1:
-        return {"train": files} if not path.is_dir() else {_split_of(files[0], path) or "train": files}
-    by_split: dict[str, list[Path]] = {}
     for file in files:
-        by_split.setdefault(_split_of(file, path) or "train", []).append(file)
-    return by_split
+        for piece in pieces_of(file, unit_bytes):
+            if piece.stop is None and piece.size > unit_bytes // 4:  # too large to be done in one go
+                flush()
+                meter = Meter()
+                stream = partial(read_piece, piece, Fields(()), meter)
+                tasks.append(Task(len(tasks), None, piece.path, stream=stream, size=piece.size, meter=meter))
+                continue
+            if sum(held.size for held in waiting) + piece.size > unit_bytes:
+                flush()
+            waiting.append(piece)
+    flush()
+    facts = [{"name": file.name, "bytes": file.stat().st_size, "digest": digest(file)} for file in files]
+    return tasks, {"dataset_name": Path(name).name, "files": facts}
 
 
-def _is_metadata(file: Path) -> bool:
-    return file.name in ("dataset_info.json", "state.json", "dataset_dict.json") or file.name.startswith(".")
-
-
-def _split_of(file: Path, root: Path) -> str | None:
-    """The split that a file's folder or name speaks of: `train/part-1.json`, `eli5-validation-2.json.gz`."""
-    parts = file.relative_to(root).parts if root.is_dir() else (file.name,)
-    for part in parts:
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in _SPLIT_WORDS:
-                return _SPLIT_WORDS[word]
-    return None
-
-
-def text_of(record: Record, fields: str, where: str) -> str:
-    """The text of a record. `fields`: dotted names separated by commas. Raises DataError for one that is missing."""
-    texts = (_join(_get(record, field.strip(), where)) for field in fields.split(","))
-    return " ".join(text for text in texts if text.strip())
-
-
-def _get(record: Record, field: str, where: str) -> Any:
-    values: Any = record
-    for key in field.split("."):
-        if isinstance(values, list):  # a list of records, as `output[].answer` of KILT
-            values = [value[key] for value in values if isinstance(value, dict) and key in value]
-        elif isinstance(values, dict) and key in values:
-            values = values[key]
-        else:
-            known = ", ".join(field_names(record))
-            raise DataError(f"no field {field!r}", where=where, hint=f"the fields are: {known}; set --text_field")
-    return values
-
-
-def _join(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(text for text in map(_join, value) if text)
-    if isinstance(value, dict):
-        return ""
-    return "" if value is None else str(value)
-
-
-def field_names(record: Record, prefix: str = "") -> list[str]:
-    """All fields of a record, nested ones with dots."""
-    names = []
-    for key, value in record.items():
-        inner = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
-        names += field_names(inner, f"{prefix}{key}.") if isinstance(inner, dict) else [f"{prefix}{key}"]
-    return names
-
-
-def _default_text_field(record: Record, where: str) -> str:
-    if "text" in record:
-        return "text"
-    known = ", ".join(field_names(record))
-    raise DataError("which field holds the text?", where=where, hint=f"the fields are: {known}; set --text_field")
-
-
-def _id_of(record: Record, id_field: str | None, text: str, where: str) -> str:
-    if id_field is not None:
-        return _join(_get(record, id_field, where))
-    for name in ("q_id", "id"):
-        if record.get(name) not in (None, ""):
-            return str(record[name])
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def _check_first_record(tasks: list[Task], fields: Fields) -> None:
+    """A field that the very first record lacks was named wrongly: say so before any work is done."""
+    for task in tasks:
+        for place, raw in items_of(task, fields):
+            try:
+                record = parse_line(raw) if isinstance(raw, bytes) else raw
+            except BadRecord:
+                return
+            if isinstance(record, dict):
+                fields.check(record, place())
+            return

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 
 from cloze.config import TokenizerConfig
 from cloze.console import progress
-from cloze.data.sources import open_source
+from cloze.data.sources import open_corpus
 from cloze.errors import ConfigError, DataError
 from cloze.files import staged_folder
 
@@ -38,13 +38,13 @@ def train_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerFast:
             f"must be at least {MIN_VOCAB_SIZE} (256 bytes and {len(SPECIAL_TOKENS)} special tokens)",
             where="--vocab_size",
         )
-    source = open_source(config, config.split)
+    corpus = open_corpus(config)
     seen = 0
 
     def texts() -> Iterator[str]:
         nonlocal seen
         with progress("tokenizer", total=None, unit="documents") as advance:
-            for document in source.documents():
+            for document in corpus.documents():
                 advance()
                 if document.text.strip():
                     seen += 1

@@ -1,0 +1,115 @@
+"""Which backend encodes a corpus: the fastest whose ids are equal to the tokenizer's own, tried before the work.
+
+spec = choose_encoder(tokenizer, "auto", False, sample_texts)
+spec.backend                                      # "gigatoken", "tokenizers" or "transformers"
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from cloze.console import warn
+from cloze.data.encode import Encoder, EncoderSpec
+from cloze.errors import ConfigError, ModelError
+
+# What tokenizers stumble over. Lone surrogates never reach a tokenizer: they are U+FFFD by then.
+NASTY_TEXTS = (
+    "",
+    " ",
+    "  two  spaces\t\ttabs \r\n\n newlines \u00a0\u2003\u3000 other spaces ",
+    "emoji 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 ☃️ and text",
+    "漢字とかな交じり文。中文混排，한국어도 있다。",
+    "שלום עולם ‏مرحبا بالعالم‎ mixed with English",
+    "हिन्दी ไทย தமிழ் မြန်မာ combining: é ễ ﬁ Ǆ",
+    "control \x00\x01\x07\x1b[31m\x7f\x85 characters \ufeff\u200b\u200d\u2060",
+    "replacement \ufffd\ufffd of lone surrogates, private \ue000 and \U0010fffd",
+    "it's we'll I'VE don’t 3.14159 1,000,000 x=y+z; a_b-c/d\\e|f~g",
+    "http://example.org/a?b=c&d=%20#e user@example.org C++ <html>&amp;</html>",
+    "ſtraße İstanbul ΑΣ ﬀ ㎏ ½ ² Ⅳ",
+    "x" * 2**20,
+    "漢" * 50_000,
+)
+
+
+def choose_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: str,
+    split_special_tokens: bool,
+    sample: list[str],
+    trust_remote_code: bool = False,
+) -> EncoderSpec:
+    """The encoder for a tokenizer: `wanted` (gigatoken, tokenizers or transformers), or for `auto` the fastest one.
+
+    Raises ConfigError where a wanted one cannot be had or gives other ids; ModelError where none gives the same.
+    """
+    prefix, suffix = template(tokenizer)
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    source = fast.to_str() if fast is not None else tokenizer.name_or_path
+    texts = [*sample, *NASTY_TEXTS, *_special_texts(tokenizer)]
+    expected = reference(tokenizer, texts, split_special_tokens)
+    candidates = (["gigatoken"] if find_spec("gigatoken") else []) + ["tokenizers"] if fast else ["transformers"]
+    for backend in candidates if wanted == "auto" else [wanted]:
+        spec = EncoderSpec(backend, source, prefix, suffix, split_special_tokens, trust_remote_code)
+        reason = _unfit(spec, fast is not None, texts, expected)
+        if reason is None:
+            return spec
+        if wanted != "auto":
+            raise ConfigError(f"{backend} cannot be used: {reason}", where="--tokenizer_backend", hint="leave it out")
+        if backend == "gigatoken" and "gives other ids" in reason:
+            warn(f"{backend} is not used: {reason}")
+    raise ModelError(
+        "the tokenizer gives a text other tokens when it adds special ones",
+        where=type(tokenizer).__name__,
+        hint="please report it with the tokenizer's name",
+    )
+
+
+def _unfit(spec: EncoderSpec, is_fast: bool, texts: list[str], expected: list[list[int]]) -> str | None:
+    """Why a backend cannot be used; None where it can."""
+    if spec.backend != "transformers" and not find_spec(spec.backend):
+        return f"it is not installed (pip install {spec.backend})"
+    if spec.backend != "transformers" and not is_fast:
+        return "this tokenizer has no tokenizer.json"
+    try:
+        tokens, lengths = Encoder(spec)(texts)
+    except Exception as error:  # gigatoken refuses what it does not know (WordPiece, ...) in several ways
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    ends = np.cumsum(lengths)
+    for text, ids, end, length in zip(texts, expected, ends, lengths, strict=True):
+        if tokens[end - length : end].tolist() != ids:
+            return f"it gives other ids for {text[:40]!r}"
+    return None
+
+
+def reference(tokenizer: Any, texts: list[str], split_special_tokens: bool) -> list[list[int]]:
+    """What the tokenizer itself makes of each text, special tokens included, nothing cut off."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    limit, tokenizer.model_max_length = tokenizer.model_max_length, int(1e30)  # no warnings of long texts
+    if fast is not None:
+        fast.encode_special_tokens = split_special_tokens
+    try:
+        options = {"split_special_tokens": True} if split_special_tokens and fast is None else {}
+        return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
+    finally:
+        tokenizer.model_max_length = limit
+        if fast is not None:
+            fast.encode_special_tokens = False
+
+
+def template(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that the tokenizer puts before and after a single text."""
+    bare = list(tokenizer("Hello world", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("Hello world")["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    return (), ()  # whatever it does, the comparison of ids will find it
+
+
+def _special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    tokens = [str(token) for token in tokenizer.all_special_tokens]
+    return [f"a {token} b{token}c" for token in tokens] + ["".join(tokens), " ".join(tokens)]

@@ -1,0 +1,150 @@
+"""From finished units to a prepared folder: join the tails, name the shards, write the manifest, rename.
+
+Nothing is copied: shards are hard links to the units' files where the file system has such links. The folder appears
+by one rename, so that it is there whole or not at all, and two processes may do this at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloze.console import warn
+from cloze.data.packing import BestFit, Concat
+from cloze.data.shards import ShardWriter, describe_split, open_prepared, shard_name, write_manifest
+from cloze.data.units import MAX_EXAMPLES, SIDES, Recipe, make_packer, read_tail, read_unit
+from cloze.errors import ConfigError, DataError
+from cloze.files import disk_errors, publish, sync_tree
+
+JOIN_TOKENS = 2**22
+
+
+def finalize(
+    parts: Path, output: Path, recipe: Recipe, facts: dict[str, Any], named_validation: bool
+) -> dict[str, Any]:
+    """Make `output` from the units in `parts`, all of which are there; remove `parts`; return the manifest.
+
+    Raises DataError where there is too little text, DiskError where nothing can be written.
+    """
+    corpus_name = str(facts["source"]["dataset_name"])
+    staged = parts / f"joined-{os.uname().nodename}-{os.getpid()}"
+    with disk_errors(output):
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
+            folders = sorted(path for path in (parts / "units").iterdir() if not path.name.startswith("tmp-"))
+            units = [(folder, read_unit(folder) or {}) for folder in folders]
+            counts = {side: _count(units, side) for side in SIDES}
+            _check_documents(recipe, counts, facts, corpus_name)
+            splits = {side: _join(staged / side, units, side, recipe, counts[side]) for side in SIDES}
+            _check_blocks(recipe, splits, corpus_name, named_validation)
+            if splits["validation"]["blocks"] == 0:
+                del splits["validation"]
+                shutil.rmtree(staged / "validation")
+            shutil.copytree(parts / "tokenizer", staged / "tokenizer")
+            bad = sum((Counter(unit["bad_records"]) for _, unit in units), Counter())
+            examples = [line for _, unit in units for line in unit["examples"]][:MAX_EXAMPLES]
+            if bad and not recipe.skip_bad_records:
+                hint = "give --on_bad_record skip again, or begin again without it"
+                raise ConfigError("records were left out", where=examples[0], hint=hint)
+            skipped = {"bad_records": dict(sorted(bad.items())), "bad_record_examples": examples} if bad else {}
+            manifest = write_manifest(staged, facts | {"splits": splits} | skipped)
+            sync_tree(staged)
+            publish(staged, output)
+        except DataError:
+            shutil.rmtree(parts, ignore_errors=True)  # the same units would end here again
+            raise
+        except OSError:  # another process was quicker, or it has removed the units already
+            if not output.exists():
+                raise
+            manifest = open_prepared(output).manifest
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    shutil.rmtree(parts, ignore_errors=True)
+    return manifest
+
+
+def _count(units: list[tuple[Path, dict[str, Any]]], side: str) -> dict[str, int]:
+    names = ("documents", "empty_documents", "cut_documents", "tokens")
+    return {name: sum(unit["splits"][side][name] for _, unit in units) for name in names}
+
+
+def _join(
+    folder: Path, units: list[tuple[Path, dict[str, Any]]], side: str, recipe: Recipe, counts: dict[str, int]
+) -> dict[str, Any]:
+    """Link the shards of one split in order, add one for the joined tails, and describe the split."""
+    folder.mkdir()
+    pieces = recipe.packing == "best_fit"
+    files = [(path / f"{side}.arrow", unit["splits"][side]["shard"]) for path, unit in units]
+    shards = [(path, shard) for path, shard in files if shard is not None]
+    rest = folder / "tails.arrow"
+    writer = ShardWriter(rest, recipe.block_size, pieces)
+    packer = make_packer(recipe)
+    for path, unit in units:
+        lengths = np.array(unit["splits"][side]["tail"], np.int64)
+        if len(lengths):
+            _pack(packer, writer, read_tail(path, side), lengths)
+    if isinstance(packer, BestFit):
+        writer.add(packer.flush())
+    joined = writer.close()
+    if joined is not None:
+        shards.append((rest, joined))
+    listed = []
+    for number, (path, shard) in enumerate(shards):
+        name = shard_name(number, len(shards))
+        _link(path, folder / name)
+        listed.append({"file": name, **shard})
+    rest.unlink(missing_ok=True)
+    describe_split(folder, listed, recipe.block_size, pieces)
+    blocks = sum(shard["blocks"] for shard in listed)
+    return {**counts, "blocks": blocks, "dropped_tokens": packer.left_over, "shards": listed}
+
+
+def _pack(packer: Concat | BestFit, writer: ShardWriter, tokens: Any, lengths: Any) -> None:
+    if isinstance(packer, Concat):
+        writer.add(packer.add(tokens, lengths))
+        return
+    packer.add(tokens, lengths)
+    if packer.left_over >= JOIN_TOKENS:
+        writer.add(packer.flush())
+
+
+def _link(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except FileNotFoundError:
+        raise
+    except OSError:  # no hard links here
+        shutil.copyfile(path, name)
+
+
+def _check_documents(
+    recipe: Recipe, counts: dict[str, dict[str, int]], facts: dict[str, Any], corpus_name: str
+) -> None:
+    """Raise DataError where there is nothing at all."""
+    documents = sum(counts[side]["documents"] for side in SIDES)
+    if documents == 0:
+        split = facts["source"].get("split")
+        raise DataError("no documents", where=corpus_name, hint=f"is split {split!r} empty?")
+    if documents == sum(counts[side]["empty_documents"] for side in SIDES):
+        raise DataError(f"all {documents} documents are empty", where=corpus_name, hint="check --text_field")
+
+
+def _check_blocks(recipe: Recipe, splits: dict[str, dict[str, Any]], corpus_name: str, named_validation: bool) -> None:
+    """Raise DataError where a split has nothing to train or validate on."""
+    for name, wanted in (("train", True), ("validation", named_validation)):
+        facts = splits[name]
+        if facts["blocks"]:
+            continue
+        short = (
+            f"{facts['tokens']} tokens in {facts['documents']} documents are less than a block of {recipe.block_size}"
+        )
+        if wanted:
+            raise DataError(f"{name}: {short}", where=corpus_name, hint="use more text or a smaller --block_size")
+        if recipe.validation_percentage:
+            warn(f"no validation blocks: {short}; use more text or a larger --validation_split_percentage")

@@ -1,0 +1,234 @@
+"""One unit of work: a part of the corpus becomes a folder with its blocks, there whole or not at all.
+
+units/000007-000002/            task 7, chunk 2 of it (a task of pieces has one chunk)
+  train.arrow  validation.arrow the full blocks of its documents
+  train.tail   validation.tail  tokens left over (int32), to be joined with those of the other units
+  unit.json                     counts, checksums, bad records
+
+Who does which unit, where and when, changes nothing in it. Imports nothing slow: worker processes start with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloze.data.encode import Encoder, EncoderSpec
+from cloze.data.fields import BadRecord, Document, Fields
+from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat
+from cloze.data.readers import Raw
+from cloze.data.shards import ShardWriter
+from cloze.data.sources import Task, bad_record_error, document_of, items_of, stream_place
+from cloze.files import disk_errors, sync, sync_tree
+
+SIDES = ("train", "validation")
+UNIT = "unit.json"
+BATCH_DOCUMENTS = 1000
+BATCH_CHARACTERS = 4 * 2**20
+FLUSH_TOKENS = 2**23  # best_fit packs this many tokens at a time
+MAX_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the bytes of a unit, besides its documents."""
+
+    encoder: EncoderSpec
+    fields: Fields
+    block_size: int
+    packing: str
+    pad_token_id: int | None
+    validation_percentage: float
+    skip_bad_records: bool
+
+
+@dataclass
+class SplitStream:
+    """What becomes of the documents of one split of a unit."""
+
+    packer: Concat | BestFit
+    writer: ShardWriter
+    documents: int = 0
+    empty_documents: int = 0
+    tokens: int = 0
+    waiting: list[str] = field(default_factory=list)
+    characters: int = 0
+
+    def add(self, document: Document, encode: Encoder) -> None:
+        """Take one document; encode when a batch is full."""
+        self.documents += 1
+        text = document.text
+        if not text or text.isspace():
+            self.empty_documents += 1
+            return
+        self.waiting.append(text)
+        self.characters += len(text)
+        if len(self.waiting) == BATCH_DOCUMENTS or self.characters >= BATCH_CHARACTERS:
+            self.flush(encode)
+
+    def flush(self, encode: Encoder) -> None:
+        """Encode and pack what is waiting."""
+        if not self.waiting:
+            return
+        tokens, lengths = encode(self.waiting)
+        self.waiting, self.characters = [], 0
+        self.tokens += len(tokens)
+        if isinstance(self.packer, Concat):
+            self.writer.add(self.packer.add(tokens, lengths))
+        else:
+            self.packer.add(tokens, lengths)
+            if self.packer.left_over >= FLUSH_TOKENS:
+                self.writer.add(self.packer.flush(keep=LEFT_BLOCKS))
+
+    def close(self, tail: Path) -> dict[str, Any]:
+        """Finish the shard, write the tail, and describe both."""
+        if isinstance(self.packer, BestFit):
+            self.writer.add(self.packer.flush(keep=LEFT_BLOCKS))
+        tokens, lengths = self.packer.close()
+        if len(tokens):
+            tokens.astype("<i4").tofile(tail)
+        return {
+            "documents": self.documents,
+            "empty_documents": self.empty_documents,
+            "cut_documents": self.packer.cut_documents,
+            "tokens": self.tokens,
+            "tail": lengths.tolist(),
+            "shard": self.writer.close(),
+        }
+
+
+def make_packer(recipe: Recipe) -> Concat | BestFit:
+    """The packer of a recipe."""
+    if recipe.packing == "concat":
+        return Concat(recipe.block_size)
+    assert recipe.pad_token_id is not None
+    return BestFit(recipe.block_size, recipe.pad_token_id)
+
+
+def is_validation(document_id: str, percentage: float) -> bool:
+    """Whether a document is kept for validation: a hash of its id, the same in any order and on any machine."""
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < percentage / 100 * 2**64
+
+
+def unit_name(task: int, chunk: int) -> str:
+    """Names sort as the units' documents do in the corpus."""
+    return f"{task:06d}-{chunk:06d}"
+
+
+def read_unit(folder: Path) -> dict[str, Any] | None:
+    """The facts of a finished unit; None where it is not there or not whole."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / UNIT).read_text(encoding="utf-8"))
+        for side in SIDES:
+            shard = facts["splits"][side]["shard"]
+            if shard is not None and (folder / f"{side}.arrow").stat().st_size != shard["bytes"]:
+                return None
+            tail = sum(facts["splits"][side]["tail"])
+            if tail and (folder / f"{side}.tail").stat().st_size != 4 * tail:
+                return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return facts
+
+
+def records_of_chunk(task: Task, chunk: list[tuple[int, Raw]]) -> Iterator[tuple[Callable[[], str], Raw]]:
+    """A chunk of a stream, as `items_of` gives the records of pieces."""
+    for position, raw in chunk:
+        yield partial(stream_place, task, position), raw
+
+
+def do_unit(
+    recipe: Recipe,
+    encode: Encoder,
+    units: Path,
+    task: Task,
+    chunk: int,
+    records: list[tuple[int, Raw]] | None,
+    is_last: bool,
+    advance: Callable[[int, int], None],
+) -> None:
+    """Make one unit's folder. `records`: the chunk of a stream; None: the task's own pieces are read.
+
+    `advance(documents, tokens)` is called as work goes on. Raises DataError for bad records (unless they are to be
+    skipped) and broken files, DiskError where nothing can be written.
+    """
+    final = units / unit_name(task.number, chunk)
+    staged = units / f"tmp-{os.uname().nodename}-{os.getpid()}-{final.name}"
+    with disk_errors(units):
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        try:
+            found = records_of_chunk(task, records) if records is not None else items_of(task, recipe.fields)
+            facts = _fill_unit(recipe, encode, staged, task, found, advance)
+            facts["last"] = is_last
+            (staged / UNIT).write_text(json.dumps(facts), encoding="utf-8")
+            sync_tree(staged)
+            if final.exists() and read_unit(final) is None:
+                shutil.rmtree(final)  # damaged
+            try:
+                os.rename(staged, final)
+            except OSError:
+                if read_unit(final) is None:  # else another process was quicker, with the same bytes
+                    raise
+            sync(units)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _fill_unit(
+    recipe: Recipe,
+    encode: Encoder,
+    folder: Path,
+    task: Task,
+    records: Iterator[tuple[Callable[[], str], Raw]],
+    advance: Callable[[int, int], None],
+) -> dict[str, Any]:
+    pieces = recipe.packing == "best_fit"
+    train, validation = (
+        SplitStream(make_packer(recipe), ShardWriter(folder / f"{side}.arrow", recipe.block_size, pieces))
+        for side in SIDES
+    )
+    bad: Counter[str] = Counter()
+    examples: list[str] = []
+    told_documents = told_tokens = 0
+    percentage, side = recipe.validation_percentage, task.side
+    for place, raw in records:
+        try:
+            document = document_of(raw, recipe.fields)
+        except BadRecord as error:
+            if not recipe.skip_bad_records:
+                raise bad_record_error(error, place()) from None
+            bad[str(error)] += 1
+            if len(examples) < MAX_EXAMPLES:
+                examples.append(f"{Path(place()).name}: {error}")  # no folder of this machine gets into the manifest
+            continue
+        held = side == "validation" or (side is None and percentage > 0 and is_validation(document.id, percentage))
+        (validation if held else train).add(document, encode)
+        if not train.waiting:
+            documents, tokens = train.documents + validation.documents, train.tokens + validation.tokens
+            advance(documents - told_documents, tokens - told_tokens)
+            told_documents, told_tokens = documents, tokens
+    for stream in (train, validation):
+        stream.flush(encode)
+    advance(train.documents + validation.documents - told_documents, train.tokens + validation.tokens - told_tokens)
+    splits = {
+        side: stream.close(folder / f"{side}.tail") for side, stream in zip(SIDES, (train, validation), strict=True)
+    }
+    return {"splits": splits, "bad_records": dict(bad), "examples": examples}
+
+
+def read_tail(folder: Path, side: str) -> Any:
+    """The tokens left over by a unit: [n] int32."""
+    path = folder / f"{side}.tail"
+    return np.fromfile(path, "<i4").astype(np.int32) if path.exists() else np.empty(0, np.int32)
