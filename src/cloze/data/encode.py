@@ -87,10 +87,12 @@ def _gigatoken(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray[np
     import awkward
     import gigatoken
 
-    facts = json.loads(spec.tokenizer)
+    source = spec.tokenizer
     if spec.split_special_tokens:
+        facts = json.loads(source)
         facts["added_tokens"] = [token for token in facts["added_tokens"] if not token["special"]]
-    tokenizer = gigatoken.Tokenizer.from_json(json.dumps(facts))
+        source = json.dumps(facts)
+    tokenizer = gigatoken.Tokenizer.from_json(source)
 
     def encode(texts: list[str]) -> tuple[Ids, NDArray[np.int64]]:
         layout = awkward.to_layout(awkward.to_packed(tokenizer.encode_batch(texts, parallel=False)))

@@ -81,12 +81,12 @@ class ShardWriter:
             self._sink = pyarrow.OSFile(str(self._path), "wb")
             self._writer = pyarrow.ipc.new_stream(self._sink, self._schema)
         rows = np.concatenate([packed.blocks for packed in self._waiting])
-        columns = [pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), self._block_size)]
+        columns = [pyarrow.FixedSizeListArray.from_arrays(_as_arrow(rows), self._block_size)]
         if self._pieces:
             counts = np.concatenate([packed.counts for packed in self._waiting])
             lengths = np.concatenate([packed.lengths for packed in self._waiting]).astype(np.int32)
             offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-            columns.append(pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(lengths)))
+            columns.append(pyarrow.ListArray.from_arrays(_as_arrow(offsets), _as_arrow(lengths)))
         self._writer.write_batch(pyarrow.record_batch(columns, schema=self._schema))
         self.num_blocks += len(rows)
         self._waiting, self._num_waiting = [], 0
@@ -100,6 +100,11 @@ class ShardWriter:
         self._writer.close()
         self._sink.close()
         return {"blocks": self.num_blocks, "bytes": self._path.stat().st_size, "sha256": sha256(self._path)}
+
+
+def _as_arrow(values: NDArray[np.int32]) -> Any:
+    """The same memory as an Arrow array (`pyarrow.array` would import pandas first)."""
+    return pyarrow.Array.from_buffers(pyarrow.int32(), values.size, [None, pyarrow.py_buffer(values)])
 
 
 def shard_name(number: int, count: int) -> str:
