@@ -16,7 +16,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cloze.cli import main
-from cloze.data.prepare import is_validation
+from cloze.data.units import is_validation
 from cloze.data.shards import open_prepared
 
 WORDS = ["the", "a", "Milky", "Way", "is", "galaxy", "spiral", "water", "boils", "at", "hundred", "naïve", "🌌"]
@@ -197,7 +197,7 @@ def test_an_output_folder_in_use_is_left_alone(corpus: Path, tokenizer: Path, tm
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "mine").write_text("precious")
     assert cloze(*flags(corpus, tokenizer, tmp_path / "p")) == 2
-    assert "exists already; choose another --output" in capfd.readouterr().err
+    assert "exists already (not a prepared folder); choose another --output" in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["mine"]
     source = ["--dataset_name", corpus, "--text_field", "answers.text"]
     assert cloze("tokenizer", *source, "--output", tmp_path / "p") == 2

@@ -87,17 +87,12 @@ def _unfit(spec: EncoderSpec, is_fast: bool, texts: list[str], expected: list[li
 
 def reference(tokenizer: Any, texts: list[str], split_special_tokens: bool) -> list[list[int]]:
     """What the tokenizer itself makes of each text, special tokens included, nothing cut off."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
     limit, tokenizer.model_max_length = tokenizer.model_max_length, int(1e30)  # no warnings of long texts
-    if fast is not None:
-        fast.encode_special_tokens = split_special_tokens
+    options = {"split_special_tokens": True} if split_special_tokens else {}
     try:
-        options = {"split_special_tokens": True} if split_special_tokens and fast is None else {}
         return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
     finally:
         tokenizer.model_max_length = limit
-        if fast is not None:
-            fast.encode_special_tokens = False
 
 
 def template(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,0 +1,287 @@
+"""The same bytes for any number of processes, shards and machines, however often the work is killed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloze.config import PrepareConfig, TokenizerConfig
+from cloze.data.prepare import prepare
+from cloze.data.shards import open_prepared, verify_prepared
+from cloze.data.train_tokenizer import train_tokenizer
+from cloze.errors import ConfigError, DataError
+from cloze.sample import write_corpus
+
+UNIT = "40KB"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of threads in several files: lines, a packed file, an array; about 15 units."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "all.jsonl", num_threads=600)
+    lines = (folder / "all.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "data").mkdir()
+    (folder / "data" / "a.jsonl").write_bytes(b"".join(lines[:200]))
+    (folder / "data" / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[200:400]), mtime=0))
+    array = json.dumps([json.loads(line) for line in lines[400:590]])
+    (folder / "data" / "c.json").write_text(array)
+    for number, line in enumerate(lines[590:]):
+        (folder / "data" / f"d{number}.jsonl").write_bytes(line)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus: Path) -> Path:
+    source = {"dataset_name": str(corpus / "all.jsonl"), "text_field": "answers.text"}
+    train_tokenizer(TokenizerConfig(**source, output=str(corpus / "tokenizer"), vocab_size=500))
+    return corpus / "tokenizer"
+
+
+def config(corpus: Path, output: Path, **more: Any) -> PrepareConfig:
+    values: dict[str, Any] = {
+        "dataset_name": str(corpus / "data"),
+        "tokenizer_name": str(corpus / "tokenizer"),
+        "text_field": "answers.text",
+        "output": str(output),
+        "block_size": 32,
+        "unit_size": UNIT,
+        "num_proc": 1,
+        "tokenizer_backend": "tokenizers",
+        "validation_split_percentage": 10,
+    }
+    return PrepareConfig(**values | more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", params=["concat", "best_fit"])
+def expected(request: pytest.FixtureRequest, corpus: Path, tokenizer: Path) -> tuple[str, dict[str, bytes]]:
+    """What one process makes of the corpus without being disturbed."""
+    output = corpus / f"expected-{request.param}"
+    prepare(config(corpus, output, packing=request.param))
+    verify_prepared(output)
+    return request.param, contents(output)
+
+
+def test_any_number_of_processes_gives_the_same_bytes(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
+    packing, bytes_of_one = expected
+    for num_proc in (2, 3):
+        prepare(config(corpus, tmp_path / f"p{num_proc}", packing=packing, num_proc=num_proc))
+        assert contents(tmp_path / f"p{num_proc}") == bytes_of_one
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p2", "p3"]
+
+
+@pytest.mark.parametrize(("count", "order"), [(2, [1, 0]), (3, [0, 2, 1]), (7, [3, 6, 0, 1, 5, 4, 2])])
+def test_any_number_of_shards_gives_the_same_bytes(
+    corpus: Path, expected: tuple[str, dict], tmp_path: Path, count: int, order: list[int], capsys
+):
+    packing, bytes_of_one = expected
+    for index in order[:-1]:
+        more = {"packing": packing, "num_shards": count, "shard_index": index}
+        assert prepare(config(corpus, tmp_path / "p", **more)) is None
+    assert f"still to come from --shard_index {order[-1]}" in capsys.readouterr().out
+    with pytest.raises(DataError, match=f"are missing; run --shard_index {order[-1]} again"):
+        prepare(config(corpus, tmp_path / "p", packing=packing, num_shards=count, finalize=True))
+    last = {"packing": packing, "num_shards": count, "shard_index": order[-1]}
+    assert prepare(config(corpus, tmp_path / "p", **last)) is not None
+    assert contents(tmp_path / "p") == bytes_of_one
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_a_unit_that_was_lost_or_damaged_is_made_again(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
+    packing, bytes_of_one = expected
+    more = {"packing": packing, "num_shards": 2}
+    prepare(config(corpus, tmp_path / "p", shard_index=0, **more))
+    units = sorted((tmp_path / "p.parts" / "units").iterdir())
+    shutil.rmtree(units[0])
+    (units[1] / "train.arrow").write_bytes(b"short")
+    (units[2] / "unit.json").write_text("{")
+    assert prepare(config(corpus, tmp_path / "p", shard_index=1, **more)) is None
+    assert prepare(config(corpus, tmp_path / "p", shard_index=0, **more)) is not None
+    assert contents(tmp_path / "p") == bytes_of_one
+
+
+def test_less_than_one_block_is_lost_in_the_whole_corpus(corpus: Path, tokenizer: Path, tmp_path: Path):
+    splits = prepare(config(corpus, tmp_path / "p"))["splits"]
+    assert len(splits["train"]["shards"]) > 5
+    for facts in splits.values():
+        assert facts["tokens"] - facts["blocks"] * 32 == facts["dropped_tokens"] < 32
+    assert sum(facts["documents"] for facts in splits.values()) == 600
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"block_size": 64}, "block_size 32 -> 64"),
+        ({"text_field": "title"}, "source.text_field answers.text -> title"),
+        ({"packing": "best_fit"}, "packing concat -> best_fit"),
+        ({"unit_size": "50KB"}, "unit_size 40000 -> 50000"),
+        ({"validation_split_percentage": 5}, "split_rule.validation_percentage 10 -> 5"),
+        ({"split_special_tokens": True}, "split_special_tokens False -> True"),
+        ({"split": "train[:100]"}, "source.split train -> train[:100]"),
+        ({"tokenizer_name": "other"}, "tokenizer.fingerprint "),
+        ({"dataset_name": "other"}, "source.files.a.jsonl.digest sha256:"),
+    ],
+)
+def test_something_else_in_the_same_folder_is_refused(
+    corpus: Path, tokenizer: Path, tmp_path: Path, change: dict[str, Any], difference: str
+):
+    prepare(config(corpus, tmp_path / "done"))
+    prepare(config(corpus, tmp_path / "begun", num_shards=2, shard_index=0))
+    if change == {"tokenizer_name": "other"}:
+        source = {"dataset_name": str(corpus / "all.jsonl"), "text_field": "title"}
+        train_tokenizer(TokenizerConfig(**source, output=str(tmp_path / "other"), vocab_size=400))
+        change = {"tokenizer_name": str(tmp_path / "other")}
+    if change == {"dataset_name": "other"}:
+        shutil.copytree(corpus / "data", tmp_path / "data")
+        content = (tmp_path / "data" / "a.jsonl").read_bytes()
+        (tmp_path / "data" / "a.jsonl").write_bytes(content.replace(b" is ", b" IS ", 1))
+        change = {"dataset_name": str(tmp_path / "data")}
+    before = contents(tmp_path)
+    for name, more in (("done", {}), ("begun", {"num_shards": 2, "shard_index": 1})):
+        with pytest.raises(ConfigError) as caught:
+            prepare(config(corpus, tmp_path / name, **more | change))
+        assert difference in str(caught.value)
+        assert "choose another --output, or delete it" in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_the_same_again_is_done_already(corpus: Path, expected: tuple[str, dict], tmp_path: Path, capsys):
+    packing, _ = expected
+    first = prepare(config(corpus, tmp_path / "p", packing=packing))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("*")}
+    assert prepare(config(corpus, tmp_path / "p", packing=packing, num_proc=3)) == first
+    assert "done already; nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("*")} == before
+
+
+def run_until_killed(settings: PrepareConfig, seconds: float) -> None:
+    """Prepare in a forked process and kill it, children and all, after so many seconds (if it still runs)."""
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 1), os.dup2(devnull, 2)
+        try:
+            prepare(settings)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def killed_many_times(corpus: Path, folder: Path, expected: dict[str, bytes], kills: int, packing: str) -> None:
+    rng = random.Random(kills)
+    begin = time.monotonic()
+    prepare(config(corpus, folder / "timed", packing=packing))
+    takes = time.monotonic() - begin
+    done, finished = 0, 0
+    while done < kills:
+        output = folder / f"p{finished}"
+        while not output.exists() and done < kills:
+            run_until_killed(config(corpus, output, packing=packing), rng.uniform(0, 1.1 * takes))
+            done += 1
+        prepare(config(corpus, output, packing=packing))
+        assert contents(output) == expected
+        finished += 1
+    assert finished > kills // 30  # the work was finished, and begun again, many times
+    assert not list(folder.glob("*.parts"))
+
+
+def test_killed_at_random_moments_the_bytes_are_the_same(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
+    packing, bytes_of_one = expected
+    killed_many_times(corpus, tmp_path, bytes_of_one, 8, packing)
+
+
+@pytest.mark.slow
+def test_killed_at_a_hundred_random_moments(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
+    packing, bytes_of_one = expected
+    killed_many_times(corpus, tmp_path, bytes_of_one, 100, packing)
+
+
+def test_worker_processes_end_with_a_killed_parent(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
+    """The whole command with two workers, killed while they work: nobody is left, and it goes on."""
+    packing, bytes_of_one = expected
+    settings = vars(config(corpus, tmp_path / "p", packing=packing, num_proc=2))
+    flags = [
+        word for key, value in settings.items() if value not in (None, False) for word in (f"--{key}", str(value))
+    ]
+    words = [sys.executable, "-m", "cloze", "prepare", *flags]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    units = tmp_path / "p.parts" / "units"
+    deadline = time.monotonic() + 120
+    while not list(units.glob("0*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+    assert not (tmp_path / "p").exists()
+    prepare(config(corpus, tmp_path / "p", packing=packing))
+    assert contents(tmp_path / "p") == bytes_of_one
+
+
+BAD_LINES = [
+    (b'{"answers": {"text": null}}\n', "null text"),
+    (b'{"answer": "x"}\n', "no field 'answers.text'"),
+    (b'{"answers": {"text": 17}}\n', "field 'answers.text' is int, not text"),
+    (b'{"answers": {"text": "caf\xe9"}}\n', "invalid UTF-8"),
+    (b'{"answers": {"text": "half\n', "not JSON"),
+    (b"[1, 2]\n", "not a JSON object"),
+    (b'{"answers": {"text": "' + b"x" * (65 * 2**20) + b'"}}\n', "larger than 64 MiB"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[reason for _, reason in BAD_LINES])
+def test_a_bad_record_is_refused_or_left_out(corpus: Path, tokenizer: Path, tmp_path: Path, line: bytes, reason: str):
+    lines = (corpus / "all.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "good.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "bad.jsonl").write_bytes(b"".join([*lines[:300], line, *lines[300:]]))
+    bad = {"dataset_name": str(tmp_path / "bad.jsonl"), "unit_size": UNIT if len(line) < 1000 else "10MB"}
+    with pytest.raises(DataError, match=f"bad.jsonl, line 301: {reason}.*--on_bad_record skip"):
+        prepare(config(corpus, tmp_path / "p", **bad))
+    manifest = prepare(config(corpus, tmp_path / "p", **bad, on_bad_record="skip"))
+    assert [key.startswith(reason) for key in manifest["bad_records"]] == [True]
+    assert list(manifest["bad_records"].values()) == [1]
+    assert manifest["bad_record_examples"][0].startswith(f"bad.jsonl, line 301: {reason}")
+    good = prepare(config(corpus, tmp_path / "g", dataset_name=str(tmp_path / "good.jsonl")))
+    for side in ("train", "validation"):
+        assert manifest["splits"][side]["tokens"] == good["splits"][side]["tokens"]
+
+
+def test_both_backends_give_the_same_shards(corpus: Path, tokenizer: Path, tmp_path: Path):
+    pytest.importorskip("gigatoken")
+    for special in (False, True):
+        shards = []
+        for backend in ("gigatoken", "tokenizers"):
+            output = tmp_path / f"{backend}-{special}"
+            more = {"tokenizer_backend": backend, "split_special_tokens": special}
+            manifest = prepare(config(corpus, output, **more))
+            assert manifest["tokenizer"]["backend"].startswith(backend)
+            shards.append(manifest["splits"])
+        assert shards[0] == shards[1]
+    assert open_prepared(tmp_path / "gigatoken-True").manifest["split_special_tokens"] is True
