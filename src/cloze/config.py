@@ -41,13 +41,9 @@ class SourceConfig:
 
 
 @dataclass(kw_only=True)
-class PrepareConfig(SourceConfig):
-    """Turn a corpus into fixed blocks of tokens, once, before any GPU is used."""
+class BlocksConfig(SourceConfig):
+    """How documents become blocks of tokens."""
 
-    tokenizer_name: str
-    """a tokenizer on the Hub, or a local folder"""
-    output: str
-    """the folder to make; `datasets.load_from_disk` opens it too"""
     block_size: int = 128
     """tokens per block"""
     packing: Literal["concat", "best_fit"] = "concat"
@@ -62,12 +58,6 @@ class PrepareConfig(SourceConfig):
     count it"""
     num_proc: int | None = None
     """worker processes (default: one per core); the result does not depend on it"""
-    num_shards: int = 1
-    """share the work between so many runs of this command, on any machines that see the output folder"""
-    shard_index: int | None = None
-    """which of them this is, from 0"""
-    finalize: bool = False
-    """do no work, only check that all shards' work is there and join it (the last shard does it by itself)"""
     unit_size: str = "32MB"
     """bytes of the corpus that are done, and kept, at a time; larger ones for corpora of many terabytes"""
     validation_split: str | None = None
@@ -77,6 +67,22 @@ class PrepareConfig(SourceConfig):
     so that the same document always falls on the same side; 0 for none"""
     trust_remote_code: bool = False
     """run Python code that comes with the tokenizer"""
+
+
+@dataclass(kw_only=True)
+class PrepareConfig(BlocksConfig):
+    """Turn a corpus into fixed blocks of tokens, once, before any GPU is used."""
+
+    tokenizer_name: str
+    """a tokenizer on the Hub, or a local folder"""
+    output: str
+    """the folder to make; `datasets.load_from_disk` opens it too"""
+    num_shards: int = 1
+    """share the work between so many runs of this command, on any machines that see the output folder"""
+    shard_index: int | None = None
+    """which of them this is, from 0"""
+    finalize: bool = False
+    """do no work, only check that all shards' work is there and join it (the last shard does it by itself)"""
 
 
 @dataclass(kw_only=True)
@@ -118,11 +124,18 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class TrainConfig(ModelConfig):
-    """Train on a prepared folder. Start it with `accelerate launch -m cloze train ...` or with `cloze train ...`."""
+class TrainConfig(ModelConfig, BlocksConfig):
+    """Train a model. Start it with `accelerate launch -m cloze train ...` or with `cloze train ...`."""
 
-    dataset_name: str
-    """a folder made by `cloze prepare`"""
+    dataset_name: str | None = None
+    """a folder made by `cloze prepare`; or a corpus, as in `cloze prepare`, which is prepared first, once, and kept"""
+    tokenizer_name: str | None = None
+    """for a corpus: its tokenizer (default: the one of model_name_or_path or config_name)"""
+    prepared_cache_dir: str | None = None
+    """where prepared corpora are kept (default: $CLOZE_CACHE, or `cloze` in the user's cache folder)"""
+    streaming_train: bool = False
+    """for a corpus that is larger than the disk: tokenize and pack while training, and keep nothing; needs max_steps,
+    and resumes on the same number of processes only"""
     output_dir: str
     """the run's folder: checkpoints, metrics, resolved configuration"""
     mlm_probability: float = 0.15

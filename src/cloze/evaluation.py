@@ -65,13 +65,14 @@ def score_batch(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def score_blocks(
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    logits_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     blocks: BlockSource,
     masking: Masking,
     per_device: int,
     accelerator: Accelerator,
 ) -> Scores:
-    """Score every block once, shared between the ranks. `logits_of`: input_ids [B, S] -> logits [B, S, V].
+    """Score every block once, shared between the ranks. `logits_of`: a batch with input_ids [B, S] (on
+    the CPU) -> logits [B, S, V].
 
     Every rank calls it, and every rank gets the scores of all blocks.
     """
@@ -80,7 +81,7 @@ def score_blocks(
     steps = -(-len(blocks) // (per_device * world))
     with progress("evaluate", total=steps, unit="batches") as advance:
         for batch in eval_batches(blocks, masking, per_device, accelerator.process_index, world):
-            logits = logits_of(batch["input_ids"].to(accelerator.device))
+            logits = logits_of(batch)
             total += score_batch(logits, batch["labels"].to(accelerator.device)).cpu()
             advance()
     if world > 1:

@@ -17,15 +17,18 @@ from cloze.errors import ConfigError
 # Names of `cloze train` that TrainingArguments does not have: the model and data names of run_mlm.py, and our own.
 RUN_MLM = {
     "model_name_or_path", "model_type", "config_overrides", "config_name", "cache_dir", "model_revision", "token",
-    "trust_remote_code", "dataset_name", "mlm_probability",
+    "trust_remote_code", "dataset_name", "mlm_probability", "dataset_config_name", "tokenizer_name",
+    "validation_split_percentage",
 }  # fmt: skip
-OWN = {"attn_implementation", "mask_replace_prob", "random_replace_prob", "deepspeed"}
+OWN = {"attn_implementation", "mask_replace_prob", "random_replace_prob", "deepspeed", "prepared_cache_dir",
+       "streaming_train"}  # fmt: skip
+PREPARE = {field.name for field in dataclasses.fields(config.BlocksConfig)}  # as in `cloze prepare`
 
 
 def test_flags_of_train_have_the_names_people_know():
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     here = {field.name for field in dataclasses.fields(config.TrainConfig)}
-    assert here - known - RUN_MLM - OWN == set()
+    assert here - known - RUN_MLM - OWN - PREPARE == set()
 
 
 def test_flags_mean_what_they_mean_in_transformers():

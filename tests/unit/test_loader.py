@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ class Numbered:
     """Blocks whose tokens say which block they are."""
 
     block_size = 4
+    has_pieces = False
 
     def __init__(self, count: int):
         self.count = count
@@ -70,7 +73,7 @@ def test_evaluation_sees_every_block_once_with_the_same_mask(world_size: int, pe
 
 def test_reading_ahead_changes_nothing_and_hands_on_errors():
     layout = Layout(2, 2, 0, 1)
-    ahead = list(TrainLoader(Numbered(50), MASKING, layout, 10**6, 7, 12))
+    ahead = list(TrainLoader(partial(step_batches, Numbered(50), MASKING, layout, 10**6), 7, 12))
     assert [batch.global_step for batch in ahead] == [7, 8, 9, 10, 11]
     for batch in ahead:
         direct = step_batches(Numbered(50), MASKING, layout, 10**6, batch.global_step)
@@ -82,4 +85,4 @@ def test_reading_ahead_changes_nothing_and_hands_on_errors():
             raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
-        list(TrainLoader(Broken(50), MASKING, layout, 10**6, 0, 5))
+        list(TrainLoader(partial(step_batches, Broken(50), MASKING, layout, 10**6), 0, 5))

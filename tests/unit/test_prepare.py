@@ -16,8 +16,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cloze.cli import main
-from cloze.data.units import is_validation
 from cloze.data.shards import open_prepared
+from cloze.data.units import is_validation
 
 WORDS = ["the", "a", "Milky", "Way", "is", "galaxy", "spiral", "water", "boils", "at", "hundred", "naïve", "🌌"]
 

@@ -19,6 +19,7 @@ from cloze.evaluation import score_blocks
 from cloze.files import write_json
 from cloze.fill import model_folder
 from cloze.model.load import check_fits, load_pretrained
+from cloze.model.packed import document_attention, model_inputs
 
 
 def run(config: EvaluateConfig) -> None:
@@ -38,12 +39,14 @@ def run(config: EvaluateConfig) -> None:
             where=config.model,
             hint=f"prepare the corpus with --tokenizer_name {folder}",
         )
+    packed = prepared.packing == "best_fit"
+    documents = document_attention(model, prepared.block_size, model.config.vocab_size) if packed else None
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     model.to(accelerator.device)
     masking = Masking.from_manifest(prepared.manifest, config.seed, config.mlm_probability)
     begin = time.monotonic()
     scores = score_blocks(
-        lambda input_ids: model(input_ids=input_ids).logits,
+        lambda batch: model(**model_inputs(batch, accelerator.device, documents)).logits,
         blocks,
         masking.for_evaluation(),
         config.per_device_eval_batch_size,

@@ -40,3 +40,8 @@ def draws(keys: U64, start: int, count: int) -> U64:
     """Draws number start .. start + count - 1 of each key's stream. keys: [B] -> [B, count], uniform in [0, 2^64)."""
     steps = (np.arange(start + 1, start + count + 1, dtype=np.uint64)) * GOLDEN
     return mix64(keys[:, None] + steps[None, :])
+
+
+def draw_at(keys: U64, numbers: NDArray[np.int64]) -> U64:
+    """Draw number `numbers[i]` of the stream of `keys[i]`. Both [n] -> [n], uniform in [0, 2^64)."""
+    return mix64(keys + (numbers.astype(np.uint64) + np.uint64(1)) * GOLDEN)

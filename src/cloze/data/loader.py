@@ -1,10 +1,11 @@
 """From a position in the run to the batches of one optimizer step, read ahead by a thread.
 
-    loader = TrainLoader(blocks, masking, layout, total_samples, start_step=120)
-    for step in loader:                     # step 120, 121, ...
+    build = partial(step_batches, blocks, masking, layout, total_samples)
+    for step in TrainLoader(build, start_step=120, end_step=200):      # step 120, 121, ...
         step.num_masked                     # masked tokens of this rank
         for micro_batch in step.micro_batches:
             micro_batch["input_ids"], micro_batch["labels"]     # both [B, S] int64
+            micro_batch.get("segments")     # [B, S] int32, where attention stays inside documents (best_fit packing)
 
 Samples past the end of the run (the last step is rarely full) stay in the batch, so that shapes do not change, but
 none of their tokens is predicted: they have no part in loss and gradient.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,7 +36,12 @@ class BlockSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def has_pieces(self) -> bool: ...
+
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.int32]: ...
+
+    def read_segments(self, indices: NDArray[np.int64]) -> NDArray[np.int32]: ...
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,38 @@ class Layout:
         """Blocks per optimizer step."""
         return self.per_device * self.accumulation * self.world_size
 
+    def samples(self, global_step: int, micro_step: int) -> NDArray[np.int64]:
+        """Sample numbers of one micro-batch of this rank: [per_device] int64."""
+        return step_samples(global_step, micro_step, self.per_device, self.accumulation, self.rank, self.world_size)
+
 
 @dataclass(frozen=True)
 class StepBatches:
-    """One rank's share of one optimizer step."""
+    """One rank's share of one optimizer step. `stream`: of streamed data, the rank's place after it."""
 
     global_step: int
     micro_batches: list[dict[str, torch.Tensor]]
     num_masked: int
+    stream: dict[str, int] | None = None
+
+
+def make_batch(
+    ids: NDArray[np.int32],
+    segments: NDArray[np.int32] | None,
+    masking: Masking,
+    samples: NDArray[np.int64],
+    num_samples: int,
+) -> dict[str, torch.Tensor]:
+    """Mask blocks [B, S] that are samples [B] of the run; samples from `num_samples` on get no labels."""
+    input_ids, labels = masking.apply(ids, samples)
+    labels[samples >= num_samples] = IGNORE_INDEX
+    batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+    return batch if segments is None else batch | {"segments": torch.from_numpy(segments)}
+
+
+def count_masked(micro_batches: list[dict[str, torch.Tensor]]) -> int:
+    """The tokens to predict."""
+    return sum(int(np.count_nonzero(batch["labels"].numpy() != IGNORE_INDEX)) for batch in micro_batches)
 
 
 def step_batches(
@@ -68,30 +98,21 @@ def step_batches(
     """Build one rank's micro-batches of one step: a pure function of its arguments."""
     micro_batches = []
     for micro_step in range(layout.accumulation):
-        samples = step_samples(
-            global_step, micro_step, layout.per_device, layout.accumulation, layout.rank, layout.world_size
-        )
-        ids = blocks.read(block_indices(samples, len(blocks), masking.seed))
-        input_ids, labels = masking.apply(ids, samples)
-        labels[samples >= total_samples] = IGNORE_INDEX
-        micro_batches.append({"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)})
-    masked = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)
-    return StepBatches(global_step, micro_batches, masked)
+        samples = layout.samples(global_step, micro_step)
+        indices = block_indices(samples, len(blocks), masking.seed)
+        segments = blocks.read_segments(indices) if blocks.has_pieces else None
+        micro_batches.append(make_batch(blocks.read(indices), segments, masking, samples, total_samples))
+    return StepBatches(global_step, micro_batches, count_masked(micro_batches))
 
 
 class TrainLoader:
-    """Iterate over the steps `start_step` .. `end_step` - 1; a thread keeps the next ones ready."""
+    """Iterate over the steps `start_step` .. `end_step` - 1; a thread keeps the next ones ready.
 
-    def __init__(
-        self,
-        blocks: BlockSource,
-        masking: Masking,
-        layout: Layout,
-        total_samples: int,
-        start_step: int,
-        end_step: int,
-    ):
-        self._build = lambda step: step_batches(blocks, masking, layout, total_samples, step)
+    `build`: global step -> StepBatches; it is called for one step after another.
+    """
+
+    def __init__(self, build: Callable[[int], StepBatches], start_step: int, end_step: int):
+        self._build = build
         self._steps = range(start_step, end_step)
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCH_STEPS)
         self._stop = threading.Event()
@@ -134,6 +155,6 @@ def eval_batches(
     count = len(blocks)
     for step in range(-(-count // (per_device * world_size))):
         samples = step_samples(step, 0, per_device, 1, rank, world_size)
-        input_ids, labels = masking.apply(blocks.read(np.minimum(samples, count - 1)), samples)
-        labels[samples >= count] = IGNORE_INDEX
-        yield {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+        indices = np.minimum(samples, count - 1)
+        segments = blocks.read_segments(indices) if blocks.has_pieces else None
+        yield make_batch(blocks.read(indices), segments, masking, samples, count)

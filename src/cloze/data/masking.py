@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloze.data.hashing import draws, keys_for, make_key
+from cloze.data.hashing import draw_at, draws, keys_for, make_key
 
 IGNORE_INDEX = -100  # the label of tokens that are not predicted; torch's cross_entropy ignores it
 _PURPOSE_TRAIN, _PURPOSE_EVAL = 0x747261696E, 0x6576616C
@@ -73,13 +73,23 @@ class Masking:
         purpose = _PURPOSE_EVAL if self.evaluation else _PURPOSE_TRAIN
         keys = keys_for(make_key(self.seed, purpose), samples)
         chosen = draws(keys, 0, size) < _threshold(self.mlm_probability)
-        chosen &= ~np.isin(blocks, np.asarray(self.special_token_ids, blocks.dtype))
-        action = draws(keys, size, size)
-        to_mask = chosen & (action < _threshold(self.mask_replace_prob))
-        to_random = chosen & ~to_mask & (action < _threshold(self.mask_replace_prob + self.random_replace_prob))
-        token = ((draws(keys, 2 * size, size) >> np.uint64(32)) * np.uint64(self.vocab_size)) >> np.uint64(32)
-        input_ids = np.where(to_mask, self.mask_token_id, np.where(to_random, token.astype(np.int64), blocks))
-        return input_ids.astype(np.int64), np.where(chosen, blocks, IGNORE_INDEX).astype(np.int64)
+        special = np.zeros(max(self.special_token_ids, default=0) + 2, bool)
+        special[list(self.special_token_ids)] = True
+        chosen &= ~special[np.minimum(blocks, len(special) - 1)]
+        rows, columns = np.nonzero(chosen)  # what becomes of a token is drawn for the chosen ones only
+        originals = blocks[rows, columns]
+        action = draw_at(keys[rows], size + columns)
+        token = ((draw_at(keys[rows], 2 * size + columns) >> np.uint64(32)) * np.uint64(self.vocab_size)) >> np.uint64(
+            32
+        )
+        to_mask = action < _threshold(self.mask_replace_prob)
+        to_random = ~to_mask & (action < _threshold(self.mask_replace_prob + self.random_replace_prob))
+        shown = np.where(to_mask, self.mask_token_id, np.where(to_random, token.astype(np.int64), originals))
+        input_ids = blocks.astype(np.int64)
+        input_ids[rows, columns] = shown
+        labels = np.full(blocks.shape, IGNORE_INDEX, np.int64)
+        labels[rows, columns] = originals
+        return input_ids, labels
 
 
 def _threshold(probability: float) -> np.uint64:

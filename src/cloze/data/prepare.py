@@ -10,35 +10,82 @@ Until then the work is in OUTPUT.parts: plan.json (what is being made of what), 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cloze.config import PrepareConfig
+from cloze.config import BlocksConfig, PrepareConfig
 from cloze.console import say, warn
 from cloze.data.backend import choose_encoder
-from cloze.data.encode import EncoderSpec, backend_version
+from cloze.data.encode import backend_version
 from cloze.data.fields import BadRecord
 from cloze.data.finalize import finalize
+from cloze.data.parts import open_parts, read_plan, refuse_differences
 from cloze.data.shards import open_prepared
 from cloze.data.sources import Corpus, document_of, items_of, open_corpus
 from cloze.data.tokenize import describe, load_tokenizer
 from cloze.data.units import Recipe, read_unit
 from cloze.data.work import Share, do_units, missing_units, owners
 from cloze.errors import ClozeError, ConfigError, DataError
-from cloze.files import disk_errors, parse_size, sync_tree, write_json
+from cloze.files import parse_size
 
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 8, 2**20
 SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS, SAMPLE_PLACES = 50, 100_000, 3
-_NOT_COMPARED = ("cloze_version", "format_version", "checksum", "splits", "bad_records", "bad_record_examples")
 
 
-def prepare(config: PrepareConfig) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Inputs:
+    """What a prepared folder is made of. `facts` is what its manifest says of that."""
+
+    tokenizer: Any
+    corpus: Corpus
+    facts: dict[str, Any]
+
+
+def open_inputs(config: BlocksConfig, tokenizer_name: str) -> Inputs:
+    """Open corpus and tokenizer, and say what is to be made of them. Raises ConfigError, DataError or ModelError."""
+    check_values(config)
+    unit_bytes = parse_size(config.unit_size, "--unit_size")
+    tokenizer = load_tokenizer(tokenizer_name, config.trust_remote_code, config.token)
+    _check_tokenizer(config, tokenizer)
+    corpus = open_corpus(config, config.validation_split, unit_bytes)
+    facts: dict[str, Any] = {
+        "block_size": config.block_size,
+        "packing": config.packing,
+        "split_special_tokens": config.split_special_tokens,
+        "tokenizer": describe(tokenizer, tokenizer_name),
+        "source": corpus.description,
+        "split_rule": _split_rule(config),
+        "unit_size": unit_bytes,
+    }
+    return Inputs(tokenizer, corpus, facts)
+
+
+def make_recipe(config: BlocksConfig, inputs: Inputs, backend: str) -> Recipe:
+    """How documents become blocks, with the tokenizer backend that was asked for or is the fastest fit."""
+    encoder = choose_encoder(
+        inputs.tokenizer,
+        backend,
+        config.split_special_tokens,
+        sample_texts(inputs.corpus),
+        config.trust_remote_code,
+    )
+    return Recipe(
+        encoder=encoder,
+        fields=inputs.corpus.fields,
+        block_size=config.block_size,
+        packing=config.packing,
+        pad_token_id=inputs.tokenizer.pad_token_id,
+        validation_percentage=0.0 if config.validation_split else config.validation_split_percentage,
+        skip_bad_records=config.on_bad_record == "skip",
+    )
+
+
+def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, Any] | None:
     """Make the prepared folder `config.output` and return its manifest; None while other shards' units are missing.
 
     What is there already is kept: a folder of the same corpus and settings is done. Raises ConfigError, DataError,
@@ -46,40 +93,24 @@ def prepare(config: PrepareConfig) -> dict[str, Any] | None:
     """
     output = Path(config.output)
     parts = output.with_name(f"{output.name}.parts")
-    share = check_values(config)
-    unit_bytes = parse_size(config.unit_size, "--unit_size")
-    tokenizer = load_tokenizer(config.tokenizer_name, config.trust_remote_code, config.token)
-    _check_tokenizer(config, tokenizer)
-    corpus = open_corpus(config, config.validation_split, unit_bytes)
-    facts: dict[str, Any] = {
-        "block_size": config.block_size,
-        "packing": config.packing,
-        "split_special_tokens": config.split_special_tokens,
-        "tokenizer": describe(tokenizer, config.tokenizer_name),
-        "source": corpus.description,
-        "split_rule": _split_rule(config),
-        "unit_size": unit_bytes,
-    }
+    share = check_share(config)
+    inputs = inputs or open_inputs(config, config.tokenizer_name)
+    corpus, facts = inputs.corpus, inputs.facts
     if output.exists():
         return _same_as_before(config, output, facts)
-    before = _read_plan(parts)
-    encoder = _choose_encoder(config, tokenizer, corpus, before)
-    facts["tokenizer"]["backend"] = backend_version(encoder.backend)
-    _open_parts(parts, facts, before, tokenizer)
-    recipe = Recipe(
-        encoder=encoder,
-        fields=corpus.fields,
-        block_size=config.block_size,
-        packing=config.packing,
-        pad_token_id=tokenizer.pad_token_id,
-        validation_percentage=0.0 if config.validation_split else config.validation_split_percentage,
-        skip_bad_records=config.on_bad_record == "skip",
+    before = read_plan(parts)
+    # A backend that other shards have begun with is the one to go on with.
+    begun_with = str(before["tokenizer"]["backend"]).split()[0] if before else "auto"
+    recipe = make_recipe(
+        config, inputs, begun_with if config.tokenizer_backend == "auto" else config.tokenizer_backend
     )
+    facts["tokenizer"]["backend"] = backend_version(recipe.encoder.backend)
+    open_parts(parts, facts, before, inputs.tokenizer)
     units = parts / "units"
     try:
         if not config.finalize:
             say("prepare", f"{corpus.description['dataset_name']} with {facts['tokenizer']['backend']}")
-            do_units(recipe, corpus.tasks, units, config.num_proc or usable_cores(), share, unit_bytes)
+            do_units(recipe, corpus.tasks, units, config.num_proc or usable_cores(), share, facts["unit_size"])
         missing = missing_units(corpus.tasks, units)
         if not missing:
             return finalize(parts, output, recipe, facts, config.validation_split is not None)
@@ -103,8 +134,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_values(config: PrepareConfig) -> Share:
-    """Raise ConfigError for values that cannot be used, before anything is read; return this task's share."""
+def check_values(config: BlocksConfig) -> None:
+    """Raise ConfigError for values that cannot be used, before anything is read."""
     if not MIN_BLOCK_SIZE <= config.block_size <= MAX_BLOCK_SIZE:
         limits = f"at least {MIN_BLOCK_SIZE} and at most {MAX_BLOCK_SIZE}"
         raise ConfigError(f"must be {limits}, not {config.block_size}", where="--block_size")
@@ -113,9 +144,14 @@ def check_values(config: PrepareConfig) -> Share:
             f"must be at least 0 and below 100, not {config.validation_split_percentage}",
             where="--validation_split_percentage",
         )
-    for flag, value in (("--num_proc", config.num_proc), ("--num_shards", config.num_shards)):
-        if value is not None and value < 1:
-            raise ConfigError(f"must be at least 1, not {value}", where=flag)
+    if config.num_proc is not None and config.num_proc < 1:
+        raise ConfigError(f"must be at least 1, not {config.num_proc}", where="--num_proc")
+
+
+def check_share(config: PrepareConfig) -> Share:
+    """This run's share of the work. Raises ConfigError where there is no such share."""
+    if config.num_shards < 1:
+        raise ConfigError(f"must be at least 1, not {config.num_shards}", where="--num_shards")
     if config.shard_index is None:
         if config.num_shards > 1 and not config.finalize:
             raise ConfigError("which of them is this?", where="--num_shards", hint="give --shard_index 0, 1, ...")
@@ -128,7 +164,7 @@ def check_values(config: PrepareConfig) -> Share:
     return Share(config.shard_index, config.num_shards)
 
 
-def _check_tokenizer(config: PrepareConfig, tokenizer: Any) -> None:
+def _check_tokenizer(config: BlocksConfig, tokenizer: Any) -> None:
     if config.block_size > tokenizer.model_max_length:
         warn(f"blocks of {config.block_size} tokens, but the tokenizer is for models of {tokenizer.model_max_length}")
     if config.packing == "best_fit" and tokenizer.pad_token_id is None:
@@ -152,18 +188,6 @@ def sample_texts(corpus: Corpus) -> list[str]:
     return texts
 
 
-def _choose_encoder(
-    config: PrepareConfig, tokenizer: Any, corpus: Corpus, before: dict[str, Any] | None
-) -> EncoderSpec:
-    """A backend that other shards have begun with is the one to go on with."""
-    wanted: str = config.tokenizer_backend
-    if wanted == "auto" and before is not None:
-        wanted = str(before["tokenizer"]["backend"]).split()[0]
-    return choose_encoder(
-        tokenizer, wanted, config.split_special_tokens, sample_texts(corpus), config.trust_remote_code
-    )
-
-
 def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a folder that is there. Raises ConfigError if it was made of, or with, something else."""
     try:
@@ -174,94 +198,12 @@ def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) 
     backend = manifest["tokenizer"].get("backend", "")
     forced = config.tokenizer_backend not in ("auto", str(backend).split(" ")[0])
     facts["tokenizer"]["backend"] = config.tokenizer_backend if forced else backend
-    _refuse_differences(output, manifest, facts)
+    refuse_differences(output, manifest, facts)
     say("prepare", "done already; nothing to do")
     return manifest
 
 
-def _read_plan(parts: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads((parts / "plan.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        raise DataError("damaged", where=parts / "plan.json", hint=f"delete {parts} and begin again") from None
-
-
-def _open_parts(parts: Path, facts: dict[str, Any], before: dict[str, Any] | None, tokenizer: Any) -> None:
-    """Begin the work, or go on with it. Raises ConfigError where it was begun of, or with, something else."""
-    if before is not None:
-        _refuse_differences(parts, before, facts)
-        _remove_leftovers(parts)
-        return
-    with disk_errors(parts):
-        (parts / "units").mkdir(parents=True, exist_ok=True)
-        staged = parts / f"tokenizer-{os.uname().nodename}-{os.getpid()}"
-        tokenizer.save_pretrained(staged)
-        sync_tree(staged)
-        try:
-            os.rename(staged, parts / "tokenizer")
-        except OSError:  # another shard was quicker
-            shutil.rmtree(staged, ignore_errors=True)
-            if not (parts / "tokenizer").is_dir():
-                raise
-    write_json(parts / "plan.json", facts)
-
-
-def _remove_leftovers(parts: Path) -> None:
-    """What killed processes of this machine have left half done."""
-    for folder in [*parts.glob("units/tmp-*"), *parts.glob("joined-*"), *parts.glob("tokenizer-*")]:
-        words = folder.name.split("-")
-        host, pid = "-".join(words[1:-3] if words[0] == "tmp" else words[1:-1]), words[-3 if words[0] == "tmp" else -1]
-        if host == os.uname().nodename and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _refuse_differences(folder: Path, before: dict[str, Any], facts: dict[str, Any]) -> None:
-    old, new = dict(_flat(before)), dict(_flat(facts))
-    old.pop("tokenizer.name", None), new.pop("tokenizer.name", None)
-    differences = [
-        f"{key} {_short(old.get(key))} -> {_short(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if differences:
-        raise ConfigError(
-            f"was made from something else ({'; '.join(differences)})",
-            where=folder,
-            hint="choose another --output, or delete it",
-        )
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` -> ("a.b", 1): what a manifest says of corpus and settings."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if name or key not in _NOT_COMPARED:
-                yield from _flat(inner, f"{name}.{key}" if name else key)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for number, inner in enumerate(value):
-            yield from _flat(inner, f"{name}.{inner.get('name', number)}")
-    else:
-        yield name, value
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:24]}..."
-
-
-def _split_rule(config: PrepareConfig) -> dict[str, Any]:
+def _split_rule(config: BlocksConfig) -> dict[str, Any]:
     if config.validation_split is not None:
         return {"kind": "named", "validation": config.validation_split.strip()}
     return {"kind": "hash of the document's id", "validation_percentage": config.validation_split_percentage}

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
@@ -26,6 +24,7 @@ import pyarrow.parquet
 from cloze.data import columns
 from cloze.data.fields import BadRecord, Document, Fields, Record
 from cloze.data.json_array import read_array
+from cloze.data.lines import cut_lines, lines_between
 from cloze.errors import DataError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -106,39 +105,6 @@ def place_of(piece: Piece, position: int) -> str:
     return f"{piece.path}, line {number}"
 
 
-def parse_line(line: bytes) -> Record:
-    """The record of a JSON line. Raises BadRecord. Lone surrogates become U+FFFD, as no tokenizer takes them."""
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        record = _parse_slowly(line)
-    if not isinstance(record, dict):
-        raise BadRecord("not a JSON object")
-    return record
-
-
-def _parse_slowly(line: bytes) -> Any:
-    """With the parser that takes lone surrogates and huge numbers, and says what is wrong with the rest."""
-    try:
-        return _without_surrogates(json.loads(line.decode("utf-8")))
-    except UnicodeDecodeError:
-        raise BadRecord("invalid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise BadRecord(f"not JSON ({error.msg})") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
-        raise BadRecord("not JSON that can be read") from None
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    return value
-
-
 class file_errors:
     """Turn what a broken file raises into one DataError naming it."""
 
@@ -203,52 +169,19 @@ def _starts_array(file: Any) -> bool:
     return False
 
 
-def _cut_lines(path: Path, size: int) -> list[tuple[int, int, int]]:
-    """Piece k holds the lines that begin in bytes [k * size, (k + 1) * size)."""
-    total = path.stat().st_size
-    ends = [*range(size, total, size), total]
-    return [(start, stop, stop - start) for start, stop in zip([0, *ends], ends, strict=False)]
-
-
-def _lines(file: Any, piece: Piece) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Lines that begin inside the piece, without their newline; those above MAX_RECORD_BYTES are not kept."""
-    position = piece.start
-    if position:
-        file.seek(position - 1)
-        position = position - 1 + _skip_line(file, piece.stop)
-    number = 0
-    while piece.stop is None or position < piece.stop:
-        line = file.readline(MAX_RECORD_BYTES + 1)
-        if not line:
-            return
-        number += 1
-        size = len(line)
-        if size > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            size += _skip_line(file, None)
-            line = BadRecord(f"larger than {MAX_RECORD_BYTES // 2**20} MiB")
-        yield (number if piece.stop is None else position), line
-        position += size
-
-
-def _skip_line(file: Any, stop: int | None) -> int:
-    """Go past the next newline (or just past byte `stop`, if that comes first); return the bytes gone past."""
-    skipped, begin = 0, file.tell() if stop is not None else 0
-    while part := file.readline(_BUFFER):
-        skipped += len(part)
-        if part.endswith(b"\n") or (stop is not None and begin + skipped > stop):
-            break
-    return skipped
+def _cut_text(path: Path, size: int) -> list[tuple[int, int, int]]:
+    return cut_lines(path.stat().st_size, size)
 
 
 def _jsonl(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
-    for position, line in _lines(file, piece):
+    for position, line in lines_between(file, piece.start, piece.stop, MAX_RECORD_BYTES):
         if isinstance(line, BadRecord) or not line.isspace():
             first = piece.start == 0 and position == (piece.stop is None)
             yield position, line.removeprefix(b"\xef\xbb\xbf") if first and isinstance(line, bytes) else line
 
 
 def _txt(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
-    for position, line in _lines(file, piece):
+    for position, line in lines_between(file, piece.start, piece.stop, MAX_RECORD_BYTES):
         if isinstance(line, BadRecord):
             yield position, line
             continue
@@ -324,7 +257,7 @@ def _json_array(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
 
 
 _ARRAY = Format(_json_array, "record")
-_LINES = Format(_jsonl, "line", _cut_lines)
+_LINES = Format(_jsonl, "line", _cut_text)
 FORMATS = {
     "json": _LINES,
     "jsonl": _LINES,
@@ -332,5 +265,5 @@ FORMATS = {
     "parquet": Format(_parquet, "row", _cut_parquet),
     "arrow": Format(_arrow, "row", _cut_arrow),
     "csv": Format(_csv, "record"),
-    "txt": Format(_txt, "line", _cut_lines),
+    "txt": Format(_txt, "line", _cut_text),
 }

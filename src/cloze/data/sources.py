@@ -22,9 +22,10 @@ from typing import Any
 
 from cloze.config import SourceConfig
 from cloze.data.fields import BadRecord, Document, Fields
+from cloze.data.lines import parse_line
 from cloze.data.local_files import digest, is_local, local_splits
 from cloze.data.presets import with_preset
-from cloze.data.readers import Item, Meter, Piece, Raw, parse_line, pieces_of, place_of, read_piece
+from cloze.data.readers import Item, Meter, Piece, Raw, pieces_of, place_of, read_piece
 from cloze.errors import ConfigError, DataError
 
 _SLICE = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")

@@ -16,10 +16,13 @@ from cloze.train.checkpoint import Position
 
 @dataclass(frozen=True)
 class Plan:
-    """The shape of a run. `total_samples` blocks are seen in `total_steps` steps; the last one may be part full."""
+    """The shape of a run. `total_samples` blocks are seen in `total_steps` steps; the last one may be part full.
+
+    `num_blocks` is None where the data are streamed: then there are no epochs.
+    """
 
     layout: Layout
-    num_blocks: int
+    num_blocks: int | None
     block_size: int
     total_samples: int
     total_steps: int
@@ -30,8 +33,8 @@ class Plan:
         return Position(global_step, samples, samples * self.block_size)
 
     def epoch(self, global_step: int) -> float:
-        """Passes over the training blocks after `global_step` steps."""
-        return self.position(global_step).samples_seen / self.num_blocks
+        """Passes over the training blocks after `global_step` steps; 0 where they are not counted."""
+        return self.position(global_step).samples_seen / self.num_blocks if self.num_blocks else 0.0
 
     def is_due(self, strategy: str, every: int | None, global_step: int) -> bool:
         """Whether something done by `strategy` (no, steps, epoch) is to be done after step `global_step`."""
@@ -42,7 +45,7 @@ class Plan:
         return False
 
 
-def plan_run(config: TrainConfig, num_blocks: int, block_size: int, rank: int, world_size: int) -> Plan:
+def plan_run(config: TrainConfig, num_blocks: int | None, block_size: int, rank: int, world_size: int) -> Plan:
     """Work out a run's length from its configuration. Raises ConfigError for counts that make no sense."""
     for name in (
         "per_device_train_batch_size",
@@ -58,7 +61,7 @@ def plan_run(config: TrainConfig, num_blocks: int, block_size: int, rank: int, w
         total_steps = config.max_steps
         total_samples = total_steps * layout.global_batch
     else:
-        total_samples = round(config.num_train_epochs * num_blocks)
+        total_samples = round(config.num_train_epochs * (num_blocks or 0))
         total_steps = -(-total_samples // layout.global_batch)
     if total_steps < 1:
         raise ConfigError("nothing to train", where="--num_train_epochs / --max_steps", hint="set one above 0")

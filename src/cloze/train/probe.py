@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from cloze.data.loader import BlockSource
 from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.train.engine import Engine
 
-NUM_BLOCKS, MAX_ROWS = 2, 16
+MAX_ROWS = 16
 
 
-def make_probe(blocks: BlockSource, masking: Masking) -> dict[str, torch.Tensor]:
-    """input_ids [2, S] with masks, and up to 16 masked rows of the flattened batch, [K]."""
-    samples = np.arange(min(NUM_BLOCKS, len(blocks)), dtype=np.int64)
-    input_ids, labels = masking.for_evaluation().apply(blocks.read(samples), samples)
+def make_probe(blocks: NDArray[np.int32], masking: Masking) -> dict[str, torch.Tensor]:
+    """blocks [B, S] -> input_ids [B, S] with masks, and up to 16 masked rows of the flattened batch, [K]."""
+    input_ids, labels = masking.for_evaluation().apply(blocks, np.arange(len(blocks), dtype=np.int64))
     rows = np.flatnonzero(labels.reshape(-1) != IGNORE_INDEX)[:MAX_ROWS]
     return {"input_ids": torch.from_numpy(input_ids), "rows": torch.from_numpy(rows.astype(np.int64))}
 

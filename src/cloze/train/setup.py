@@ -22,11 +22,12 @@ from accelerate.tracking import get_available_trackers
 from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.masking import Masking
-from cloze.data.shards import Prepared, open_prepared
 from cloze.distributed import RunShape, decide, describe, start
 from cloze.errors import ConfigError
 from cloze.model.load import build_model
+from cloze.model.packed import DocumentAttention, document_attention
 from cloze.train.checkpoint import Training
+from cloze.train.data import TrainData, open_data
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
 from cloze.train.optim import build_optimizer, learning_rate_schedule
 from cloze.train.plan import Plan, check_values, plan_run
@@ -41,7 +42,7 @@ class Run:
 
     config: TrainConfig
     output_dir: Path
-    prepared: Prepared
+    data: TrainData
     masking: Masking
     plan: Plan
     engine: Engine
@@ -51,37 +52,40 @@ class Run:
     save_model_files: Callable[[Path], None]
     schedule: Callable[[int], float]
     probe: dict[str, torch.Tensor]
+    documents: DocumentAttention | None
 
 
 def set_up(config: TrainConfig) -> Run:
     """Check everything that can be checked, join the processes, build model, optimizer and engine."""
-    prepared = open_prepared(config.dataset_name)
-    blocks = prepared.blocks("train")
-    check_values(config, has_validation="validation" in prepared.splits)
+    data = open_data(config)
+    check_values(config, has_validation=data.validation is not None)
     check_machine(config)
-    model, tokenizer = build_model(config, prepared.tokenizer_dir, prepared.block_size, config.seed)
+    model, tokenizer = build_model(config, data.tokenizer, data.block_size, config.seed)
+    documents = document_attention(model, data.block_size, len(tokenizer)) if data.has_documents else None
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     accelerator = start(_run_shape(config))
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    plan = plan_run(config, len(blocks), prepared.block_size, rank, world_size)
+    plan = plan_run(config, data.num_blocks, data.block_size, rank, world_size)
     schedule = learning_rate_schedule(config, plan.total_steps)
-    identity = run_identity(config, plan.layout.global_batch, prepared.manifest["checksum"])
+    identity = run_identity(config, plan.layout.global_batch, data.manifest["checksum"])
+    if data.streamed is not None:  # each rank has a stream of its own
+        identity["world_size"] = world_size
     checkpoint = decide(lambda: choose_checkpoint(config, identity))
-    output_dir = decide(lambda: open_run_folder(config, prepared.manifest))
+    output_dir = decide(lambda: open_run_folder(config, data.manifest))
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, config)
     if accelerator.log_with:
         accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
     masking = Masking.from_manifest(
-        prepared.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
+        data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
     )
     return Run(
         config=config,
         output_dir=output_dir,
-        prepared=prepared,
+        data=data,
         masking=masking,
         plan=plan,
         engine=engine,
@@ -90,7 +94,8 @@ def set_up(config: TrainConfig) -> Run:
         checkpoint=checkpoint,
         save_model_files=partial(_save_model_files, engine.module, tokenizer),
         schedule=schedule,
-        probe=make_probe(blocks, masking),
+        probe=make_probe(data.first_blocks(config.seed), masking),
+        documents=documents,
     )
 
 
@@ -125,16 +130,18 @@ def choose_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path | N
     return folder
 
 
-def resume(run: Run) -> int:
-    """Put the chosen checkpoint's state into the engine; return the step to go on with."""
+def resume(run: Run) -> tuple[int, dict[str, int] | None]:
+    """Put the chosen checkpoint's state into the engine; return the step to go on with, and of streamed data the
+    rank's place in them."""
     if run.checkpoint is None:
-        return 0
+        return 0, None
     manifest = read_manifest(run.checkpoint)
     with PieceReader(run.checkpoint, manifest) as pieces:
         position = load_state(run.training, pieces)
     restore_loss_scale(run.engine, manifest["loss_scale"])
     say("resume", f"from {run.checkpoint} at step {position.global_step:,}")
-    return position.global_step
+    places = manifest.get("stream")
+    return position.global_step, places[run.plan.layout.rank] if places else None
 
 
 def _run_shape(config: TrainConfig) -> RunShape:

@@ -20,8 +20,9 @@ from cloze.config import TrainConfig
 from cloze.console import duration, progress, say
 from cloze.data.hashing import make_key
 from cloze.data.loader import StepBatches, TrainLoader
-from cloze.distributed import decide, engine_name
+from cloze.distributed import decide, engine_name, gather
 from cloze.evaluation import Scores, score_blocks
+from cloze.model.packed import model_inputs
 from cloze.train.checkpoint import checkpoint_path, rotate, save_checkpoint
 from cloze.train.engine import loss_scale_state
 from cloze.train.loss import masked_loss_sum
@@ -37,14 +38,15 @@ _PURPOSE_DROPOUT = 0x64726F70
 def train(config: TrainConfig) -> Path:
     """Train from the beginning, or from a checkpoint, to the end; return the run's folder. Every rank calls it."""
     run = set_up(config)
-    first_step = resume(run)
+    first_step, place = resume(run)
     plan = run.plan
-    say("data", f"{plan.num_blocks:,} blocks of {plan.block_size}; {plan.layout.global_batch} blocks a step")
+    amount = f"{plan.num_blocks:,}" if plan.num_blocks else "a stream of"
+    say("data", f"{amount} blocks of {plan.block_size}; {plan.layout.global_batch} blocks a step")
     log = MetricsLog(run.output_dir, run.engine.accelerator, first_step)
     if config.eval_on_start and first_step == 0:
         evaluate(run, log, 0)
     begin = time.monotonic()
-    train_steps(run, log, first_step)
+    train_steps(run, log, first_step, place)
     say(
         "train",
         f"{plan.total_steps:,} steps, {plan.epoch(plan.total_steps):.2f} epochs, "
@@ -55,11 +57,14 @@ def train(config: TrainConfig) -> Path:
     return run.output_dir
 
 
-def train_steps(run: Run, log: MetricsLog, first_step: int) -> None:
-    """Steps `first_step` .. total_steps - 1, with logging, evaluation and checkpoints where they are due."""
+def train_steps(run: Run, log: MetricsLog, first_step: int, place: dict[str, int] | None) -> None:
+    """Steps `first_step` .. total_steps - 1, with logging, evaluation and checkpoints where they are due.
+
+    `place`: where in streamed data to begin.
+    """
     config, plan, device = run.config, run.plan, run.engine.accelerator.device
-    blocks = run.prepared.blocks("train")
-    loader = TrainLoader(blocks, run.masking, plan.layout, plan.total_samples, first_step, plan.total_steps)
+    build = run.data.step_builder(run.masking, plan.layout, plan.total_samples, place)
+    loader = TrainLoader(build, first_step, plan.total_steps)
     window = Window(first_step)
     window_loss = torch.zeros((), dtype=torch.float64, device=device)
     with progress("train", total=plan.total_steps, unit="steps", start=first_step) as advance:
@@ -84,7 +89,7 @@ def train_steps(run: Run, log: MetricsLog, first_step: int) -> None:
             if plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
                 evaluate(run, log, done)
             if config.save_strategy != "no" and (last or plan.is_due(config.save_strategy, config.save_steps, done)):
-                save(run, done)
+                save(run, done, batch.stream)
 
 
 def train_step(run: Run, batch: StepBatches) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -98,7 +103,7 @@ def train_step(run: Run, batch: StepBatches) -> tuple[torch.Tensor, torch.Tensor
         is_last = micro_step == plan.layout.accumulation - 1
         torch.manual_seed(dropout_seed(run.config.seed, batch.global_step, micro_step, plan.layout.rank))
         with engine.forward_context(is_last):
-            logits = engine.model(input_ids=micro_batch["input_ids"].to(device)).logits
+            logits = engine.model(**model_inputs(micro_batch, device, run.documents)).logits
             loss = masked_loss_sum(logits, micro_batch["labels"].to(device)) / num_masked
             engine.backward(loss * plan.layout.world_size, is_last)
         step_loss += loss.detach()
@@ -118,10 +123,11 @@ def sum_over_ranks(run: Run, value: torch.Tensor) -> torch.Tensor:
 def evaluate(run: Run, log: MetricsLog, global_step: int) -> Scores:
     """Score the validation blocks with their fixed masks and log the result."""
     model = run.engine.model
+    assert run.data.validation is not None  # checked before the run began
     model.eval()
     scores = score_blocks(
-        lambda input_ids: model(input_ids=input_ids).logits,
-        run.prepared.blocks("validation"),
+        lambda batch: model(**model_inputs(batch, run.engine.accelerator.device, run.documents)).logits,
+        run.data.validation,
         run.masking.for_evaluation(),
         run.config.per_device_eval_batch_size,
         run.engine.accelerator,
@@ -140,9 +146,10 @@ def evaluate(run: Run, log: MetricsLog, global_step: int) -> Scores:
     return scores
 
 
-def save(run: Run, global_step: int) -> None:
-    """Write checkpoint-N, then delete what is beyond save_total_limit."""
+def save(run: Run, global_step: int, place: dict[str, int] | None) -> None:
+    """Write checkpoint-N, then delete what is beyond save_total_limit. `place`: this rank's in streamed data."""
     extra = {
+        "stream": None if place is None else gather(place),
         "run": run.identity,
         "config": resolved(run.config),
         "versions": {name: version(name) for name in LIBRARIES},

@@ -1,0 +1,105 @@
+"""The folder of work that is not finished: OUTPUT.parts, and whether it is the same work that is asked for now.
+
+OUTPUT.parts/
+  plan.json        what is being made, of what: whoever goes on with it must want the same
+  tokenizer/
+  units/           see cloze.data.units
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cloze.errors import ConfigError, DataError
+from cloze.files import disk_errors, sync_tree, write_json
+
+_NOT_COMPARED = ("cloze_version", "format_version", "checksum", "splits", "bad_records", "bad_record_examples")
+
+
+def read_plan(parts: Path) -> dict[str, Any] | None:
+    """What is being made in a folder of parts; None where nothing is. Raises DataError."""
+    try:
+        return dict(json.loads((parts / "plan.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise DataError("damaged", where=parts / "plan.json", hint=f"delete {parts} and begin again") from None
+
+
+def open_parts(parts: Path, facts: dict[str, Any], before: dict[str, Any] | None, tokenizer: Any) -> None:
+    """Begin the work, or go on with it. Raises ConfigError where it was begun of, or with, something else."""
+    if before is not None:
+        refuse_differences(parts, before, facts)
+        _remove_leftovers(parts)
+        return
+    with disk_errors(parts):
+        (parts / "units").mkdir(parents=True, exist_ok=True)
+        staged = parts / f"tokenizer-{os.uname().nodename}-{os.getpid()}"
+        tokenizer.save_pretrained(staged)
+        sync_tree(staged)
+        try:
+            os.rename(staged, parts / "tokenizer")
+        except OSError:  # another shard was quicker
+            shutil.rmtree(staged, ignore_errors=True)
+            if not (parts / "tokenizer").is_dir():
+                raise
+    write_json(parts / "plan.json", facts)
+
+
+def _remove_leftovers(parts: Path) -> None:
+    """What killed processes of this machine have left half done."""
+    for folder in [*parts.glob("units/tmp-*"), *parts.glob("joined-*"), *parts.glob("tokenizer-*")]:
+        words = folder.name.split("-")
+        host, pid = "-".join(words[1:-3] if words[0] == "tmp" else words[1:-1]), words[-3 if words[0] == "tmp" else -1]
+        if host == os.uname().nodename and pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def refuse_differences(folder: Path, before: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Raise ConfigError naming what differs between what a folder was made of and what is asked for now."""
+    old, new = dict(_flat(before)), dict(_flat(facts))
+    old.pop("tokenizer.name", None), new.pop("tokenizer.name", None)
+    differences = [
+        f"{key} {_short(old.get(key))} -> {_short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            f"was made from something else ({'; '.join(differences)})",
+            where=folder,
+            hint="choose another --output, or delete it",
+        )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` -> ("a.b", 1): what a manifest says of corpus and settings."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if name or key not in _NOT_COMPARED:
+                yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{inner.get('name', number)}")
+    else:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:24]}..."

@@ -1,0 +1,161 @@
+"""What a run trains on: a prepared folder, a corpus that is prepared first, or a corpus that is streamed.
+
+data = open_data(config)                    # no process group exists yet
+build = data.step_builder(masking, layout, total_samples, position=None)
+build(global_step)                          # StepBatches
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloze.config import TrainConfig
+from cloze.data.cache import default_cache, is_prepared, open_or_prepare
+from cloze.data.encode import backend_version
+from cloze.data.loader import Layout, StepBatches, count_masked, make_batch, step_batches
+from cloze.data.local_files import is_local
+from cloze.data.masking import Masking
+from cloze.data.prepare import make_recipe, open_inputs
+from cloze.data.shards import Blocks, open_prepared
+from cloze.data.sources import Task
+from cloze.data.stream import BlockStream
+from cloze.data.units import Recipe
+from cloze.errors import ConfigError
+
+PROBE_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class StreamedCorpus:
+    """A corpus that is made into blocks while training."""
+
+    tasks: list[Task]
+    recipe: Recipe
+    unit_bytes: int
+
+    def open(self, seed: int, rank: int, world_size: int, position: dict[str, int] | None = None) -> BlockStream:
+        """One rank's blocks, from a position on."""
+        return BlockStream(self.tasks, self.recipe, seed, rank, world_size, self.unit_bytes, position)
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Blocks to train and evaluate on; one of `blocks` and `streamed` is there. `manifest` says what they are."""
+
+    manifest: dict[str, Any]
+    tokenizer: str
+    blocks: Blocks | None
+    validation: Blocks | None
+    streamed: StreamedCorpus | None = None
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return int(self.manifest["block_size"])
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Blocks in an epoch; None where nobody has counted them."""
+        return None if self.blocks is None else len(self.blocks)
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether attention is to stay inside documents."""
+        return self.manifest.get("packing") == "best_fit"
+
+    def first_blocks(self, seed: int) -> NDArray[np.int32]:
+        """Some blocks [n, block_size] to try a model on, the same on every rank."""
+        if self.blocks is not None:
+            return self.blocks.read(np.arange(min(PROBE_BLOCKS, len(self.blocks))))
+        assert self.streamed is not None
+        return self.streamed.open(seed, 0, 1).take(PROBE_BLOCKS)[0]
+
+    def step_builder(
+        self, masking: Masking, layout: Layout, total_samples: int, position: dict[str, int] | None
+    ) -> Callable[[int], StepBatches]:
+        """Global step -> this rank's batches; of a stream, one step after another from `position` on."""
+        if self.blocks is not None:
+            return partial(step_batches, self.blocks, masking, layout, total_samples)
+        assert self.streamed is not None
+        stream = self.streamed.open(masking.seed, layout.rank, layout.world_size, position)
+        return partial(streamed_step, stream, masking, layout, total_samples)
+
+
+def streamed_step(
+    stream: BlockStream, masking: Masking, layout: Layout, total_samples: int, global_step: int
+) -> StepBatches:
+    """Take one rank's micro-batches of one step off its stream. Masks depend on the sample's number, as always."""
+    micro_batches = []
+    for micro_step in range(layout.accumulation):
+        ids, segments = stream.take(layout.per_device)
+        samples = layout.samples(global_step, micro_step)
+        micro_batches.append(make_batch(ids, segments, masking, samples, total_samples))
+    return StepBatches(global_step, micro_batches, count_masked(micro_batches), stream.position)
+
+
+def open_data(config: TrainConfig) -> TrainData:
+    """Open, prepare or begin to stream what `dataset_name` means. Raises ConfigError, DataError, ModelError."""
+    name = config.dataset_name
+    if name is not None and (is_prepared(name) or _should_be_prepared(name)):
+        if config.streaming_train:
+            raise ConfigError("is prepared already", where=name, hint="leave out --streaming_train")
+        prepared = open_prepared(name)
+    elif config.streaming_train:
+        return _open_stream(config)
+    else:
+        prepared = open_or_prepare(config, _tokenizer_name(config), _cache(config))
+    validation = prepared.blocks("validation") if "validation" in prepared.splits else None
+    return TrainData(prepared.manifest, str(prepared.tokenizer_dir), prepared.blocks("train"), validation)
+
+
+def _open_stream(config: TrainConfig) -> TrainData:
+    if config.max_steps < 1:
+        raise ConfigError("a stream has no known length", where="--streaming_train", hint="give --max_steps")
+    if "epoch" in (config.save_strategy, config.eval_strategy):
+        raise ConfigError("a stream has no known epochs", where="--streaming_train", hint="save and evaluate by steps")
+    tokenizer_name = _tokenizer_name(config)
+    inputs = open_inputs(config, tokenizer_name)
+    recipe = make_recipe(config, inputs, config.tokenizer_backend)
+    facts = inputs.facts | {"streamed": True, "splits": {}}
+    facts["tokenizer"]["backend"] = backend_version(recipe.encoder.backend)
+    facts["checksum"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    validation = None
+    if config.validation_split is not None:
+        held_out = dataclasses.replace(
+            config, split=config.validation_split, validation_split=None, validation_split_percentage=0.0
+        )
+        validation = open_or_prepare(held_out, tokenizer_name, _cache(config)).blocks("train")
+    streamed = StreamedCorpus(inputs.corpus.tasks, recipe, inputs.facts["unit_size"])
+    return TrainData(facts, tokenizer_name, None, validation, streamed)
+
+
+def _should_be_prepared(name: str) -> bool:
+    """What is not there, or looks like a prepared folder that lost its manifest, is opened to say so."""
+    path = Path(name)
+    is_glob = any(character in name for character in "*?[")
+    return (is_local(name) and not path.exists() and not is_glob) or (path / "dataset_dict.json").is_file()
+
+
+def _tokenizer_name(config: TrainConfig) -> str:
+    name = config.tokenizer_name or config.model_name_or_path or config.config_name
+    if name is None:
+        raise ConfigError(
+            "a corpus needs a tokenizer",
+            where="--tokenizer_name",
+            hint="name one, or give a folder made by `cloze prepare` as --dataset_name",
+        )
+    return name
+
+
+def _cache(config: TrainConfig) -> Path:
+    return Path(config.prepared_cache_dir) if config.prepared_cache_dir else default_cache()
