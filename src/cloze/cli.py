@@ -25,12 +25,14 @@ from cloze.errors import ClozeError, ConfigError
 # command -> (its dataclass, one line of help, whether required fields are given by position)
 COMMANDS: dict[str, tuple[type, str, bool]] = {
     "prepare": (config.PrepareConfig, "turn a corpus into fixed blocks of tokens", False),
+    "inspect": (config.InspectConfig, "show what is in a prepared folder", True),
     "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus", False),
     "train": (config.TrainConfig, "train a model", False),
     "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
     "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
     "fill": (config.FillConfig, "fill the mask in a text", True),
     "push": (config.PushConfig, "publish a model on the Hub", True),
+    "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
 }
 

@@ -86,6 +86,20 @@ class PrepareConfig(BlocksConfig):
 
 
 @dataclass(kw_only=True)
+class InspectConfig:
+    """Show what is in a prepared folder."""
+
+    data: str
+    """a folder made by `cloze prepare`"""
+    split: str | None = None
+    """train or validation (default: all there are)"""
+    blocks: int = 3
+    """how many blocks to show as text"""
+    verify: bool = False
+    """read every shard and compare its checksum"""
+
+
+@dataclass(kw_only=True)
 class TokenizerConfig(SourceConfig):
     """Train a byte-level BPE tokenizer with RoBERTa's special tokens on a corpus."""
 
@@ -291,3 +305,31 @@ class DemoConfig:
     """how many processes train (default: one per GPU, or 2 on the CPU)"""
     max_steps: int = -1
     """optimizer steps (default: enough to learn the sample corpus)"""
+
+
+@dataclass(kw_only=True)
+class BenchConfig:
+    """Measure Cloze beside its peers, in one run on this machine, and print a table."""
+
+    what: Literal["prepare", "loader"]
+    """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
+    of files; `loader`: opening a prepared folder, and masked batches from a cold page cache"""
+    dataset_name: str | None = None
+    """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
+    (default: the sample corpus)"""
+    tokenizer_name: str | None = None
+    """prepare: a tokenizer (default: one trained on the sample corpus)"""
+    megabytes: int = 100
+    """prepare: size of the corpus as JSON lines"""
+    num_proc: int | None = None
+    """prepare: processes for Cloze and for the tutorial (default: one per core)"""
+    block_size: int = 128
+    """tokens per block"""
+    num_blocks: int = 10_000_000
+    """loader: blocks in the folder"""
+    per_device_train_batch_size: int = 32
+    """loader: blocks per batch"""
+    work_dir: str | None = None
+    """where the files are made, and deleted (default: a temporary folder)"""
+    output: str | None = None
+    """write the table as JSON too"""

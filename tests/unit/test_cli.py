@@ -134,4 +134,5 @@ def test_errors_go_to_stderr_in_one_line_with_exit_code_2():
     done = subprocess.run([*words, "roberta"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "cloze: error: nowhere: no such folder; make it with `cloze prepare --output`\n"
+    hint = "make it with `cloze prepare --output`, or give --tokenizer_name if it is a corpus"
+    assert done.stderr == f"cloze: error: nowhere: no such folder; {hint}\n"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from cloze.config import PrepareConfig
 from cloze.console import duration, say, warn
 from cloze.data.prepare import prepare
+from cloze.inspection import split_line
 
 
 def run(config: PrepareConfig) -> None:
@@ -23,16 +23,3 @@ def run(config: PrepareConfig) -> None:
         for line in manifest["bad_record_examples"][:3]:
             warn(f"  {line}")
     say("prepare", f"written to {config.output} in {duration(time.monotonic() - begin)}")
-
-
-def split_line(manifest: dict[str, Any], name: str) -> str:
-    """What became of a split's documents, in one line."""
-    facts, size = manifest["splits"][name], manifest["block_size"]
-    empty = f" ({facts['empty_documents']:,} empty)" if facts["empty_documents"] else ""
-    fill = (facts["tokens"] - facts["dropped_tokens"]) / (facts["blocks"] * size)
-    cut = facts["cut_documents"] / max(1, facts["documents"] - facts["empty_documents"])
-    return (
-        f"{facts['documents']:,} documents{empty}, {facts['tokens']:,} tokens -> "
-        f"{facts['blocks']:,} blocks of {size}, "
-        f"{fill:.1%} filled, {cut:.1%} of documents cut; {facts['dropped_tokens']} tokens left over"
-    )

@@ -27,6 +27,7 @@ from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.data.sampler import block_indices, step_samples
 
 PREFETCH_STEPS = 2
+_BLOCKS_AHEAD = 1024
 
 
 class BlockSource(Protocol):
@@ -36,8 +37,7 @@ class BlockSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    @property
-    def has_pieces(self) -> bool: ...
+    has_pieces: bool
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.int32]: ...
 
@@ -92,14 +92,40 @@ def count_masked(micro_batches: list[dict[str, torch.Tensor]]) -> int:
     return sum(int(np.count_nonzero(batch["labels"].numpy() != IGNORE_INDEX)) for batch in micro_batches)
 
 
+class BlockOrder:
+    """Which blocks a rank's micro-batches hold: a pure function of the step, worked out for many steps at once, since
+    the permutation of a few numbers takes as long as that of a thousand."""
+
+    def __init__(self, layout: Layout, num_blocks: int, seed: int):
+        self._layout, self._num_blocks, self._seed = layout, num_blocks, seed
+        self._steps = range(0)
+        self._indices: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def blocks_of(self, global_step: int) -> NDArray[np.int64]:
+        """Block numbers of one step: [accumulation, per_device]."""
+        layout = self._layout
+        if global_step not in self._steps:
+            ahead = -(-_BLOCKS_AHEAD // (layout.per_device * layout.accumulation))
+            self._steps = range(global_step, global_step + ahead)
+            samples = [layout.samples(step, micro) for step in self._steps for micro in range(layout.accumulation)]
+            found = block_indices(np.concatenate(samples), self._num_blocks, self._seed)
+            self._indices = found.reshape(ahead, layout.accumulation, layout.per_device)
+        return self._indices[global_step - self._steps.start]
+
+
 def step_batches(
-    blocks: BlockSource, masking: Masking, layout: Layout, total_samples: int, global_step: int
+    blocks: BlockSource,
+    masking: Masking,
+    layout: Layout,
+    total_samples: int,
+    global_step: int,
+    order: BlockOrder | None = None,
 ) -> StepBatches:
-    """Build one rank's micro-batches of one step: a pure function of its arguments."""
+    """Build one rank's micro-batches of one step: a pure function of its arguments (`order` only saves time)."""
+    order = order or BlockOrder(layout, len(blocks), masking.seed)
     micro_batches = []
-    for micro_step in range(layout.accumulation):
+    for micro_step, indices in enumerate(order.blocks_of(global_step)):
         samples = layout.samples(global_step, micro_step)
-        indices = block_indices(samples, len(blocks), masking.seed)
         segments = blocks.read_segments(indices) if blocks.has_pieces else None
         micro_batches.append(make_batch(blocks.read(indices), segments, masking, samples, total_samples))
     return StepBatches(global_step, micro_batches, count_masked(micro_batches))

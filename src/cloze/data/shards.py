@@ -25,6 +25,7 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from cloze import __version__
+from cloze.data.blocks import Blocks
 from cloze.data.packing import Packed
 from cloze.errors import DataError
 from cloze.files import sha256, write_json
@@ -147,72 +148,6 @@ def manifest_checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-class Blocks:
-    """The blocks of one split, memory-mapped: `read` copies only the rows that are asked for.
-
-    Raises DataError for a file that is no Arrow stream of such blocks.
-    """
-
-    def __init__(self, files: list[Path], block_size: int):
-        self.block_size = block_size
-        self._batches: list[NDArray[np.int32]] = []
-        self._pieces: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
-        for file in files:
-            try:
-                for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))):
-                    values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
-                    self._batches.append(values.reshape(-1, block_size))
-                    if batch.num_columns == 2:
-                        column = batch.column(1)
-                        self._pieces.append((column.offsets.to_numpy(), column.values.to_numpy()))
-            except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
-                text = str(error).splitlines()[0]
-                raise DataError(f"cannot be read ({text})", where=file, hint="prepare the corpus again") from None
-        self._ends = np.cumsum([len(batch) for batch in self._batches])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    @property
-    def has_pieces(self) -> bool:
-        """Whether it is known which tokens of a block belong to one document (`--packing best_fit`)."""
-        return bool(self._pieces)
-
-    def read(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
-        """indices: [n] in any order -> blocks [n, block_size]. IndexError if one is out of range."""
-        out = np.empty((len(indices), self.block_size), np.int32)
-        for number, here, rows in self._locate(indices):
-            out[here] = self._batches[number][rows]
-        return out
-
-    def read_segments(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
-        """indices: [n] -> [n, block_size]: the number, from 0, of the piece of its block that each token belongs to.
-
-        Padding counts as one more piece. IndexError if an index is out of range.
-        """
-        out = np.empty((len(indices), self.block_size), np.int32)
-        for number, here, rows in self._locate(indices):
-            offsets, lengths = self._pieces[number]
-            for place, row in zip(np.flatnonzero(here), rows, strict=True):
-                pieces = lengths[offsets[row] : offsets[row + 1]]
-                filled = int(pieces.sum())
-                out[place, :filled] = np.repeat(np.arange(len(pieces), dtype=np.int32), pieces)
-                out[place, filled:] = len(pieces)
-        return out
-
-    def _locate(self, indices: NDArray[np.int64]) -> list[tuple[int, Any, NDArray[np.int64]]]:
-        """(batch, which of the indices are in it, their rows there) for every batch that is touched."""
-        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"blocks are numbered 0 .. {len(self) - 1}")
-        batch_of = np.searchsorted(self._ends, indices, side="right")
-        found = []
-        for number in np.unique(batch_of).tolist():
-            here = batch_of == number
-            first = int(self._ends[number - 1]) if number else 0
-            found.append((number, here, indices[here] - first))
-        return found
-
-
 @dataclass(frozen=True)
 class Prepared:
     """An opened prepared folder."""
@@ -245,7 +180,8 @@ class Prepared:
         if split not in self.manifest["splits"]:
             raise DataError(f"no split {split!r}", where=self.folder, hint=f"the splits are: {', '.join(self.splits)}")
         shards = self.manifest["splits"][split]["shards"]
-        return Blocks([self.folder / split / shard["file"] for shard in shards], self.block_size)
+        files = [(self.folder / split / shard["file"], int(shard["blocks"])) for shard in shards]
+        return Blocks(files, self.block_size, self.packing == "best_fit")
 
 
 def open_prepared(folder: str | Path) -> Prepared:

@@ -20,17 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloze.config import TrainConfig
+from cloze.data.blocks import Blocks
 from cloze.data.cache import default_cache, is_prepared, open_or_prepare
 from cloze.data.encode import backend_version
-from cloze.data.loader import Layout, StepBatches, count_masked, make_batch, step_batches
-from cloze.data.local_files import is_local
+from cloze.data.loader import BlockOrder, Layout, StepBatches, count_masked, make_batch, step_batches
+from cloze.data.local_files import is_local, local_splits
 from cloze.data.masking import Masking
 from cloze.data.prepare import make_recipe, open_inputs
-from cloze.data.shards import Blocks, open_prepared
+from cloze.data.shards import open_prepared
 from cloze.data.sources import Task
 from cloze.data.stream import BlockStream
 from cloze.data.units import Recipe
-from cloze.errors import ConfigError
+from cloze.errors import ConfigError, DataError
 
 PROBE_BLOCKS = 2
 
@@ -85,7 +86,8 @@ class TrainData:
     ) -> Callable[[int], StepBatches]:
         """Global step -> this rank's batches; of a stream, one step after another from `position` on."""
         if self.blocks is not None:
-            return partial(step_batches, self.blocks, masking, layout, total_samples)
+            order = BlockOrder(layout, len(self.blocks), masking.seed)
+            return partial(step_batches, self.blocks, masking, layout, total_samples, order=order)
         assert self.streamed is not None
         stream = self.streamed.open(masking.seed, layout.rank, layout.world_size, position)
         return partial(streamed_step, stream, masking, layout, total_samples)
@@ -140,14 +142,20 @@ def _open_stream(config: TrainConfig) -> TrainData:
 
 
 def _should_be_prepared(name: str) -> bool:
-    """What is not there, or looks like a prepared folder that lost its manifest, is opened to say so."""
-    path = Path(name)
-    is_glob = any(character in name for character in "*?[")
-    return (is_local(name) and not path.exists() and not is_glob) or (path / "dataset_dict.json").is_file()
+    """What is not there, holds no corpus, or lost its manifest is opened as a prepared folder, to say so."""
+    if (Path(name) / "dataset_dict.json").is_file() and (Path(name) / "tokenizer").is_dir():
+        return True
+    try:
+        return is_local(name) and not local_splits(name)
+    except DataError:
+        return True
 
 
 def _tokenizer_name(config: TrainConfig) -> str:
     name = config.tokenizer_name or config.model_name_or_path or config.config_name
+    if name is None and config.dataset_name is not None and not Path(config.dataset_name).exists():
+        hint = "make it with `cloze prepare --output`, or give --tokenizer_name if it is a corpus"
+        raise DataError("no such folder", where=config.dataset_name, hint=hint)
     if name is None:
         raise ConfigError(
             "a corpus needs a tokenizer",

@@ -1,0 +1,80 @@
+"""A table of measurements, as text and as JSON, with the machine and versions it was made on.
+
+table = Table("prepare", ["what", "seconds", "Mtok/s"])
+table.add("cloze, .jsonl", 2.4, 21.0)
+table.show(Path("bench.json"))
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from cloze.files import write_json
+
+_PACKAGES = ("cloze", "torch", "transformers", "datasets", "tokenizers", "gigatoken", "numpy", "pyarrow")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, Python and the packages that matter."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+class Table:
+    """Rows of figures under named columns."""
+
+    def __init__(self, title: str, columns: list[str]):
+        self.title, self.columns = title, columns
+        self.rows: list[list[Any]] = []
+
+    def add(self, *cells: Any) -> None:
+        """Append a row; numbers are shown with three digits that matter."""
+        self.rows.append(list(cells))
+
+    def show(self, output: Path | None = None) -> None:
+        """Print it, and write it as JSON where asked."""
+        facts = machine()
+        packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+        caption = f"{facts['cores']} cores of {facts['processor']}, {facts['memory_gib']} GiB; {packages}"
+        shown = RichTable(title=self.title, caption=caption, title_justify="left", caption_justify="left")
+        for number, name in enumerate(self.columns):
+            shown.add_column(name, justify="left" if number == 0 else "right")
+        for row in self.rows:
+            shown.add_row(*(_cell(cell) for cell in row))
+        Console(width=100).print(shown)
+        if output is not None:
+            write_json(output, {"title": self.title, "machine": facts, "columns": self.columns, "rows": self.rows})
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,15 @@
+"""`cloze bench`: measure Cloze beside its peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloze.bench.loader import bench_loader
+from cloze.bench.prepare import bench_prepare
+from cloze.config import BenchConfig
+
+
+def run(config: BenchConfig) -> None:
+    """Measure, and print the table."""
+    table = {"prepare": bench_prepare, "loader": bench_loader}[config.what](config)
+    table.show(Path(config.output) if config.output else None)

@@ -1,0 +1,122 @@
+"""Blocks on disk as an array: mapped, not read, and no file is touched before one of its blocks is asked for.
+
+blocks = Blocks([(Path("data-00000-of-00002.arrow"), 60_000), ...], block_size=128)
+blocks.read(np.array([7, 3]))            # [2, 128] int32
+blocks.read_segments(np.array([7, 3]))   # [2, 128] int32: which document of its block each token belongs to
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+from numpy.typing import NDArray
+
+from cloze.errors import DataError
+
+_SPARE_FILES = 256
+Ints = NDArray[np.int32]
+
+
+class Batch(NamedTuple):
+    """One record batch: ids [rows, block_size]; of best_fit packing also the pieces' lengths and where they begin."""
+
+    ids: Ints
+    offsets: Ints | None
+    lengths: Ints | None
+
+
+class Blocks:
+    """The blocks of one split. `files`: each shard and how many blocks it holds.
+
+    Reading raises DataError for a file that is no Arrow stream of such blocks, IndexError for a block out of range.
+    """
+
+    def __init__(self, files: list[tuple[Path, int]], block_size: int, has_pieces: bool = False):
+        self.block_size, self.has_pieces = block_size, has_pieces
+        self._files = files
+        self._shards: list[list[Batch] | None] = [None] * len(files)
+        self._counts = np.array([count for _, count in files], np.int64)
+        self._ends = np.cumsum(self._counts)
+        _allow_open_files(len(files))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, indices: NDArray[np.int64]) -> Ints:
+        """indices: [n] in any order -> blocks [n, block_size]."""
+        out = np.empty((len(indices), self.block_size), np.int32)
+        for place, (batch, row) in enumerate(self._locate(indices)):
+            out[place] = batch.ids[row]
+        return out
+
+    def read_segments(self, indices: NDArray[np.int64]) -> Ints:
+        """indices: [n] -> [n, block_size]: the number, from 0, of the piece of its block that each token belongs to.
+
+        Padding counts as one more piece.
+        """
+        out = np.empty((len(indices), self.block_size), np.int32)
+        for place, (batch, row) in enumerate(self._locate(indices)):
+            assert batch.offsets is not None
+            assert batch.lengths is not None
+            pieces = batch.lengths[batch.offsets[row] : batch.offsets[row + 1]]
+            filled = int(pieces.sum())
+            out[place, :filled] = np.repeat(np.arange(len(pieces), dtype=np.int32), pieces)
+            out[place, filled:] = len(pieces)
+        return out
+
+    def _locate(self, indices: NDArray[np.int64]) -> Iterator[tuple[Batch, int]]:
+        """The batch and the row in it of every block: of a shuffled corpus, nearly every one in another shard."""
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"blocks are numbered 0 .. {len(self) - 1}")
+        shards = np.searchsorted(self._ends, indices, side="right")
+        rows = indices - (self._ends - self._counts)[shards]
+        for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
+            for batch in self._shard(number):
+                if row < len(batch.ids):
+                    yield batch, row
+                    break
+                row -= len(batch.ids)
+
+    def _shard(self, number: int) -> list[Batch]:
+        shard = self._shards[number]
+        if shard is None:
+            shard = self._shards[number] = open_shard(*self._files[number], self.block_size)
+        return shard
+
+
+def open_shard(path: Path, count: int, block_size: int) -> list[Batch]:
+    """Map a shard of `count` blocks. Raises DataError where it is not one."""
+    batches = []
+    try:
+        for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))):
+            ids = _as_numpy(batch.column(0).values).reshape(-1, block_size)
+            if batch.num_columns == 1:
+                batches.append(Batch(ids, None, None))
+            else:
+                batches.append(Batch(ids, _as_numpy(batch.column(1).offsets), _as_numpy(batch.column(1).values)))
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+        text = str(error).splitlines()[0]
+        raise DataError(f"cannot be read ({text})", where=path, hint="prepare the corpus again") from None
+    if sum(len(batch.ids) for batch in batches) != count:
+        raise DataError(f"does not hold {count} blocks", where=path, hint="prepare the corpus again")
+    return batches
+
+
+def _as_numpy(values: Any) -> Ints:
+    """An int32 Arrow array without nulls as the same memory (its own `to_numpy` would import pandas first)."""
+    return np.frombuffer(values.buffers()[1], np.int32, len(values), 4 * values.offset)
+
+
+def _allow_open_files(count: int) -> None:
+    """A mapped file counts as an open one: ask for as many as there are shards, where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
