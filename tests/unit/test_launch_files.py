@@ -65,7 +65,37 @@ def test_batch_scripts_say_how_to_submit_them_and_stop_without_a_recipe(path: Pa
     assert "#SBATCH" not in body, "sbatch reads no #SBATCH line after the first command"
     done = subprocess.run(["bash", str(path)], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     assert done.returncode != 0
-    assert "usage: sbatch slurm/" in done.stderr
+    assert re.search(rf"usage: sbatch (--array=\S+ )?slurm/{path.name} [A-Z]", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [
+        ({}, []),
+        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16"}, ["--num_shards", "16", "--shard_index", "3"]),
+        (
+            {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "1", "NUM_SHARDS": "16"},
+            ["--num_shards", "16", "--shard_index", "7"],
+        ),
+    ],
+    ids=["no array", "array", "one task again"],
+)
+def test_an_array_task_prepares_its_share(tmp_path: Path, environment: dict[str, str], share: list[str]):
+    """`srun` is a stand-in that prints what it would start; the cluster's tests run the real one."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    recipe = ROOT / "launch/recipes/roberta-eli5-full.prepare.yaml"
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "6"}
+    words = ["bash", str(ROOT / "slurm/prepare.sbatch"), str(recipe), "--output", "here"]
+    done = subprocess.run(words, env=env | environment, capture_output=True, text=True, check=True)
+    started = done.stdout.splitlines()
+    assert started[:3] == ["--ntasks=1", "cloze", "prepare"]
+    name, config = parse(started[2:])
+    assert (name, config.output, config.num_proc, config.block_size) == ("prepare", "here", 6, 128)
+    expected = dict(zip(share[::2], share[1::2], strict=True))
+    assert config.num_shards == int(expected.get("--num_shards", 1))
+    assert config.shard_index == (int(expected["--shard_index"]) if expected else None)
 
 
 @named(ACCELERATE_CONFIGS)
