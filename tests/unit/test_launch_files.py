@@ -65,7 +65,7 @@ def test_batch_scripts_say_how_to_submit_them_and_stop_without_a_recipe(path: Pa
     assert "#SBATCH" not in body, "sbatch reads no #SBATCH line after the first command"
     done = subprocess.run(["bash", str(path)], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     assert done.returncode != 0
-    assert re.search(rf"usage: sbatch (--array=\S+ )?slurm/{path.name} [A-Z]", done.stderr)
+    assert re.search(rf"usage: sbatch (--\S+ )?slurm/{path.name} \w", done.stderr)
 
 
 @pytest.mark.parametrize(

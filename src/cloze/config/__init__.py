@@ -1,0 +1,28 @@
+"""One dataclass per command: what can be set, its default, and what it means.
+
+A value comes from the default, then from the YAML file given with --config, then from the flags. Names are
+`transformers.TrainingArguments`' where they mean the same, and `run_mlm.py`'s for model and data. `cloze.cli` turns
+these classes into command lines; the docstring under a field is its help text.
+"""
+
+from __future__ import annotations
+
+from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from cloze.config.train import ModelConfig, TrainConfig
+from cloze.config.use import BenchConfig, ConsolidateConfig, DemoConfig, EvaluateConfig, FillConfig, PushConfig
+
+__all__ = [
+    "BenchConfig",
+    "BlocksConfig",
+    "ConsolidateConfig",
+    "DemoConfig",
+    "EvaluateConfig",
+    "FillConfig",
+    "InspectConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "PushConfig",
+    "SourceConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+]

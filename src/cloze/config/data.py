@@ -1,0 +1,108 @@
+"""Where documents come from and how they become blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """Where documents come from."""
+
+    dataset_name: str | None = None
+    """a dataset on the Hub (`owner/name`), or a local file, folder or glob: json (array or lines), jsonl, parquet,
+    arrow, csv, txt; json, csv and txt also as .gz or .zst"""
+    preset: Literal["eli5", "eli5_category", "eli5_kilt", "eli5_pairs"] | None = None
+    """the fields (and, without a dataset_name, the place on the Hub) of a known corpus: `eli5` (the original records),
+    `eli5_category`, `eli5_kilt` (facebook/kilt_tasks), `eli5_pairs` (sentence-transformers/eli5)"""
+    document: Literal["answers", "full"] = "answers"
+    """with a preset: what the text is; `answers` as in the tutorial, `full` with title and question before them"""
+    dataset_config_name: str | None = None
+    """the configuration of a Hub dataset"""
+    dataset_revision: str | None = None
+    """the branch, tag or commit of a Hub dataset"""
+    split: str = "train"
+    """which documents to take; slices as in `datasets`: `train`, `train[:5000]`, `train_asks[10%:20%]`"""
+    text_field: str | None = None
+    """the field with the text; dots go into nested fields, lists are joined by a space, several fields are separated
+    by commas: `title,answers.text` (default: `text`, or the line of a .txt file)"""
+    id_field: str | None = None
+    """the field that names a document (default: `q_id` or `id` where there is one, else the text itself)"""
+    cache_dir: str | None = None
+    """where downloads from the Hub are kept"""
+    token: str | None = None
+    """a Hub token (default: the one of `hf auth login`)"""
+
+
+@dataclass(kw_only=True)
+class BlocksConfig(SourceConfig):
+    """How documents become blocks of tokens."""
+
+    block_size: int = 128
+    """tokens per block"""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """`concat`: documents end to end, cut into full blocks, as in the tutorial; `best_fit`: documents kept whole where
+    they fit, blocks padded, attention inside documents"""
+    tokenizer_backend: Literal["auto", "gigatoken", "tokenizers", "transformers"] = "auto"
+    """what encodes (default: the fastest one that gives the tokenizer's own ids)"""
+    split_special_tokens: bool = False
+    """encode text that spells a special token (`<mask>`) as text; default: as the special token, as tokenizers do"""
+    on_bad_record: Literal["refuse", "skip"] = "refuse"
+    """a record without text, of the wrong type, no UTF-8, or above 64 MiB: stop and name it, or leave it out and
+    count it"""
+    num_proc: int | None = None
+    """worker processes (default: one per core); the result does not depend on it"""
+    unit_size: str = "32MB"
+    """bytes of the corpus that are done, and kept, at a time; larger ones for corpora of many terabytes"""
+    validation_split: str | None = None
+    """take the validation documents from this split of the dataset"""
+    validation_split_percentage: float = 5.0
+    """without a validation_split: the share of documents kept for validation, chosen by a hash of the document's id,
+    so that the same document always falls on the same side; 0 for none"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the tokenizer"""
+
+
+@dataclass(kw_only=True)
+class PrepareConfig(BlocksConfig):
+    """Turn a corpus into fixed blocks of tokens, once, before any GPU is used."""
+
+    tokenizer_name: str
+    """a tokenizer on the Hub, or a local folder"""
+    output: str
+    """the folder to make; `datasets.load_from_disk` opens it too"""
+    num_shards: int = 1
+    """share the work between so many runs of this command, on any machines that see the output folder"""
+    shard_index: int | None = None
+    """which of them this is, from 0"""
+    finalize: bool = False
+    """do no work, only check that all shards' work is there and join it (the last shard does it by itself)"""
+
+
+@dataclass(kw_only=True)
+class InspectConfig:
+    """Show what is in a prepared folder."""
+
+    data: str
+    """a folder made by `cloze prepare`"""
+    split: str | None = None
+    """train or validation (default: all there are)"""
+    blocks: int = 3
+    """how many blocks to show as text"""
+    verify: bool = False
+    """read every shard and compare its checksum"""
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig(SourceConfig):
+    """Train a byte-level BPE tokenizer with RoBERTa's special tokens on a corpus."""
+
+    output: str
+    """the folder to make"""
+    vocab_size: int = 8192
+    """number of tokens, special tokens included"""
+    min_frequency: int = 2
+    """how often a pair must occur to be merged"""
+    model_max_length: int = 512
+    """the longest input that models with this tokenizer will take"""

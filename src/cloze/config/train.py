@@ -1,0 +1,120 @@
+"""Which model to train, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cloze.config.data import BlocksConfig
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Which model to train."""
+
+    model_name_or_path: str | None = None
+    """pretrained weights: a model on the Hub or a local folder; without it the model starts from random weights"""
+    model_revision: str = "main"
+    """branch, tag or commit of the model on the Hub"""
+    model_type: str | None = None
+    """from scratch: the architecture (`roberta`, `bert`, `modernbert`, ...)"""
+    config_name: str | None = None
+    """from scratch: take the configuration of this model (Hub name or folder)"""
+    config_overrides: str | None = None
+    """from scratch: changes to the configuration: `hidden_size=256,num_hidden_layers=4`"""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
+    """how attention is computed (default: the best one the model and this machine have)"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the model"""
+    cache_dir: str | None = None
+    """where downloads from the Hub are kept"""
+    token: str | None = None
+    """a Hub token (default: the one of `hf auth login`)"""
+
+
+@dataclass(kw_only=True)
+class TrainConfig(ModelConfig, BlocksConfig):
+    """Train a model. Start it with `accelerate launch -m cloze train ...` or with `cloze train ...`."""
+
+    dataset_name: str | None = None
+    """a folder made by `cloze prepare`; or a corpus, as in `cloze prepare`, which is prepared first, once, and kept"""
+    tokenizer_name: str | None = None
+    """for a corpus: its tokenizer (default: the one of model_name_or_path or config_name)"""
+    prepared_cache_dir: str | None = None
+    """where prepared corpora are kept (default: $CLOZE_CACHE, or `cloze` in the user's cache folder)"""
+    streaming_train: bool = False
+    """for a corpus that is larger than the disk: tokenize and pack while training, and keep nothing; needs max_steps,
+    and resumes on the same number of processes only"""
+    output_dir: str
+    """the run's folder: checkpoints, metrics, resolved configuration"""
+    mlm_probability: float = 0.15
+    """share of tokens to predict"""
+    mask_replace_prob: float = 0.8
+    """share of those that are replaced by the mask token"""
+    random_replace_prob: float = 0.1
+    """share of those that are replaced by a random token; the rest stay as they are"""
+
+    per_device_train_batch_size: int = 8
+    """blocks per process and forward pass"""
+    gradient_accumulation_steps: int = 1
+    """forward passes per optimizer step"""
+    num_train_epochs: float = 3.0
+    """passes over the training blocks"""
+    max_steps: int = -1
+    """optimizer steps; overrides num_train_epochs where positive"""
+    learning_rate: float = 5e-5
+    """peak learning rate"""
+    weight_decay: float = 0.0
+    """for all weights but biases and normalization"""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """gradients are clipped to this norm; 0 for no clipping"""
+    lr_scheduler_type: str = "linear"
+    """a schedule of `transformers` (linear, cosine, constant_with_warmup, polynomial, inverse_sqrt, ...)"""
+    lr_scheduler_kwargs: dict[str, Any] | None = None
+    """further arguments of the schedule"""
+    warmup_steps: float = 0
+    """steps of warm-up; below 1: the share of all steps"""
+    seed: int = 42
+    """decides initial weights, order, masks and dropout"""
+
+    bf16: bool = False
+    """mixed precision in bfloat16"""
+    fp16: bool = False
+    """mixed precision in float16 with loss scaling (GPU only)"""
+    tf32: bool | None = None
+    """TF32 matrix products on Ampere and later GPUs"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass to save memory"""
+    deepspeed: str | None = None
+    """a DeepSpeed configuration (JSON); normally given to `accelerate launch` instead"""
+    ddp_timeout: int = 1800
+    """seconds after which a collective operation that nobody answers is an error"""
+    use_cpu: bool = False
+    """do not use a GPU even where there is one"""
+
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """when to evaluate on the validation blocks"""
+    eval_steps: int | None = None
+    """optimizer steps between evaluations (default: logging_steps)"""
+    eval_on_start: bool = False
+    """evaluate before the first step"""
+    per_device_eval_batch_size: int = 8
+    """blocks per process and forward pass in evaluation"""
+    logging_steps: int = 10
+    """optimizer steps between lines of metrics.jsonl"""
+    report_to: str = "none"
+    """trackers of accelerate, separated by commas: tensorboard, wandb, mlflow, ... or none"""
+    run_name: str | None = None
+    """the run's name in trackers (default: the last part of output_dir)"""
+
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """when to save a checkpoint; one is always saved at the end unless this is `no`"""
+    save_steps: int = 500
+    """optimizer steps between checkpoints"""
+    save_total_limit: int | None = None
+    """keep this many of the newest checkpoints (default: all)"""
+    resume_from_checkpoint: str | None = None
+    """go on from this checkpoint folder; `auto`: from the newest one in output_dir, or from the start if none is"""

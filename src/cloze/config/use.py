@@ -1,0 +1,116 @@
+"""What is done with a trained model, and around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class ConsolidateConfig:
+    """Turn a checkpoint into a folder that `from_pretrained` and `pipeline("fill-mask")` load."""
+
+    checkpoint: str
+    """a run's folder (its newest checkpoint is taken) or one checkpoint-N"""
+    output: str | None = None
+    """the folder to make (default: `model` in the run's folder)"""
+    max_shard_size: str = "5GB"
+    """largest size of one weights file"""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Perplexity and masked accuracy on fixed masks."""
+
+    model: str
+    """a model folder, a run's folder (its `model`), or a model on the Hub"""
+    data: str
+    """a folder made by `cloze prepare`"""
+    split: str = "validation"
+    """train or validation"""
+    per_device_eval_batch_size: int = 8
+    """blocks per process and forward pass; the result does not depend on it"""
+    mlm_probability: float = 0.15
+    """share of tokens to predict"""
+    seed: int = 42
+    """decides which tokens are masked"""
+    output: str | None = None
+    """the JSON file to write (default: eval.json in the run's folder; none for a bare model)"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the model"""
+    use_cpu: bool = False
+    """do not use a GPU even where there is one"""
+
+
+@dataclass(kw_only=True)
+class FillConfig:
+    """Show what a model puts in place of the mask."""
+
+    model: str
+    """a model folder, a run's folder (its `model`), or a model on the Hub"""
+    text: str
+    """a text with the model's mask token; `<mask>` and `[MASK]` are both understood"""
+    top_k: int = 3
+    """how many answers to show"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the model"""
+
+
+@dataclass(kw_only=True)
+class PushConfig:
+    """Publish a consolidated model with its model card on the Hugging Face Hub."""
+
+    path: str
+    """a run's folder or a consolidated model folder"""
+    repo: str
+    """the repository: `name` or `owner/name`"""
+    private: bool = False
+    """make a new repository private"""
+    revision: str | None = None
+    """the branch to push to (made if missing; default: main)"""
+    commit_message: str = "Upload model trained with Cloze"
+    """the commit's message"""
+    token: str | None = None
+    """a Hub token with write access (default: the one of `hf auth login`)"""
+    dry_run: bool = False
+    """say what would be pushed, and push nothing"""
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """Run the whole main job on the sample corpus: prepare, train, consolidate, evaluate, fill."""
+
+    output_dir: str = "runs/demo"
+    """the run's folder"""
+    num_processes: int | None = None
+    """how many processes train (default: one per GPU, or 2 on the CPU)"""
+    max_steps: int = -1
+    """optimizer steps (default: enough to learn the sample corpus)"""
+
+
+@dataclass(kw_only=True)
+class BenchConfig:
+    """Measure Cloze beside its peers, in one run on this machine, and print a table."""
+
+    what: Literal["prepare", "loader"]
+    """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
+    of files; `loader`: opening a prepared folder, and masked batches from a cold page cache"""
+    dataset_name: str | None = None
+    """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
+    (default: the sample corpus)"""
+    tokenizer_name: str | None = None
+    """prepare: a tokenizer (default: one trained on the sample corpus)"""
+    megabytes: int = 100
+    """prepare: size of the corpus as JSON lines"""
+    num_proc: int | None = None
+    """prepare: processes for Cloze and for the tutorial (default: one per core)"""
+    block_size: int = 128
+    """tokens per block"""
+    num_blocks: int = 10_000_000
+    """loader: blocks in the folder"""
+    per_device_train_batch_size: int = 32
+    """loader: blocks per batch"""
+    work_dir: str | None = None
+    """where the files are made, and deleted (default: a temporary folder)"""
+    output: str | None = None
+    """write the table as JSON too"""
