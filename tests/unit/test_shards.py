@@ -9,33 +9,48 @@ import numpy as np
 import pytest
 
 from cloze.data import shards
-from cloze.data.shards import Blocks, ShardWriter, open_prepared, verify_prepared, write_manifest
+from cloze.data.blocks import Blocks
+from cloze.data.packing import Packed
+from cloze.data.shards import ShardWriter, describe_split, open_prepared, shard_name, verify_prepared, write_manifest
 from cloze.errors import DataError
 
 BLOCK_SIZE = 16
+NONE = np.empty(0, np.int64)
 
 
-@pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """A prepared folder of 103 blocks in batches of 10 and shards of 25."""
+def packed(blocks: np.ndarray, pieces: bool) -> Packed:
+    """Blocks of which number n has n % 5 + 1 pieces of 3 tokens, then padding."""
+    if not pieces:
+        return Packed(blocks, NONE, NONE)
+    counts = np.arange(len(blocks)) % 5 + 1
+    return Packed(blocks, counts, np.full(counts.sum(), 3))
+
+
+@pytest.fixture(params=[False, True], ids=["concat", "best_fit"])
+def written(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
+    """A prepared folder of 103 blocks, in shards of 25 and batches of 10."""
     monkeypatch.setattr(shards, "BATCH_ROWS", 10)
-    monkeypatch.setattr(shards, "SHARD_BYTES", 25 * BLOCK_SIZE * 4)
+    folder, pieces = tmp_path / "p", request.param
+    (folder / "train").mkdir(parents=True)
     blocks = np.random.default_rng(0).integers(0, 2**31 - 1, (103, BLOCK_SIZE)).astype(np.int32)
-    writer = ShardWriter(tmp_path / "train", BLOCK_SIZE)
-    for part in np.split(blocks, [1, 2, 40, 41, 90]):
-        writer.add(part)
-    assert writer.num_blocks == 103
-    write_manifest(tmp_path, {"block_size": BLOCK_SIZE, "splits": {"train": {"shards": writer.close()}}})
-    return tmp_path, blocks
+    listed = []
+    for number, first in enumerate(range(0, 103, 25)):
+        writer = ShardWriter(folder / "train" / shard_name(number, 5), BLOCK_SIZE, pieces)
+        whole = packed(blocks, pieces)
+        for part in np.array_split(np.arange(first, min(first + 25, 103)), 3):  # any portions, in any batch
+            lengths = np.full(whole.counts[part].sum(), 3) if pieces else NONE
+            writer.add(Packed(blocks[part], whole.counts[part] if pieces else NONE, lengths))
+        listed.append({"file": shard_name(number, 5), **writer.close()})
+    describe_split(folder / "train", listed, BLOCK_SIZE, pieces)
+    packing = "best_fit" if pieces else "concat"
+    write_manifest(folder, {"block_size": BLOCK_SIZE, "packing": packing, "splits": {"train": {"shards": listed}}})
+    return folder, blocks
 
 
 def test_any_rows_in_any_order_are_the_ones_that_were_written(written: tuple[Path, np.ndarray]):
     folder, blocks = written
     opened = open_prepared(folder).blocks("train")
     assert len(opened) == 103
-    assert sorted(path.name for path in (folder / "train").glob("*.arrow")) == [
-        f"data-0000{i}-of-00005.arrow" for i in range(5)
-    ]
     order = np.random.default_rng(1).integers(0, 103, 500)
     assert (opened.read(order) == blocks[order]).all()
     assert opened.read(np.empty(0, np.int64)).shape == (0, BLOCK_SIZE)
@@ -44,18 +59,47 @@ def test_any_rows_in_any_order_are_the_ones_that_were_written(written: tuple[Pat
             opened.read(np.array([wrong]))
 
 
+def test_segments_number_the_pieces_of_a_block(written: tuple[Path, np.ndarray]):
+    folder, _ = written
+    opened = open_prepared(folder).blocks("train")
+    if not opened.has_pieces:
+        return
+    order = np.random.default_rng(1).integers(0, 103, 200)
+    for row, segments in zip(order, opened.read_segments(order), strict=True):
+        pieces = row % 5 + 1
+        expected = [number for number in range(pieces) for _ in range(3)]
+        assert segments.tolist() == expected + [pieces] * (BLOCK_SIZE - len(expected))
+
+
 def test_datasets_opens_the_folder_too(written: tuple[Path, np.ndarray]):
     folder, blocks = written
     loaded = datasets.load_from_disk(str(folder))["train"]
     assert np.array_equal(np.array(loaded["input_ids"]), blocks)
+    if open_prepared(folder).packing == "best_fit":
+        assert loaded[7]["piece_lengths"] == [3, 3, 3]
 
 
-def test_the_bytes_depend_on_the_blocks_only(written: tuple[Path, np.ndarray], tmp_path: Path):
+def test_the_bytes_of_a_shard_depend_on_its_blocks_only(tmp_path: Path):
+    blocks = np.arange(40 * BLOCK_SIZE, dtype=np.int32).reshape(40, BLOCK_SIZE)
+    facts = []
+    for name, parts in (("one", [40]), ("two", [1, 2, 20, 17])):
+        writer = ShardWriter(tmp_path / name, BLOCK_SIZE)
+        for part in np.split(blocks, np.cumsum(parts)[:-1]):
+            writer.add(packed(part, False))
+        facts.append(writer.close())
+    assert facts[0] == facts[1]
+    assert ShardWriter(tmp_path / "none", BLOCK_SIZE).close() is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_opening_touches_no_shard(written: tuple[Path, np.ndarray]):
     folder, blocks = written
-    again = ShardWriter(tmp_path / "again", BLOCK_SIZE)
-    again.add(blocks)
-    facts = again.close()
-    assert facts == open_prepared(folder).manifest["splits"]["train"]["shards"]
+    opened = open_prepared(folder).blocks("train")
+    gone = folder / "train" / shard_name(3, 5)
+    gone.rename(folder / "elsewhere")
+    assert (opened.read(np.arange(75)) == blocks[:75]).all()
+    with pytest.raises(DataError, match=f"{gone.name}: cannot be read"):
+        opened.read(np.array([75]))
 
 
 def test_a_missing_short_or_changed_shard_is_named(written: tuple[Path, np.ndarray]):
@@ -89,6 +133,17 @@ def test_a_folder_that_is_not_whole_is_not_a_prepared_folder(written: tuple[Path
         open_prepared(folder)
     with pytest.raises(DataError, match="no such folder"):
         open_prepared(tmp_path / "nowhere")
+
+
+def test_a_shard_that_is_something_else_is_named(tmp_path: Path):
+    (tmp_path / "junk.arrow").write_bytes(b"junk" * 100)
+    with pytest.raises(DataError, match=r"junk.arrow: cannot be read"):
+        Blocks([(tmp_path / "junk.arrow", 10)], BLOCK_SIZE).read(np.array([3]))
+    writer = ShardWriter(tmp_path / "short.arrow", BLOCK_SIZE)
+    writer.add(packed(np.zeros((4, BLOCK_SIZE), np.int32), False))
+    writer.close()
+    with pytest.raises(DataError, match=r"short.arrow: does not hold 10 blocks"):
+        Blocks([(tmp_path / "short.arrow", 10)], BLOCK_SIZE).read(np.array([3]))
 
 
 def test_an_empty_split_has_no_blocks():

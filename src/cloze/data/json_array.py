@@ -56,19 +56,17 @@ def read_array(file: Any, name: str, max_bytes: int) -> Iterator[tuple[int, Reco
     window.next_character()
     window.at += 1  # the bracket that showed that this is an array
     number = 0
-    while (character := window.next_character()) != "]" or number == 0:
-        if character == "]":
-            break
+    separator = "" if window.next_character() == "]" else ","
+    while separator == ",":
         number += 1
+        window.next_character()
         value, length = _element(window, decode, f"{name}, record {number}", max_bytes)
         yield number, _checked(value, window.text[window.at : window.at + length], max_bytes)
         window.at += length
         separator = window.next_character()
-        if separator == "]":
-            break
-        if separator != ",":
+        if separator not in (",", "]"):
             raise _broken(f"{name}, record {number}", "no comma after it" if separator else "the file ends here")
-        window.at += 1
+        window.at += separator == ","
     window.at += 1
     if window.next_character():
         raise _broken(f"{name}, record {number}", "text after the end of the array")

@@ -30,6 +30,7 @@ from cloze.errors import DataError
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_RECORD_BYTES = 64 * 2**20
 _BUFFER = 2**20
+_BOM = b"\xef\xbb\xbf"
 
 Raw = bytes | Record | Document | BadRecord
 Item = tuple[int, Raw]
@@ -164,7 +165,7 @@ def _kind(path: Path) -> Format:
 
 def _starts_array(file: Any) -> bool:
     while block := file.read(64):
-        if word := block.removeprefix(b"\xef\xbb\xbf").lstrip():
+        if word := block.removeprefix(_BOM).lstrip():
             return bool(word.startswith(b"["))
     return False
 
@@ -175,9 +176,16 @@ def _cut_text(path: Path, size: int) -> list[tuple[int, int, int]]:
 
 def _jsonl(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
     for position, line in lines_between(file, piece.start, piece.stop, MAX_RECORD_BYTES):
-        if isinstance(line, BadRecord) or not line.isspace():
-            first = piece.start == 0 and position == (piece.stop is None)
-            yield position, line.removeprefix(b"\xef\xbb\xbf") if first and isinstance(line, bytes) else line
+        if isinstance(line, bytes):
+            if line.startswith(_BOM) and _is_first(piece, position):
+                line = line.removeprefix(_BOM)
+            if not line or line.isspace():
+                continue
+        yield position, line
+
+
+def _is_first(piece: Piece, position: int) -> bool:
+    return piece.start == 0 and position == (1 if piece.stop is None else 0)
 
 
 def _txt(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
@@ -186,8 +194,8 @@ def _txt(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
             yield position, line
             continue
         try:
-            first = piece.start == 0 and position == (piece.stop is None)
-            yield position, {"text": line.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")}
+            encoding = "utf-8-sig" if _is_first(piece, position) else "utf-8"
+            yield position, {"text": line.decode(encoding).rstrip("\r\n")}
         except UnicodeDecodeError:
             yield position, BadRecord("invalid UTF-8")
 
