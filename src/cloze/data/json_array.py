@@ -75,12 +75,14 @@ def read_array(file: Any, name: str, max_bytes: int) -> Iterator[tuple[int, Reco
 def _element(window: _Window, decode: Any, where: str, max_bytes: int) -> tuple[Any, int]:
     """The element at the window's place and its length in characters; reads on until it is whole."""
     while True:
+        enough = window.ended or len(window.text) - window.at > 4 * max_bytes
         try:
             value, end = decode(window.text, window.at)
-            if end < len(window.text) or window.ended:  # else a number may go on
+            follows = window.text[end : end + 1]
+            if enough or (follows and (isinstance(value, dict) or follows in _SPACE + ",]")):  # a number may go on
                 return value, end - window.at
         except json.JSONDecodeError as error:
-            if window.ended or len(window.text) - window.at > 4 * max_bytes:
+            if enough:
                 raise _broken(where, error.msg) from None
         except (ValueError, RecursionError) as error:
             raise _broken(where, str(error)) from None
