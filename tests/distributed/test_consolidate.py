@@ -13,8 +13,9 @@ from ranks import ENGINES, cloze_ranks, succeed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, pipeline
 
-from cloze.consolidate import choose_checkpoint, consolidate, parse_size
+from cloze.consolidate import choose_checkpoint, consolidate
 from cloze.errors import CheckpointError, ConfigError
+from cloze.files import parse_size
 from cloze.train.restore import PieceReader, read_manifest
 
 
@@ -63,7 +64,7 @@ def test_the_folder_is_all_a_pipeline_needs(run: Path, tmp_path: Path):
 
 def test_large_models_are_written_in_several_files(run: Path, tmp_path: Path):
     consolidate(run / "checkpoint-2", tmp_path / "one", 10**9)
-    consolidate(run / "checkpoint-2", tmp_path / "many", parse_size("50KB"))
+    consolidate(run / "checkpoint-2", tmp_path / "many", parse_size("50KB", "--max_shard_size"))
     names = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert len(names) > 2
     assert all(path.stat().st_size < 100_000 for path in (tmp_path / "many").glob("*.safetensors"))
@@ -105,8 +106,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(run: P
 @pytest.mark.parametrize("size", ["", "5", "5XB", "-1GB", "0MB"])
 def test_sizes_that_make_no_sense_are_refused(size: str):
     if size == "5":
-        assert parse_size(size) == 5
+        assert parse_size(size, "--max_shard_size") == 5
     else:
         with pytest.raises(ConfigError):
-            parse_size(size)
-    assert parse_size("1.5 kb") == 1500
+            parse_size(size, "--max_shard_size")
+    assert parse_size("1.5 kb", "--max_shard_size") == 1500

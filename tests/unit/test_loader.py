@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cloze.data.loader import Layout, TrainLoader, eval_batches, step_batches
+from cloze.data.loader import BlockOrder, Layout, TrainLoader, eval_batches, step_batches
 from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.sampler import block_indices
 
 MASKING = Masking(mask_token_id=4, vocab_size=200, special_token_ids=(0, 1, 2, 3, 4), seed=1, mlm_probability=1.0)
 KEEP = Masking(4, 200, (0, 1, 2, 3, 4), seed=1, mlm_probability=1.0, mask_replace_prob=0.0, random_replace_prob=0.0)
@@ -86,3 +87,16 @@ def test_reading_ahead_changes_nothing_and_hands_on_errors():
 
     with pytest.raises(OSError, match="disk gone"):
         list(TrainLoader(partial(step_batches, Broken(50), MASKING, layout, 10**6), 0, 5))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize(("per_device", "accumulation"), [(1, 1), (7, 3), (64, 2), (2000, 1)])
+def test_working_out_the_order_ahead_changes_nothing(world_size: int, per_device: int, accumulation: int):
+    """Whatever step a run begins or goes on with, and in any order."""
+    steps = [0, 1, 2, 1, 500, 501, 3, 10**9, 10**9 + 1, 700, 0]
+    for rank in range(world_size):
+        layout = Layout(per_device, accumulation, rank, world_size)
+        order = BlockOrder(layout, 10**11, seed=9)
+        for step in steps:
+            expected = [block_indices(layout.samples(step, micro), 10**11, 9) for micro in range(accumulation)]
+            assert (order.blocks_of(step) == np.stack(expected)).all()

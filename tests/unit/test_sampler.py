@@ -35,6 +35,21 @@ def test_a_hundred_billion_blocks_need_no_memory():
     assert 50 < chi_square < 160  # 99 degrees of freedom: 5 sigma is 99 +- 70
 
 
+def test_no_two_epochs_of_a_hundred_billion_blocks_are_alike():
+    """Equal places in two epochs, and steps from one to the next, meet as rarely as chance has it."""
+    n, looked_at = 10**11, 100_000
+    places = np.random.default_rng(1).integers(0, n - 1, looked_at)
+    epochs = [block_indices(places + epoch * n, n, seed=3) for epoch in (0, 1, 2, 10**6)]
+    following = block_indices(places + 1, n, seed=3)
+    for number, one in enumerate(epochs):
+        for other in epochs[:number]:
+            assert (one == other).sum() <= 1
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.02  # 6 sigma
+    steps, counts = np.unique(np.abs(following - epochs[0]), return_counts=True)
+    assert counts.max() <= 2
+    assert len(steps) > looked_at - 10
+
+
 def test_every_position_is_equally_likely():
     """Over many keys, block 0 of 10 lands everywhere equally often, and so do pairs."""
     n, keys = 10, 4000

@@ -131,8 +131,9 @@ class _Tracker:
         self._shown_at = now
         read = self._bytes + sum(task.meter.bytes_read() for task in self._tasks if task.meter is not None)
         shown = read // _MEGABYTE
-        speed = self.tokens / (now - self._begin)
-        self.show(shown - self._shown, note=f"{self.documents:,} documents  {speed:,.0f} tokens/s")
+        seconds = now - self._begin
+        rates = f"{self.documents / seconds:,.0f} documents/s  {self.tokens / seconds:,.0f} tokens/s"
+        self.show(shown - self._shown, note=f"{self.documents:,} documents  {rates}")
         self._shown = shown
 
 
