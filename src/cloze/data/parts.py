@@ -31,24 +31,39 @@ def read_plan(parts: Path) -> dict[str, Any] | None:
         raise DataError("damaged", where=parts / "plan.json", hint=f"delete {parts} and begin again") from None
 
 
-def open_parts(parts: Path, facts: dict[str, Any], before: dict[str, Any] | None, tokenizer: Any) -> None:
+def open_parts(parts: Path, facts: dict[str, Any], tokenizer: Any) -> None:
     """Begin the work, or go on with it. Raises ConfigError where it was begun of, or with, something else."""
-    if before is not None:
-        refuse_differences(parts, before, facts)
+    begun = read_plan(parts)
+    if begun is not None:
+        refuse_differences(parts, begun, facts)
         _remove_leftovers(parts)
-        return
     with disk_errors(parts):
         (parts / "units").mkdir(parents=True, exist_ok=True)
-        staged = parts / f"tokenizer-{os.uname().nodename}-{os.getpid()}"
-        tokenizer.save_pretrained(staged)
-        sync_tree(staged)
-        try:
-            os.rename(staged, parts / "tokenizer")
-        except OSError:  # another shard was quicker
-            shutil.rmtree(staged, ignore_errors=True)
-            if not (parts / "tokenizer").is_dir():
-                raise
-    write_json(parts / "plan.json", facts)
+        if begun is None:
+            _write_plan(parts, facts)
+        if not (parts / "tokenizer").is_dir():
+            staged = parts / f"tokenizer-{os.uname().nodename}-{os.getpid()}"
+            tokenizer.save_pretrained(staged)
+            sync_tree(staged)
+            try:
+                os.rename(staged, parts / "tokenizer")
+            except OSError:  # another shard was quicker
+                shutil.rmtree(staged, ignore_errors=True)
+                if not (parts / "tokenizer").is_dir():
+                    raise
+
+
+def _write_plan(parts: Path, facts: dict[str, Any]) -> None:
+    """Write plan.json unless another process was quicker; then its plan must be the same."""
+    staged = parts / f"plan-{os.uname().nodename}-{os.getpid()}.json"
+    write_json(staged, facts)
+    try:
+        os.link(staged, parts / "plan.json")
+    except FileExistsError:
+        refuse_differences(parts, read_plan(parts) or {}, facts)
+    except OSError:  # no hard links here
+        os.rename(staged, parts / "plan.json")
+    staged.unlink(missing_ok=True)
 
 
 def _remove_leftovers(parts: Path) -> None:

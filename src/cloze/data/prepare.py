@@ -97,17 +97,23 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
     inputs = inputs or open_inputs(config, config.tokenizer_name)
     corpus, facts = inputs.corpus, inputs.facts
     if output.exists():
-        return _same_as_before(config, output, facts)
+        manifest = _same_as_before(config, output, facts)
+        shutil.rmtree(parts, ignore_errors=True)  # of a process that was killed between its last two steps
+        return manifest
     before = read_plan(parts)
+    if before is None and config.finalize:
+        raise DataError("nothing has been begun here", where=parts, hint="run without --finalize first")
     # A backend that other shards have begun with is the one to go on with.
     begun_with = str(before["tokenizer"]["backend"]).split()[0] if before else "auto"
     recipe = make_recipe(
         config, inputs, begun_with if config.tokenizer_backend == "auto" else config.tokenizer_backend
     )
     facts["tokenizer"]["backend"] = backend_version(recipe.encoder.backend)
-    open_parts(parts, facts, before, inputs.tokenizer)
+    if before is not None:
+        refuse_differences(parts, before, facts)
     units = parts / "units"
     try:
+        open_parts(parts, facts, inputs.tokenizer)
         if not config.finalize:
             say("prepare", f"{corpus.description['dataset_name']} with {facts['tokenizer']['backend']}")
             do_units(recipe, corpus.tasks, units, config.num_proc or usable_cores(), share, facts["unit_size"])

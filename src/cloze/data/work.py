@@ -189,7 +189,7 @@ def _do_in_processes(recipe: Recipe, jobs: Iterator[Job], units: Path, num_proc:
     try:
         more = True
         while more or running:
-            while more and len(running) < num_proc + 2:
+            while more and len(running) < num_proc + 1:
                 job = next(jobs, None)
                 if job is None:
                     more = False
