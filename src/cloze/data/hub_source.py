@@ -18,7 +18,7 @@ from cloze.data.fields import Record
 from cloze.errors import DataError
 
 Stream = Callable[[], Iterator[tuple[int, Record]]]
-_FAILURES = (DatasetsError, HfHubHTTPError, HFValidationError, OSError, ValueError)
+_FAILURES = (DatasetsError, HfHubHTTPError, HFValidationError, OSError, RuntimeError, ValueError)
 
 
 def open_hub(config: SourceConfig, split: str) -> tuple[list[tuple[str, Stream]], dict[str, Any]]:
