@@ -218,6 +218,15 @@ def test_killed_at_a_hundred_random_moments(corpus: Path, expected: tuple[str, d
     killed_many_times(corpus, tmp_path, bytes_of_one, 100, packing)
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+    return [each for child in children for each in (child, *descendants(child))]
+
+
 def test_worker_processes_end_with_a_killed_parent(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
     """The whole command with two workers, killed while they work: nobody is left, and it goes on."""
     packing, bytes_of_one = expected
@@ -233,7 +242,8 @@ def test_worker_processes_end_with_a_killed_parent(corpus: Path, expected: tuple
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = descendants(process.pid)
+    assert len(children) >= 2
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20

@@ -19,7 +19,7 @@ from cloze.data.shards import ShardWriter, describe_split, shard_name, write_man
 
 BLOCKS_PER_SHARD = 60_000
 VOCABULARY = 50_265
-SECONDS = 10.0
+SECONDS = 5.0
 
 # In a fresh process, so that memory and imports are those of opening alone.
 MEASURE = """

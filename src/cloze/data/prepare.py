@@ -29,7 +29,7 @@ from cloze.data.shards import open_prepared
 from cloze.data.sources import Corpus, document_of, items_of, open_corpus
 from cloze.data.tokenize import describe, load_tokenizer
 from cloze.data.units import Recipe, read_unit
-from cloze.data.work import Share, do_units, missing_units, owners
+from cloze.data.work import Share, do_units, missing_units, owners, start_method
 from cloze.errors import ClozeError, ConfigError, DataError
 from cloze.files import parse_size
 
@@ -94,6 +94,9 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
     output = Path(config.output)
     parts = output.with_name(f"{output.name}.parts")
     share = check_share(config)
+    num_proc = config.num_proc or usable_cores()
+    if num_proc > 1 and not output.exists():
+        start_method()  # in the background, while the tokenizer is loaded
     inputs = inputs or open_inputs(config, config.tokenizer_name)
     corpus, facts = inputs.corpus, inputs.facts
     if output.exists():
@@ -116,7 +119,7 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
         open_parts(parts, facts, inputs.tokenizer)
         if not config.finalize:
             say("prepare", f"{corpus.description['dataset_name']} with {facts['tokenizer']['backend']}")
-            do_units(recipe, corpus.tasks, units, config.num_proc or usable_cores(), share, facts["unit_size"])
+            do_units(recipe, corpus.tasks, units, num_proc, share, facts["unit_size"])
         missing = missing_units(corpus.tasks, units)
         if not missing:
             return finalize(parts, output, recipe, facts, config.validation_split is not None)

@@ -30,6 +30,7 @@ from cloze.errors import DataError
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_RECORD_BYTES = 64 * 2**20
 _BUFFER = 2**20
+_BATCH_BYTES, _MAX_ROWS = 16 * 2**20, 10_000  # of a table at a time
 _BOM = b"\xef\xbb\xbf"
 
 Raw = bytes | Record | Document | BadRecord
@@ -213,7 +214,10 @@ def _parquet(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
     groups = range(piece.start, parquet.num_row_groups if piece.stop is None else piece.stop)
     row = sum(parquet.metadata.row_group(group).num_rows for group in range(piece.start))
     names = columns.needed(parquet.schema_arrow, fields, piece.path)
-    for batch in parquet.iter_batches(columns.BATCH_ROWS, row_groups=groups, columns=names, use_threads=False):
+    facts = [parquet.metadata.row_group(group) for group in groups]
+    bytes_per_row = sum(group.total_byte_size for group in facts) / max(1, sum(group.num_rows for group in facts))
+    rows = max(1, min(_MAX_ROWS, int(_BATCH_BYTES / max(1, bytes_per_row))))
+    for batch in parquet.iter_batches(rows, row_groups=groups, columns=names, use_threads=False):
         yield from columns.documents(batch, fields, row)
         row += len(batch)
 
