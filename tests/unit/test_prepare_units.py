@@ -220,7 +220,7 @@ def chosen_before(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("chosen_before")
-def test_killed_at_a_hundred_random_moments_the_bytes_are_the_same(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
+def test_killed_at_a_hundred_random_moments(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
     packing, bytes_of_one = expected
     killed_many_times(corpus, tmp_path, bytes_of_one, 100, packing)
 
