@@ -302,3 +302,15 @@ def test_both_backends_give_the_same_shards(corpus: Path, tokenizer: Path, tmp_p
             shards.append(manifest["splits"])
         assert shards[0] == shards[1]
     assert open_prepared(tmp_path / "gigatoken-True").manifest["split_special_tokens"] is True
+
+
+def test_a_fork_of_a_process_that_has_prepared_prepares_too(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    first = prepare(config(corpus, tmp_path / "first", num_proc=2))
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            code = 0 if prepare(config(corpus, tmp_path / "second", num_proc=2)) == first else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

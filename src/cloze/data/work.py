@@ -185,7 +185,8 @@ def start_method() -> Any:
     """How worker processes begin: as forks of a server that has only imported what they need.
 
     A fork of this process would take along thread pools that no longer run, a fresh interpreter takes a second. The
-    server starts in the background; ask for it early.
+    server starts in the background; ask for it early. A process that was itself forked from one with a server cannot
+    use that, nor replace it: there, workers are fresh interpreters.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -194,7 +195,10 @@ def start_method() -> Any:
     with contextlib.suppress(ImportError):
         from multiprocessing.forkserver import ensure_running
 
-        ensure_running()
+        try:
+            ensure_running()
+        except ChildProcessError:
+            return multiprocessing.get_context("spawn")
     return context
 
 
