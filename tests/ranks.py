@@ -110,11 +110,19 @@ def _wait(pids: list[int], timeout: float) -> list[int | str]:
     return [code for code in codes if code is not None]
 
 
-def cloze_ranks(argv: list[str], world_size: int, engine: str, log_dir: Path) -> list[Outcome]:
-    """Run `cloze ARGV` on forked ranks with one of ENGINES, each rank coming in through the command line."""
+def cloze_ranks(
+    argv: list[str], world_size: int, engine: str, log_dir: Path, before: Callable[[], None] | None = None
+) -> list[Outcome]:
+    """Run `cloze ARGV` on forked ranks with one of ENGINES, each rank coming in through the command line.
+
+    `before` is called in each rank first.
+    """
 
     def enter() -> None:
         from cloze.cli import main
+
+        if before is not None:
+            before()
 
         if engine.startswith("zero"):
             os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": engine[4:]}

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from cloze import __version__, config
-from cloze.errors import ClozeError, ConfigError
+from cloze.errors import ClozeError, ConfigError, LostRank, Stopped
 
 # command -> (its dataclass, one line of help, whether required fields are given by position)
 COMMANDS: dict[str, tuple[type, str, bool]] = {
@@ -152,18 +152,28 @@ def _unknown(command: str, name: str) -> ConfigError:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave the interpreter with its exit code."""
     is_main = os.environ.get("RANK", "0") == "0"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     try:
         command, arguments = parse(sys.argv[1:] if argv is None else argv)
         code = importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
     except ClozeError as error:
-        if is_main:
+        if is_main or (isinstance(error, LostRank) and error.loud and os.environ.get("RANK") == "1"):
             print(f"cloze: error: {error}", file=sys.stderr)
         code = error.exit_code
+    except Stopped as stop:
+        if is_main:
+            print(f"cloze: {stop}", file=sys.stderr)
+        code = stop.exit_code
     except KeyboardInterrupt:
         if is_main:
             print("cloze: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     leave(code)
+
+
+def _stop(number: int, _: Any) -> None:
+    raise Stopped(f"{signal.Signals(number).name}: stopped; what is finished is kept")
 
 
 def leave(code: int) -> NoReturn:

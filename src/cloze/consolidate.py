@@ -21,14 +21,10 @@ from cloze.errors import CheckpointError, ConfigError
 from cloze.files import staged_folder, write_json
 from cloze.model.load import load_checked
 from cloze.tensorfile import Entry, write_tensors
-from cloze.train.checkpoint import PROBE, list_checkpoints
-from cloze.train.probe import probe_difference
-from cloze.train.restore import PieceReader, find_checkpoint, verify_checkpoint
+from cloze.train.checkpoint_files import PROBE, find_checkpoint, list_checkpoints, verify_checkpoint
+from cloze.train.probe import TOLERANCE, probe_difference
+from cloze.train.restore import PieceReader
 from cloze.train.state import WEIGHT
-
-# How far logits may be from the training model's, relative to the largest: rounding of other kernels and batch
-# shapes in fp32; in half precision the training model itself computes with 8 (bf16) or 11 (fp16) bits.
-TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
 
 
 def choose_checkpoint(path: Path) -> Path:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
 from cloze.errors import ClozeError, LaunchError
 
@@ -196,30 +196,47 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def gather_to_main(value: T) -> list[T]:
+def make_group(backend: str) -> Any:
+    """A process group of all ranks beside the one of training, for a thread of its own; None where there is none."""
+    if not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.new_group(backend=backend)
+
+
+def gather_to_main(value: T, group: Any = None) -> list[T]:
     """The value of every rank, by rank, on rank 0; an empty list elsewhere."""
     if not torch.distributed.is_initialized():
         return [value]
     main = torch.distributed.get_rank() == 0
     values: list[Any] | None = [None] * torch.distributed.get_world_size() if main else None
-    torch.distributed.gather_object(value, values)
+    torch.distributed.gather_object(value, values, group=group)
     return values or []
 
 
-def decide(choose: Callable[[], T]) -> T:
+def decide(choose: Callable[[], T], group: Any = None) -> T:
     """Run `choose` on rank 0 and give its result to every rank; a ClozeError there is raised on all of them."""
     if not torch.distributed.is_initialized():
         return choose()
     outcome: list[Any] = [None, None]
+    unexpected: BaseException | None = None
     if torch.distributed.get_rank() == 0:
         try:
             outcome[0] = choose()
         except ClozeError as error:
             outcome[1] = error
-    broadcast_object_list(outcome)
+        except Exception as error:  # a bug: the others must not wait for ever
+            unexpected, outcome[1] = error, LaunchError(f"rank 0 failed: {type(error).__name__}: {error}")
+    torch.distributed.broadcast_object_list(outcome, group=group, device=_object_device(group))
+    if unexpected is not None:
+        raise unexpected
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def _object_device(group: Any) -> torch.device | None:
+    """Where objects travel: gloo wants host memory, NCCL this rank's GPU (torch's own choice)."""
+    return torch.device("cpu") if torch.distributed.get_backend(group) == "gloo" else None
 
 
 def agree(problem: ClozeError | None) -> None:

@@ -56,3 +56,32 @@ class HubError(ClozeError):
 
 class DiskError(ClozeError):
     """Nothing more can be written (disk full, no permission)."""
+
+
+class TrainingError(ClozeError):
+    """Training cannot go on: its numbers are none."""
+
+
+class LostRank(ClozeError):
+    """Another process of the run died, failed or hangs. Exit code 75 where starting again may help.
+
+    `loud`: it was rank 0, so that another one has to say it.
+    """
+
+    exit_code = 75
+
+    def __init__(
+        self, what: str, *, where: object = None, hint: str | None = None, exit_code: int = 75, loud: bool = False
+    ):
+        super().__init__(what, where=where, hint=hint)
+        self.exit_code, self.loud = exit_code, loud
+
+
+class Stopped(Exception):
+    """Somebody asked for an end (a signal, the end of a job's time), and it was reached in good order."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+    def __init__(self, line: str, exit_code: int = 75):
+        super().__init__(line)
+        self.exit_code = exit_code

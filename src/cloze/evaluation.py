@@ -22,6 +22,10 @@ from cloze.data.loader import BlockSource, eval_batches
 from cloze.data.masking import IGNORE_INDEX, Masking
 
 
+class Interrupted(Exception):
+    """Somebody wants the processes to stop while a model is being scored."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Sums over all masked tokens of all blocks, in double precision."""
@@ -70,17 +74,21 @@ def score_blocks(
     masking: Masking,
     per_device: int,
     accelerator: Accelerator,
+    stop_vote: Callable[[], int] | None = None,
 ) -> Scores:
     """Score every block once, shared between the ranks. `logits_of`: a batch with input_ids [B, S] (on
     the CPU) -> logits [B, S, V].
 
-    Every rank calls it, and every rank gets the scores of all blocks.
+    Every rank calls it, and every rank gets the scores of all blocks. `stop_vote`: asked before each batch; where it
+    is above 0 on any rank, Interrupted is raised on all of them.
     """
     total = torch.zeros(3, dtype=torch.float64)
     world = accelerator.num_processes
     steps = -(-len(blocks) // (per_device * world))
     with progress("evaluate", total=steps, unit="batches") as advance:
         for batch in eval_batches(blocks, masking, per_device, accelerator.process_index, world):
+            if stop_vote is not None and _any_rank(stop_vote(), accelerator):
+                raise Interrupted
             logits = logits_of(batch)
             total += score_batch(logits, batch["labels"].to(accelerator.device)).cpu()
             advance()
@@ -88,3 +96,9 @@ def score_blocks(
         total = accelerator.reduce(total.to(accelerator.device), "sum").cpu()
     loss_sum, correct, masked = total.tolist()
     return Scores(loss_sum, int(correct), int(masked), len(blocks))
+
+
+def _any_rank(vote: int, accelerator: Accelerator) -> bool:
+    if accelerator.num_processes == 1:
+        return vote > 0
+    return bool(accelerator.reduce(torch.tensor(vote, device=accelerator.device), "sum").item())

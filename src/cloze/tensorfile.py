@@ -5,7 +5,7 @@ reader opens these files. Its writer wants all tensors at once; checkpoints and 
 
     entries = [Entry("weight", torch.float32, (2, 3), lambda: tensor)]
     written = write_tensors(path, entries)
-    written.sha256, written.crc32["weight"]
+    written.num_bytes, written.sha256
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +51,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """What went into a file: its size, its SHA-256, and the CRC-32 of each tensor's bytes."""
+    """What went into a file: its size, its SHA-256, and ."""
 
     num_bytes: int
     sha256: str
-    crc32: dict[str, int]
 
 
 def write_tensors(path: Path, entries: Sequence[Entry], metadata: dict[str, str] | None = None) -> Written:
@@ -73,7 +71,7 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: dict[str, str]
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    digest, crc32 = hashlib.sha256(), {}
+    digest = hashlib.sha256()
     with open(path, "wb") as file:
         for chunk in (len(encoded).to_bytes(8, "little"), encoded):
             digest.update(chunk)
@@ -82,12 +80,11 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: dict[str, str]
             data = tensor_bytes(entry.read().to(entry.dtype))
             if len(data) != entry.num_bytes:
                 raise ValueError(f"{entry.key}: {len(data)} bytes where {entry.num_bytes} were announced")
-            crc32[entry.key] = zlib.crc32(data)
             digest.update(data)
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        return Written(file.tell(), digest.hexdigest(), crc32)
+        return Written(file.tell(), digest.hexdigest())
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

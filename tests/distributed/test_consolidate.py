@@ -16,7 +16,8 @@ from transformers import AutoModelForMaskedLM, pipeline
 from cloze.consolidate import choose_checkpoint, consolidate
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import parse_size
-from cloze.train.restore import PieceReader, read_manifest
+from cloze.train.checkpoint_files import read_manifest
+from cloze.train.restore import PieceReader
 
 
 def trained(prepared: Path, folder: Path, engine: str, *more: str) -> Path:
@@ -74,7 +75,8 @@ def test_large_models_are_written_in_several_files(run: Path, tmp_path: Path):
 
 def test_a_checkpoint_with_other_weights_than_it_trained_is_not_called_done(run: Path, tmp_path: Path):
     """The checksums agree, but the probe's logits do not: the model is refused and nothing is left."""
-    from cloze.files import sha256, write_json
+    from cloze.files import sha256
+    from cloze.train.checkpoint_files import write_manifest
 
     shutil.copytree(run / "checkpoint-2", tmp_path / "checkpoint-2")
     file = tmp_path / "checkpoint-2" / "rank-00001.safetensors"
@@ -82,9 +84,9 @@ def test_a_checkpoint_with_other_weights_than_it_trained_is_not_called_done(run:
     name = next(name for name in tensors if "layer.1.attention.output.dense.weight:weight" in name)
     tensors[name] = tensors[name] + 0.5
     save_file(tensors, file)
-    manifest = json.loads((tmp_path / "checkpoint-2" / "checkpoint.json").read_text())
+    manifest = read_manifest(tmp_path / "checkpoint-2")
     manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    write_json(tmp_path / "checkpoint-2" / "checkpoint.json", manifest)
+    write_manifest(tmp_path / "checkpoint-2", manifest)
     with pytest.raises(CheckpointError, match="does not answer as the training model did"):
         consolidate(tmp_path / "checkpoint-2", tmp_path / "model", 10**9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]

@@ -11,7 +11,7 @@ import pytest
 from corpus import TINY_MODEL
 from ranks import cloze_ranks
 
-from cloze.train.restore import verify_checkpoint
+from cloze.train.checkpoint_files import verify_checkpoint
 
 
 @pytest.fixture

@@ -92,6 +92,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """a DeepSpeed configuration (JSON); normally given to `accelerate launch` instead"""
     ddp_timeout: int = 1800
     """seconds after which a collective operation that nobody answers is an error"""
+    hang_timeout: int | None = None
+    """seconds without progress after which every rank writes the stacks of its threads into the run's folder, and ends
+    (default: never)"""
     use_cpu: bool = False
     """do not use a GPU even where there is one"""
 
@@ -116,5 +119,15 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """optimizer steps between checkpoints"""
     save_total_limit: int | None = None
     """keep this many of the newest checkpoints (default: all)"""
+    async_save: bool = False
+    """write checkpoints in the background: training waits only until the state is copied to host memory, which must
+    hold one more copy of it"""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """what to do when a checkpoint cannot be written (a full disk): go on until the next one, or stop"""
+    save_before_time_limit: int | None = None
+    """in a SLURM job: this many seconds before its time ends, save a checkpoint and stop (exit code 75)"""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """when a loss or gradient is NaN or infinite: stop; skip the batch; or go back to the last checkpoint and leave
+    the batch out"""
     resume_from_checkpoint: str | None = None
     """go on from this checkpoint folder; `auto`: from the newest one in output_dir, or from the start if none is"""

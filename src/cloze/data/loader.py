@@ -46,21 +46,27 @@ class BlockSource(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is split: micro-steps of `per_device` blocks on each of `world_size` ranks."""
+    """How a global batch is split: micro-steps of `per_device` blocks on each of `world_size` ranks.
+
+    `size`: blocks per optimizer step where they do not fill all places (8 blocks on 3 ranks); places left over are
+    computed, but have no part in the loss.
+    """
 
     per_device: int
     accumulation: int
     rank: int
     world_size: int
+    size: int | None = None
 
     @property
     def global_batch(self) -> int:
         """Blocks per optimizer step."""
-        return self.per_device * self.accumulation * self.world_size
+        return self.size or self.per_device * self.accumulation * self.world_size
 
     def samples(self, global_step: int, micro_step: int) -> NDArray[np.int64]:
         """Sample numbers of one micro-batch of this rank: [per_device] int64."""
-        return step_samples(global_step, micro_step, self.per_device, self.accumulation, self.rank, self.world_size)
+        split = self.per_device, self.accumulation, self.rank, self.world_size
+        return step_samples(global_step, micro_step, *split, self.size)
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,10 @@ def make_batch(
     samples: NDArray[np.int64],
     num_samples: int,
 ) -> dict[str, torch.Tensor]:
-    """Mask blocks [B, S] that are samples [B] of the run; samples from `num_samples` on get no labels."""
-    input_ids, labels = masking.apply(ids, samples)
-    labels[samples >= num_samples] = IGNORE_INDEX
+    """Mask blocks [B, S] that are samples [B] of the run; places without a sample (-1) and samples from `num_samples`
+    on get no labels."""
+    input_ids, labels = masking.apply(ids, np.maximum(samples, 0))
+    labels[(samples < 0) | (samples >= num_samples)] = IGNORE_INDEX
     batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
     return batch if segments is None else batch | {"segments": torch.from_numpy(segments)}
 
@@ -108,7 +115,7 @@ class BlockOrder:
             ahead = -(-_BLOCKS_AHEAD // (layout.per_device * layout.accumulation))
             self._steps = range(global_step, global_step + ahead)
             samples = [layout.samples(step, micro) for step in self._steps for micro in range(layout.accumulation)]
-            found = block_indices(np.concatenate(samples), self._num_blocks, self._seed)
+            found = block_indices(np.maximum(np.concatenate(samples), 0), self._num_blocks, self._seed)
             self._indices = found.reshape(ahead, layout.accumulation, layout.per_device)
         return self._indices[global_step - self._steps.start]
 

@@ -24,11 +24,26 @@ _PURPOSE_ORDER = 0x6F72646572  # keeps the order's keys apart from the masks'
 
 
 def step_samples(
-    global_step: int, micro_step: int, per_device: int, accumulation: int, rank: int, world_size: int
+    global_step: int,
+    micro_step: int,
+    per_device: int,
+    accumulation: int,
+    rank: int,
+    world_size: int,
+    global_batch: int | None = None,
 ) -> NDArray[np.int64]:
-    """Sample numbers of one micro-batch of one rank: [per_device] int64."""
-    first = global_step * (per_device * accumulation * world_size) + (micro_step * world_size + rank) * per_device
-    return np.arange(first, first + per_device, dtype=np.int64)
+    """Sample numbers of one micro-batch of one rank: [per_device] int64.
+
+    `global_batch`: samples per step, where they are fewer than the product of the three (a batch of 8 on 3 ranks);
+    the places left over hold no sample, -1.
+    """
+    places = per_device * accumulation * world_size
+    size = places if global_batch is None else global_batch
+    if not 0 < size <= places:
+        raise ValueError(f"{size} samples do not fit into {places} places")
+    first = (micro_step * world_size + rank) * per_device
+    slots = np.arange(first, first + per_device, dtype=np.int64)
+    return np.where(slots < size, global_step * size + slots, -1)
 
 
 def block_indices(samples: NDArray[np.int64], num_blocks: int, seed: int) -> NDArray[np.int64]:

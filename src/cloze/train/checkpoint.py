@@ -1,123 +1,146 @@
-"""Save and load checkpoints: per parameter, not per rank, and there whole or not at all.
+"""Save checkpoints: per parameter, not per rank, and there whole or not at all.
 
     checkpoint-500/
       checkpoint.json             position, optimizer groups, configuration, and where each piece of each tensor lies
       rank-00000.safetensors ...  what each rank wrote, in parallel: pieces of fp32 weights and optimizer tensors
       frozen.safetensors          parameters that are not trained, and buffers
-      probe.safetensors           a batch and the training model's logits on it, to check the consolidated model with
+      probe.safetensors           a batch and the training model's logits on it, to check what is loaded with
       model/                      the model's configuration and tokenizer
 
 Everything is written into `checkpoint-500.tmp`, flushed, described with sizes and checksums in checkpoint.json, and
 renamed as the last act: a folder called checkpoint-N is complete. Since pieces are stored by parameter name, offset
 and length, any engine at any world size can read them.
+
+    saver = CheckpointSaver(training, save_model_files, in_background=True)
+    saver.save(folder, position, probe, extra, keep=3)     # returns when the state is copied
+    saver.wait()                                           # returns when it is on the disk
 """
 
 from __future__ import annotations
 
-import re
 import shutil
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cloze import __version__
-from cloze.distributed import decide, gather_to_main
-from cloze.errors import ClozeError
-from cloze.files import disk_errors, publish, sync_tree, write_json
+from cloze.distributed import decide, gather_to_main, make_group
+from cloze.errors import ClozeError, DiskError
+from cloze.files import disk_errors, sha256, sync_tree
 from cloze.tensorfile import Entry, write_tensors
 from cloze.train import state
-
-FORMAT_VERSION = 1
-MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
-_NAME = re.compile(r"checkpoint-(\d+)")
-
-
-@dataclass(frozen=True)
-class Position:
-    """A run's place in its data: the same on every rank, whatever their number."""
-
-    global_step: int
-    samples_seen: int
-    tokens_seen: int
+from cloze.train.checkpoint_files import (
+    FROZEN,
+    PROBE,
+    Position,
+    replace_checkpoint,
+    rotate,
+    write_manifest,
+)
+from cloze.train.snapshot import Piece, Snapshot, Training, describe, frozen_tensors, share_to_write
+from cloze.train.sums import content_sum
 
 
-@dataclass(frozen=True)
-class Training:
-    """The live objects that a checkpoint is taken of. `module` is the bare model inside the engine's wrappers."""
+class CheckpointSaver:
+    """Saves the checkpoints of one run, one after another.
 
-    module: torch.nn.Module
-    optimizer: Any
-    group_names: list[list[str]]
-    rank: int
-    world_size: int
-
-
-def checkpoint_path(output_dir: Path, global_step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return output_dir / f"checkpoint-{global_step}"
-
-
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
-
-
-def save_checkpoint(
-    folder: Path,
-    training: Training,
-    position: Position,
-    probe: dict[str, torch.Tensor],
-    save_model_files: Callable[[Path], None],
-    extra: dict[str, Any],
-) -> None:
-    """Write one checkpoint; every rank calls it.
-
-    `probe`: tensors for probe.safetensors (rank 0's are taken). `save_model_files` writes the model's configuration
-    and tokenizer into a folder. `extra` goes into checkpoint.json as it is. Raises DiskError on every rank where one
-    of them cannot write; nothing is left behind then.
+    In the background: a save copies the state to host memory, into buffers that are kept, and a thread writes it. The
+    threads of the ranks talk through a process group of their own. `save_model_files` writes the model's configuration
+    and tokenizer into a folder.
     """
-    staged = folder.with_name(f"{folder.name}.tmp")
-    decide(lambda: _fresh_folder(staged))
-    frozen = _frozen_tensors(training)
-    problem: ClozeError | None = None
-    mine: dict[str, Any] = {}
-    try:
-        with disk_errors(folder):
-            mine = _write_own(staged, training)
-            if training.rank == 0:
-                mine["files"] |= _write_shared(staged, frozen, probe)
-                save_model_files(staged / "model")
-    except ClozeError as error:
-        problem = error
-    parts = gather_to_main((problem, mine))
 
-    def commit() -> None:
+    def __init__(self, training: Training, save_model_files: Callable[[Path], None], in_background: bool):
+        self._training, self._save_model_files = training, save_model_files
+        self._in_background = in_background
+        self._group = make_group("gloo") if in_background else None
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._problem: BaseException | None = None
+
+    def save(
+        self,
+        folder: Path,
+        position: Position,
+        probe: dict[str, torch.Tensor],
+        extra: dict[str, Any],
+        keep: int | None,
+    ) -> None:
+        """Save one checkpoint, then delete what is beyond the newest `keep`; every rank calls it.
+
+        `probe`: tensors for probe.safetensors (rank 0's are taken). `extra` goes into checkpoint.json as it is.
+        Raises DiskError on every rank where one of them cannot write; nothing is left behind then. In the background,
+        problems are raised by `wait`.
+        """
+        self.wait()
+        snapshot = self._snapshot(folder, position, probe, extra, keep)
+        decide(lambda: _fresh_folder(snapshot.staged))
+        if not self._in_background:
+            self._write(snapshot)
+            return
+        self._thread = threading.Thread(target=self._write_later, args=(snapshot,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for what is being written. Raises DiskError, on every rank, where it could not be."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
+
+    def _write_later(self, snapshot: Snapshot) -> None:
         try:
-            for error, _ in parts:
-                if error is not None:
-                    raise error
-            with disk_errors(folder):
-                write_json(staged / MANIFEST, _manifest(training, position, [part for _, part in parts], extra))
-                sync_tree(staged)
-                shutil.rmtree(folder, ignore_errors=True)
-                publish(staged, folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            self._write(snapshot)
+        except BaseException as error:  # handed to the training thread
+            self._problem = error
 
-    decide(commit)
+    def _snapshot(
+        self, folder: Path, position: Position, probe: dict[str, torch.Tensor], extra: dict[str, Any], keep: int | None
+    ) -> Snapshot:
+        training = self._training
+        optimizer_state = state.inner_optimizer(training.optimizer).state
+        held = state.fragments(training.module, training.optimizer, training.rank)
+        pieces = []
+        for fragment in share_to_write(held, training):
+            for key in [state.WEIGHT, *state.tensor_keys(fragment.owner, optimizer_state)]:
+                tensor = fragment.view(key, optimizer_state)
+                pieces.append(Piece(fragment.name, key, fragment.offset, self._kept(fragment.name, key, tensor)))
+        frozen = {name: self._kept(name, "frozen", tensor) for name, tensor in frozen_tensors(training).items()}
+        return Snapshot(
+            folder=folder,
+            pieces=pieces,
+            shared={FROZEN: frozen, PROBE: probe} if training.rank == 0 else {},
+            scalars={f.name: state.scalars(f.owner, optimizer_state) for f in held},
+            manifest={**describe(training, position), **extra},
+            keep=keep,
+        )
 
+    def _kept(self, name: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself, or where training goes on meanwhile, a copy in host memory."""
+        if not self._in_background:
+            return tensor
+        buffer = self._buffers.get((name, key))
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name, key] = buffer
+        return buffer.copy_(tensor)
 
-def rotate(output_dir: Path, keep: int | None) -> None:
-    """Delete the oldest checkpoints but `keep`; a deletion that is cut short leaves nothing called checkpoint-N."""
-    for old in list_checkpoints(output_dir)[: -keep if keep else 0]:
-        doomed = old.with_name(f"{old.name}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        old.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    def _write(self, snapshot: Snapshot) -> None:
+        problem: ClozeError | None = None
+        mine: dict[str, Any] = {}
+        try:
+            with disk_errors(snapshot.folder):
+                mine = _write_own(snapshot, self._training.rank)
+                if self._training.rank == 0:
+                    mine["files"] |= _write_shared(snapshot, self._save_model_files)
+        except ClozeError as error:
+            problem = error
+        parts = gather_to_main((problem, mine), self._group)
+        decide(lambda: _commit(snapshot, parts), self._group)
 
 
 def _fresh_folder(staged: Path) -> None:
@@ -126,91 +149,71 @@ def _fresh_folder(staged: Path) -> None:
         staged.mkdir(parents=True)
 
 
-def _write_own(staged: Path, training: Training) -> dict[str, Any]:
+def _write_own(snapshot: Snapshot, rank: int) -> dict[str, Any]:
     """Write this rank's pieces; return what the manifest says of them."""
-    optimizer_state = state.inner_optimizer(training.optimizer).state
-    held = state.fragments(training.module, training.optimizer, training.rank)
-    entries, pieces = [], []
-    for fragment in _share_to_write(held, training):
-        for key in [state.WEIGHT, *state.tensor_keys(fragment.owner, optimizer_state)]:
-            view = fragment.view(key, optimizer_state)
-            name = f"{fragment.name}:{key}"
-            entries.append(Entry(name, view.dtype, (fragment.length,), lambda view=view: view))  # type: ignore[misc]
-            pieces.append({"name": fragment.name, "key": key, "offset": fragment.offset, "length": fragment.length})
-    file = f"rank-{training.rank:05d}.safetensors"
-    written = write_tensors(staged / file, entries)
-    for entry, piece in zip(entries, pieces, strict=True):
-        piece |= {"file": file, "crc32": written.crc32[entry.key]}
+    file = f"rank-{rank:05d}.safetensors"
+    entries, described = [], []
+    for piece in snapshot.pieces:
+        tensor = piece.tensor
+        entries.append(Entry(f"{piece.name}:{piece.key}", tensor.dtype, tuple(tensor.shape), lambda t=tensor: t))  # type: ignore[misc]
+        where = {"name": piece.name, "key": piece.key, "offset": piece.offset, "length": tensor.numel()}
+        described.append({**where, "file": file, "sum": content_sum(tensor, piece.offset)})
+    written = write_tensors(snapshot.staged / file, entries)
     return {
         "files": {file: {"bytes": written.num_bytes, "sha256": written.sha256}},
-        "pieces": pieces,
-        "scalars": {f.name: state.scalars(f.owner, optimizer_state) for f in held},
+        "pieces": described,
+        "scalars": snapshot.scalars,
     }
 
 
-def _share_to_write(held: list[state.Fragment], training: Training) -> list[state.Fragment]:
-    """Where every rank holds everything (DDP, ZeRO-0), each writes some whole parameters, balanced by size."""
-    if state.is_partitioned(training.module):
-        return held
-    load = [0] * training.world_size
-    mine = []
-    for fragment in sorted(held, key=lambda f: (-f.length, f.name)):
-        writer = load.index(min(load))
-        load[writer] += fragment.length
-        if writer == training.rank:
-            mine.append(fragment)
-    return mine
-
-
-def _frozen_tensors(training: Training) -> dict[str, torch.Tensor]:
-    """Buffers and parameters that are not trained: the same on all ranks, whole. Every rank calls it."""
-    tensors = dict(state.buffers(training.module))
-    for name, parameter in training.module.named_parameters():
-        if not parameter.requires_grad:
-            tensors[name] = state.whole(parameter)
-    return tensors
-
-
-def _write_shared(staged: Path, frozen: dict[str, torch.Tensor], probe: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _write_shared(snapshot: Snapshot, save_model_files: Callable[[Path], None]) -> dict[str, Any]:
+    """What rank 0 writes beside its pieces; sizes and checksums by file."""
     files = {}
-    for file, tensors in ((FROZEN, frozen), (PROBE, probe)):
+    for file, tensors in snapshot.shared.items():
         entries = [Entry(k, v.dtype, tuple(v.shape), lambda v=v: v) for k, v in sorted(tensors.items())]  # type: ignore[misc]
-        written = write_tensors(staged / file, entries)
+        written = write_tensors(snapshot.staged / file, entries)
         files[file] = {"bytes": written.num_bytes, "sha256": written.sha256}
+    save_model_files(snapshot.staged / "model")
+    for path in sorted((snapshot.staged / "model").rglob("*")):
+        if path.is_file():
+            name = path.relative_to(snapshot.staged).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     return files
 
 
-def _manifest(
-    training: Training, position: Position, parts: list[dict[str, Any]], extra: dict[str, Any]
-) -> dict[str, Any]:
-    numbers: dict[str, dict[str, float]] = {}
-    for part in parts:
-        numbers |= part["scalars"]
-    inner = state.inner_optimizer(training.optimizer)
-    return {
-        "format_version": FORMAT_VERSION,
-        "cloze_version": __version__,
-        "position": vars(position),
-        "world_size": training.world_size,
-        "optimizer": {
-            "class": type(inner).__name__,
-            "groups": [
-                {"params": names, **{k: v for k, v in group.items() if k != "params" and _is_plain(v)}}
-                for names, group in zip(training.group_names, inner.param_groups, strict=True)
-            ],
-        },
-        "parameters": {
-            name: {"shape": list(state.shape_of(p)), "trained": p.requires_grad, "scalars": numbers.get(name, {})}
-            for name, p in training.module.named_parameters()
-        },
-        "tied": dict(getattr(training.module, "all_tied_weights_keys", None) or {}),
-        "pieces": [piece for part in parts for piece in part["pieces"]],
-        "files": {file: facts for part in parts for file, facts in part["files"].items()},
-        **extra,
-    }
+def _commit(snapshot: Snapshot, parts: list[tuple[ClozeError | None, dict[str, Any]]]) -> None:
+    """Rank 0: describe what all ranks have written, flush it, and give it its name."""
+    try:
+        for error, _ in parts:
+            if error is not None:
+                raise error
+        _check_shared_disk(snapshot, [part for _, part in parts])
+        numbers: dict[str, dict[str, float]] = {}
+        for _, part in parts:
+            numbers |= part["scalars"]
+        manifest = dict(snapshot.manifest)
+        manifest["parameters"] = {
+            name: {**facts, "scalars": numbers.get(name, {})} for name, facts in manifest["parameters"].items()
+        }
+        manifest["pieces"] = [piece for _, part in parts for piece in part["pieces"]]
+        manifest["files"] = {file: facts for _, part in parts for file, facts in part["files"].items()}
+        with disk_errors(snapshot.folder):
+            write_manifest(snapshot.staged, manifest)
+            sync_tree(snapshot.staged)
+            replace_checkpoint(snapshot.staged, snapshot.folder)
+    finally:
+        shutil.rmtree(snapshot.staged, ignore_errors=True)
+    with disk_errors(snapshot.folder):
+        rotate(snapshot.folder.parent, snapshot.keep)
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(v) for v in value)
-    return value is None or isinstance(value, bool | int | float | str)
+def _check_shared_disk(snapshot: Snapshot, parts: list[dict[str, Any]]) -> None:
+    """Every rank must write into the same folder. Raises DiskError where rank 0 does not see what another wrote."""
+    for rank, part in enumerate(parts):
+        for file in part["files"]:
+            if not (snapshot.staged / file).is_file():
+                raise DiskError(
+                    f"rank {rank} wrote {file}, but rank 0 does not see it",
+                    where=snapshot.folder.parent,
+                    hint="--output_dir must be on a disk that all machines share",
+                )

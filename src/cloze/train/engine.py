@@ -4,18 +4,19 @@ engine = prepare_engine(accelerator, model, optimizer, config)
 for micro_batch in micro_batches:
     logits = engine.model(input_ids=...).logits
     engine.backward(loss, is_last=...)
-grad_norm = engine.step(learning_rate)
+grad_norm, applied = engine.step(learning_rate)
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from cloze.config import TrainConfig
+from cloze.data.loader import Layout
 from cloze.distributed import zero_stage
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
 
@@ -45,8 +46,9 @@ class Engine:
             return self.accelerator.no_sync(self.model)
         return nullcontext()
 
-    def step(self, learning_rate: float) -> torch.Tensor | float:
-        """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping."""
+    def step(self, learning_rate: float) -> tuple[float, bool]:
+        """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping, and whether
+        the weights were updated: where the norm is NaN or infinite they are not. The same on every rank."""
         for group in inner_optimizer(self.optimizer).param_groups:
             group["lr"] = learning_rate
         if self.zero_stage is not None:
@@ -57,23 +59,30 @@ class Engine:
         scaler, optimizer = self.accelerator.scaler, inner_optimizer(self.optimizer)
         if scaler is not None:
             scaler.unscale_(optimizer)
-        grad_norm = self._clip()
-        if scaler is not None:
+        grad_norm = float(self._clip())
+        applied = math.isfinite(grad_norm)
+        if scaler is not None:  # it skips such steps by itself
             scaler.step(optimizer)
             scaler.update()
-        else:
+        elif applied:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return grad_norm
+        return grad_norm, applied
 
-    def _deepspeed_step(self) -> torch.Tensor | float:
+    def _deepspeed_step(self) -> tuple[float, bool]:
         zero = zero_optimizer(self.optimizer)
         if hasattr(zero, "_global_grad_norm") or hasattr(zero, "scaled_global_norm"):
+            zero.check_grad_overflow = True  # bf16 too
             self.model.step()  # type: ignore[operator]
-            return self.model.get_global_grad_norm()  # type: ignore[operator]
-        grad_norm = self._clip()  # ZeRO-0 in fp32 is a plain optimizer, which reports no norm
-        self.model.step()  # type: ignore[operator]
-        return grad_norm
+            return float(self.model.get_global_grad_norm()), not zero.overflow  # type: ignore[operator]
+        grad_norm = float(self._clip())  # ZeRO-0 in fp32 is a plain optimizer, which reports no norm
+        applied = math.isfinite(grad_norm)
+        if not applied:
+            for parameter in self._params:
+                parameter.grad = None
+        else:
+            self.model.step()  # type: ignore[operator]
+        return grad_norm, applied
 
     def _clip(self) -> torch.Tensor:
         limit = self._max_grad_norm if self._max_grad_norm > 0 else float("inf")
@@ -81,26 +90,28 @@ class Engine:
 
 
 def prepare_engine(
-    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    layout: Layout,
+    max_grad_norm: float,
 ) -> Engine:
-    """Wrap model and optimizer for the world that was launched."""
+    """Wrap model and optimizer for the world that was launched. `max_grad_norm`: 0 for no clipping."""
     stage = zero_stage(accelerator)
     if stage is not None:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["train_micro_batch_size_per_gpu"] = config.per_device_train_batch_size
-        settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
-        settings["train_batch_size"] = (
-            config.per_device_train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        )
+        settings["train_micro_batch_size_per_gpu"] = layout.per_device
+        settings["gradient_accumulation_steps"] = layout.accumulation
+        settings["train_batch_size"] = layout.per_device * layout.accumulation * layout.world_size
         plain = stage == 0 and accelerator.mixed_precision == "no"
-        settings["gradient_clipping"] = 0.0 if plain else config.max_grad_norm
+        settings["gradient_clipping"] = 0.0 if plain else max_grad_norm
         settings.setdefault("zero_force_ds_cpu_optimizer", False)
         settings.setdefault("steps_per_print", 10**9)
     model.train()
     rounds = stage is not None and accelerator.mixed_precision != "no"
     weights = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds else None
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
-    engine = Engine(accelerator, wrapped, wrapped_optimizer, config.max_grad_norm)
+    engine = Engine(accelerator, wrapped, wrapped_optimizer, max_grad_norm)
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
     return engine

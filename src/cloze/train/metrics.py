@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from cloze.data.loader import StepBatches, TrainLoader
@@ -62,11 +63,17 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
 
 
 class Window:
-    """Times the steps since the last line of metrics."""
+    """The steps since the last line of metrics: their losses, and the time they took."""
 
-    def __init__(self, first_step: int):
+    def __init__(self, first_step: int, device: torch.device):
         self.first_step = first_step
+        self.steps, self.loss = 0, torch.zeros((), dtype=torch.float64, device=device)
         self._begin, self._waited = time.perf_counter(), 0.0
+
+    def add(self, loss: torch.Tensor) -> None:
+        """One more step that counts, with this rank's part of its loss."""
+        self.loss += loss
+        self.steps += 1
 
     def timed(self, loader: TrainLoader) -> Iterator[StepBatches]:
         """The loader's items; the time spent waiting for them counts as `data_wait`."""
@@ -84,5 +91,6 @@ class Window:
         elapsed = max(time.perf_counter() - self._begin, 1e-9)
         tokens = plan.position(done).tokens_seen - plan.position(self.first_step).tokens_seen
         values = {"tokens_per_second": round(tokens / elapsed, 1), "data_wait": round(self._waited / elapsed, 4)}
-        self.first_step, self._begin, self._waited = done, time.perf_counter(), 0.0
+        self.first_step, self._begin, self._waited, self.steps = done, time.perf_counter(), 0.0, 0
+        self.loss.zero_()
         return values

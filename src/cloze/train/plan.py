@@ -1,17 +1,18 @@
 """How long a run is and what happens at which step: plain arithmetic, no processes, no state.
 
-plan = plan_run(config, num_blocks=10_000, block_size=128, rank=0, world_size=4)
+plan = plan_run(config, Layout(8, 2, rank=0, world_size=4), num_blocks=10_000, block_size=128)
 plan.total_steps, plan.layout.global_batch, plan.epoch(step), plan.is_due("epoch", None, step)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cloze.config import TrainConfig
 from cloze.data.loader import Layout
 from cloze.errors import ConfigError
-from cloze.train.checkpoint import Position
+from cloze.train.checkpoint_files import Position
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,8 @@ class Plan:
         return False
 
 
-def plan_run(config: TrainConfig, num_blocks: int | None, block_size: int, rank: int, world_size: int) -> Plan:
-    """Work out a run's length from its configuration. Raises ConfigError for counts that make no sense."""
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "save_steps",
-    ):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"must be at least 1, not {getattr(config, name)}", where=f"--{name}")
-    layout = Layout(config.per_device_train_batch_size, config.gradient_accumulation_steps, rank, world_size)
+def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_size: int) -> Plan:
+    """Work out a run's length from its configuration. Raises ConfigError where there is nothing to train."""
     if config.max_steps > 0:
         total_steps = config.max_steps
         total_samples = total_steps * layout.global_batch
@@ -68,8 +59,51 @@ def plan_run(config: TrainConfig, num_blocks: int | None, block_size: int, rank:
     return Plan(layout, num_blocks, block_size, total_samples, total_steps)
 
 
+def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str, Any] | None) -> Layout:
+    """How the global batch is split here. `saved`: the manifest of the checkpoint to go on from.
+
+    A run keeps its global batch: on another number of processes, or with another per_device_train_batch_size there,
+    the accumulation follows, and per_device_train_batch_size is the most blocks of a forward pass. Raises ConfigError
+    where the batch was changed on purpose, or there are more processes than blocks in it.
+    """
+    wanted = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    layout = Layout(*wanted, rank, world_size)
+    if saved is None or layout.global_batch == saved["run"]["global_batch_size"]:
+        return layout
+    size = int(saved["run"]["global_batch_size"])
+    before = saved["config"]["per_device_train_batch_size"], saved["config"]["gradient_accumulation_steps"]
+    if world_size == saved["world_size"] and wanted != before:
+        share = -(-size // world_size)
+        fits = [f"{n} and {share // n}" for n in range(1, share + 1) if share % n == 0 and size % world_size == 0]
+        raise ConfigError(
+            f"{layout.global_batch} blocks a step, but the run to go on with has {size}",
+            where="--per_device_train_batch_size and --gradient_accumulation_steps",
+            hint=f"choose {', '.join(fits)}" if fits else "leave them as they were",
+        )
+    if world_size > size:
+        raise ConfigError(
+            f"a step of this run has {size} blocks, too few for {world_size} processes",
+            where="--num_processes",
+            hint=f"start from 1 to {size} processes",
+        )
+    share = -(-size // world_size)
+    accumulation = -(-share // wanted[0])
+    per_device = -(-share // accumulation)
+    places = per_device * accumulation * world_size
+    return Layout(per_device, accumulation, rank, world_size, None if places == size else size)
+
+
 def check_values(config: TrainConfig, has_validation: bool) -> None:
     """Raise ConfigError for values that cannot be used, before any process starts."""
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "logging_steps",
+        "save_steps",
+    ):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"must be at least 1, not {getattr(config, name)}", where=f"--{name}")
     for name in ("mlm_probability", "mask_replace_prob", "random_replace_prob"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ConfigError(f"must be between 0 and 1, not {getattr(config, name)}", where=f"--{name}")

@@ -1,16 +1,15 @@
-"""Read checkpoints: check that they are whole, find the newest good one, put its state into a live engine.
+"""Choose a checkpoint together, and put its state into a live engine.
 
 Pieces are found by parameter name and offset, so the engine and the number of ranks that wrote them do not matter,
 and each rank reads its own share plus one tensor at a time.
 
-    folder = find_checkpoint(output_dir, "auto")
+    folder = choose_checkpoint(output_dir, "auto", rank, world_size)
     with PieceReader(folder, read_manifest(folder)) as pieces:
         load_state(training, pieces)
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,64 +18,39 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cloze.console import warn
+from cloze.distributed import agree, decide, gather
 from cloze.errors import CheckpointError
-from cloze.files import sha256
 from cloze.train import state
-from cloze.train.checkpoint import FORMAT_VERSION, FROZEN, MANIFEST, Position, Training, list_checkpoints
-
-_HINT = "use an earlier checkpoint"
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """checkpoint.json. Raises CheckpointError if it is missing, broken or of a newer format."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-        Position(**manifest["position"])
-    except FileNotFoundError:
-        raise CheckpointError(
-            "not a checkpoint: there is no checkpoint.json", where=folder, hint="give a checkpoint-N folder"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError("damaged", where=folder / MANIFEST, hint=_HINT) from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"format {version} is not known here", where=folder, hint="use a newer Cloze")
-    return manifest
+from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, list_checkpoints, verify_checkpoint
+from cloze.train.snapshot import Training
+from cloze.train.sums import add_sums, content_sum
 
 
-def verify_checkpoint(folder: Path) -> dict[str, Any]:
-    """Check every file's size and SHA-256; return the manifest. CheckpointError names the first bad file."""
-    manifest = read_manifest(folder)
-    for name, facts in manifest["files"].items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError("missing", where=file, hint=_HINT)
-        if file.stat().st_size != facts["bytes"]:
-            raise CheckpointError(
-                f"{file.stat().st_size} bytes where {facts['bytes']} were written", where=file, hint=_HINT
-            )
-        if sha256(file) != facts["sha256"]:
-            raise CheckpointError("damaged: the checksum is not the one that was written", where=file, hint=_HINT)
-    return manifest
+def choose_checkpoint(
+    output_dir: Path, choice: str | None, rank: int, world_size: int, at_most: int | None = None
+) -> Path | None:
+    """The checkpoint to go on from, the same on every rank; every rank calls it, and reads its share of the files.
 
-
-def find_checkpoint(output_dir: Path, choice: str) -> Path | None:
-    """The checkpoint to go on from: `choice` itself, or with "auto" the newest good one, None if there is none yet.
-
-    Raises CheckpointError where the chosen one is damaged, or all of them are.
+    `choice`: a folder; "auto" for the newest one that all ranks find whole, None if there is none yet; None for none.
+    `at_most`: the latest step. Raises CheckpointError where the chosen one is damaged, or all of them are.
     """
-    if choice != "auto":
-        verify_checkpoint(Path(choice))
-        return Path(choice)
-    candidates = list_checkpoints(output_dir)
+    if choice is None:
+        return None
+    candidates = decide(lambda: list_checkpoints(output_dir, at_most)) if choice == "auto" else [Path(choice)]
     for folder in reversed(candidates):
+        problem: CheckpointError | None = None
         try:
-            verify_checkpoint(folder)
-            return folder
+            verify_checkpoint(folder, share=(rank, world_size))
         except CheckpointError as error:
-            warn(f"{error}; trying the checkpoint before")
+            problem = error
+        found = next((one for one in gather(problem) if one is not None), None)
+        if found is None:
+            return folder
+        if choice != "auto":
+            raise found
+        warn(f"{found}; trying the checkpoint before")
     if candidates:
-        raise CheckpointError("all checkpoints are damaged", where=output_dir, hint="start in another output_dir")
+        raise all_damaged(output_dir)
     return None
 
 
@@ -95,6 +69,10 @@ class PieceReader:
 
     def __exit__(self, *_: object) -> None:
         self._files.clear()
+
+    def sums(self) -> dict[tuple[str, str], int]:
+        """The checksum of every stored tensor, by parameter name and key."""
+        return {key: add_sums(piece["sum"] for piece in found) for key, found in self._pieces.items()}
 
     def keys(self, name: str) -> list[str]:
         """The optimizer's tensors stored for a parameter."""
@@ -133,25 +111,25 @@ class PieceReader:
             try:
                 self._files[file] = safe_open(self.folder / file, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"cannot be read ({error})", where=self.folder / file, hint=_HINT) from None
+                raise CheckpointError(f"cannot be read ({error})", where=self.folder / file, hint=HINT) from None
         return self._files[file]
 
 
 def load_state(training: Training, pieces: PieceReader) -> Position:
     """Put weights, optimizer state and buffers into the live engine; every rank calls it.
 
-    Raises CheckpointError where the checkpoint's parameters are not this model's.
+    Each rank reads its own slices, and whole parameters one at a time for the copy that the model computes with. What
+    the engine holds then is compared with the checkpoint's checksums. Raises CheckpointError where the checkpoint's
+    parameters are not this model's, or the engine does not hold what was stored.
     """
     manifest = pieces.manifest
     _compare_parameters(training.module, manifest, pieces.folder)
     inner = state.inner_optimizer(training.optimizer)
-    prepared: set[torch.Tensor] = set()
-    for fragment in state.fragments(training.module, training.optimizer, training.rank):
+    inner.state.clear()
+    held = state.fragments(training.module, training.optimizer, training.rank)
+    for fragment in held:
         keys = pieces.keys(fragment.name)
-        if keys and fragment.owner not in prepared:
-            prepared.add(fragment.owner)
-            numbers = manifest["parameters"][fragment.name]["scalars"]
-            state.create_state(inner, fragment.owner, keys, numbers)
+        state.create_state(inner, fragment.owner, keys, manifest["parameters"][fragment.name]["scalars"])
         for key in [state.WEIGHT, *keys]:
             values = pieces.read(fragment.name, key, fragment.offset, fragment.length)
             fragment.view(key, inner.state).copy_(values)
@@ -161,7 +139,32 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
         state.refresh_model(parameter, full, training.rank)
     for name, buffer in state.buffers(training.module):
         buffer.copy_(pieces.frozen(name))
+    _check_contents(training, held, pieces)
     return Position(**manifest["position"])
+
+
+def _check_contents(training: Training, held: list[state.Fragment], pieces: PieceReader) -> None:
+    """Compare the checksum of every tensor in the engine with the stored one (deepspeed issue 6691: weights that
+    were never loaded went unnoticed)."""
+    optimizer_state = state.inner_optimizer(training.optimizer).state
+    here = {
+        (f.name, key): content_sum(f.view(key, optimizer_state), f.offset)
+        for f in held
+        for key in [state.WEIGHT, *state.tensor_keys(f.owner, optimizer_state)]
+    }
+    if state.is_partitioned(training.module):
+        parts = gather(here)
+        here = {key: add_sums(part.get(key, 0) for part in parts) for key in {key for part in parts for key in part}}
+    stored = pieces.sums()
+    different = sorted(":".join(key) for key in here.keys() | stored.keys() if here.get(key) != stored.get(key))
+    problem = None
+    if different:
+        problem = CheckpointError(
+            f"the engine does not hold what the checkpoint stores ({len(different)} tensors, {different[0]} first)",
+            where=pieces.folder,
+            hint="this is a bug in Cloze; please report it with the engine and the architecture",
+        )
+    agree(problem)
 
 
 def _compare_parameters(module: torch.nn.Module, manifest: dict[str, Any], folder: Path) -> None:

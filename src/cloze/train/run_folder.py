@@ -3,11 +3,13 @@
 runs/NAME/config.yaml     the resolved configuration
 runs/NAME/data.json       the manifest of the prepared data
 runs/NAME/metrics.jsonl   one line per logged step
+runs/NAME/status.json     running, stopped, finished or failed
 runs/NAME/checkpoint-N/   see cloze.train.checkpoint
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from typing import Any
 import yaml
 
 from cloze.config import TrainConfig
-from cloze.errors import CheckpointError, ConfigError
+from cloze.console import is_main
+from cloze.errors import CheckpointError, ConfigError, DiskError
 from cloze.files import disk_errors, write_json, write_text
-from cloze.train.checkpoint import list_checkpoints
+from cloze.train.checkpoint_files import list_checkpoints
 from cloze.train.metrics import FILE as METRICS_FILE
+
+STATUS_FILE = "status.json"
 
 # What decides the numbers a run computes. The split of the global batch is not among them.
 RUN_KEYS = (
@@ -67,6 +72,13 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name != "token"}
 
 
+def write_status(output_dir: Path, status: str, line: str) -> None:
+    """status.json: running, stopped (go on with it), finished or failed, and one line about it; on rank 0 only."""
+    if is_main():
+        with contextlib.suppress(DiskError):
+            write_json(output_dir / STATUS_FILE, {"status": status, "line": line})
+
+
 def open_run_folder(config: TrainConfig, manifest: dict[str, Any]) -> Path:
     """Make the run's folder and describe the run in it. Raises ConfigError if it holds another run."""
     output_dir = Path(config.output_dir)
@@ -82,4 +94,5 @@ def open_run_folder(config: TrainConfig, manifest: dict[str, Any]) -> Path:
         output_dir.mkdir(parents=True, exist_ok=True)
     write_text(output_dir / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
     write_json(output_dir / "data.json", manifest)
+    write_status(output_dir, "running", "")
     return output_dir

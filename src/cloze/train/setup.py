@@ -2,8 +2,8 @@
 
 Everything that can be checked is checked here, before the first step and, where it can be, before any process group.
 
-    run = set_up(config)
-    first_step = resume(run)
+    run = set_up(config, stop)
+    start = resume(run)
 """
 
 from __future__ import annotations
@@ -26,19 +26,34 @@ from cloze.distributed import RunShape, decide, describe, start
 from cloze.errors import ConfigError
 from cloze.model.load import build_model
 from cloze.model.packed import DocumentAttention, document_attention
-from cloze.train.checkpoint import Training
+from cloze.train.checkpoint import CheckpointSaver
+from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, open_data
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
+from cloze.train.nonfinite import left_out
 from cloze.train.optim import build_optimizer, learning_rate_schedule
-from cloze.train.plan import Plan, check_values, plan_run
-from cloze.train.probe import make_probe
-from cloze.train.restore import PieceReader, find_checkpoint, load_state, read_manifest
+from cloze.train.plan import Plan, check_values, fit_layout, plan_run
+from cloze.train.probe import check_probe, make_probe
+from cloze.train.restore import PieceReader, choose_checkpoint, load_state
 from cloze.train.run_folder import check_same_run, open_run_folder, run_identity
+from cloze.train.signals import StopSignals
+from cloze.train.snapshot import Training
+from cloze.train.watch import Watch
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins: steps done, this rank's place in streamed data, whether that step is to be evaluated."""
+
+    step: int
+    place: dict[str, int] | None = None
+    evaluate: bool = False
 
 
 @dataclass
 class Run:
-    """Everything one run works with."""
+    """Everything one run works with. `saved_step`: the step of the newest checkpoint that this process has saved or
+    loaded; `left_out`: steps whose batches are left out."""
 
     config: TrainConfig
     output_dir: Path
@@ -49,13 +64,17 @@ class Run:
     training: Training
     identity: dict[str, Any]
     checkpoint: Path | None
-    save_model_files: Callable[[Path], None]
+    saver: CheckpointSaver
     schedule: Callable[[int], float]
     probe: dict[str, torch.Tensor]
     documents: DocumentAttention | None
+    stop: StopSignals
+    watch: Watch
+    left_out: frozenset[int]
+    saved_step: int | None = None
 
 
-def set_up(config: TrainConfig) -> Run:
+def set_up(config: TrainConfig, stop: StopSignals) -> Run:
     """Check everything that can be checked, join the processes, build model, optimizer and engine."""
     data = open_data(config)
     check_values(config, has_validation=data.validation is not None)
@@ -64,24 +83,30 @@ def set_up(config: TrainConfig) -> Run:
     documents = document_attention(model, data.block_size, len(tokenizer)) if data.has_documents else None
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
+    stop.hold()
     accelerator = start(_run_shape(config))
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    plan = plan_run(config, data.num_blocks, data.block_size, rank, world_size)
+    decide(lambda: tidy(Path(config.output_dir)))
+    checkpoint = choose_checkpoint(Path(config.output_dir), config.resume_from_checkpoint, rank, world_size)
+    saved = None if checkpoint is None else read_manifest(checkpoint)
+    plan = plan_run(config, fit_layout(config, rank, world_size, saved), data.num_blocks, data.block_size)
     schedule = learning_rate_schedule(config, plan.total_steps)
     identity = run_identity(config, plan.layout.global_batch, data.manifest["checksum"])
     if data.streamed is not None:  # each rank has a stream of its own
         identity["world_size"] = world_size
-    checkpoint = decide(lambda: choose_checkpoint(config, identity))
+    if checkpoint is not None and saved is not None:
+        check_same_run(checkpoint, saved["run"], identity)
     output_dir = decide(lambda: open_run_folder(config, data.manifest))
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
-    engine = prepare_engine(accelerator, model, optimizer, config)
+    engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
     if accelerator.log_with:
         accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
     masking = Masking.from_manifest(
         data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
     )
+    training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
     return Run(
         config=config,
         output_dir=output_dir,
@@ -89,13 +114,16 @@ def set_up(config: TrainConfig) -> Run:
         masking=masking,
         plan=plan,
         engine=engine,
-        training=Training(engine.module, engine.optimizer, group_names, rank, world_size),
+        training=training,
         identity=identity,
         checkpoint=checkpoint,
-        save_model_files=partial(_save_model_files, engine.module, tokenizer),
+        saver=CheckpointSaver(training, partial(_save_model_files, engine.module, tokenizer), config.async_save),
         schedule=schedule,
         probe=make_probe(data.first_blocks(config.seed), masking),
         documents=documents,
+        stop=stop,
+        watch=Watch(rank, world_size, config.hang_timeout, output_dir / "stacks"),
+        left_out=left_out(output_dir),
     )
 
 
@@ -120,28 +148,26 @@ def check_machine(config: TrainConfig) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
 
 
-def choose_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, if any. Raises CheckpointError if it is damaged or another run's."""
-    if config.resume_from_checkpoint is None:
-        return None
-    folder = find_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    if folder is not None:
-        check_same_run(folder, read_manifest(folder)["run"], identity)
-    return folder
-
-
-def resume(run: Run) -> tuple[int, dict[str, int] | None]:
-    """Put the chosen checkpoint's state into the engine; return the step to go on with, and of streamed data the
-    rank's place in them."""
+def resume(run: Run) -> Start:
+    """Put the chosen checkpoint's state into the engine, if there is one; return where training goes on."""
     if run.checkpoint is None:
-        return 0, None
+        return Start(0, evaluate=run.config.eval_on_start)
     manifest = read_manifest(run.checkpoint)
     with PieceReader(run.checkpoint, manifest) as pieces:
         position = load_state(run.training, pieces)
     restore_loss_scale(run.engine, manifest["loss_scale"])
-    say("resume", f"from {run.checkpoint} at step {position.global_step:,}")
+    loss = check_probe(run.engine, run.checkpoint, manifest["precision"])
+    layout = run.plan.layout
+    say(
+        "resume",
+        f"from {run.checkpoint} at step {position.global_step:,}; loss on the stored batch {loss:.6f}, as stored; "
+        f"{layout.world_size} x {layout.per_device} x {layout.accumulation} (ranks x batch x accumulation)",
+    )
+    if run.checkpoint == checkpoint_path(run.output_dir, position.global_step):
+        run.saved_step = position.global_step
     places = manifest.get("stream")
-    return position.global_step, places[run.plan.layout.rank] if places else None
+    place = places[layout.rank] if places else None
+    return Start(position.global_step, place, evaluate=manifest["evaluation_pending"])
 
 
 def _run_shape(config: TrainConfig) -> RunShape:

@@ -1,0 +1,174 @@
+"""What a checkpoint is on the disk: its names, its manifest, whether it is whole, which ones are kept.
+
+A folder called checkpoint-N was renamed to that as the last act of saving, so it is complete; sizes and checksums in
+its manifest, which carries a checksum itself, tell whether it still is what was written.
+
+    for folder in reversed(list_checkpoints(output_dir)):
+        manifest = verify_checkpoint(folder)        # CheckpointError names the first bad file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloze.console import warn
+from cloze.errors import CheckpointError
+from cloze.files import publish, sha256, write_json
+
+FORMAT_VERSION = 2
+MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
+HINT = "use an earlier checkpoint"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)")
+
+
+@dataclass(frozen=True)
+class Position:
+    """A run's place in its data: the same on every rank, whatever their number."""
+
+    global_step: int
+    samples_seen: int
+    tokens_seen: int
+
+
+def checkpoint_path(output_dir: Path, global_step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return output_dir / f"checkpoint-{global_step}"
+
+
+def list_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]:
+    """Folders called checkpoint-N, N up to `at_most`, oldest first, whether they are still whole or not."""
+    found = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]
+    return [path for step, path in sorted(found) if at_most is None or step <= at_most]
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write checkpoint.json with a checksum of itself."""
+    write_json(folder / MANIFEST, {**manifest, "checksum": _checksum(manifest)})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """checkpoint.json. Raises CheckpointError if it is missing, damaged or of another format."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        if version == FORMAT_VERSION and manifest.pop("checksum") != _checksum(manifest):
+            raise ValueError
+    except FileNotFoundError:
+        raise CheckpointError(
+            "not a checkpoint: there is no checkpoint.json", where=folder, hint="give a checkpoint-N folder"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError("damaged", where=folder / MANIFEST, hint=HINT) from None
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        hint = "use a newer Cloze" if newer else "use the Cloze that wrote it"
+        raise CheckpointError(f"format {version} is not known here", where=folder, hint=hint)
+    return dict(manifest)
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Check every file's size and, with `contents`, its SHA-256; return the manifest.
+
+    `share`: (i, n) reads the contents of every n-th file only, for n ranks that check together. CheckpointError names
+    the first bad file.
+    """
+    manifest = read_manifest(folder)
+    index, count = share
+    for number, (name, facts) in enumerate(sorted(manifest["files"].items())):
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError("missing", where=file, hint=HINT)
+        try:
+            size = file.stat().st_size
+            if size != facts["bytes"]:
+                raise CheckpointError(f"{size} bytes where {facts['bytes']} were written", where=file, hint=HINT)
+            if contents and number % count == index and sha256(file) != facts["sha256"]:
+                raise CheckpointError("damaged: the checksum is not the one that was written", where=file, hint=HINT)
+        except OSError as error:
+            raise CheckpointError(f"cannot be read ({error.strerror})", where=file, hint=HINT) from None
+    return manifest
+
+
+def find_checkpoint(output_dir: Path, choice: str) -> Path | None:
+    """The checkpoint to use: `choice` itself, or with "auto" the newest good one, None if there is none yet.
+
+    Raises CheckpointError where the chosen one is damaged, or all of them are.
+    """
+    if choice != "auto":
+        verify_checkpoint(Path(choice))
+        return Path(choice)
+    candidates = list_checkpoints(output_dir)
+    for folder in reversed(candidates):
+        try:
+            verify_checkpoint(folder)
+            return folder
+        except CheckpointError as error:
+            warn(f"{error}; trying the checkpoint before")
+    if candidates:
+        raise all_damaged(output_dir)
+    return None
+
+
+def all_damaged(output_dir: Path) -> CheckpointError:
+    """What to say where no checkpoint of a run can be used."""
+    return CheckpointError("all checkpoints are damaged", where=output_dir, hint="start in another output_dir")
+
+
+def replace_checkpoint(staged: Path, folder: Path) -> None:
+    """Give a finished folder its name. An older one of that name is moved aside first, and deleted last."""
+    aside = folder.with_name(f"{folder.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    publish(staged, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def rotate(output_dir: Path, keep: int | None) -> None:
+    """Delete the oldest checkpoints but `keep`, never the last good one.
+
+    A deletion that is cut short leaves nothing called checkpoint-N.
+    """
+    if keep is None:
+        return
+    whole = [folder for folder in list_checkpoints(output_dir) if (folder / MANIFEST).is_file()]
+    kept, doomed = whole[-keep:], whole[:-keep]
+    if doomed and not any(_is_good(folder, contents=False) for folder in reversed(kept)):
+        last_good = next((folder for folder in reversed(doomed) if _is_good(folder, contents=True)), None)
+        doomed = [folder for folder in doomed if folder != last_good]
+    for folder in doomed:
+        aside = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_good(folder: Path, contents: bool) -> bool:
+    try:
+        verify_checkpoint(folder, contents)
+        return True
+    except CheckpointError:
+        return False
+
+
+def tidy(output_dir: Path) -> None:
+    """Remove what saves and deletions that were cut short have left; put back what a cut replacement moved aside."""
+    for path in output_dir.glob("checkpoint-*"):
+        if not _LEFT_OVER.fullmatch(path.name):
+            continue
+        final = path.with_suffix("")
+        if path.suffix == ".replaced" and not final.exists():
+            path.rename(final)
+        else:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""Losses and gradients that are not numbers: say where they come from, and never let them into the weights.
+
+An engine refuses a step whose gradient norm is NaN or infinite (fp16's loss scaling makes such steps now and then, and
+deals with them itself). What then happens is `--on_nonfinite`: stop, skip the batch, or roll back to the last
+checkpoint and leave the batch out. All of it is a function of the run's position, so that it comes out the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloze.data.loader import Layout
+from cloze.distributed import gather
+from cloze.errors import TrainingError
+from cloze.files import write_json
+
+FILE = "left_out.json"  # steps whose batches are left out after a rollback
+MOST_ROLLBACKS = 20
+
+
+class RollBack(Exception):
+    """Go back to the last checkpoint, and leave out the batch of `step` (0-based)."""
+
+    def __init__(self, step: int, why: str):
+        super().__init__(why)
+        self.step = step
+
+
+def describe_step(
+    layout: Layout, global_step: int, losses: Sequence[float], grad_norm: float, scaled: bool
+) -> str | None:
+    """What is wrong with a step that was refused, and where; None where all losses are numbers and a loss scale deals
+    with the gradient (`scaled`). Every rank calls it.
+
+    losses: of this rank's micro-batches.
+    """
+    bad = []
+    for micro_step, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            samples = layout.samples(global_step, micro_step)
+            bad.append((layout.rank, loss, samples[samples >= 0].tolist()))
+    found = [one for part in gather(bad) for one in part]
+    if found:
+        where = "; ".join(f"rank {rank}, samples {_range(samples)}" for rank, _, samples in found)
+        return f"loss is {found[0][1]} at step {global_step + 1} ({where})"
+    if scaled:
+        return None
+    first = global_step * layout.global_batch
+    return (
+        f"gradient norm is {grad_norm} at step {global_step + 1} (samples {first}-{first + layout.global_batch - 1})"
+    )
+
+
+def _range(samples: list[int]) -> str:
+    return f"{samples[0]}-{samples[-1]}" if samples else "none"
+
+
+def nonfinite_error(why: str, output_dir: Path, global_step: int, hint: str) -> TrainingError:
+    """The line that ends a run."""
+    look = f"look at the batch with `cloze replay {output_dir} --step {global_step + 1}`"
+    return TrainingError(why, where=output_dir, hint=f"{look}; {hint}")
+
+
+def left_out(output_dir: Path) -> frozenset[int]:
+    """Steps (0-based) whose batches are left out."""
+    try:
+        return frozenset(int(step) for step in json.loads((output_dir / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return frozenset()
+
+
+def leave_out(output_dir: Path, step: int) -> None:
+    """Remember a step whose batch is left out from now on."""
+    write_json(output_dir / FILE, sorted(left_out(output_dir) | {step}))

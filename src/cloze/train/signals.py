@@ -1,0 +1,149 @@
+"""Requests to stop: SIGTERM, SIGUSR1, Ctrl-C, the launcher's death, the end of a SLURM job's time.
+
+A request reaches one rank or several; with every step the ranks vote, and all of them stop after the same one. Until
+the processes have joined there is nothing to agree on or to save, and a request ends the process at once.
+
+    with StopSignals(seconds_before_limit=300) as stop:
+        ...                                    # a signal raises Stopped here
+        stop.hold()
+        if stop.agreed(sum_over_ranks(stop.vote())): ...
+
+The second Ctrl-C ends the process at once: whatever is being written has no name yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+
+from cloze.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# A terminal's Ctrl-C reaches a rank twice, once through its launcher; within this time it counts once.
+SAME_PRESS_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+class StopSignals:
+    """Listens for requests to stop from `with` on, until its end."""
+
+    def __init__(self, seconds_before_limit: int | None = None):
+        self._reason: str | None = None
+        self._code = Stopped.exit_code
+        self._holding = False
+        self._limit: float | None = None
+        self._margin = seconds_before_limit
+        self._pressed: float | None = None
+        self._before: dict[int, Any] = {}
+        self._pending: tuple[torch.Tensor, Any] | None = None
+
+    def __enter__(self) -> StopSignals:
+        if self._margin is not None and (end := slurm_end_time()) is not None:
+            self._limit = end - self._margin
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        if "LOCAL_RANK" in os.environ:
+            end_with_launcher()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._write)
+
+    def hold(self) -> None:
+        """From now on a request is noted, for the ranks to agree on. Raises Stopped if there is one already."""
+        self._holding = True
+        if self._reason is not None:
+            raise self.stopped("before the first step")
+
+    def vote(self) -> int:
+        """1 where this rank has been asked to stop, else 0."""
+        if self._reason is None and self._limit is not None and time.time() >= self._limit:
+            self._reason = f"the job's time ends in {self._margin} s"
+        return int(self._reason is not None)
+
+    def agreed(self, votes: torch.Tensor) -> bool:
+        """Whether any rank wants to stop. `votes`: the sum of all ranks' votes, a scalar on any device.
+
+        On a GPU the answer is that of the call before, so that nobody has to wait for it.
+        """
+        if votes.device.type == "cpu":
+            return bool(votes.item())
+        host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
+        host.copy_(votes, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        before, self._pending = self._pending, (host, event)
+        if before is None:
+            return False
+        before[1].synchronize()
+        return bool(before[0].item())
+
+    def stopped(self, what: str) -> Stopped:
+        """The exception that ends the run; `what` says where it stopped."""
+        return Stopped(f"{self._reason or 'another rank was asked to stop'}: stopped {what}", self._code)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self._note(number)
+        if not self._holding:
+            raise self.stopped("before training began")
+
+    def _listen(self) -> None:
+        """Note signals also while the main thread is inside a library's call, where Python's handlers have to wait."""
+        while data := os.read(self._read, 64):
+            for number in data:
+                self._note(number)
+                if number == signal.SIGINT:
+                    self._press()
+
+    def _note(self, number: int) -> None:
+        if self._reason is None:
+            self._reason = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
+            self._code = 128 + number if number == signal.SIGINT else Stopped.exit_code
+
+    def _press(self) -> None:
+        now = time.monotonic()
+        if self._pressed is None:
+            self._pressed = now
+        elif now - self._pressed > SAME_PRESS_SECONDS:
+            os.write(2, b"cloze: interrupted twice; the last checkpoint is whole\n")
+            os._exit(128 + signal.SIGINT)
+
+
+def end_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when the parent process dies: a launcher that is killed takes its ranks along only
+    if it has time to (Linux; elsewhere nothing)."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    except (OSError, AttributeError):
+        return
+
+
+def slurm_end_time() -> float | None:
+    """When this SLURM job's time is over, in seconds since the epoch; None outside of one, or without a limit."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    if os.environ.get("SLURM_JOB_END_TIME", "").isdigit():
+        return float(os.environ["SLURM_JOB_END_TIME"])
+    try:
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=30).stdout
+        found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", shown)
+        return time.mktime(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) if found else None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,103 @@
+"""What is taken of a live engine for a checkpoint, and what of it each rank writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloze import __version__
+from cloze.train import state
+from cloze.train.checkpoint_files import FORMAT_VERSION, Position
+
+
+@dataclass(frozen=True)
+class Training:
+    """The live objects that a checkpoint is taken of. `module` is the bare model inside the engine's wrappers."""
+
+    module: torch.nn.Module
+    optimizer: Any
+    group_names: list[list[str]]
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [offset, offset + length) of one tensor of one parameter, as this rank holds them."""
+
+    name: str
+    key: str
+    offset: int
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that one rank writes of a checkpoint. `manifest`: what rank 0 knows already of checkpoint.json."""
+
+    folder: Path
+    pieces: list[Piece]
+    shared: dict[str, dict[str, torch.Tensor]]
+    scalars: dict[str, dict[str, float]]
+    manifest: dict[str, Any]
+    keep: int | None
+
+    @property
+    def staged(self) -> Path:
+        """Where it is written before it has its name."""
+        return self.folder.with_name(f"{self.folder.name}.tmp")
+
+
+def share_to_write(held: list[state.Fragment], training: Training) -> list[state.Fragment]:
+    """Where every rank holds everything (DDP, ZeRO-0), each writes some whole parameters, balanced by size."""
+    if state.is_partitioned(training.module):
+        return held
+    load = [0] * training.world_size
+    mine = []
+    for fragment in sorted(held, key=lambda f: (-f.length, f.name)):
+        writer = load.index(min(load))
+        load[writer] += fragment.length
+        if writer == training.rank:
+            mine.append(fragment)
+    return mine
+
+
+def frozen_tensors(training: Training) -> dict[str, torch.Tensor]:
+    """Buffers and parameters that are not trained: the same on all ranks, whole. Every rank calls it."""
+    tensors = dict(state.buffers(training.module))
+    for name, parameter in training.module.named_parameters():
+        if not parameter.requires_grad:
+            tensors[name] = state.whole(parameter)
+    return tensors
+
+
+def describe(training: Training, position: Position) -> dict[str, Any]:
+    """What is known of checkpoint.json before anything is written."""
+    inner = state.inner_optimizer(training.optimizer)
+    return {
+        "format_version": FORMAT_VERSION,
+        "cloze_version": __version__,
+        "position": vars(position),
+        "world_size": training.world_size,
+        "optimizer": {
+            "class": type(inner).__name__,
+            "groups": [
+                {"params": names, **{k: v for k, v in group.items() if k != "params" and _is_plain(v)}}
+                for names, group in zip(training.group_names, inner.param_groups, strict=True)
+            ],
+        },
+        "parameters": {
+            name: {"shape": list(state.shape_of(p)), "trained": p.requires_grad}
+            for name, p in training.module.named_parameters()
+        },
+        "tied": dict(getattr(training.module, "all_tied_weights_keys", None) or {}),
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,230 @@
+"""Notice in seconds that a rank has died or hangs, and say which, where, and in what.
+
+A collective operation waits for a dead rank until its time-out, half an hour by default. So every rank keeps a
+connection to rank 0, apart from the process group, and says each second what it does. The kernel closes a dead
+process's connection at once; a machine that is gone is missed after a minute. The survivors get one line, and end.
+
+    with Watch(rank, world_size, hang_timeout=600, stacks=run_dir / "stacks") as watch:
+        with watch.phase("evaluate"): ...
+        watch.step = 120        # any of these is a sign of progress
+
+Without progress for `hang_timeout` seconds, all ranks write the stacks of their threads into files, and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cloze.console import warn
+from cloze.distributed import decide, gather
+from cloze.errors import ClozeError, LostRank, Stopped
+
+INTERVAL_SECONDS = 1.0
+SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost
+CONNECT_SECONDS = 20.0
+GRACE_SECONDS = 5.0  # for the main thread to come out of a collective by itself
+
+
+class Watch:
+    """One rank's part. Without other ranks it only looks for hangs."""
+
+    def __init__(self, rank: int, world_size: int, hang_timeout: int | None, stacks: Path):
+        self.rank, self.world_size, self.host = rank, world_size, socket.gethostname()
+        self._hang_timeout, self._stacks = hang_timeout, stacks
+        self._phase, self._step, self._progress = "set-up", 0, time.monotonic()
+        self._links: dict[int, _Link] = {}
+        self._lost: LostRank | None = None
+        self._noticed, self._ended = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step = value
+        self.beat()
+
+    def beat(self) -> None:
+        """A sign of progress."""
+        self._progress = time.monotonic()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What this rank is doing."""
+        before, self._phase = self._phase, name
+        self.beat()
+        try:
+            yield
+        finally:
+            self._phase = before
+            self.beat()
+
+    def __enter__(self) -> Watch:
+        if self.world_size > 1:
+            self._connect()
+        threading.Thread(target=self._keep_watch, name="watch", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        """Say goodbye, or what went wrong; an error that comes from another rank's end becomes one line about it."""
+        if error is None or isinstance(error, Stopped):
+            self._end("bye", None)
+        elif isinstance(error, ClozeError):
+            self._end("failed", str(error), error.exit_code)
+        elif isinstance(error, KeyboardInterrupt):
+            self._end("failed", "interrupted", 130)
+        else:
+            if self.world_size > 1 and self._noticed.wait(GRACE_SECONDS / 2) and self._lost is not None:
+                self._end("bye", None)
+                raise self._lost from None
+            self._end("failed", f"{type(error).__name__}: {error}".splitlines()[0], 1)
+
+    def _end(self, kind: str, line: str | None, code: int = 0) -> None:
+        self._ended.set()
+        for link in self._links.values():
+            link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **self._where()})
+
+    def _where(self) -> dict[str, Any]:
+        return {"host": self.host, "phase": self._phase, "step": self._step}
+
+    def _connect(self) -> None:
+        """Every rank calls it: rank 0 listens, the others come, with a word that only they know."""
+        server = None
+        if self.rank == 0:
+            server = socket.create_server(("", 0), backlog=self.world_size)
+        port, word = decide(lambda: (server.getsockname()[1], secrets.token_hex(16)) if server else (0, ""))
+        try:
+            if server is not None:
+                self._accept(server, word)
+            else:
+                master = socket.create_connection((os.environ.get("MASTER_ADDR", "127.0.0.1"), port), CONNECT_SECONDS)
+                master.settimeout(None)
+                self._links[0] = _Link(master)
+                self._links[0].send({"word": word, "rank": self.rank, **self._where()})
+        except OSError as error:
+            warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only")
+        hosts = gather(self.host)
+        for rank, link in self._links.items():
+            link.about = {"host": hosts[rank], "phase": "set-up", "step": 0}
+            threading.Thread(target=self._listen, args=(rank, link), name=f"watch-{rank}", daemon=True).start()
+
+    def _accept(self, server: socket.socket, word: str) -> None:
+        server.settimeout(CONNECT_SECONDS)
+        with server:
+            while len(self._links) < self.world_size - 1:
+                connection, _ = server.accept()
+                connection.settimeout(CONNECT_SECONDS)
+                link = _Link(connection)
+                first = link.receive()
+                if first is not None and secrets.compare_digest(str(first.get("word")), word):
+                    connection.settimeout(None)
+                    self._links[int(first["rank"])] = link
+
+    def _listen(self, rank: int, link: _Link) -> None:
+        """Hear what one rank says until it ends."""
+        while (said := link.receive()) is not None:
+            kind = said.pop("kind", "alive")
+            link.heard = time.monotonic()
+            if kind == "alive":
+                link.about = said
+            elif kind == "bye":
+                link.gone = True
+                return
+            elif kind == "lost":
+                self._notice(LostRank(said["line"], exit_code=said["code"]), tell=False)
+                return
+            elif kind == "hang":
+                self._notice(LostRank(said["line"], exit_code=said["code"]), tell=self.rank == 0, dump=True)
+                return
+            elif kind == "failed":
+                line = f"rank {rank} on {said['host']} failed in {said['phase']}, step {said['step']}: {said['line']}"
+                self._notice(LostRank(line, exit_code=said["code"]))
+                return
+        if not link.gone:
+            self._notice(self._about(rank, link, "died"))
+
+    def _about(self, rank: int, link: _Link, what: str) -> LostRank:
+        about = link.about
+        line = f"rank {rank} on {about['host']} {what} in {about['phase']}, step {about['step']}"
+        return LostRank(line, hint="--resume_from_checkpoint auto goes on from the last checkpoint", loud=rank == 0)
+
+    def _notice(self, lost: LostRank, tell: bool = True, dump: bool = False) -> None:
+        """Another rank is lost: tell the others, and end this process unless its main thread does so itself."""
+        with self._lock:
+            if self._ended.is_set() or self._noticed.is_set():
+                return
+            self._lost = lost
+            self._noticed.set()
+        if self.rank == 0 and tell:
+            message = {"kind": "hang" if dump else "lost", "line": str(lost), "code": lost.exit_code}
+            for link in self._links.values():
+                link.send(message)
+        if dump:
+            self._dump()
+        elif self._ended.wait(GRACE_SECONDS):
+            return
+        if self.rank == 0 or (lost.loud and self.rank == 1):
+            os.write(2, f"cloze: error: {lost}\n".encode())
+        os._exit(lost.exit_code)
+
+    def _dump(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stacks.mkdir(parents=True, exist_ok=True)
+            with open(self._stacks / f"rank-{self.rank}.txt", "w", encoding="utf-8") as file:
+                file.write(f"rank {self.rank} on {self.host}, {self._phase}, step {self._step}\n")
+                file.flush()
+                faulthandler.dump_traceback(file)
+
+    def _keep_watch(self) -> None:
+        while not self._ended.wait(INTERVAL_SECONDS):
+            for rank, link in self._links.items():
+                link.send({"kind": "alive", **self._where()})
+                if not link.gone and time.monotonic() - link.heard > SILENT_SECONDS:
+                    self._notice(self._about(rank, link, f"said nothing for {SILENT_SECONDS:.0f} s"))
+            waited = time.monotonic() - self._progress
+            if self._hang_timeout is not None and waited > self._hang_timeout:
+                line = (
+                    f"no progress for {self._hang_timeout} s (--hang_timeout) on rank {self.rank} on {self.host} in "
+                    f"{self._phase}, step {self._step}; the stacks of all ranks are in {self._stacks}"
+                )
+                lost = LostRank(line)
+                if self.rank != 0 and 0 in self._links:
+                    self._links[0].send({"kind": "hang", "line": str(lost), "code": lost.exit_code})
+                    if self._noticed.wait(GRACE_SECONDS):
+                        return
+                self._notice(lost, dump=True)
+
+
+class _Link:
+    """A connection that carries one JSON object per line."""
+
+    def __init__(self, connection: socket.socket):
+        self._socket, self._file = connection, connection.makefile("r", encoding="utf-8")
+        self._lock = threading.Lock()
+        self.about: dict[str, Any] = {}
+        self.heard = time.monotonic()
+        self.gone = False
+
+    def send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError), self._lock:
+            self._socket.sendall((json.dumps(message) + "\n").encode())
+
+    def receive(self) -> dict[str, Any] | None:
+        try:
+            line = self._file.readline()
+            return json.loads(line) if line.endswith("\n") else None
+        except (OSError, ValueError):
+            return None
