@@ -64,7 +64,6 @@ OLD_NAMES = {
     "push_to_hub": "use `cloze push RUN --repo NAME`",
     "local_rank": "start with `accelerate launch -m cloze train ...`",
     "logging_dir": "trackers write into output_dir",
-    "optim": "AdamW is used, fused where possible",
 }
 
 

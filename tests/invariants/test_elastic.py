@@ -1,4 +1,4 @@
-"""One run, moved between numbers of processes and engines, and stopped in between: the same curve, the same samples."""
+"""One run, moved between numbers of processes and engines, stopped in between: the same curve, the same samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 from recording import expected_steps, record, recorded_steps, stop_at
 
+from cloze.train.checkpoint_files import read_manifest
+
 STEPS, BATCH, SEED = 60, 8, 3
+FNET = "hidden_size=32,num_hidden_layers=2,intermediate_size=64,hidden_dropout_prob=0.0"
 FLAGS = [*TINY_MODEL_NO_DROPOUT, "--max_steps", str(STEPS), "--logging_steps", "1", "--save_strategy", "steps"]
 FLAGS += ["--save_steps", "1000", "--learning_rate", "1e-3", "--weight_decay", "0.1", "--warmup_steps", "5"]
 FLAGS += ["--seed", str(SEED)]
@@ -94,3 +97,39 @@ def test_and_undisturbed_on_other_numbers_of_ranks(prepared, tmp_path, reference
     )
     assert recorded_steps(tmp_path / "seen") == expected_steps(prepared, SEED, BATCH, STEPS)
     assert_same_curve(curve(tmp_path / "run"), reference)
+
+
+VARIANTS = {
+    "sgd": ["--optim", "sgd", "--optim_args", "momentum=0.9,nesterov=true", "--learning_rate", "0.1"],
+    "rmsprop": ["--optim", "rmsprop", "--learning_rate", "1e-4"],
+    "amsgrad": ["--optim_args", "amsgrad=true"],
+    "frozen": ["--freeze", r".*(word_embeddings|layer\.0)"],
+    "unused": ["--model_type", "fnet", "--config_overrides", FNET],
+    "untied": ["--config_overrides", TINY_MODEL_NO_DROPOUT[3] + ",tie_word_embeddings=False"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_optimizers_and_parameters_that_are_frozen_unused_or_untied(prepared, tmp_path, variant):
+    """One process against two ranks of ZeRO-2, one of ZeRO-3, three of DDP, two of ZeRO-1, with two decay groups."""
+    more = VARIANTS[variant]
+    succeed(cloze_ranks(flags(prepared, tmp_path / "one", 8) + more, 1, "single", tmp_path / "log"))
+    move_about(prepared, tmp_path, ["zero2", "zero3", "ddp", "zero1"], 11, [more] * 4)
+    assert_same_curve(curve(tmp_path / "run"), curve(tmp_path / "one"))
+    manifest = read_manifest(tmp_path / "run" / f"checkpoint-{STEPS}")
+    trained = [facts["trained"] for facts in manifest["parameters"].values()]
+    # An untied roberta has a bias that its decoder does not use.
+    assert all(trained) == (variant not in ("frozen", "unused", "untied"))
+
+
+def test_offloaded_or_not(prepared: Path, tmp_path: Path, reference: np.ndarray):
+    two, three = (["--deepspeed", f"ds_configs/zero{stage}_offload.json"] for stage in (2, 3))
+    move_about(prepared, tmp_path, ["zero2", "zero3", "zero3", "zero1"], 13, [two, [], three, []])
+    assert_same_curve(curve(tmp_path / "run"), reference)
+
+
+def test_between_bf16_and_fp32(prepared: Path, tmp_path: Path, reference: np.ndarray):
+    """Weights and moments move exactly; what is computed with them is rounded."""
+    bf16 = ["--bf16"]
+    move_about(prepared, tmp_path, ["zero1", "zero3", "ddp", "zero2"], 17, [bf16, bf16, [], bf16])
+    assert np.abs(curve(tmp_path / "run")[:, 0] / reference[:, 0] - 1).max() < 2e-2

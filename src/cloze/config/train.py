@@ -77,6 +77,12 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """further arguments of the schedule"""
     warmup_steps: float = 0
     """steps of warm-up; below 1: the share of all steps"""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop"] = "adamw_torch"
+    """the optimizer; AdamW is fused in either spelling"""
+    optim_args: str | None = None
+    """its further arguments: `momentum=0.9,nesterov=true`"""
+    freeze: str | None = None
+    """do not train parameters whose names match this regular expression from their beginning: `.*embeddings`"""
     seed: int = 42
     """decides initial weights, order, masks and dropout"""
 

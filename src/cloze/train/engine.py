@@ -106,6 +106,7 @@ def prepare_engine(
         plain = stage == 0 and accelerator.mixed_precision == "no"
         settings["gradient_clipping"] = 0.0 if plain else max_grad_norm
         settings.setdefault("zero_force_ds_cpu_optimizer", False)
+        settings.setdefault("zero_allow_untested_optimizer", True)
         settings.setdefault("steps_per_print", 10**9)
     model.train()
     rounds = stage is not None and accelerator.mixed_precision != "no"

@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and learning rates as a function of the step.
+"""Optimizers with decay groups, and learning rates as a function of the step.
 
 optimizer, names = build_optimizer(model, config, zero_offload=False)
 schedule = learning_rate_schedule(config, total_steps)
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import yaml
 from transformers import get_scheduler
 
 from cloze.config import TrainConfig
@@ -37,25 +38,44 @@ def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[tuple[dict
 def build_optimizer(
     model: torch.nn.Module, config: TrainConfig, offload: bool
 ) -> tuple[torch.optim.Optimizer, list[list[str]]]:
-    """AdamW (Loshchilov and Hutter, 2019) and the parameter names of each of its groups.
+    """The optimizer and the parameter names of each of its groups. Raises ConfigError for arguments it does not have.
 
-    Fused on CPU and CUDA; with ZeRO offload DeepSpeed's CPU Adam, which is compiled at its first use, where there is
-    a compiler.
+    AdamW (Loshchilov and Hutter, 2019) is fused on CPU and CUDA; with ZeRO offload it is DeepSpeed's CPU Adam, which
+    is compiled at its first use, where there is a compiler. All choices keep their state per element, so that any
+    piece of a parameter can be updated by itself.
     """
     groups = decay_groups(model, config.weight_decay)
-    arguments: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "eps": config.adam_epsilon,
-    }
     parameters, names = [group for group, _ in groups], [names for _, names in groups]
-    if offload and torch.cuda.is_available():
-        if shutil.which("g++") or shutil.which("c++"):
-            from deepspeed.ops.adam import DeepSpeedCPUAdam
+    arguments = {"lr": config.learning_rate, **parse_arguments(config.optim_args)}
+    try:
+        if config.optim == "sgd":
+            return torch.optim.SGD(parameters, **arguments), names
+        if config.optim == "rmsprop":
+            return torch.optim.RMSprop(parameters, **arguments), names
+        betas = (config.adam_beta1, config.adam_beta2)
+        arguments = {"betas": betas, "eps": config.adam_epsilon, **arguments}
+        if offload and torch.cuda.is_available():
+            if shutil.which("g++") or shutil.which("c++"):
+                from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            return DeepSpeedCPUAdam(parameters, **arguments), names
-        warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
-    return torch.optim.AdamW(parameters, fused=True, **arguments), names
+                return DeepSpeedCPUAdam(parameters, **arguments), names
+            warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
+        return torch.optim.AdamW(parameters, fused=True, **arguments), names
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error), where="--optim_args", hint=f"see the arguments of {config.optim}") from None
+
+
+def parse_arguments(text: str | None) -> dict[str, Any]:
+    """`momentum=0.9,nesterov=true` -> {"momentum": 0.9, "nesterov": True}. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for part in (text or "").split(","):
+        name, equals, value = part.partition("=")
+        if not part.strip():
+            continue
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError(f"cannot read {part!r}", where="--optim_args", hint="write momentum=0.9,nesterov=true")
+        values[name.strip()] = yaml.safe_load(value)
+    return values
 
 
 def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:

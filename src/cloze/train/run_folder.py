@@ -46,6 +46,9 @@ RUN_KEYS = (
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
     "warmup_steps",
+    "optim",
+    "optim_args",
+    "freeze",
     "seed",
 )
 

@@ -26,6 +26,7 @@ from cloze.distributed import RunShape, decide, describe, start
 from cloze.errors import ConfigError
 from cloze.model.load import build_model
 from cloze.model.packed import DocumentAttention, document_attention
+from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, open_data
@@ -81,6 +82,7 @@ def set_up(config: TrainConfig, stop: StopSignals) -> Run:
     check_machine(config)
     model, tokenizer = build_model(config, data.tokenizer, data.block_size, config.seed)
     documents = document_attention(model, data.block_size, len(tokenizer)) if data.has_documents else None
+    choose_trained(model, config, data)
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     stop.hold()
@@ -125,6 +127,16 @@ def set_up(config: TrainConfig, stop: StopSignals) -> Run:
         watch=Watch(rank, world_size, config.hang_timeout, output_dir / "stacks"),
         left_out=left_out(output_dir),
     )
+
+
+def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
+    """Decide which parameters are trained, and say which are not."""
+    if config.freeze is not None:
+        say("model", f"{freeze_matching(model, config.freeze)} parameters are not trained (--freeze)")
+    unused = freeze_unused(model, data.first_blocks(config.seed))
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        say("model", f"{unused[0]}{more} have no part in the output, and are not trained")
 
 
 def check_machine(config: TrainConfig) -> None:

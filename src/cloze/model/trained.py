@@ -1,0 +1,57 @@
+"""Which parameters are trained: all, but for those a pattern names and those that have no part in the output.
+
+Some architectures carry parameters that masked language modelling never uses (poolers, contact heads). They get no
+gradient, for which data-parallel training would wait for ever; they stay as they are, and are kept in checkpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cloze.errors import ConfigError
+
+LARGEST_TO_TRY = 2 * 10**9  # parameters; a larger model is taken to use them all
+
+
+def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
+    """Do not train the parameters whose names match a regular expression from their beginning; how many there are.
+
+    Raises ConfigError where it matches none, or all.
+    """
+    try:
+        matches = re.compile(pattern).match
+    except re.error as error:
+        raise ConfigError(f"not a regular expression ({error})", where="--freeze") from None
+    named = list(model.named_parameters())
+    found = [parameter for name, parameter in named if matches(name)]
+    if not found or len(found) == len(named):
+        raise ConfigError(
+            f"{pattern!r} matches {'no' if not found else 'every'} parameter",
+            where="--freeze",
+            hint=f"their names are like {named[0][0]} and {named[-1][0]}",
+        )
+    for parameter in found:
+        parameter.requires_grad = False
+    return len(found)
+
+
+def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
+    """Do not train what gets no gradient from the logits of the first block; the names. blocks: [n, block_size]."""
+    if sum(parameter.numel() for parameter in model.parameters()) > LARGEST_TO_TRY:
+        return []
+    was_training = model.training
+    model.eval()
+    with torch.enable_grad():
+        logits = model(input_ids=torch.from_numpy(blocks[:1].astype(np.int64))).logits
+        logits.float().square().mean().backward()
+    model.train(was_training)
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    model.zero_grad(set_to_none=True)
+    for name in unused:
+        model.get_parameter(name).requires_grad = False
+    return unused
