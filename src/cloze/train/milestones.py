@@ -92,7 +92,7 @@ def save(run: Run, global_step: int, place: Place, last: bool = True, evaluation
         position = run.plan.position(global_step)
         with _warned(run, go_on):
             run.saver.save(folder, position, probe, extra, run.config.save_total_limit)
-            run.saved_step = global_step
+            run.saved = global_step, evaluation_pending
             say("checkpoint", str(folder) + (" (being written)" if run.config.async_save else ""))
 
 
@@ -103,7 +103,7 @@ def _warned(run: Run, go_on: bool):
     except DiskError as error:
         if not go_on:
             raise
-        run.saved_step = None
+        run.saved = None
         warn(f"the checkpoint was not saved: {error}; training goes on (--on_save_error)")
 
 
@@ -120,7 +120,7 @@ def stop_here(run: Run, global_step: int, place: Place, evaluation_pending: bool
         raise run.stop.stopped(f"after step {global_step:,}; nothing is saved (--save_strategy no)")
     if global_step == 0:
         raise run.stop.stopped("before the first step")
-    if run.saved_step != global_step or evaluation_pending:
+    if run.saved != (global_step, evaluation_pending):
         save(run, global_step, place, evaluation_pending=evaluation_pending)
     finish_saving(run)
     raise run.stop.stopped(f"after step {global_step:,}; {name} is saved, go on with --resume_from_checkpoint auto")
@@ -143,7 +143,7 @@ def deal_with_refused_step(
         return
     if run.config.on_nonfinite == "rollback":
         raise RollBack(global_step, why)
-    if global_step and run.saved_step != global_step and run.config.save_strategy != "no":
+    if global_step and run.saved != (global_step, False) and run.config.save_strategy != "no":
         save(run, global_step, place)
     raise nonfinite_error(why, run.output_dir, global_step, "or go on with --on_nonfinite skip or rollback")
 

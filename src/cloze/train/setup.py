@@ -53,8 +53,8 @@ class Start:
 
 @dataclass
 class Run:
-    """Everything one run works with. `saved_step`: the step of the newest checkpoint that this process has saved or
-    loaded; `left_out`: steps whose batches are left out."""
+    """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
+    and whether it was still to be evaluated; `left_out`: steps whose batches are left out."""
 
     config: TrainConfig
     output_dir: Path
@@ -72,7 +72,7 @@ class Run:
     stop: StopSignals
     watch: Watch
     left_out: frozenset[int]
-    saved_step: int | None = None
+    saved: tuple[int, bool] | None = None
 
 
 def set_up(config: TrainConfig, stop: StopSignals) -> Run:
@@ -176,7 +176,7 @@ def resume(run: Run) -> Start:
         f"{layout.world_size} x {layout.per_device} x {layout.accumulation} (ranks x batch x accumulation)",
     )
     if run.checkpoint == checkpoint_path(run.output_dir, position.global_step):
-        run.saved_step = position.global_step
+        run.saved = position.global_step, manifest["evaluation_pending"]
     places = manifest.get("stream")
     place = places[layout.rank] if places else None
     return Start(position.global_step, place, evaluate=manifest["evaluation_pending"])
