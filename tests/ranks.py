@@ -111,7 +111,12 @@ def _wait(pids: list[int], timeout: float) -> list[int | str]:
 
 
 def cloze_ranks(
-    argv: list[str], world_size: int, engine: str, log_dir: Path, before: Callable[[], None] | None = None
+    argv: list[str],
+    world_size: int,
+    engine: str,
+    log_dir: Path,
+    before: Callable[[], None] | None = None,
+    timeout: float = 240,
 ) -> list[Outcome]:
     """Run `cloze ARGV` on forked ranks with one of ENGINES, each rank coming in through the command line.
 
@@ -131,7 +136,7 @@ def cloze_ranks(
                 os.environ.pop(name)
         main(argv)
 
-    return run_ranks(enter, world_size, log_dir)
+    return run_ranks(enter, world_size, log_dir, timeout)
 
 
 def succeed(outcomes: list[Outcome]) -> None:

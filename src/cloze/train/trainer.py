@@ -94,7 +94,11 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
     loader = TrainLoader(build, start.step, plan.total_steps)
     window = Window(start.step, run.engine.accelerator.device)
     place = start.place
-    with progress("train", total=plan.total_steps, unit="steps", start=start.step) as advance:
+    run.watch.step = start.step
+    with (
+        run.watch.phase("train"),
+        progress("train", total=plan.total_steps, unit="steps", start=start.step) as advance,
+    ):
         for batch in window.timed(loader):
             done = batch.global_step + 1
             last = done == plan.total_steps

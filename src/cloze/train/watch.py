@@ -64,13 +64,15 @@ class Watch:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """What this rank is doing."""
-        before, self._phase = self._phase, name
+        before = self._phase
+        self._enter(name)
+        yield
+        self._enter(before)  # not after an error: it happened in that phase
+
+    def _enter(self, name: str) -> None:
+        self._phase = name
         self.beat()
-        try:
-            yield
-        finally:
-            self._phase = before
-            self.beat()
+        self._tell()
 
     def __enter__(self) -> Watch:
         if self.world_size > 1:
@@ -96,6 +98,10 @@ class Watch:
         self._ended.set()
         for link in self._links.values():
             link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **self._where()})
+
+    def _tell(self) -> None:
+        for link in self._links.values():
+            link.send({"kind": "alive", **self._where()})
 
     def _where(self) -> dict[str, Any]:
         return {"host": self.host, "phase": self._phase, "step": self._step}
@@ -190,8 +196,8 @@ class Watch:
 
     def _keep_watch(self) -> None:
         while not self._ended.wait(INTERVAL_SECONDS):
+            self._tell()
             for rank, link in self._links.items():
-                link.send({"kind": "alive", **self._where()})
                 if not link.gone and time.monotonic() - link.heard > SILENT_SECONDS:
                     self._notice(self._about(rank, link, f"said nothing for {SILENT_SECONDS:.0f} s"))
             waited = time.monotonic() - self._progress

@@ -1,0 +1,103 @@
+"""A rank that dies, fails or hangs is named within seconds, by rank, host and phase; the next start goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from corpus import TINY_MODEL
+from ranks import cloze_ranks, succeed
+from test_interruptions import at_call
+
+FLAGS = [*TINY_MODEL, "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3"]
+
+
+def flags(prepared: Path, output: Path, *more: str) -> list[str]:
+    where = ["--dataset_name", str(prepared), "--output_dir", str(output), "--resume_from_checkpoint", "auto"]
+    return ["train", *FLAGS, *where, *more]
+
+
+def errors(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("cloze: error: ")]
+
+
+def killed_after_a_while() -> None:
+    time.sleep(1.5)  # so that the others know its step
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_a_killed_rank(prepared: Path, tmp_path: Path, engine: str, dead: int):
+    """The others end in seconds with one line, no traceback, and a code that says: start again."""
+    argv = flags(prepared, tmp_path / "run")
+    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, killed_after_a_while, rank=dead)
+    begin = time.monotonic()
+    outcomes = cloze_ranks(argv, 3, engine, tmp_path / "a", before)
+    assert time.monotonic() - begin < 60
+    assert [outcome.code for outcome in outcomes] == [-9 if rank == dead else 75 for rank in range(3)]
+    output = "".join(outcome.output for rank, outcome in enumerate(outcomes) if rank != dead)
+    assert "Traceback" not in output
+    told = errors(output)
+    assert len(told) == 1, output
+    assert (
+        f"rank {dead} on {socket.gethostname()} died in train, step 3; --resume_from_checkpoint auto goes on"
+        in told[0]
+    )
+    succeed(cloze_ranks(argv, 3, engine, tmp_path / "b"))
+
+
+def test_a_rank_that_fails_is_quoted(prepared: Path, tmp_path: Path):
+    def fail() -> None:
+        raise ValueError("no good")
+
+    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, fail)
+    outcomes = cloze_ranks(flags(prepared, tmp_path / "run"), 2, "zero2", tmp_path / "a", before)
+    assert outcomes[1].code == 1
+    assert "ValueError: no good" in outcomes[1].output
+    assert outcomes[0].code == 1
+    told = errors(outcomes[0].output)
+    assert len(told) == 1
+    assert f"rank 1 on {socket.gethostname()} failed in train, step 3: ValueError: no good" in told[0]
+    assert "Traceback" not in outcomes[0].output
+
+
+def wait_for_ever_in_here() -> None:
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize(("world_size", "engine"), [(1, "ddp"), (2, "zero2")])
+def test_a_hang_ends_with_the_stacks_of_all_ranks(prepared: Path, tmp_path: Path, world_size: int, engine: str):
+    rank = world_size - 1
+
+    argv = flags(prepared, tmp_path / "run", "--hang_timeout", "5")
+    begin = time.monotonic()
+    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, wait_for_ever_in_here, rank)
+    outcomes = cloze_ranks(argv, world_size, engine, tmp_path / "a", before)
+    assert time.monotonic() - begin < 60
+    assert {outcome.code for outcome in outcomes} == {75}, outcomes[0].output
+    told = errors(outcomes[0].output)
+    assert len(told) == 1
+    assert "no progress for 5 s (--hang_timeout)" in told[0]
+    stacks = [(tmp_path / "run" / "stacks" / f"rank-{each}.txt").read_text() for each in range(world_size)]
+    assert "wait_for_ever_in_here" in stacks[rank]
+    assert all("train_step" in text for text in stacks)
+
+
+def frozen_after_a_while() -> None:
+    time.sleep(1.5)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_rank_that_was_frozen_is_missed(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its connection is open, but it says nothing: as when a machine is gone."""
+    monkeypatch.setattr("cloze.train.watch.SILENT_SECONDS", 4.0)
+    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, frozen_after_a_while)
+    outcomes = cloze_ranks(flags(prepared, tmp_path / "run"), 2, "ddp", tmp_path / "a", before, timeout=15)
+    assert outcomes[0].code == 75
+    assert f"rank 1 on {socket.gethostname()} said nothing for 4 s in train, step 3" in errors(outcomes[0].output)[0]
+    assert outcomes[1].code == "timeout"
