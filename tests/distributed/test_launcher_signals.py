@@ -1,0 +1,83 @@
+"""Signals to the launcher, and its death: the ranks save one checkpoint, and the next start goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from corpus import TINY_MODEL
+
+from cloze.train.checkpoint_files import list_checkpoints, verify_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [*TINY_MODEL, "--logging_steps", "1", "--save_steps", "100000", "--learning_rate", "1e-3"]
+
+
+def words(prepared: Path, run: Path, config: str, steps: int, *launcher: str) -> list[str]:
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{config}.yaml"]
+    start += ["--main_process_port", "0", *launcher, "-m", "cloze", "train", *FLAGS, "--max_steps", str(steps)]
+    return [*start, "--dataset_name", str(prepared), "--output_dir", str(run), "--resume_from_checkpoint", "auto"]
+
+
+def ranks_of(launcher: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+def wait_for(condition, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def steps_done(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name
+)
+def test_the_launcher_gets_a_signal(prepared: Path, tmp_path: Path, number: int):
+    run, log = tmp_path / "run", tmp_path / "log.txt"
+    config = "zero2" if number in (signal.SIGTERM, signal.SIGKILL) else "cpu"
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            words(prepared, run, config, 100000), cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+        )
+    wait_for(lambda: steps_done(run) >= 3)
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C goes to all processes
+    else:
+        process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks))
+    found = list_checkpoints(run)
+    assert len(found) == 1
+    manifest = verify_checkpoint(found[0])
+    assert f"stopped after step {manifest['position']['global_step']}; {found[0].name} is saved" in log.read_text()
+
+
+def test_a_killed_rank_is_started_again_by_the_launcher(prepared: Path, tmp_path: Path):
+    """`--max_restarts`: the launcher starts all ranks anew, and they go on from the last checkpoint."""
+    run, log = tmp_path / "run", tmp_path / "log.txt"
+    argv = words(prepared, run, "cpu", 40, "--max_restarts", "2", "--rdzv_backend", "c10d")
+    argv[argv.index("--save_steps") + 1] = "5"
+    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else gloo meets keys of the first start
+    with open(log, "w") as out:
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=out, stderr=out, env=environment)
+    wait_for(lambda: steps_done(run) >= 7)
+    os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+    assert process.wait(timeout=120) == 0, log.read_text()
+    assert "died in" in log.read_text()
+    assert "resume       from" in log.read_text()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 41))
