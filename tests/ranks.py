@@ -48,6 +48,13 @@ def warm_up() -> None:
 
 def run_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, timeout: float = 240, **kwargs: Any):
     """Call `function(**kwargs)` on `world_size` forked ranks; return an `Outcome` for each."""
+    pids, logs = start_ranks(function, world_size, log_dir, **kwargs)
+    codes = _wait(pids, timeout)
+    return [Outcome(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+def start_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, **kwargs: Any):
+    """Fork the ranks; return their process numbers and the files they print into."""
     warm_up()
     log_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
@@ -56,9 +63,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, time
     logs = [log_dir / f"rank-{rank}.log" for rank in range(world_size)]
     sys.stdout.flush()
     sys.stderr.flush()
-    pids = [_fork_rank(rank, world_size, port, logs[rank], function, kwargs) for rank in range(world_size)]
-    codes = _wait(pids, timeout)
-    return [Outcome(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+    return [_fork_rank(rank, world_size, port, logs[rank], function, kwargs) for rank in range(world_size)], logs
 
 
 def _fork_rank(rank: int, world_size: int, port: int, log: Path, function: Callable[..., Any], kwargs: Any) -> int:
@@ -122,6 +127,11 @@ def cloze_ranks(
 
     `before` is called in each rank first.
     """
+    return run_ranks(entering(argv, engine, before), world_size, log_dir, timeout)
+
+
+def entering(argv: list[str], engine: str, before: Callable[[], None] | None = None) -> Callable[[], None]:
+    """What a rank does to run `cloze ARGV` with one of ENGINES."""
 
     def enter() -> None:
         from cloze.cli import main
@@ -136,7 +146,7 @@ def cloze_ranks(
                 os.environ.pop(name)
         main(argv)
 
-    return run_ranks(enter, world_size, log_dir, timeout)
+    return enter
 
 
 def succeed(outcomes: list[Outcome]) -> None:

@@ -109,8 +109,12 @@ def _warned(run: Run, go_on: bool):
 
 def finish_saving(run: Run, quietly: bool = False) -> None:
     """Wait for a checkpoint that is being written. `quietly`: another error is on its way, only warn of this one."""
-    with _warned(run, quietly):
-        run.saver.wait()
+    try:
+        with _warned(run, quietly):
+            run.saver.wait()
+    except RuntimeError:  # a rank is gone: that is the error on its way
+        if not quietly:
+            raise
 
 
 def stop_here(run: Run, global_step: int, place: Place, evaluation_pending: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 Everything that can be checked is checked here, before the first step and, where it can be, before any process group.
 
-    run = set_up(config, stop)
+    run = set_up(config, stop, stack)
     start = resume(run)
 """
 
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from cloze.config import TrainConfig
@@ -39,7 +41,7 @@ from cloze.train.restore import PieceReader, choose_checkpoint, load_state
 from cloze.train.run_folder import check_same_run, open_run_folder, run_identity
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
-from cloze.train.watch import Watch
+from cloze.train.watch import Watch, lost_while_joining
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ class Run:
     saved: tuple[int, bool] | None = None
 
 
-def set_up(config: TrainConfig, stop: StopSignals) -> Run:
-    """Check everything that can be checked, join the processes, build model, optimizer and engine."""
+def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
+    """Check everything that can be checked, join the processes, build model, optimizer and engine.
+
+    `stack` is where the watch over the other ranks is put, to end with it.
+    """
     data = open_data(config)
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)
@@ -86,7 +91,9 @@ def set_up(config: TrainConfig, stop: StopSignals) -> Run:
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     stop.hold()
-    accelerator = start(_run_shape(config))
+    with lost_while_joining():
+        accelerator = start(_run_shape(config))
+        watch = stack.enter_context(watch_ranks(config, accelerator))
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
@@ -124,9 +131,15 @@ def set_up(config: TrainConfig, stop: StopSignals) -> Run:
         probe=make_probe(data.first_blocks(config.seed), masking),
         documents=documents,
         stop=stop,
-        watch=Watch(rank, world_size, config.hang_timeout, output_dir / "stacks"),
+        watch=watch,
         left_out=left_out(output_dir),
     )
+
+
+def watch_ranks(config: TrainConfig, accelerator: Accelerator) -> Watch:
+    """The watch over the ranks of this run."""
+    stacks = Path(config.output_dir) / "stacks"
+    return Watch(accelerator.process_index, accelerator.num_processes, config.hang_timeout, stacks)
 
 
 def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:

@@ -10,6 +10,7 @@ learning rate and dropout are functions of it, so that resuming is a seek.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cloze.config import TrainConfig
 from cloze.console import duration, progress, say
 from cloze.data.hashing import make_key
 from cloze.data.loader import StepBatches, TrainLoader
-from cloze.errors import ClozeError, Stopped
+from cloze.errors import ClozeError, LostRank, Stopped
 from cloze.model.packed import model_inputs
 from cloze.train.loss import masked_loss_sum
 from cloze.train.metrics import MetricsLog, Window
@@ -50,15 +51,24 @@ def train(config: TrainConfig) -> Path:
     Raises Stopped, with the checkpoint saved, where it was asked to stop.
     """
     with StopSignals(config.save_before_time_limit) as stop:
-        run = set_up(config, stop)
         try:
-            with run.watch:
-                train_to_the_end(run)
-        except (ClozeError, Stopped) as error:
-            finish_saving(run, quietly=True)
-            write_status(run.output_dir, "stopped" if isinstance(error, Stopped) else "failed", str(error))
+            with ExitStack() as stack:
+                run = set_up(config, stop, stack)
+                train_safely(run)
+        except LostRank as error:
+            write_status(Path(config.output_dir), "failed", str(error))
             raise
     return run.output_dir
+
+
+def train_safely(run: Run) -> None:
+    """Train to the end; whatever comes in between, a checkpoint that is being written is finished first."""
+    try:
+        train_to_the_end(run)
+    except (ClozeError, Stopped) as error:
+        finish_saving(run, quietly=True)
+        write_status(run.output_dir, "stopped" if isinstance(error, Stopped) else "failed", str(error))
+        raise
 
 
 def train_to_the_end(run: Run) -> None:

@@ -17,6 +17,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -33,6 +34,18 @@ INTERVAL_SECONDS = 1.0
 SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost
 CONNECT_SECONDS = 20.0
 GRACE_SECONDS = 5.0  # for the main thread to come out of a collective by itself
+
+
+@contextlib.contextmanager
+def lost_while_joining() -> Iterator[None]:
+    """While the processes find each other nobody can say who is missing: one line instead of a library's error."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        line = " ".join(str(error).split())
+        if not re.search(r"[Cc]onnect|[Ss]ocket|[Tt]imed? ?out|gloo|NCCL", line):
+            raise
+        raise LostRank(f"another rank ended while the processes were joining ({line[:200]})", loud=True) from error
 
 
 class Watch:
