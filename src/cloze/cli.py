@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
     "fill": (config.FillConfig, "fill the mask in a text", True),
     "push": (config.PushConfig, "publish a model on the Hub", True),
+    "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
 }

@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """What went into a file: its size, its SHA-256, and ."""
+    """What went into a file: its size and its SHA-256."""
 
     num_bytes: int
     sha256: str

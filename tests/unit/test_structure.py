@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ["cli", "__main__"],
     ["commands"],
-    ["demo", "metrics", "bench", "inspection"],
+    ["demo", "metrics", "bench", "inspection", "replay"],
     ["consolidate", "fill", "hub"],
     ["train"],
     ["card", "evaluation", "model", "sample"],

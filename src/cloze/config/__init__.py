@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from cloze.config.train import ModelConfig, TrainConfig
-from cloze.config.use import BenchConfig, ConsolidateConfig, DemoConfig, EvaluateConfig, FillConfig, PushConfig
+from cloze.config.use import (
+    BenchConfig,
+    ConsolidateConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FillConfig,
+    PushConfig,
+    ReplayConfig,
+)
 
 __all__ = [
     "BenchConfig",
@@ -22,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "PrepareConfig",
     "PushConfig",
+    "ReplayConfig",
     "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",

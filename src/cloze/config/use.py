@@ -57,6 +57,22 @@ class FillConfig:
 
 
 @dataclass(kw_only=True)
+class ReplayConfig:
+    """Rebuild the batch of one step of a run, exactly as it was trained on, and show it decoded."""
+
+    run: str
+    """a run's folder"""
+    step: int
+    """which step, counted from 1 as in metrics.jsonl and in messages"""
+    samples: int = 4
+    """how many of its blocks to show"""
+    data: str | None = None
+    """where the run's prepared data are now (default: where they were)"""
+    output: str | None = None
+    """store the whole batch in this safetensors file: samples, blocks, input_ids, labels"""
+
+
+@dataclass(kw_only=True)
 class PushConfig:
     """Publish a consolidated model with its model card on the Hugging Face Hub."""
 

@@ -1,6 +1,7 @@
 """A run's folder: what is in it before the first step, and whether a checkpoint belongs to it.
 
 runs/NAME/config.yaml     the resolved configuration
+runs/NAME/run.json        what makes it this run: hyperparameters, global batch, checksum of the data
 runs/NAME/data.json       the manifest of the prepared data
 runs/NAME/metrics.jsonl   one line per logged step
 runs/NAME/status.json     running, stopped, finished or failed
@@ -23,7 +24,7 @@ from cloze.files import disk_errors, write_json, write_text
 from cloze.train.checkpoint_files import list_checkpoints
 from cloze.train.metrics import FILE as METRICS_FILE
 
-STATUS_FILE = "status.json"
+STATUS_FILE, IDENTITY_FILE = "status.json", "run.json"
 
 # What decides the numbers a run computes. The split of the global batch is not among them.
 RUN_KEYS = (
@@ -82,8 +83,11 @@ def write_status(output_dir: Path, status: str, line: str) -> None:
             write_json(output_dir / STATUS_FILE, {"status": status, "line": line})
 
 
-def open_run_folder(config: TrainConfig, manifest: dict[str, Any]) -> Path:
-    """Make the run's folder and describe the run in it. Raises ConfigError if it holds another run."""
+def open_run_folder(config: TrainConfig, manifest: dict[str, Any], identity: dict[str, Any]) -> Path:
+    """Make the run's folder and describe the run in it; `identity` is that of `run_identity`.
+
+    Raises ConfigError if it holds another run.
+    """
     output_dir = Path(config.output_dir)
     if config.resume_from_checkpoint is None and (
         list_checkpoints(output_dir) or (output_dir / METRICS_FILE).exists()
@@ -96,6 +100,7 @@ def open_run_folder(config: TrainConfig, manifest: dict[str, Any]) -> Path:
     with disk_errors(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
     write_text(output_dir / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
+    write_json(output_dir / IDENTITY_FILE, identity)
     write_json(output_dir / "data.json", manifest)
     write_status(output_dir, "running", "")
     return output_dir

@@ -106,7 +106,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         identity["world_size"] = world_size
     if checkpoint is not None and saved is not None:
         check_same_run(checkpoint, saved["run"], identity)
-    output_dir = decide(lambda: open_run_folder(config, data.manifest))
+    output_dir = decide(lambda: open_run_folder(config, data.manifest, identity))
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)

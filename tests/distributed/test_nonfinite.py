@@ -1,0 +1,141 @@
+"""Losses and gradients that are no numbers: never in the weights, always with their samples named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from corpus import TINY_MODEL
+from ranks import ENGINES, Outcome, cloze_ranks, succeed
+from safetensors.torch import load_file
+
+from cloze.replay import rebuild
+
+FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
+FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+BAD = 4  # 0-based: "step 5" in messages
+
+
+def poison(what: str = "loss", value: float = math.nan, steps: tuple[int, ...] = (BAD,), rank: int = 1):
+    """To be called in a rank: the second micro-batch of some steps on one rank gives a loss, or a gradient, that is no
+    number."""
+
+    def install() -> None:
+        from cloze.train import trainer
+
+        plain_step, plain_loss = trainer.train_step, trainer.masked_loss_sum
+        now = {"step": -1, "calls": 0, "rank": -1}
+
+        def train_step(run, batch):
+            now.update(step=batch.global_step, calls=0, rank=run.plan.layout.rank)
+            return plain_step(run, batch)
+
+        def masked_loss_sum(logits, labels):
+            now["calls"] += 1
+            loss = plain_loss(logits, labels)
+            if now["step"] not in steps or now["rank"] != rank or now["calls"] != 2:
+                return loss
+            return loss * value if what == "loss" else loss + _BadGradient.apply(logits) * 0.0
+
+        trainer.train_step, trainer.masked_loss_sum = train_step, masked_loss_sum
+
+    return install
+
+
+class _BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits):
+        ctx.shape, ctx.dtype = logits.shape, logits.dtype
+        return logits.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.full(ctx.shape, math.inf, dtype=ctx.dtype)
+
+
+def train(
+    prepared: Path, folder: Path, engine: str, on_nonfinite: str, before: Callable[[], None] | None, *more: str
+) -> list[Outcome]:
+    where = ["--dataset_name", str(prepared), "--output_dir", str(folder / "run"), "--on_nonfinite", on_nonfinite]
+    return cloze_ranks(["train", *FLAGS, *where, *more], 2, engine, folder / "log", before)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for file in sorted(checkpoint.glob("rank-*.safetensors")):
+        tensors |= {f"{file.name}:{name}": value for name, value in load_file(file).items()}
+    return tensors
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_stop_names_step_samples_and_rank_and_keeps_the_state_before(prepared, tmp_path, engine, precision):
+    more = ["--bf16"] if precision == "bf16" else []
+    outcomes = train(prepared, tmp_path, engine, "stop", poison(), *more)
+    assert [outcome.code for outcome in outcomes] == [2, 2], outcomes[0].output + outcomes[1].output
+    told = [line for line in outcomes[0].output.splitlines() if line.startswith("cloze: error: ")]
+    assert len(told) == 1
+    # 8 samples a step: the second micro-batch of rank 1 holds the last two.
+    assert f"loss is nan at step {BAD + 1} (rank 1, samples 38-39)" in told[0]
+    assert f"`cloze replay {tmp_path}/run --step {BAD + 1}`" in told[0]
+    assert "Traceback" not in outcomes[0].output + outcomes[1].output
+    assert rebuild(tmp_path / "run", BAD + 1).samples.tolist() == list(range(32, 40))
+    succeed(train(prepared, tmp_path, engine, "stop", None, "--resume_from_checkpoint", "auto", *more))
+    assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, 9))
+    whole = tmp_path / "whole"
+    succeed(train(prepared, whole, engine, "stop", None, *more))
+    for name, value in weights_of(whole / "run" / "checkpoint-8").items():
+        assert torch.equal(value, weights_of(tmp_path / "run" / "checkpoint-8")[name]), name
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gradient_that_is_no_number_is_found_where_the_loss_is_one(prepared, tmp_path, engine):
+    outcomes = train(prepared, tmp_path, engine, "stop", poison("gradient"))
+    assert [outcome.code for outcome in outcomes] == [2, 2], outcomes[0].output
+    assert f"at step {BAD + 1} (samples 32-39)" in outcomes[0].output
+    assert "gradient norm is" in outcomes[0].output
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_skip_goes_on_without_the_batch(prepared, tmp_path, engine):
+    outcomes = train(prepared, tmp_path, engine, "skip", poison(value=math.inf))
+    succeed(outcomes)
+    assert f"loss is inf at step {BAD + 1} (rank 1, samples 38-39); the batch is skipped" in outcomes[0].output
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines if line.get("skipped")] == [BAD + 1]
+    assert all(math.isfinite(line["loss"]) for line in lines if line.get("loss") is not None)
+    weights = weights_of(tmp_path / "run" / "checkpoint-8")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_rollback_goes_back_and_leaves_the_batch_out(prepared, tmp_path, engine):
+    """As if that batch had been left out from the beginning, also after a second fall and a restart."""
+    outcomes = train(prepared, tmp_path / "a", engine, "rollback", poison(steps=(BAD, 6)))
+    succeed(outcomes)
+    assert f"loss is nan at step {BAD + 1} (rank 1, samples 38-39); back to checkpoint-3" in outcomes[0].output
+    assert "loss is nan at step 7 (rank 1, samples 54-55); back to checkpoint-6" in outcomes[0].output
+    assert json.loads((tmp_path / "a" / "run" / "left_out.json").read_text()) == [BAD, 6]
+    assert rebuild(tmp_path / "a" / "run", BAD + 1).left_out
+    (tmp_path / "b" / "run").mkdir(parents=True)
+    (tmp_path / "b" / "run" / "left_out.json").write_text(f"[{BAD}, 6]")
+    succeed(train(prepared, tmp_path / "b", engine, "rollback", None))
+    one, other = (weights_of(tmp_path / name / "run" / "checkpoint-8") for name in "ab")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    steps = [line["step"] for line in lines_of(tmp_path / "a")]
+    assert steps == list(range(1, 9))
+
+
+def test_rollback_without_a_checkpoint_says_so(prepared, tmp_path):
+    outcomes = train(prepared, tmp_path, "ddp", "rollback", poison(steps=(1,)))
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert "there is no checkpoint to go back to" in outcomes[0].output
