@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,20 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURES: dict[str, list[float]] = {}
+
+
+@pytest.fixture
+def figure() -> Callable[[str, float], None]:
+    """Note a measured figure; the largest of each name is shown when the tests are done, for README's table."""
+    return lambda name, value: FIGURES.setdefault(name, []).append(float(value))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("measured here: the largest of each")
+    for name, values in sorted(FIGURES.items()):
+        terminalreporter.write_line(f"{max(values):10.2g}  {name} ({len(values)} times)")
 
 
 @pytest.fixture(scope="session")

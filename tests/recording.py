@@ -64,13 +64,15 @@ def recorded_steps(folder: Path) -> dict[int, dict[int, str]]:
     return steps
 
 
-def expected_steps(prepared: Path, seed: int, global_batch: int, steps: int) -> dict[int, dict[int, str]]:
+def expected_steps(
+    prepared: Path, seed: int, global_batch: int, steps: int, total_samples: int = 10**9
+) -> dict[int, dict[int, str]]:
     """The same for an undisturbed run on one rank, worked out from the data alone."""
     data = open_prepared(prepared)
     masking = Masking.from_manifest(data.manifest, seed)
     found: dict[int, dict[int, str]] = {}
     for step in range(steps):
-        batch = step_batches(data.blocks("train"), masking, Layout(global_batch, 1, 0, 1), 10**9, step)
+        batch = step_batches(data.blocks("train"), masking, Layout(global_batch, 1, 0, 1), total_samples, step)
         rows = batch.micro_batches[0]
         found[step] = {
             step * global_batch + row: digest(rows["input_ids"][row].numpy(), rows["labels"][row].numpy())

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import TINY_MODEL_NO_DROPOUT
+from corpus import TINY_MODEL_NO_DROPOUT, make_prepared
 from ranks import cloze_ranks, succeed
 from recording import expected_steps, record, recorded_steps, stop_at
 
+from cloze.data.shards import open_prepared
 from cloze.train.checkpoint_files import read_manifest
 
 STEPS, BATCH, SEED = 60, 8, 3
@@ -35,9 +36,11 @@ def curve(run: Path) -> np.ndarray:
     return np.array([(line["loss"], line["grad_norm"]) for line in lines])
 
 
-def assert_same_curve(one: np.ndarray, other: np.ndarray) -> None:
+def assert_same_curve(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest relative difference of the loss."""
     difference = np.abs(one - other) / np.abs(other)
     assert difference.max() < 1e-5, f"{difference.max():.1e} at step {difference.argmax() // 2 + 1}"
+    return float(difference[:, 0].max())
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +71,10 @@ def move_about(prepared: Path, folder: Path, engines: list[str], seed: int, more
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero0", "zero1", "zero2", "zero3"])
-def test_stopped_three_times_and_moved_from_2_ranks_to_1_to_3_to_2(prepared, tmp_path, reference, engine):
+def test_stopped_three_times_and_moved_from_2_ranks_to_1_to_3_to_2(prepared, tmp_path, reference, engine, figure):
     move_about(prepared, tmp_path, [engine, "single" if engine == "ddp" else engine, engine, engine], 5, [[]] * 4)
-    assert_same_curve(curve(tmp_path / "run"), reference)
+    difference = assert_same_curve(curve(tmp_path / "run"), reference)
+    figure(f"{engine}: stopped 3 times, 2 -> 1 -> 3 -> 2 ranks: difference of loss", difference)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +82,10 @@ def test_stopped_three_times_and_moved_from_2_ranks_to_1_to_3_to_2(prepared, tmp
     [["zero3", "single", "zero1", "ddp"], ["ddp", "zero3", "zero2", "zero0"], ["zero0", "zero2", "zero3", "zero1"]],
     ids="-".join,
 )
-def test_moved_between_engines_too(prepared, tmp_path, reference, engines):
+def test_moved_between_engines_too(prepared, tmp_path, reference, engines, figure):
     move_about(prepared, tmp_path, engines, 7, [[]] * 4)
-    assert_same_curve(curve(tmp_path / "run"), reference)
+    difference = assert_same_curve(curve(tmp_path / "run"), reference)
+    figure("stopped 3 times, moved between engines and ranks: difference of loss", difference)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -120,6 +125,44 @@ def test_other_optimizers_and_parameters_that_are_frozen_unused_or_untied(prepar
     trained = [facts["trained"] for facts in manifest["parameters"].values()]
     # An untied roberta has a bias that its decoder does not use.
     assert all(trained) == (variant not in ("frozen", "unused", "untied"))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus whose number of blocks nothing divides."""
+    prepared = make_prepared(tmp_path_factory.mktemp("odd"), num_threads=140)
+    blocks = len(open_prepared(prepared).blocks("train"))
+    assert all(blocks % n for n in (2, 3, 5, 7, 8))
+    return prepared
+
+
+def test_twenty_interruptions_in_three_epochs_lose_and_double_nothing(odd: Path, tmp_path: Path, figure):
+    """Every sample of three epochs exactly once in what was kept, with the one mask it has; the same curve."""
+    blocks, rng = len(open_prepared(odd).blocks("train")), random.Random(20)
+    total, steps = 3 * blocks, -(-3 * blocks // BATCH)
+    argv = ["train", *TINY_MODEL_NO_DROPOUT, "--num_train_epochs", "3", "--logging_steps", "1", "--seed", str(SEED)]
+    argv += ["--save_strategy", "epoch", "--save_total_limit", "2", "--learning_rate", "1e-3", "--dataset_name"]
+    argv += [str(odd), "--resume_from_checkpoint", "auto", "--per_device_train_batch_size", "8"]
+    succeed(cloze_ranks([*argv, "--output_dir", str(tmp_path / "whole")], 1, "single", tmp_path / "log"))
+    stops = sorted(rng.sample(range(steps - 1), 20))
+    argv += ["--output_dir", str(tmp_path / "run")]
+    for stop in [*stops, None]:
+        world = 1 if stop == stops[0] else rng.choice((1, 2, 3))  # the first start decides the global batch
+        engine = rng.choice(("ddp", "zero1", "zero2", "zero3")) if world > 1 else "single"
+        disturb = None if stop is None else stop_at(stop, rng.randrange(world))
+        outcomes = cloze_ranks(argv, world, engine, tmp_path / "log", record(tmp_path / "seen", disturb))
+        assert [outcome.code for outcome in outcomes] == [0 if stop is None else 75] * world, outcomes[0].output
+    seen = recorded_steps(tmp_path / "seen")
+    assert seen == expected_steps(odd, SEED, BATCH, steps, total)
+    times = np.bincount([s for samples in seen.values() for s in samples if s < total], minlength=total)
+    assert (times == 1).all()
+    assert len(times) == total
+    losses = [[line["loss"] for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())]
+              for name in ("run", "whole")]  # fmt: skip
+    assert len(losses[0]) == len(losses[1]) == steps
+    difference = np.abs(np.divide(*losses) - 1).max()
+    assert difference < 1e-5
+    figure("stopped 20 times in 3 epochs, at random on 1 to 3 ranks of any engine: difference of loss", difference)
 
 
 def test_offloaded_or_not(prepared: Path, tmp_path: Path, reference: np.ndarray):
