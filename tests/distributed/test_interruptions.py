@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,26 @@ def test_a_signal_while_the_corpus_is_prepared(tmp_path: Path):
     assert "SIGTERM: stopped before training began" in outcomes[0].output
     assert "Traceback" not in outcomes[0].output
     succeed(cloze_ranks(argv, 1, "ddp", tmp_path / "b"))
+
+
+def test_a_signal_while_waiting_for_a_rank_that_is_gone(prepared: Path, tmp_path: Path):
+    """The processes cannot join: a request to stop ends the one that waits, long before the time-out."""
+    argv = flags(prepared, tmp_path / "run")
+
+    def leave_or_get_a_signal() -> None:
+        if os.environ["RANK"] == "1":
+            os._exit(0)
+        joining = at_call("cloze.train.setup", "start", 1, later, rank=0)
+        joining()
+
+    def later() -> None:
+        threading.Timer(2.0, sent(signal.SIGTERM)).start()
+
+    begin = time.monotonic()
+    outcomes = cloze_ranks(argv, 2, "zero2", tmp_path / "log", leave_or_get_a_signal, timeout=60)
+    assert outcomes[0].code == 75, outcomes[0].output
+    assert "SIGTERM: stopped while waiting for other processes to join" in outcomes[0].output
+    assert time.monotonic() - begin < 45
 
 
 def test_the_end_of_a_slurm_jobs_time(prepared: Path, whole: Path, tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import os
 import random
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import cloze_ranks, entering, start_ranks, succeed
+from ranks import cloze_ranks, entering, start_ranks, succeed, warm_up
 from test_interruptions import at_call, sent
 
 STEPS = 10
@@ -29,16 +28,16 @@ FLAGS = [
     "2",
 ]
 FLAGS += ["--per_device_train_batch_size", "2", "--learning_rate", "1e-3", "--weight_decay", "0.1"]
-# Functions of saving, before, in and after each of which a rank is killed.
+# Functions of saving, in each of which a rank is killed, and how many ranks call it.
 INSIDE_A_SAVE = [
-    ("cloze.train.checkpoint", "write_tensors"),
-    ("cloze.train.checkpoint", "write_manifest"),
-    ("cloze.train.checkpoint", "replace_checkpoint"),
-    ("cloze.train.checkpoint_files", "publish"),
-    ("cloze.files", "sync"),
-    ("os", "rename"),
-    ("shutil", "rmtree"),
-    ("cloze.train.checkpoint", "rotate"),
+    ("cloze.train.checkpoint", "write_tensors", 2),
+    ("cloze.train.checkpoint", "write_manifest", 1),
+    ("cloze.train.checkpoint", "replace_checkpoint", 1),
+    ("cloze.train.checkpoint_files", "publish", 1),
+    ("cloze.files", "sync", 1),
+    ("os", "rename", 1),
+    ("shutil", "rmtree", 1),
+    ("cloze.train.checkpoint", "rotate", 1),
 ]
 
 
@@ -50,29 +49,45 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
 def run_until_killed(
     argv: list[str], engine: str, log: Path, rng: random.Random, takes: float, before: Callable[[], None] | None
 ) -> list[int]:
-    """Two ranks, of which one or both are killed after a while (or by `before`, from inside); their exit codes."""
+    """Two ranks, of which one or both are killed after a while (or by `before`, from inside); their exit codes.
+
+    As launchers do, a rank that is left alone gets SIGTERM; then it has to end by itself.
+    """
     pids, _ = start_ranks(entering(argv, engine, before), 2, log)
     codes: dict[int, int] = {}
-    end = time.monotonic() + (rng.uniform(0.2, 1.1) * takes if before is None else 120)
+    now = time.monotonic()
+    kill_at = now + (rng.uniform(0.2, 1.1) * takes if before is None else 120)
     victims = pids if rng.random() < 0.5 else [rng.choice(pids)]
-    killed = False
+    tell_at = give_up_at = now + 1000
     while len(codes) < 2:
-        for pid in pids:
-            if pid not in codes:
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-        if not killed and time.monotonic() > end:
-            killed = True
-            for pid in victims:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        now = time.monotonic()
+        for pid in [pid for pid in pids if pid not in codes]:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+                tell_at, give_up_at = now + 3, now + 30
+        if now > kill_at:
+            kill_at = now + 1000
+            send(victims, signal.SIGKILL, codes)
+        if now > tell_at:
+            tell_at = now + 1000
+            send(pids, signal.SIGTERM, codes)
+        if now > give_up_at:
+            send(pids, signal.SIGKILL, codes)
+            pytest.fail(f"a rank did not end after the other had: {codes}")
         time.sleep(0.005)
     return [codes[pid] for pid in pids]
 
 
+def send(pids: list[int], number: int, ended: dict[int, int]) -> None:
+    for pid in pids:
+        if pid not in ended:
+            os.kill(pid, number)
+
+
 def kill_many_times(prepared: Path, folder: Path, engine: str, kills: int, *more: str) -> None:
     rng = random.Random(kills)
+    warm_up()
     begin = time.monotonic()
     succeed(cloze_ranks(flags(prepared, folder / "whole", *more), 2, engine, folder / "log"))
     takes = time.monotonic() - begin
@@ -84,8 +99,9 @@ def kill_many_times(prepared: Path, folder: Path, engine: str, kills: int, *more
         while not finished:
             before = None
             if done % 2:
-                module, name = rng.choice(INSIDE_A_SAVE)
-                before = at_call(module, name, rng.randint(1, 4), sent(signal.SIGKILL), rank=rng.randrange(2))
+                module, name, callers = rng.choice(INSIDE_A_SAVE)
+                act, rank = sent(signal.SIGKILL), rng.randrange(callers)
+                before = at_call(module, name, rng.randint(1, 4), act, rank)
             codes = run_until_killed(argv, engine, folder / "log", rng, takes, before)
             assert set(codes) <= {0, 75, -signal.SIGKILL}, (folder / "log" / "rank-0.log").read_text()
             finished = codes == [0, 0]

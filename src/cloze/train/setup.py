@@ -91,7 +91,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     stop.hold()
-    with lost_while_joining():
+    with lost_while_joining(), stop.joining():
         accelerator = start(_run_shape(config))
         watch = stack.enter_context(watch_ranks(config, accelerator))
     say("world", describe(accelerator))

@@ -6,6 +6,7 @@ the processes have joined there is nothing to agree on or to save, and a request
     with StopSignals(seconds_before_limit=300) as stop:
         ...                                    # a signal raises Stopped here
         stop.hold()
+        with stop.joining(): ...               # the processes find each other
         if stop.agreed(sum_over_ranks(stop.vote())): ...
 
 The second Ctrl-C ends the process at once: whatever is being written has no name yet.
@@ -13,6 +14,7 @@ The second Ctrl-C ends the process at once: whatever is being written has no nam
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -20,6 +22,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -30,6 +33,8 @@ from cloze.errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A terminal's Ctrl-C reaches a rank twice, once through its launcher; within this time it counts once.
 SAME_PRESS_SECONDS = 1.0
+# Processes that are all there find each other within this; launchers wait 30 s between SIGTERM and SIGKILL.
+JOIN_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,7 +44,7 @@ class StopSignals:
     def __init__(self, seconds_before_limit: int | None = None):
         self._reason: str | None = None
         self._code = Stopped.exit_code
-        self._holding = False
+        self._holding = self._joining = False
         self._limit: float | None = None
         self._margin = seconds_before_limit
         self._pressed: float | None = None
@@ -70,6 +75,16 @@ class StopSignals:
         self._holding = True
         if self._reason is not None:
             raise self.stopped("before the first step")
+
+    @contextlib.contextmanager
+    def joining(self) -> Iterator[None]:
+        """While the processes find each other. A request is noted; where one of them is gone, so that the others would
+        wait for it until a time-out of half an hour, it ends this process after JOIN_SECONDS."""
+        self._joining = True
+        try:
+            yield
+        finally:
+            self._joining = False
 
     def vote(self) -> int:
         """1 where this rank has been asked to stop, else 0."""
@@ -110,6 +125,15 @@ class StopSignals:
                 self._note(number)
                 if number == signal.SIGINT:
                     self._press()
+            if self._joining:
+                timer = threading.Timer(JOIN_SECONDS, self._leave_if_joining)
+                timer.daemon = True
+                timer.start()
+
+    def _leave_if_joining(self) -> None:
+        if self._joining:
+            os.write(2, f"cloze: {self._reason}: stopped while waiting for other processes to join\n".encode())
+            os._exit(self._code)
 
     def _note(self, number: int) -> None:
         if self._reason is None:
