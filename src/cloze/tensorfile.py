@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: dict[str, str]
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     digest = hashlib.sha256()
-    with open(path, "wb") as file:
+    with open(path, "wb") as file, ThreadPoolExecutor(1) as beside:
         for chunk in (len(encoded).to_bytes(8, "little"), encoded):
             digest.update(chunk)
             file.write(chunk)
@@ -80,8 +81,9 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: dict[str, str]
             data = tensor_bytes(entry.read().to(entry.dtype))
             if len(data) != entry.num_bytes:
                 raise ValueError(f"{entry.key}: {len(data)} bytes where {entry.num_bytes} were announced")
-            digest.update(data)
+            hashing = beside.submit(digest.update, data)
             file.write(data)
+            hashing.result()
         file.flush()
         os.fsync(file.fileno())
         return Written(file.tell(), digest.hexdigest())

@@ -53,3 +53,15 @@ def test_the_loader_is_measured_on_a_folder_of_its_own(tmp_path: Path):
     assert figures["opening the folder"] > 0
     assert figures["blocks read meanwhile"] > 0
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_saving_is_measured_beside_torch_save(tmp_path: Path):
+    output = tmp_path / "bench.json"
+    size = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,vocab_size=600"
+    bench("save", "--config_overrides", size, "--work_dir", tmp_path / "work", "--output", output)
+    rows = {row[0]: row[1:] for row in json.loads(output.read_text())["rows"]}
+    for name in ("torch.save, flushed", "cloze, blocking", "cloze, --async_save, after that"):
+        waits, whole, _ = rows[name]
+        assert 0 < waits <= whole
+    assert rows["load it, compare checksums"][0] > 0
+    assert list((tmp_path / "work").iterdir()) == []

@@ -11,5 +11,10 @@ from cloze.config import BenchConfig
 
 def run(config: BenchConfig) -> None:
     """Measure, and print the table."""
-    table = {"prepare": bench_prepare, "loader": bench_loader}[config.what](config)
+    if config.what == "save":
+        from cloze.bench.save import bench_save
+
+        table = bench_save(config)
+    else:
+        table = {"prepare": bench_prepare, "loader": bench_loader}[config.what](config)
     table.show(Path(config.output) if config.output else None)

@@ -108,9 +108,10 @@ class DemoConfig:
 class BenchConfig:
     """Measure Cloze beside its peers, in one run on this machine, and print a table."""
 
-    what: Literal["prepare", "loader"]
+    what: Literal["prepare", "loader", "save"]
     """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
-    of files; `loader`: opening a prepared folder, and masked batches from a cold page cache"""
+    of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
+    waits for a checkpoint"""
     dataset_name: str | None = None
     """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
     (default: the sample corpus)"""
@@ -126,6 +127,10 @@ class BenchConfig:
     """loader: blocks in the folder"""
     per_device_train_batch_size: int = 32
     """loader: blocks per batch"""
+    model_type: str = "roberta"
+    """save: the architecture"""
+    config_overrides: str = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"
+    """save: its size (default: RoBERTa-large's)"""
     work_dir: str | None = None
     """where the files are made, and deleted (default: a temporary folder)"""
     output: str | None = None

@@ -99,7 +99,7 @@ def load_checked(folder: Path) -> PreTrainedModel:
 
 def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PretrainedConfig:
     """The model's configuration with the overrides applied and, from scratch, made to fit the tokenizer."""
-    overrides = _parse_overrides(config.config_overrides)
+    overrides = parse_overrides(config.config_overrides)
     source = config.model_name_or_path or config.config_name
     if source is not None:
         if overrides and config.model_name_or_path:
@@ -129,7 +129,7 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
         )
     if config.model_name_or_path is None:
         _fit_to_tokenizer(model_config, tokenizer, block_size, overrides)
-        _apply_overrides(model_config, overrides)
+        apply_overrides(model_config, overrides)
     return model_config
 
 
@@ -175,7 +175,7 @@ def _fit_to_tokenizer(
         config.max_position_embeddings += block_size - length
 
 
-def _parse_overrides(text: str | None) -> dict[str, str]:
+def parse_overrides(text: str | None) -> dict[str, str]:
     """`a=1,b=x` -> {"a": "1", "b": "x"}. Raises ConfigError."""
     if not text:
         return {}
@@ -185,7 +185,8 @@ def _parse_overrides(text: str | None) -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in pairs}
 
 
-def _apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None:
+def apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None:
+    """Set values of a configuration, read as the type they have. Raises ConfigError."""
     for name, value in overrides.items():
         try:
             config.update_from_string(f"{name}={value}")

@@ -90,6 +90,8 @@ class PieceReader:
                 continue
             source = self._open(piece["file"]).get_slice(f"{name}:{key}")
             part = source[first - piece["offset"] : last - piece["offset"]]
+            if last - first == end - offset:
+                return part
             if out is None:
                 out = torch.empty(end - offset, dtype=part.dtype)
             out[first - offset : last - offset] = part

@@ -130,7 +130,8 @@ def create_state(optimizer: torch.optim.Optimizer, owner: torch.Tensor, keys: li
     device = owner.device if fused else torch.device("cpu")
     entries: dict[str, Any] = dict(optimizer.state.get(owner, {}))
     for key in keys:
-        entries.setdefault(key, torch.zeros_like(owner.detach()))
+        if key not in entries:
+            entries[key] = torch.zeros_like(owner.detach())
     for key, value in numbers.items():
         entries[key] = torch.tensor(value, dtype=torch.float32, device=device) if is_torch else int(value)
     optimizer.state[owner] = entries
