@@ -39,15 +39,27 @@ blocks = prepared.blocks("train")
 opened, grown = time.perf_counter() - begin, resident() - before
 masking = Masking.from_manifest(prepared.manifest, seed=1)
 layout = Layout(int(sys.argv[2]), 1, 0, 1)
-order = BlockOrder(layout, len(blocks), masking.seed)
-build = partial(step_batches, blocks, masking, layout, 10**15, order=order)
-build(0)
+def builder():
+    order = BlockOrder(layout, len(blocks), masking.seed)
+    return partial(step_batches, blocks, masking, layout, 10**15, order=order)
+
+def first_batch(step):
+    begin = time.perf_counter()
+    builder()(step)
+    return (time.perf_counter() - begin) * 1e3
+
+for step in range(20):
+    first_batch(step)
+pairs = [(first_batch(10 + number), first_batch(10**6 + number)) for number in range(21)]
+first = [sorted(column)[10] for column in zip(*pairs)]
+build = builder()
 step, tokens, begin = 1, 0, time.perf_counter()
 while time.perf_counter() - begin < float(sys.argv[3]):
     tokens += build(step).micro_batches[0]["input_ids"].numel()
     step += 1
 rate = tokens / (time.perf_counter() - begin)
-print(json.dumps({"open_ms": opened * 1e3, "open_mib": grown, "tokens_per_second": rate, "blocks": step - 1}))
+print(json.dumps({"open_ms": opened * 1e3, "open_mib": grown, "tokens_per_second": rate, "blocks": step - 1,
+                  "first_at_10_ms": first[0], "first_at_million_ms": first[1]}))
 """
 
 
@@ -62,6 +74,8 @@ def bench_loader(config: BenchConfig) -> Table:
         table = Table(f"{config.num_blocks:,} blocks of {config.block_size}", ["what", "figure", "unit"])
         table.add("opening the folder", found["open_ms"], "ms")
         table.add("memory it takes", found["open_mib"], "MiB")
+        table.add("first batch of a run that goes on at step 10", found["first_at_10_ms"], "ms")
+        table.add("first batch of a run that goes on at step 1,000,000", found["first_at_million_ms"], "ms")
         table.add(
             f"masked batches of {config.per_device_train_batch_size}, one process, cold page cache",
             found["tokens_per_second"] / 1e6,
