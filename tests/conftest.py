@@ -13,19 +13,23 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES: dict[str, list[float]] = {}
 
 
 @pytest.fixture
-def figure() -> Callable[[str, float], None]:
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
     """Note a measured figure; the largest of each name is shown when the tests are done, for README's table."""
-    return lambda name, value: FIGURES.setdefault(name, []).append(float(value))
+    return lambda name, value: record_property(f"figure {name}", float(value))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
+    figures: dict[str, list[float]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in getattr(report, "user_properties", []):
+            if name.startswith("figure "):
+                figures.setdefault(name.removeprefix("figure "), []).append(value)
+    if figures:
         terminalreporter.section("measured here: the largest of each")
-    for name, values in sorted(FIGURES.items()):
+    for name, values in sorted(figures.items()):
         terminalreporter.write_line(f"{max(values):10.2g}  {name} ({len(values)} times)")
 
 

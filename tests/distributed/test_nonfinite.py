@@ -75,8 +75,9 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("engine", "precision"), [*((engine, "fp32") for engine in ENGINES), ("ddp", "bf16"), ("zero2", "bf16")]
+)
 def test_stop_names_step_samples_and_rank_and_keeps_the_state_before(prepared, tmp_path, engine, precision):
     more = ["--bf16"] if precision == "bf16" else []
     outcomes = train(prepared, tmp_path, engine, "stop", poison(), *more)
