@@ -77,7 +77,7 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """further arguments of the schedule"""
     warmup_steps: float = 0
     """steps of warm-up; below 1: the share of all steps"""
-    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop"] = "adamw_torch"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop"] = "adamw_torch_fused"
     """the optimizer; AdamW is fused in either spelling"""
     optim_args: str | None = None
     """its further arguments: `momentum=0.9,nesterov=true`"""
