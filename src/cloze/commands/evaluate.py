@@ -21,6 +21,7 @@ from cloze.errors import ConfigError, ModelError
 from cloze.evaluation import Scores, score_blocks
 from cloze.files import write_json
 from cloze.fill import model_folder
+from cloze.model.archs import decoder_start
 from cloze.model.load import check_fits, load_pretrained
 from cloze.model.packed import document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
@@ -47,14 +48,16 @@ def run(config: EvaluateConfig) -> None:
     documents = document_attention(model, prepared.block_size, model.config.vocab_size) if packed else None
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     model.to(accelerator.device)
-    head = MaskedHead(model)
+    head, begin_with = MaskedHead(model), decoder_start(model.config)
     first = torch.from_numpy(blocks.read(np.zeros(1, np.int64)).astype(np.int64))
     check_head(head, model, {"input_ids": first.to(accelerator.device)}, "no")
     masking = Masking.from_manifest(prepared.manifest, config.seed, config.mlm_probability)
     begin = time.monotonic()
     scores = score_blocks(
         lambda batch: head.logits(
-            model, model_inputs(batch, accelerator.device, documents), batch["positions"].to(accelerator.device)
+            model,
+            model_inputs(batch, accelerator.device, documents, begin_with),
+            batch["positions"].to(accelerator.device),
         ),
         blocks,
         masking.for_evaluation(),

@@ -39,7 +39,7 @@ def evaluate(run: Run, log: MetricsLog, global_step: int, place: Place) -> Score
         with run.watch.phase("evaluate"):
             scores = score_blocks(
                 lambda batch: run.head.logits(
-                    model, model_inputs(batch, device, run.documents), batch["positions"].to(device)
+                    model, model_inputs(batch, device, run.documents, run.decoder_start), batch["positions"].to(device)
                 ),
                 run.data.validation,
                 run.masking.for_evaluation(),

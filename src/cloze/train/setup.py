@@ -27,6 +27,7 @@ from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, decide, describe, start
 from cloze.errors import ConfigError
+from cloze.model.archs import check_precision, decoder_start
 from cloze.model.load import build_model
 from cloze.model.packed import DocumentAttention, document_attention
 from cloze.model.sparse_head import MaskedHead, check_head
@@ -59,7 +60,7 @@ class Start:
 class Run:
     """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
     and whether it was still to be evaluated; `left_out`: steps whose batches are left out; `capacity`: places to
-    predict in a micro-batch where its shape is to stay the same, else 0."""
+    predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`."""
 
     config: TrainConfig
     output_dir: Path
@@ -76,6 +77,7 @@ class Run:
     documents: DocumentAttention | None
     head: MaskedHead
     capacity: int
+    decoder_start: int | None
     stop: StopSignals
     watch: Watch
     left_out: frozenset[int]
@@ -96,6 +98,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     with lost_while_joining(), stop.joining():
         accelerator = start(_run_shape(config))
         watch = stack.enter_context(watch_ranks(config, accelerator))
+    check_precision(model.config, accelerator.mixed_precision)
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
@@ -137,6 +140,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         probe=probe,
         documents=documents,
         head=head,
+        decoder_start=decoder_start(engine.module.config),
         capacity=fixed_capacity(num_tokens, config.mlm_probability) if accelerator.device.type == "cuda" else 0,
         stop=stop,
         watch=watch,

@@ -165,7 +165,7 @@ def train_step(run: Run, batch: StepBatches) -> StepResult:
         is_last = micro_step == plan.layout.accumulation - 1
         torch.manual_seed(dropout_seed(run.config.seed, batch.global_step, micro_step, plan.layout.rank))
         with engine.forward_context(is_last):
-            inputs = model_inputs(micro_batch, device, run.documents)
+            inputs = model_inputs(micro_batch, device, run.documents, run.decoder_start)
             logits = run.head.logits(engine.model, inputs, micro_batch["positions"].to(device, non_blocking=True))
             loss = masked_loss_sum(logits, micro_batch["targets"].to(device, non_blocking=True)) / num_masked
             engine.backward(loss * plan.layout.world_size, is_last)
