@@ -44,7 +44,8 @@ TINY = {
     "perceiver": "d_model=32,d_latents=32,num_latents=8,num_self_attends_per_block=1,num_self_attention_heads=2,"
     "num_cross_attention_heads=2",
     "reformer": "hidden_size=32,num_hidden_layers=2,attn_layers=[local,lsh],axial_pos_embds_dim=[16,16],"
-    "num_attention_heads=2,attention_head_size=16,feed_forward_size=64,local_attn_chunk_length=16,lsh_attn_chunk_length=16,num_buckets=2",
+    "num_attention_heads=2,attention_head_size=16,feed_forward_size=64,local_attn_chunk_length=16,lsh_attn_chunk_length=16,num_buckets=2,"
+    "hidden_dropout_prob=0.0,local_attention_probs_dropout_prob=0.0",
     "rembert": _BERT + ",input_embedding_size=16,output_embedding_size=32",
     "roc_bert": _BERT
     + ",pronunciation_vocab_size=10,shape_vocab_size=10,pronunciation_embed_dim=16,shape_embed_dim=16",
