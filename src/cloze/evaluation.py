@@ -57,13 +57,11 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def score_batch(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """logits: [B, S, V], labels: [B, S] -> [3] float64: sum of losses, number right, number of masked tokens."""
-    rows = labels.reshape(-1) != IGNORE_INDEX
-    targets = labels.reshape(-1)[rows]
-    predicted = logits.reshape(-1, logits.shape[-1])[rows].float()
-    losses = F.cross_entropy(predicted, targets, reduction="none").double()
-    right = predicted.argmax(-1) == targets
+def score_batch(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """logits: [K, V], targets: [K] -> [3] float64: sum of losses, number right, number of masked tokens."""
+    rows = targets != IGNORE_INDEX
+    losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="none").double()
+    right = logits.argmax(-1) == targets
     return torch.stack([losses.sum(), right.sum().double(), rows.sum().double()])
 
 
@@ -77,7 +75,7 @@ def score_blocks(
     stop_vote: Callable[[], int] | None = None,
 ) -> Scores:
     """Score every block once, shared between the ranks. `logits_of`: a batch with input_ids [B, S] (on
-    the CPU) -> logits [B, S, V].
+    the CPU) -> logits [K, V] at its positions [K].
 
     Every rank calls it, and every rank gets the scores of all blocks. `stop_vote`: asked before each batch; where it
     is above 0 on any rank, Interrupted is raised on all of them.
@@ -90,7 +88,7 @@ def score_blocks(
             if stop_vote is not None and _any_rank(stop_vote(), accelerator):
                 raise Interrupted
             logits = logits_of(batch)
-            total += score_batch(logits, batch["labels"].to(accelerator.device)).cpu()
+            total += score_batch(logits, batch["targets"].to(accelerator.device)).cpu()
             advance()
     if world > 1:
         total = accelerator.reduce(total.to(accelerator.device), "sum").cpu()

@@ -66,3 +66,20 @@ def test_saving_is_measured_beside_torch_save(tmp_path: Path):
         assert 0 < waits <= whole
     assert rows["load it, compare checksums"][0] > 0
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_training_is_measured_beside_trainer_and_a_bare_loop(tmp_path: Path):
+    output = tmp_path / "bench.json"
+    words = ["--sizes", "tiny-32", "--rounds", 2, "--steps", 2, "--work_dir", tmp_path / "work"]
+    bench("train", *words, "--output", output)
+    rows = {row[0]: row[1:] for row in json.loads(output.read_text())["rows"]}
+    assert list(rows) == [
+        "tiny-32: cloze train", "tiny-32: transformers Trainer", "tiny-32: bare PyTorch loop, sparse head"
+    ]  # fmt: skip
+    for tokens, slowest, fastest, step, _, peak, ratio in rows.values():
+        assert 0 < slowest <= tokens <= fastest
+        assert step > 0
+        assert peak > 0
+        assert ratio > 0
+    assert rows["tiny-32: transformers Trainer"][-1] == 1.0
+    assert list((tmp_path / "work").iterdir()) == []

@@ -68,7 +68,8 @@ def bench_loader(config: BenchConfig) -> Table:
     with work_folder(config.work_dir) as folder:
         prepared = make_blocks(folder / "prepared", config.num_blocks, config.block_size)
         forget(prepared)
-        words = [sys.executable, "-c", MEASURE, str(prepared), str(config.per_device_train_batch_size), str(SECONDS)]
+        batch = config.per_device_train_batch_size or 32
+        words = [sys.executable, "-c", MEASURE, str(prepared), str(batch), str(SECONDS)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)
         table = Table(f"{config.num_blocks:,} blocks of {config.block_size}", ["what", "figure", "unit"])
@@ -77,11 +78,11 @@ def bench_loader(config: BenchConfig) -> Table:
         table.add("first batch of a run that goes on at step 10", found["first_at_10_ms"], "ms")
         table.add("first batch of a run that goes on at step 1,000,000", found["first_at_million_ms"], "ms")
         table.add(
-            f"masked batches of {config.per_device_train_batch_size}, one process, cold page cache",
+            f"masked batches of {batch}, one process, cold page cache",
             found["tokens_per_second"] / 1e6,
             "Mtok/s",
         )
-        table.add("blocks read meanwhile", found["blocks"] * config.per_device_train_batch_size, "blocks")
+        table.add("blocks read meanwhile", found["blocks"] * batch, "blocks")
         return table
 
 

@@ -15,6 +15,10 @@ def run(config: BenchConfig) -> None:
         from cloze.bench.save import bench_save
 
         table = bench_save(config)
+    elif config.what == "train":
+        from cloze.bench.train import bench_train
+
+        table = bench_train(config)
     else:
         table = {"prepare": bench_prepare, "loader": bench_loader}[config.what](config)
     table.show(Path(config.output) if config.output else None)

@@ -8,18 +8,23 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from cloze.config import EvaluateConfig
 from cloze.console import duration, say
 from cloze.data.masking import Masking
-from cloze.data.shards import open_prepared
+from cloze.data.shards import Prepared, open_prepared
 from cloze.data.tokenize import fingerprint, load_tokenizer
 from cloze.distributed import RunShape, start
 from cloze.errors import ConfigError, ModelError
-from cloze.evaluation import score_blocks
+from cloze.evaluation import Scores, score_blocks
 from cloze.files import write_json
 from cloze.fill import model_folder
+from cloze.model.archs import decoder_start
 from cloze.model.load import check_fits, load_pretrained
 from cloze.model.packed import document_attention, model_inputs
+from cloze.model.sparse_head import MaskedHead, check_head
 
 
 def run(config: EvaluateConfig) -> None:
@@ -43,41 +48,50 @@ def run(config: EvaluateConfig) -> None:
     documents = document_attention(model, prepared.block_size, model.config.vocab_size) if packed else None
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     model.to(accelerator.device)
+    head, begin_with = MaskedHead(model), decoder_start(model.config)
+    first = torch.from_numpy(blocks.read(np.zeros(1, np.int64)).astype(np.int64))
+    check_head(head, model, {"input_ids": first.to(accelerator.device)}, "no")
     masking = Masking.from_manifest(prepared.manifest, config.seed, config.mlm_probability)
     begin = time.monotonic()
     scores = score_blocks(
-        lambda batch: model(**model_inputs(batch, accelerator.device, documents)).logits,
+        lambda batch: head.logits(
+            model,
+            model_inputs(batch, accelerator.device, documents, begin_with),
+            batch["positions"].to(accelerator.device),
+        ),
         blocks,
         masking.for_evaluation(),
         config.per_device_eval_batch_size,
         accelerator,
     )
     if accelerator.is_main_process:
+        took = duration(time.monotonic() - begin)
         say(
             "evaluate",
             f"perplexity {scores.perplexity:.4f}, masked accuracy {scores.masked_accuracy:.4f} on "
-            f"{scores.masked_tokens:,} masked tokens of {scores.blocks:,} blocks; "
-            f"{duration(time.monotonic() - begin)}",
+            f"{scores.masked_tokens:,} masked tokens of {scores.blocks:,} blocks; {took}",
         )
-        output = _output_path(config, folder)
-        if output is not None:
-            write_json(
-                output,
-                {
-                    "perplexity": scores.perplexity,
-                    "loss": scores.loss,
-                    "masked_accuracy": scores.masked_accuracy,
-                    "masked_tokens": scores.masked_tokens,
-                    "blocks": scores.blocks,
-                    "block_size": prepared.block_size,
-                    "split": config.split,
-                    "mlm_probability": config.mlm_probability,
-                    "seed": config.seed,
-                    "data": Path(config.data).name,
-                    "data_checksum": prepared.manifest["checksum"],
-                },
-            )
-            say("evaluate", f"written to {output}")
+        _write(config, _output_path(config, folder), scores, prepared)
+
+
+def _write(config: EvaluateConfig, output: Path | None, scores: Scores, prepared: Prepared) -> None:
+    if output is None:
+        return
+    values = {
+        "perplexity": scores.perplexity,
+        "loss": scores.loss,
+        "masked_accuracy": scores.masked_accuracy,
+        "masked_tokens": scores.masked_tokens,
+        "blocks": scores.blocks,
+        "block_size": prepared.block_size,
+        "split": config.split,
+        "mlm_probability": config.mlm_probability,
+        "seed": config.seed,
+        "data": Path(config.data).name,
+        "data_checksum": prepared.manifest["checksum"],
+    }
+    write_json(output, values)
+    say("evaluate", f"written to {output}")
 
 
 def _output_path(config: EvaluateConfig, folder: str) -> Path | None:

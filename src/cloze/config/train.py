@@ -92,6 +92,8 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """mixed precision in float16 with loss scaling (GPU only)"""
     tf32: bool | None = None
     """TF32 matrix products on Ampere and later GPUs"""
+    sparse_head: bool = True
+    """compute scores for the vocabulary at masked positions only; architectures that cannot are noticed"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass to save memory"""
     deepspeed: str | None = None

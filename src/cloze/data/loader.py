@@ -5,7 +5,8 @@
         step.num_masked                     # masked tokens of this rank
         for micro_batch in step.micro_batches:
             micro_batch["input_ids"], micro_batch["labels"]     # both [B, S] int64
-            micro_batch.get("segments")     # [B, S] int32, where attention stays inside documents (best_fit packing)
+            micro_batch["positions"], micro_batch["targets"]    # [K] int64: masked places of the batch, their tokens
+        micro_batch.get("segments")     # [B, S] int32, where attention stays inside documents (best_fit packing)
 
 Samples past the end of the run (the last step is rarely full) stay in the batch, so that shapes do not change, but
 none of their tokens is predicted: they have no part in loss and gradient.
@@ -13,6 +14,7 @@ none of their tokens is predicted: they have no part in loss and gradient.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from cloze.data.sampler import block_indices, step_samples
 
 PREFETCH_STEPS = 2
 _BLOCKS_AHEAD = 1024
+_ROWS = 8  # places to predict are padded to a multiple of this
 
 
 class BlockSource(Protocol):
@@ -85,18 +88,38 @@ def make_batch(
     masking: Masking,
     samples: NDArray[np.int64],
     num_samples: int,
+    capacity: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Mask blocks [B, S] that are samples [B] of the run; places without a sample (-1) and samples from `num_samples`
-    on get no labels."""
+    on get no labels. `capacity`: at least so many places to predict, padded with ones whose target is ignored."""
     input_ids, labels = masking.apply(ids, np.maximum(samples, 0))
     labels[(samples < 0) | (samples >= num_samples)] = IGNORE_INDEX
-    batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
-    return batch if segments is None else batch | {"segments": torch.from_numpy(segments)}
+    masked = np.flatnonzero(labels.reshape(-1) != IGNORE_INDEX)
+    size = max(capacity, _ROWS, -(-len(masked) // _ROWS) * _ROWS)
+    positions, targets = np.zeros(size, np.int64), np.full(size, IGNORE_INDEX, np.int64)
+    positions[: len(masked)], targets[: len(masked)] = masked, labels.reshape(-1)[masked]
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": input_ids,
+        "labels": labels,
+        "positions": positions,
+        "targets": targets,
+    }
+    if segments is not None:
+        arrays["segments"] = segments
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def fixed_capacity(num_tokens: int, mlm_probability: float) -> int:
+    """Places to predict that a micro-batch of `num_tokens` has room for: six standard deviations above the mean of a
+    binomial distribution, so that one in 10^9 has more (and is computed with another shape); a multiple of 64."""
+    mean = num_tokens * mlm_probability
+    wanted = math.ceil(mean + 6 * math.sqrt(mean * (1 - mlm_probability)))
+    return min(num_tokens, -(-wanted // 64) * 64)
 
 
 def count_masked(micro_batches: list[dict[str, torch.Tensor]]) -> int:
     """The tokens to predict."""
-    return sum(int(np.count_nonzero(batch["labels"].numpy() != IGNORE_INDEX)) for batch in micro_batches)
+    return sum(int(np.count_nonzero(batch["targets"].numpy() != IGNORE_INDEX)) for batch in micro_batches)
 
 
 class BlockOrder:
@@ -127,6 +150,7 @@ def step_batches(
     total_samples: int,
     global_step: int,
     order: BlockOrder | None = None,
+    capacity: int = 0,
 ) -> StepBatches:
     """Build one rank's micro-batches of one step: a pure function of its arguments (`order` only saves time)."""
     order = order or BlockOrder(layout, len(blocks), masking.seed)
@@ -134,7 +158,8 @@ def step_batches(
     for micro_step, indices in enumerate(order.blocks_of(global_step)):
         samples = layout.samples(global_step, micro_step)
         segments = blocks.read_segments(indices) if blocks.has_pieces else None
-        micro_batches.append(make_batch(blocks.read(indices), segments, masking, samples, total_samples))
+        ids = blocks.read(indices)
+        micro_batches.append(make_batch(ids, segments, masking, samples, total_samples, capacity))
     return StepBatches(global_step, micro_batches, count_masked(micro_batches))
 
 

@@ -5,10 +5,13 @@ model, tokenizer = build_model(config, prepared.tokenizer_dir, block_size=128)
 
 from __future__ import annotations
 
+import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -23,24 +26,9 @@ from transformers.utils import logging as transformers_logging
 from cloze.config import ModelConfig
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError, ConfigError, ModelError
+from cloze.model.archs import GONE, POSITIONS_AFTER_PADDING, adapt_config, check_block_size
 
 transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
-
-# Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
-_POSITIONS_AFTER_PADDING = {
-    "roberta",
-    "camembert",
-    "data2vec-text",
-    "xmod",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "longformer",
-    "ibert",
-    "luke",
-    "roberta-prelayernorm",
-    "mpnet",
-    "esm",
-}
 
 
 def build_model(
@@ -118,7 +106,7 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
             raise ConfigError(
                 f"no masked language model of type {config.model_type}",
                 where="--model_type",
-                hint=f"the types are: {', '.join(sorted(known))}",
+                hint=GONE.get(config.model_type) or f"the types are: {', '.join(sorted(known))}",
             )
         model_config = AutoConfig.for_model(config.model_type)
     else:
@@ -128,17 +116,19 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
             hint="give --model_name_or_path, or --model_type (from scratch), or --config_name (from scratch)",
         )
     if config.model_name_or_path is None:
-        _fit_to_tokenizer(model_config, tokenizer, block_size, overrides)
+        _fit_to_tokenizer(model_config.get_text_config(), tokenizer, block_size, overrides)
+        adapt_config(model_config, tokenizer, block_size)
         apply_overrides(model_config, overrides)
     return model_config
 
 
 def usable_length(config: PretrainedConfig) -> int | None:
     """How many tokens the model can take at once; None where there is no limit."""
+    config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    if config.model_type in _POSITIONS_AFTER_PADDING:
+    if config.model_type in POSITIONS_AFTER_PADDING:
         return positions - (getattr(config, "pad_token_id", None) or 0) - 1
     return positions
 
@@ -149,11 +139,12 @@ def check_fits(config: PretrainedConfig, tokenizer_size: int, block_size: int) -
     if length is not None and block_size > length:
         raise ModelError(
             f"blocks of {block_size} tokens, but the model takes {length} (max_position_embeddings="
-            f"{config.max_position_embeddings})",
+            f"{config.get_text_config().max_position_embeddings})",
             where=config.model_type,
             hint=f"prepare with --block_size {length} or less",
         )
-    vocab_size = getattr(config, "vocab_size", None)
+    check_block_size(config, block_size)
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     if isinstance(vocab_size, int) and tokenizer_size > vocab_size:
         raise ModelError(
             f"the tokenizer has {tokenizer_size} tokens, but the model has embeddings for {vocab_size}",
@@ -167,7 +158,7 @@ def _fit_to_tokenizer(
 ) -> None:
     """From scratch: vocabulary, special ids and positions follow the tokenizer and the blocks unless overridden."""
     config.vocab_size = len(tokenizer)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id"):
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"):
         if hasattr(config, name) and name not in overrides:
             setattr(config, name, getattr(tokenizer, name, None))
     length = usable_length(config)
@@ -179,21 +170,42 @@ def parse_overrides(text: str | None) -> dict[str, str]:
     """`a=1,b=x` -> {"a": "1", "b": "x"}. Raises ConfigError."""
     if not text:
         return {}
-    pairs = [part.split("=", 1) for part in text.split(",")]
+    pairs = [part.split("=", 1) for part in re.split(r",(?![^\[]*\])", text)]  # commas outside of brackets
     if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
-        raise ConfigError(f"cannot read {text!r}", where="--config_overrides", hint="write it as a=1,b=2")
+        raise ConfigError(f"cannot read {text!r}", where="--config_overrides", hint="write it as a=1,b=[2,3],c.d=4")
     return {name.strip(): value.strip() for name, value in pairs}
 
 
 def apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None:
-    """Set values of a configuration, read as the type they have. Raises ConfigError."""
+    """Set values of a configuration, read as the type they have; `text_config.hidden_size` goes into a nested one.
+
+    Raises ConfigError.
+    """
     for name, value in overrides.items():
+        *outer, last = name.split(".")
         try:
-            config.update_from_string(f"{name}={value}")
-        except (ValueError, TypeError) as error:
+            inner = reduce(getattr, outer, config)
+            before = getattr(inner, last, "")
+            if isinstance(before, bool | int | float | str):
+                inner.update_from_string(f"{last}={value}")
+            else:  # a list, a table, or nothing yet
+                read = yaml.safe_load(value)
+                setattr(inner, last, tuple(read) if isinstance(before, tuple) else read)
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"{name}={value}: {error}", where="--config_overrides", hint=f"see {type(config).__name__}"
             ) from None
+    if "layer_types" not in overrides:
+        _follow_depth(config)
+
+
+def _follow_depth(config: PretrainedConfig) -> None:
+    """Where the number of layers was changed, the list of their types follows, here and in nested configurations."""
+    for inner in (config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))):
+        types, depth = getattr(inner, "layer_types", None), getattr(inner, "num_hidden_layers", None)
+        if types is not None and depth is not None and len(types) != depth:
+            fresh = type(inner)(**{name: v for name, v in inner.to_dict().items() if name != "layer_types"})
+            inner.layer_types = fresh.layer_types
 
 
 def _hub_arguments(config: ModelConfig) -> dict[str, Any]:

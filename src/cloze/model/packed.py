@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cloze.data.masking import IGNORE_INDEX
 from cloze.errors import ModelError
 
 TOLERANCE = 1e-4  # of the largest logit, fp32
@@ -66,12 +67,23 @@ def positions_in_documents(segments: torch.Tensor) -> torch.Tensor:
 
 
 def model_inputs(
-    batch: dict[str, torch.Tensor], device: torch.device, rule: DocumentAttention | None
+    batch: dict[str, torch.Tensor],
+    device: torch.device,
+    rule: DocumentAttention | None,
+    decoder_start: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What the model's forward gets of a batch: input_ids, and with a rule the mask and positions of its documents."""
+    """What the model's forward gets of a batch: input_ids, and with a rule the mask and positions of its documents.
+
+    `decoder_start`: of an encoder-decoder, the token before the first one its decoder predicts; the decoder reads the
+    original text, moved by one.
+    """
     inputs = {"input_ids": batch["input_ids"].to(device, non_blocking=True)}
     if rule is not None and "segments" in batch:
         inputs |= rule.inputs(batch["segments"].to(device, non_blocking=True))
+    if decoder_start is not None:
+        originals = torch.where(batch["labels"] == IGNORE_INDEX, batch["input_ids"], batch["labels"])
+        before = torch.nn.functional.pad(originals, (1, -1), value=decoder_start)
+        inputs["decoder_input_ids"] = before.to(device, non_blocking=True)
     return inputs
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloze.errors import ConfigError
+from cloze.model.archs import REVERSIBLE
 
 LARGEST_TO_TRY = 2 * 10**9  # parameters; a larger model is taken to use them all
 
@@ -45,7 +46,7 @@ def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST_TO_TRY:
         return []
     was_training = model.training
-    model.eval()
+    model.train(model.config.model_type in REVERSIBLE)
     with torch.enable_grad():
         logits = model(input_ids=torch.from_numpy(blocks[:1].astype(np.int64))).logits
         logits.float().square().mean().backward()

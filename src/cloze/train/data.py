@@ -82,26 +82,34 @@ class TrainData:
         return self.streamed.open(seed, 0, 1).take(PROBE_BLOCKS)[0]
 
     def step_builder(
-        self, masking: Masking, layout: Layout, total_samples: int, position: dict[str, int] | None
+        self,
+        masking: Masking,
+        layout: Layout,
+        total_samples: int,
+        position: dict[str, int] | None,
+        capacity: int = 0,
     ) -> Callable[[int], StepBatches]:
-        """Global step -> this rank's batches; of a stream, one step after another from `position` on."""
+        """Global step -> this rank's batches; of a stream, one step after another from `position` on.
+
+        `capacity`: places to predict per micro-batch (see `make_batch`).
+        """
         if self.blocks is not None:
             order = BlockOrder(layout, len(self.blocks), masking.seed)
-            return partial(step_batches, self.blocks, masking, layout, total_samples, order=order)
+            return partial(step_batches, self.blocks, masking, layout, total_samples, order=order, capacity=capacity)
         assert self.streamed is not None
         stream = self.streamed.open(masking.seed, layout.rank, layout.world_size, position)
-        return partial(streamed_step, stream, masking, layout, total_samples)
+        return partial(streamed_step, stream, masking, layout, total_samples, capacity)
 
 
 def streamed_step(
-    stream: BlockStream, masking: Masking, layout: Layout, total_samples: int, global_step: int
+    stream: BlockStream, masking: Masking, layout: Layout, total_samples: int, capacity: int, global_step: int
 ) -> StepBatches:
     """Take one rank's micro-batches of one step off its stream. Masks depend on the sample's number, as always."""
     micro_batches = []
     for micro_step in range(layout.accumulation):
         ids, segments = stream.take(layout.per_device)
         samples = layout.samples(global_step, micro_step)
-        micro_batches.append(make_batch(ids, segments, masking, samples, total_samples))
+        micro_batches.append(make_batch(ids, segments, masking, samples, total_samples, capacity))
     return StepBatches(global_step, micro_batches, count_masked(micro_batches), stream.position)
 
 

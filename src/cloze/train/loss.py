@@ -6,7 +6,7 @@ most masked language models) weigh tokens by the luck of their micro-batch and c
 
 Engines average gradients over ranks, so each rank's part is multiplied by the number of ranks:
 
-    loss = masked_loss_sum(logits, labels) / num_masked_global * world_size
+    loss = masked_loss_sum(logits, targets) / num_masked_global * world_size
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from cloze.data.masking import IGNORE_INDEX
 
 
-def masked_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of cross entropies in fp32. logits: [B, S, V], labels: [B, S] with IGNORE_INDEX where nothing is predicted.
+def masked_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum of cross entropies in fp32. logits: [K, V], targets: [K] with IGNORE_INDEX where nothing is predicted.
 
-    Zero, with a zero gradient, where no token is masked.
+    Zero, with a zero gradient, where nothing is.
     """
-    rows = (labels.reshape(-1) != IGNORE_INDEX).nonzero().squeeze(1)
-    predicted = logits.reshape(-1, logits.shape[-1]).index_select(0, rows).float()
-    return F.cross_entropy(predicted, labels.reshape(-1).index_select(0, rows), reduction="sum")
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -32,13 +32,15 @@ def evaluate(run: Run, log: MetricsLog, global_step: int, place: Place) -> Score
 
     Raises Stopped where the ranks are asked to stop meanwhile: the evaluation is done after resuming then.
     """
-    model = run.engine.model
+    model, device = run.engine.model, run.engine.accelerator.device
     assert run.data.validation is not None  # checked before the run began
     model.eval()
     try:
         with run.watch.phase("evaluate"):
             scores = score_blocks(
-                lambda batch: model(**model_inputs(batch, run.engine.accelerator.device, run.documents)).logits,
+                lambda batch: run.head.logits(
+                    model, model_inputs(batch, device, run.documents, run.decoder_start), batch["positions"].to(device)
+                ),
                 run.data.validation,
                 run.masking.for_evaluation(),
                 run.config.per_device_eval_batch_size,

@@ -23,11 +23,14 @@ from accelerate.tracking import get_available_trackers
 
 from cloze.config import TrainConfig
 from cloze.console import say
+from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, decide, describe, start
 from cloze.errors import ConfigError
+from cloze.model.archs import check_precision, decoder_start
 from cloze.model.load import build_model
 from cloze.model.packed import DocumentAttention, document_attention
+from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
@@ -56,7 +59,8 @@ class Start:
 @dataclass
 class Run:
     """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
-    and whether it was still to be evaluated; `left_out`: steps whose batches are left out."""
+    and whether it was still to be evaluated; `left_out`: steps whose batches are left out; `capacity`: places to
+    predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`."""
 
     config: TrainConfig
     output_dir: Path
@@ -71,6 +75,9 @@ class Run:
     schedule: Callable[[int], float]
     probe: dict[str, torch.Tensor]
     documents: DocumentAttention | None
+    head: MaskedHead
+    capacity: int
+    decoder_start: int | None
     stop: StopSignals
     watch: Watch
     left_out: frozenset[int]
@@ -86,14 +93,12 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)
     model, tokenizer = build_model(config, data.tokenizer, data.block_size, config.seed)
-    documents = document_attention(model, data.block_size, len(tokenizer)) if data.has_documents else None
-    choose_trained(model, config, data)
-    if config.gradient_checkpointing:
-        _enable_checkpointing(model)
+    documents, head = equip(model, config, data)
     stop.hold()
     with lost_while_joining(), stop.joining():
         accelerator = start(_run_shape(config))
         watch = stack.enter_context(watch_ranks(config, accelerator))
+    check_precision(model.config, accelerator.mixed_precision)
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
@@ -115,6 +120,10 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     masking = Masking.from_manifest(
         data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
     )
+    probe = make_probe(data.first_blocks(config.seed), masking)
+    on_device = {"input_ids": probe["input_ids"].to(accelerator.device)}
+    check_head(head, engine.model, on_device, accelerator.mixed_precision)
+    num_tokens = plan.layout.per_device * data.block_size
     training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
     return Run(
         config=config,
@@ -128,12 +137,26 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         checkpoint=checkpoint,
         saver=CheckpointSaver(training, partial(_save_model_files, engine.module, tokenizer), config.async_save),
         schedule=schedule,
-        probe=make_probe(data.first_blocks(config.seed), masking),
+        probe=probe,
         documents=documents,
+        head=head,
+        decoder_start=decoder_start(engine.module.config),
+        capacity=fixed_capacity(num_tokens, config.mlm_probability) if accelerator.device.type == "cuda" else 0,
         stop=stop,
         watch=watch,
         left_out=left_out(output_dir),
     )
+
+
+def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
+    """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
+    what is recomputed, and the masked-only head."""
+    packed = data.has_documents
+    documents = document_attention(model, data.block_size, model.config.vocab_size) if packed else None
+    choose_trained(model, config, data)
+    if config.gradient_checkpointing:
+        _enable_checkpointing(model)
+    return documents, MaskedHead(model, config.sparse_head)
 
 
 def watch_ranks(config: TrainConfig, accelerator: Accelerator) -> Watch:

@@ -100,7 +100,7 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
     config, plan = run.config, run.plan
     if start.evaluate:
         evaluate(run, log, start.step, start.place)
-    build = run.data.step_builder(run.masking, plan.layout, plan.total_samples, start.place)
+    build = run.data.step_builder(run.masking, plan.layout, plan.total_samples, start.place, run.capacity)
     loader = TrainLoader(build, start.step, plan.total_steps)
     window = Window(start.step, run.engine.accelerator.device)
     place = start.place
@@ -165,8 +165,9 @@ def train_step(run: Run, batch: StepBatches) -> StepResult:
         is_last = micro_step == plan.layout.accumulation - 1
         torch.manual_seed(dropout_seed(run.config.seed, batch.global_step, micro_step, plan.layout.rank))
         with engine.forward_context(is_last):
-            logits = engine.model(**model_inputs(micro_batch, device, run.documents)).logits
-            loss = masked_loss_sum(logits, micro_batch["labels"].to(device)) / num_masked
+            inputs = model_inputs(micro_batch, device, run.documents, run.decoder_start)
+            logits = run.head.logits(engine.model, inputs, micro_batch["positions"].to(device, non_blocking=True))
+            loss = masked_loss_sum(logits, micro_batch["targets"].to(device, non_blocking=True)) / num_masked
             engine.backward(loss * plan.layout.world_size, is_last)
         losses.append(loss.detach())
     grad_norm, applied = engine.step(run.schedule(batch.global_step))

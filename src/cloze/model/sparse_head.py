@@ -1,0 +1,96 @@
+"""Predict the masked positions only: the head of a masked language model on 15 % of its rows, for every architecture.
+
+The head turns each position's hidden state into scores for the whole vocabulary, the largest matrix product of a small
+model, yet the loss looks at masked positions alone. A forward hook on the backbone (`model.base_model_prefix`) puts
+the masked rows in the place of all hidden states, [B, S, H] -> [1, K, H], and the model's own forward goes on with
+its own head on those; so no architecture needs code of its own, and DDP, DeepSpeed and torch.compile wrap as ever.
+
+    head = MaskedHead(model)                       # before anything wraps the model
+    check_head(head, engine.model, ids, "bf16")    # once: the same logits as the dense way, else that one is used
+    logits = head.logits(engine.model, inputs, batch["positions"])      # [K, V]
+
+A head that mixes rows, or reads the backbone's other outputs, gives other logits in the check, and the dense way is
+used for it: the whole [B, S, V], of which the rows are taken afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cloze.console import warn
+from cloze.distributed import gather
+
+_CHECKED_ROWS = 32
+TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 5e-2}  # of the largest logit: other matrix shapes round otherwise
+
+
+class MaskedHead:
+    """The rows that the next forward is to predict, and the hook that hands them to the head.
+
+    `sparse`: whether the hook is used; False where the model has no backbone to hook.
+    """
+
+    def __init__(self, model: Any, sparse: bool = True):
+        backbone = getattr(model, model.base_model_prefix, model)
+        self.sparse = sparse and backbone is not model
+        self._positions: torch.Tensor | None = None
+        self._rows: tuple[int, ...] = ()
+        if self.sparse:
+            backbone.register_forward_hook(self._gather)
+
+    def _gather(self, module: Any, arguments: Any, output: Any) -> Any:
+        if self._positions is None:
+            return None
+        hidden = output[0]
+        if tuple(hidden.shape[:2]) != self._rows:
+            raise ValueError(f"the backbone gives {tuple(hidden.shape[:2])} rows for {self._rows} tokens")
+        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._positions).unsqueeze(0)
+        if isinstance(output, tuple):
+            return (picked, *output[1:])
+        first = next(name for name, value in output.items() if value is not None)
+        return type(output)(**{**output, first: picked})
+
+    def logits(self, model: Any, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
+        """Scores [K, V] at the flat positions [K] of `inputs`, whose input_ids are [B, S], on the same device."""
+        if self.sparse:
+            self._positions = positions
+            self._rows = tuple(inputs.get("decoder_input_ids", inputs["input_ids"]).shape)
+        try:
+            logits = model(**inputs).logits
+        finally:
+            self._positions = None
+        flat = logits.reshape(-1, logits.shape[-1])
+        return flat if self.sparse else flat.index_select(0, positions)
+
+
+def check_head(head: MaskedHead, model: Any, inputs: dict[str, Any], precision: str) -> None:
+    """Compare the sparse way with the dense one, by two forwards; where they differ on any rank, all ranks use the
+    dense one, and say so. Every rank calls it. `precision`: "no", "fp16" or "bf16"."""
+    if not head.sparse:
+        return
+    problem = next((one for one in gather(_problem(head, model, inputs, precision)) if one is not None), None)
+    if problem is not None:
+        head.sparse = False
+        warn(f"{problem}; all positions go through the head, not only masked ones: the same result, slower")
+
+
+@torch.no_grad()
+def _problem(head: MaskedHead, model: Any, inputs: dict[str, Any], precision: str) -> str | None:
+    ids = inputs["input_ids"]
+    positions = torch.linspace(0, ids.numel() - 1, _CHECKED_ROWS, device=ids.device).long()
+    was_training = model.training
+    model.eval()
+    try:
+        sparse = head.logits(model, inputs, positions).float()
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    finally:
+        logits = model(**inputs).logits
+        model.train(was_training)
+    dense = logits.reshape(-1, logits.shape[-1]).index_select(0, positions).float()
+    if sparse.shape != dense.shape:
+        return f"logits of shape {tuple(sparse.shape)} for {tuple(dense.shape)}"
+    difference = float((sparse - dense).abs().max() / dense.abs().max().clamp(min=1e-9))
+    return None if difference <= TOLERANCE[precision] else f"logits differ by {difference:.1e} of the largest"

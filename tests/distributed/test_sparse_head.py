@@ -1,0 +1,166 @@
+"""Scores at masked positions only: the loss, the gradients and the curve of the dense way, for every architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from corpus import TINY_MODEL_NO_DROPOUT
+from ranks import cloze_ranks, succeed
+from test_architectures import _BERT, ALWAYS, ARCHITECTURES, TINY
+
+from cloze.config import ModelConfig
+from cloze.data.loader import Layout, fixed_capacity, step_batches
+from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.shards import open_prepared
+from cloze.model.archs import decoder_start
+from cloze.model.load import build_model
+from cloze.model.packed import model_inputs
+from cloze.model.sparse_head import MaskedHead, check_head
+from cloze.train.loss import masked_loss_sum
+
+
+def first_batch(prepared: Path, capacity: int = 0) -> dict[str, torch.Tensor]:
+    data = open_prepared(prepared)
+    masking = Masking.from_manifest(data.manifest, seed=3)
+    layout = Layout(4, 1, 0, 1)
+    return step_batches(data.blocks("train"), masking, layout, 10**6, 0, capacity=capacity).micro_batches[0]
+
+
+def build(prepared: Path, model_type: str) -> Any:
+    data = open_prepared(prepared)
+    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, _BERT))
+    model, _ = build_model(config, data.tokenizer_dir, data.block_size, seed=1)
+    with torch.no_grad():  # the first forward of some (big_bird) makes new modules
+        model(input_ids=first_batch(prepared)["input_ids"])
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def loss_and_gradients(model: Any, batch: dict[str, torch.Tensor], head: MaskedHead | None) -> tuple[float, dict]:
+    """`head`: None for the plain dense forward and torch's own mean, without anything of Cloze."""
+    model.zero_grad(set_to_none=True)
+    inputs = model_inputs(batch, torch.device("cpu"), None, decoder_start(model.config))
+    torch.manual_seed(5)
+    if head is None:
+        logits = model(**inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+    else:
+        count = (batch["targets"] != IGNORE_INDEX).sum()
+        loss = masked_loss_sum(head.logits(model, inputs, batch["positions"]), batch["targets"]) / count
+    loss.backward()
+    return float(loss), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(t, marks=() if t in ALWAYS else pytest.mark.slow) for t in ARCHITECTURES]
+)
+def test_loss_and_gradients_are_those_of_the_dense_way(prepared: Path, model_type: str, figure):
+    model = build(prepared, model_type)
+    batch, padded = first_batch(prepared), first_batch(prepared, capacity=64)
+    assert len(padded["positions"]) > len(batch["positions"])
+    dense_loss, dense = loss_and_gradients(model, batch, None)
+    head = MaskedHead(model)
+    assert head.sparse
+    norm = torch.stack([g.double().norm() for g in dense.values()]).norm()
+    for one in (batch, padded):
+        loss, gradients = loss_and_gradients(model, one, head)
+        assert abs(loss / dense_loss - 1) < 1e-5
+        assert gradients.keys() == dense.keys()
+        difference = torch.stack([(gradients[n] - dense[n]).double().norm() for n in dense]).norm() / norm
+        assert difference < 1e-5
+        figure("sparse against dense head: loss", abs(loss / dense_loss - 1))
+        figure("sparse against dense head: gradient", difference)
+
+
+def test_a_batch_without_a_masked_token_has_no_loss_and_no_gradient(prepared: Path):
+    model, batch = build(prepared, "roberta"), first_batch(prepared)
+    batch |= {"positions": torch.zeros(8, dtype=torch.int64), "targets": torch.full((8,), IGNORE_INDEX)}
+    inputs = {"input_ids": batch["input_ids"]}
+    loss = masked_loss_sum(MaskedHead(model).logits(model, inputs, batch["positions"]), batch["targets"])
+    loss.backward()
+    assert loss == 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_more_masked_tokens_than_the_capacity_are_all_predicted(prepared: Path):
+    assert fixed_capacity(8 * 128, 0.15) == 256
+    assert fixed_capacity(32, 1.0) == 32
+    small, usual = first_batch(prepared, capacity=8), first_batch(prepared)
+    real = small["targets"] != IGNORE_INDEX
+    assert int(real.sum()) == int((usual["labels"] != IGNORE_INDEX).sum())
+    assert int(real.sum()) > 8
+    assert (usual["labels"].flatten()[small["positions"][real]] == small["targets"][real]).all()
+
+
+class MixingHead(torch.nn.Module):
+    """A head whose rows depend on each other."""
+
+    def __init__(self, plain: torch.nn.Module):
+        super().__init__()
+        self.plain = plain
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.plain(hidden + hidden.mean(dim=1, keepdim=True))
+
+
+def test_a_head_that_mixes_rows_is_noticed_and_goes_the_dense_way(prepared: Path, capsys):
+    model, batch = build(prepared, "roberta"), first_batch(prepared)
+    model.lm_head = MixingHead(model.lm_head)
+    dense_loss, _ = loss_and_gradients(model, batch, None)
+    head = MaskedHead(model)
+    assert abs(loss_and_gradients(model, batch, head)[0] / dense_loss - 1) > 1e-4
+    check_head(head, model, {"input_ids": batch["input_ids"]}, "no")
+    assert not head.sparse
+    assert "all positions go through the head" in capsys.readouterr().err
+    assert abs(loss_and_gradients(model, batch, head)[0] / dense_loss - 1) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def dense_curve(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    return curve(prepared, tmp_path_factory.mktemp("dense"), "ddp", "--sparse_head", "false")
+
+
+def curve(prepared: Path, folder: Path, engine: str, *more: str) -> np.ndarray:
+    argv = ["train", *TINY_MODEL_NO_DROPOUT, "--max_steps", "6", "--logging_steps", "1", "--save_strategy", "no"]
+    argv += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--learning_rate", "1e-3"]
+    where = ["--dataset_name", str(prepared), "--output_dir", str(folder / "run")]
+    succeed(cloze_ranks([*argv, *where, *more], 2, engine, folder / "log"))
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return np.array([(line["loss"], line["grad_norm"]) for line in lines])
+
+
+@pytest.mark.parametrize("more", [[], ["--gradient_checkpointing"]], ids=["", "checkpointing"])
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3"])
+def test_the_curve_is_that_of_the_dense_way(prepared: Path, tmp_path: Path, dense_curve, engine: str, more: list[str]):
+    np.testing.assert_allclose(curve(prepared, tmp_path, engine, *more), dense_curve, rtol=1e-5)
+
+
+def test_the_encoder_compiles_to_one_graph(prepared: Path):
+    """No graph break for the families that most people train, and with a fixed capacity no second compilation."""
+    import torch._dynamo as dynamo
+
+    for model_type in ("bert", "roberta", "modernbert"):
+        dynamo.reset()
+        model = build(prepared, model_type)
+        head = MaskedHead(model)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        dynamo.utils.counters.clear()
+        losses = []
+        for step in range(3):
+            data = open_prepared(prepared)
+            masking = Masking.from_manifest(data.manifest, seed=step)
+            batch = step_batches(data.blocks("train"), masking, Layout(4, 1, 0, 1), 10**6, step, capacity=64)
+            one = batch.micro_batches[0]
+            logits = head.logits(compiled, {"input_ids": one["input_ids"]}, one["positions"])
+            masked_loss_sum(logits, one["targets"]).backward()
+            losses.append(logits.shape[0])
+        assert dynamo.utils.counters["stats"]["unique_graphs"] == 1, model_type
+        assert losses == [64, 64, 64]
