@@ -30,8 +30,17 @@ def killed_after_a_while() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
-@pytest.mark.parametrize("dead", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("engine", "dead"),
+    [
+        ("ddp", 0),
+        pytest.param("ddp", 1, marks=pytest.mark.slow),
+        ("ddp", 2),
+        pytest.param("zero3", 0, marks=pytest.mark.slow),
+        ("zero3", 1),
+        pytest.param("zero3", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_rank(prepared: Path, tmp_path: Path, engine: str, dead: int):
     """The others end in seconds with one line, no traceback, and a code that says: start again."""
     argv = flags(prepared, tmp_path / "run")

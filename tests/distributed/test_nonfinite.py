@@ -17,6 +17,8 @@ from cloze.replay import rebuild
 
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+FEWER = ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero0", "zero1", "zero2")), "zero3"]
+SLOW = [("zero0", "fp32"), ("zero1", "fp32"), *((engine, "bf16") for engine in ENGINES if engine != "zero2")]
 BAD = 4  # 0-based: "step 5" in messages
 
 
@@ -76,7 +78,12 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "precision"), [*((engine, "fp32") for engine in ENGINES), ("ddp", "bf16"), ("zero2", "bf16")]
+    ("engine", "precision"),
+    [
+        pytest.param(engine, precision, marks=pytest.mark.slow if (engine, precision) in SLOW else ())
+        for engine in ENGINES
+        for precision in ("fp32", "bf16")
+    ],
 )
 def test_stop_names_step_samples_and_rank_and_keeps_the_state_before(prepared, tmp_path, engine, precision):
     more = ["--bf16"] if precision == "bf16" else []
@@ -97,7 +104,7 @@ def test_stop_names_step_samples_and_rank_and_keeps_the_state_before(prepared, t
         assert torch.equal(value, weights_of(tmp_path / "run" / "checkpoint-8")[name]), name
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", FEWER)
 def test_a_gradient_that_is_no_number_is_found_where_the_loss_is_one(prepared, tmp_path, engine):
     outcomes = train(prepared, tmp_path, engine, "stop", poison("gradient"))
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes[0].output
@@ -105,7 +112,7 @@ def test_a_gradient_that_is_no_number_is_found_where_the_loss_is_one(prepared, t
     assert "gradient norm is" in outcomes[0].output
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", FEWER)
 def test_skip_goes_on_without_the_batch(prepared, tmp_path, engine):
     outcomes = train(prepared, tmp_path, engine, "skip", poison(value=math.inf))
     succeed(outcomes)

@@ -26,8 +26,17 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
         assert manifests[0][key] == manifests[1][key], key
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("engine", ENGINES)
+SLOW = [("zero0", "bf16"), ("zero1", "bf16"), ("zero3", "bf16")]
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        pytest.param(engine, precision, marks=pytest.mark.slow if (engine, precision) in SLOW else ())
+        for engine in ENGINES
+        for precision in ("fp32", "bf16")
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(prepared: Path, tmp_path: Path, engine: str, precision: str):
     """With dropout, two parameter groups, accumulation and clipping; resumed twice."""
     flags = [*TINY_MODEL, *STEPS, *BATCH, "--dataset_name", str(prepared)]

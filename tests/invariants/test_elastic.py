@@ -70,7 +70,12 @@ def move_about(prepared: Path, folder: Path, engines: list[str], seed: int, more
     assert recorded_steps(folder / "seen") == expected_steps(prepared, SEED, BATCH, STEPS)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero0", "zero1", "zero2", "zero3"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "engine", ["ddp", pytest.param("zero0", marks=SLOW), pytest.param("zero1", marks=SLOW), "zero2", "zero3"]
+)
 def test_stopped_three_times_and_moved_from_2_ranks_to_1_to_3_to_2(prepared, tmp_path, reference, engine, figure):
     move_about(prepared, tmp_path, [engine, "single" if engine == "ddp" else engine, engine, engine], 5, [[]] * 4)
     difference = assert_same_curve(curve(tmp_path / "run"), reference)
@@ -79,7 +84,11 @@ def test_stopped_three_times_and_moved_from_2_ranks_to_1_to_3_to_2(prepared, tmp
 
 @pytest.mark.parametrize(
     "engines",
-    [["zero3", "single", "zero1", "ddp"], ["ddp", "zero3", "zero2", "zero0"], ["zero0", "zero2", "zero3", "zero1"]],
+    [
+        ["zero3", "single", "zero1", "ddp"],
+        pytest.param(["ddp", "zero3", "zero2", "zero0"], marks=SLOW),
+        pytest.param(["zero0", "zero2", "zero3", "zero1"], marks=SLOW),
+    ],
     ids="-".join,
 )
 def test_moved_between_engines_too(prepared, tmp_path, reference, engines, figure):
@@ -114,7 +123,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=() if name in ("sgd", "unused") else SLOW) for name in VARIANTS]
+)
 def test_other_optimizers_and_parameters_that_are_frozen_unused_or_untied(prepared, tmp_path, variant):
     """One process against two ranks of ZeRO-2, one of ZeRO-3, three of DDP, two of ZeRO-1, with two decay groups."""
     more = VARIANTS[variant]
