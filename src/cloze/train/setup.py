@@ -106,9 +106,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     saved = None if checkpoint is None else read_manifest(checkpoint)
     plan = plan_run(config, fit_layout(config, rank, world_size, saved), data.num_blocks, data.block_size)
     schedule = learning_rate_schedule(config, plan.total_steps)
-    identity = run_identity(config, plan.layout.global_batch, data.manifest["checksum"])
-    if data.streamed is not None:  # each rank has a stream of its own
-        identity["world_size"] = world_size
+    identity = identify(config, data, plan, world_size)
     if checkpoint is not None and saved is not None:
         check_same_run(checkpoint, saved["run"], identity)
     output_dir = decide(lambda: open_run_folder(config, data.manifest, identity))
@@ -121,9 +119,9 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
     )
     probe = make_probe(data.first_blocks(config.seed), masking)
-    on_device = {"input_ids": probe["input_ids"].to(accelerator.device)}
-    check_head(head, engine.model, on_device, accelerator.mixed_precision)
-    num_tokens = plan.layout.per_device * data.block_size
+    check_head(
+        head, engine.model, {"input_ids": probe["input_ids"].to(accelerator.device)}, accelerator.mixed_precision
+    )
     training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
     return Run(
         config=config,
@@ -141,11 +139,26 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         documents=documents,
         head=head,
         decoder_start=decoder_start(engine.module.config),
-        capacity=fixed_capacity(num_tokens, config.mlm_probability) if accelerator.device.type == "cuda" else 0,
+        capacity=head_capacity(plan, config, accelerator),
         stop=stop,
         watch=watch,
         left_out=left_out(output_dir),
     )
+
+
+def identify(config: TrainConfig, data: TrainData, plan: Plan, world_size: int) -> dict[str, Any]:
+    """What a checkpoint's run and this one must share."""
+    identity = run_identity(config, plan.layout.global_batch, data.manifest["checksum"])
+    if data.streamed is not None:  # each rank has a stream of its own
+        identity["world_size"] = world_size
+    return identity
+
+
+def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> int:
+    """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
+    if accelerator.device.type != "cuda":
+        return 0
+    return fixed_capacity(plan.layout.per_device * plan.block_size, config.mlm_probability)
 
 
 def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
