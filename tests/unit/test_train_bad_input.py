@@ -49,7 +49,7 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "depends on more than the step"),
         (["--save_total_limit", "0"], "--save_total_limit"),
         (["--report_to", "nosuchtracker"], "--report_to"),
-        (["--config_overrides", "hidden_size"], "write it as a=1,b=2"),
+        (["--config_overrides", "hidden_size"], "write it as a=1,b=[2,3],c.d=4"),
         (["--config_overrides", "hiden_size=3"], "hiden_size"),
         (["--config_overrides", "max_position_embeddings=20"], "blocks of 32 tokens, but the model takes 18"),
         (
