@@ -182,6 +182,7 @@ def test_offloaded_or_not(prepared: Path, tmp_path: Path, reference: np.ndarray)
     assert_same_curve(curve(tmp_path / "run"), reference)
 
 
+@pytest.mark.slow
 def test_between_bf16_and_fp32(prepared: Path, tmp_path: Path, reference: np.ndarray):
     """Weights and moments move exactly; what is computed with them is rounded."""
     bf16 = ["--bf16"]

@@ -87,7 +87,10 @@ def test_any_number_of_processes_gives_the_same_bytes(corpus: Path, expected: tu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p2", "p3"]
 
 
-@pytest.mark.parametrize(("count", "order"), [(2, [1, 0]), (3, [0, 2, 1]), (7, [3, 6, 0, 1, 5, 4, 2])])
+@pytest.mark.parametrize(
+    ("count", "order"),
+    [(2, [1, 0]), (3, [0, 2, 1]), pytest.param(7, [3, 6, 0, 1, 5, 4, 2], marks=pytest.mark.slow)],
+)
 def test_any_number_of_shards_gives_the_same_bytes(
     corpus: Path, expected: tuple[str, dict], tmp_path: Path, count: int, order: list[int], capsys
 ):
