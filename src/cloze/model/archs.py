@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
+from cloze.console import warn
 from cloze.errors import ConfigError
 
 # Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
@@ -34,7 +36,7 @@ ENCODER_DECODER = {"bart", "mbart", "mvp"}
 REVERSIBLE = {"reformer"}
 # Left alone, autocast or weights in bfloat16 fail in their forward pass.
 NO_BF16 = {"deberta", "deberta-v2", "fnet", "mra", "reformer", "xmod"}
-# Attention without the CUDA kernel returns zeros.
+# Without their CUDA kernel, attention silently returns zeros.
 NEEDS_CUDA = {"mra"}
 
 GONE = {
@@ -87,6 +89,14 @@ def check_block_size(config: PretrainedConfig, block_size: int) -> None:
                 where="--block_size",
                 hint=f"prepare with --block_size {product}",
             )
+
+
+def check_kernels(config: PretrainedConfig) -> None:
+    """Warn of an architecture whose attention does nothing on this machine."""
+    if config.model_type in NEEDS_CUDA and not torch.cuda.is_available():
+        warn(
+            f"without a GPU the attention of {config.model_type} returns zeros: good for trying out, not for training"
+        )
 
 
 def check_precision(config: PretrainedConfig, precision: str) -> None:

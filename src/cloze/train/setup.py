@@ -27,7 +27,7 @@ from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, decide, describe, start
 from cloze.errors import ConfigError
-from cloze.model.archs import check_precision, decoder_start
+from cloze.model.archs import check_kernels, check_precision, decoder_start
 from cloze.model.load import build_model
 from cloze.model.packed import DocumentAttention, document_attention
 from cloze.model.sparse_head import MaskedHead, check_head
@@ -164,6 +164,7 @@ def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> 
 def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
     """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
     what is recomputed, and the masked-only head."""
+    check_kernels(model.config)
     packed = data.has_documents
     documents = document_attention(model, data.block_size, model.config.vocab_size) if packed else None
     choose_trained(model, config, data)
