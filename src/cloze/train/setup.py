@@ -34,7 +34,7 @@ from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
-from cloze.train.data import TrainData, open_data
+from cloze.train.data import TrainData, masking_rule, open_data, words_for
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
 from cloze.train.nonfinite import left_out
 from cloze.train.optim import build_optimizer, learning_rate_schedule
@@ -92,6 +92,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     data = open_data(config)
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)
+    words = words_for(config, data)
     model, tokenizer = build_model(config, data.tokenizer, data.block_size, config.seed)
     documents, head = equip(model, config, data)
     stop.hold()
@@ -115,9 +116,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
     if accelerator.log_with:
         accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
-    masking = Masking.from_manifest(
-        data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
-    )
+    masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = make_probe(data.first_blocks(config.seed), masking)
     check_head(
         head, engine.model, {"input_ids": probe["input_ids"].to(accelerator.device)}, accelerator.mixed_precision
@@ -158,7 +157,8 @@ def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> 
     """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
     if accelerator.device.type != "cuda":
         return 0
-    return fixed_capacity(plan.layout.per_device * plan.block_size, config.mlm_probability)
+    rates = config.mlm_probability, config.mlm_probability_end or 0.0
+    return max(fixed_capacity(plan.layout.per_device * plan.block_size, rate, config.mask_unit) for rate in rates)
 
 
 def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
