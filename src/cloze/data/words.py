@@ -71,9 +71,7 @@ class Words:
             before = np.take_along_axis(code, np.maximum.accumulate(at, axis=1), axis=1)
         starts = np.ones(code.shape, bool)
         starts[:, 1:] = np.take(self.pairs, before[:, :-1] * np.uint16(len(self.space)) + code[:, 1:])
-        if (
-            highest >= self.lone
-        ):  # `\s+(?!\S)|\s+`: before a text the last of several characters of white space is apart
+        if highest >= self.lone:  # `\s+(?!\S)|\s+`: before a text the last of several white characters is apart
             here = (code[:, 1:-1] >= self.lone) & (code[:, 1:-1] < self.tail)
             starts[:, 1:-1] |= here & ~np.take(self.space, code[:, 2:])
         return starts
@@ -104,8 +102,8 @@ def words_of(tokenizer: Any) -> Words:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    tokens = [""] * (max(max(vocabulary.values()) + 1, len(tokenizer)))
+    vocabulary: dict[str, int] = {} if backend is None else tokenizer.get_vocab()
+    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
     for token, number in vocabulary.items():
         tokens[number] = token
     apart = {added["id"] for added in facts.get("added_tokens", [])} | set(tokenizer.all_special_ids)
