@@ -87,7 +87,7 @@ def rebuild(run: Path, step: int, data: str | None = None) -> Replayed:
     order = BlockOrder(layout, len(found.blocks), config.seed)
     batch = step_batches(found.blocks, masking, layout, plan.total_samples, step - 1, order).micro_batches[0]
     samples = layout.samples(step - 1, 0)
-    here = samples < plan.total_samples
+    here = (samples >= 0) & (samples < plan.total_samples)
     return Replayed(
         samples=samples[here],
         blocks=order.blocks_of(step - 1)[0][here],
