@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from cloze.config import TrainConfig
 from cloze.data.hashing import draws, keys_for, make_key
 from cloze.data.loader import fixed_capacity
 from cloze.data.masking import (
@@ -19,6 +22,9 @@ from cloze.data.masking import (
     span_variance,
 )
 from cloze.data.words import LETTER, Edges, words_of_edges
+from cloze.train.data import masking_rule
+from cloze.train.plan import fit_layout, plan_run
+from cloze.train.setup import head_capacity
 
 VOCABULARY, SPECIAL = 1000, (0, 1, 2, 3, 4)
 _LETTERS = np.full(VOCABULARY, LETTER, np.uint8)
@@ -231,6 +237,23 @@ def test_a_fixed_shape_has_room_for_nearly_every_micro_batch(blocks, unit, rate)
         most = masked.reshape(-1, rows).sum(axis=1).max()
         assert most <= fixed_capacity(rows * 128, rate, unit) <= rows * 128
     assert fixed_capacity(10**6, rate, unit) < 1.15 * rate * 10**6
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_runs_flags_make_its_masks(unit):
+    """The rate ends with the run's last sample, and a fixed shape has room for the larger rate."""
+    flags = {"mlm_probability": 0.1, "mlm_probability_end": 0.5, "mask_unit": unit, "seed": 7}
+    config = TrainConfig(dataset_name="data", output_dir="out", model_type="bert", max_steps=50, **flags)
+    plan = plan_run(config, fit_layout(config, 0, 2, None), num_blocks=10, block_size=128)
+    tokenizer = {"mask_token_id": 4, "vocab_size": VOCABULARY, "special_token_ids": SPECIAL}
+    words = None if unit == "token" else WORDS
+    rule = masking_rule(config, {"tokenizer": tokenizer}, plan.total_samples, words)
+    assert rule == replace(UNITS[unit], mlm_probability=0.1, mlm_probability_end=0.5, total_samples=50 * 16)
+    assert rule.rates(np.array([0, 50 * 16 - 1])).tolist() == [0.1, 0.5]
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    falling = replace(config, mlm_probability=0.5, mlm_probability_end=0.1)
+    for one in (config, falling, replace(falling, mlm_probability_end=None)):
+        assert head_capacity(plan, one, gpu) == fixed_capacity(8 * 128, 0.5, unit)
 
 
 def test_the_variance_of_spans_is_the_one_of_the_formula():
