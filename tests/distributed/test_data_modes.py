@@ -28,11 +28,14 @@ def corpus_flags(prepared: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_a_stream_goes_on_exactly_where_it_was(prepared: Path, tmp_path: Path, packing: str):
+CHANGING = ["--batch_size_warmup_steps", "8", "--batch_size_warmup_start", "2", "--mlm_probability_end", "0.4"]
+
+
+@pytest.mark.parametrize(("packing", "more"), [("concat", []), ("best_fit", [*CHANGING, "--mask_unit", "word"])])
+def test_a_stream_goes_on_exactly_where_it_was(prepared: Path, tmp_path: Path, packing: str, more: list[str]):
     """Stopped twice, once inside a chunk and once in a later epoch; prefetched steps are not lost."""
     flags = [*TINY_MODEL, *BATCH, *BLOCKS, *corpus_flags(prepared), "--streaming_train", "--unit_size", "20KB"]
-    flags += ["--packing", packing, "--max_steps", "45", "--save_steps", "15", "--logging_steps", "5"]
+    flags += [*more, "--packing", packing, "--max_steps", "45", "--save_steps", "15", "--logging_steps", "5"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     succeed(cloze_ranks(["train", *flags, "--output_dir", str(whole)], 2, "zero1", tmp_path / "a"))
     for checkpoint in (whole / "checkpoint-15", resumed / "checkpoint-30"):

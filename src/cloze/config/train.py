@@ -49,6 +49,12 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """the run's folder: checkpoints, metrics, resolved configuration"""
     mlm_probability: float = 0.15
     """share of tokens to predict"""
+    mlm_probability_end: float | None = None
+    """let the share change linearly, from mlm_probability at the run's first sample to this at its last one;
+    evaluation masks this share throughout (default: the share stays)"""
+    mask_unit: Literal["token", "word", "span"] = "token"
+    """what is masked as a whole: single tokens; words (BERT's whole word masking); or spans of up to 10 words
+    (SpanBERT); evaluation masks single tokens"""
     mask_replace_prob: float = 0.8
     """share of those that are replaced by the mask token"""
     random_replace_prob: float = 0.1
@@ -58,6 +64,11 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """blocks per process and forward pass"""
     gradient_accumulation_steps: int = 1
     """forward passes per optimizer step"""
+    batch_size_warmup_steps: int = 0
+    """let the global batch grow linearly, in whole blocks, for so many optimizer steps; until then a step takes only
+    the forward passes it needs"""
+    batch_size_warmup_start: int | None = None
+    """with it: blocks of all processes together in the first step"""
     num_train_epochs: float = 3.0
     """passes over the training blocks"""
     max_steps: int = -1

@@ -19,17 +19,20 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.batch_size import BatchSizes
+from cloze.data.masking import IGNORE_INDEX, Masking, span_variance
 from cloze.data.sampler import block_indices, step_samples
 
 PREFETCH_STEPS = 2
 _BLOCKS_AHEAD = 1024
+TOKENS_PER_WORD = 3.0  # of the word of a token, on average: 1.1 on ELI5 with RoBERTa's, 2.7 with 600 tokens
 _ROWS = 8  # places to predict are padded to a multiple of this
 
 
@@ -52,7 +55,8 @@ class Layout:
     """How a global batch is split: micro-steps of `per_device` blocks on each of `world_size` ranks.
 
     `size`: blocks per optimizer step where they do not fill all places (8 blocks on 3 ranks); places left over are
-    computed, but have no part in the loss.
+    computed, but have no part in the loss. `warmup_start`, `warmup_steps`: see `BatchSizes`; a smaller batch takes
+    only the micro-steps it needs.
     """
 
     per_device: int
@@ -60,16 +64,32 @@ class Layout:
     rank: int
     world_size: int
     size: int | None = None
+    warmup_start: int = 1
+    warmup_steps: int = 0
 
     @property
     def global_batch(self) -> int:
-        """Blocks per optimizer step."""
+        """Blocks per optimizer step, once it has its full size."""
         return self.size or self.per_device * self.accumulation * self.world_size
+
+    @cached_property
+    def batch_sizes(self) -> BatchSizes:
+        """Where each step begins in the data and ends."""
+        return BatchSizes(self.global_batch, self.warmup_start, self.warmup_steps)
+
+    def micro_steps(self, global_step: int) -> int:
+        """Micro-batches of a step: the same number on every rank."""
+        if global_step >= self.warmup_steps:
+            return self.accumulation
+        return -(-self.batch_sizes.size(global_step) // (self.per_device * self.world_size))
 
     def samples(self, global_step: int, micro_step: int) -> NDArray[np.int64]:
         """Sample numbers of one micro-batch of this rank: [per_device] int64."""
         split = self.per_device, self.accumulation, self.rank, self.world_size
-        return step_samples(global_step, micro_step, *split, self.size)
+        sizes = self.batch_sizes
+        return step_samples(
+            global_step, micro_step, *split, sizes.size(global_step), sizes.samples_before(global_step)
+        )
 
 
 @dataclass(frozen=True)
@@ -111,11 +131,19 @@ def make_batch(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def fixed_capacity(num_tokens: int, mlm_probability: float) -> int:
+def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "token") -> int:
     """Places to predict that a micro-batch of `num_tokens` has room for: six standard deviations above the mean of a
-    binomial distribution, so that one in 10^9 has more (and is computed with another shape); a multiple of 64."""
+    binomial distribution, so that one in 10^9 has more (and is computed with another shape); a multiple of 64.
+
+    Where whole words are masked, the variance is that of the binomial one times the tokens of the word that a token is
+    in, on average: TOKENS_PER_WORD is above what texts have. Where spans of words are, it is that times
+    `span_variance`. A text of much longer words has other shapes more often, and the same numbers.
+    """
     mean = num_tokens * mlm_probability
-    wanted = math.ceil(mean + 6 * math.sqrt(mean * (1 - mlm_probability)))
+    variance = mean * (1 - mlm_probability)
+    if mask_unit != "token":
+        variance *= TOKENS_PER_WORD * (span_variance(mlm_probability) if mask_unit == "span" else 1.0)
+    wanted = math.ceil(mean + 6 * math.sqrt(variance))
     return min(num_tokens, -(-wanted // 64) * 64)
 
 
@@ -157,7 +185,7 @@ def step_batches(
     """Build one rank's micro-batches of one step: a pure function of its arguments (`order` only saves time)."""
     order = order or BlockOrder(layout, len(blocks), masking.seed)
     micro_batches = []
-    for micro_step, indices in enumerate(order.blocks_of(global_step)):
+    for micro_step, indices in enumerate(order.blocks_of(global_step)[: layout.micro_steps(global_step)]):
         samples = layout.samples(global_step, micro_step)
         segments = blocks.read_segments(indices) if blocks.has_pieces else None
         ids = blocks.read(indices)

@@ -108,14 +108,17 @@ def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> 
     """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
     if accelerator.device.type != "cuda":
         return 0
-    return fixed_capacity(plan.layout.per_device * plan.block_size, config.mlm_probability)
+    rates = config.mlm_probability, config.mlm_probability_end or 0.0
+    return max(fixed_capacity(plan.layout.per_device * plan.block_size, rate, config.mask_unit) for rate in rates)
 
 
 def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Plan, sparse: bool) -> Pace:
     """What this run's speed is measured by, on one device."""
-    tokens = plan.layout.per_device * plan.layout.accumulation * plan.block_size
+    tokens = plan.layout.per_device * plan.block_size
+    rates = [rate for rate in (config.mlm_probability, config.mlm_probability_end) if rate is not None]
+    flops = step_flops(engine.module, tokens, plan.block_size, sum(rates) / len(rates), sparse)
     return Pace(
-        step_flops=step_flops(engine.module, tokens, plan.block_size, config.mlm_probability, sparse),
+        token_flops=None if flops is None else flops / tokens / plan.layout.world_size,
         peak_flops=peak_flops(engine.accelerator.mixed_precision),
         filled=data.filled,
     )

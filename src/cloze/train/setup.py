@@ -28,7 +28,7 @@ from cloze.model.packed import DocumentAttention
 from cloze.model.sparse_head import MaskedHead
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
-from cloze.train.data import TrainData, open_data
+from cloze.train.data import TrainData, masking_rule, open_data, words_for
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
 from cloze.train.equip import (
     check_machine,
@@ -100,6 +100,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     data = open_data(config)
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)
+    words = words_for(config, data)
     model, tokenizer = build_model(config, data.tokenizer, data.block_size, config.seed)
     documents, head = equip(model, config, data)
     stop.hold()
@@ -122,10 +123,8 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
     if accelerator.log_with:
-        accelerator.inittrackers(config.run_name or output_dir.name, config=_plain_values(config))
-    masking = Masking.from_manifest(
-        data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
-    )
+        accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
+    masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = check_on_probe(head, engine, data, masking, config.seed)
     training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
     return Run(
