@@ -108,7 +108,7 @@ def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> 
     """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
     if accelerator.device.type != "cuda":
         return 0
-    rates = config.mlm_probability, config.mlm_probability_end or 0.0
+    rates = config.mlm_probability, config.mlm_probability_end or config.mlm_probability
     return max(fixed_capacity(plan.layout.per_device * plan.block_size, rate, config.mask_unit) for rate in rates)
 
 
