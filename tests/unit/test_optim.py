@@ -7,7 +7,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, get_scheduler
 
 from cloze.config import TrainConfig
-from cloze.train.optim import build_optimizer, learning_rate_schedule
+from cloze.train.optim import build_optimizer
+from cloze.train.schedule import learning_rate_schedule
 
 
 def config(**values) -> TrainConfig:

@@ -50,7 +50,7 @@ class Engine:
         """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping, and whether
         the weights were updated: where the norm is NaN or infinite they are not. The same on every rank."""
         for group in inner_optimizer(self.optimizer).param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         if self.zero_stage is not None:
             return self._deepspeed_step()
         for parameter in self._params:  # no gradient is a zero gradient, as ZeRO has it: moments and decay go on

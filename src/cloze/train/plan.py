@@ -111,8 +111,6 @@ def check_values(config: TrainConfig, has_validation: bool) -> None:
         raise ConfigError("nothing would be masked", where="--mlm_probability", hint="0.15 is usual")
     if config.mask_replace_prob + config.random_replace_prob > 1.0:
         raise ConfigError("must not be above 1 together", where="--mask_replace_prob and --random_replace_prob")
-    if config.bf16 and config.fp16:
-        raise ConfigError("choose one", where="--bf16 and --fp16")
     if config.learning_rate < 0 or config.weight_decay < 0 or config.warmup_steps < 0:
         raise ConfigError("must not be negative", where="--learning_rate, --weight_decay, --warmup_steps")
     if config.save_total_limit is not None and config.save_total_limit < 1:

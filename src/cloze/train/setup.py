@@ -9,7 +9,6 @@ Everything that can be checked is checked here, before the first step and, where
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
-from cloze.distributed import RunShape, decide, describe, start
+from cloze.distributed import RunShape, decide, describe, gather, start
 from cloze.errors import ConfigError
 from cloze.model.archs import check_kernels, check_precision, decoder_start
 from cloze.model.load import build_model
@@ -37,11 +36,13 @@ from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, open_data
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
 from cloze.train.nonfinite import left_out
-from cloze.train.optim import build_optimizer, learning_rate_schedule
+from cloze.train.optim import build_optimizer, check_optimizer, check_update
 from cloze.train.plan import Plan, check_values, fit_layout, plan_run
+from cloze.train.precision import precision_here
 from cloze.train.probe import check_probe, make_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
 from cloze.train.run_folder import check_same_run, open_run_folder, run_identity
+from cloze.train.schedule import learning_rate_schedule
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
 from cloze.train.watch import Watch, lost_while_joining
@@ -96,9 +97,9 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     documents, head = equip(model, config, data)
     stop.hold()
     with lost_while_joining(), stop.joining():
-        accelerator = start(_run_shape(config))
+        accelerator = start(_run_shape(config, model.config.model_type))
         watch = stack.enter_context(watch_ranks(config, accelerator))
-    check_precision(model.config, accelerator.mixed_precision)
+    check_engine(config, model.config, accelerator)
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
@@ -191,9 +192,8 @@ def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
 
 def check_machine(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
-    precision = "fp16" if config.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and not config.bf16 and (config.use_cpu or not torch.cuda.is_available()):
-        raise ConfigError("fp16 needs a GPU", where="--fp16", hint="use --bf16, or neither")
+    precision_here(config, model_type="")
+    check_optimizer(config)
     if config.deepspeed is not None:
         try:
             json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
@@ -232,10 +232,26 @@ def resume(run: Run) -> Start:
     return Start(position.global_step, place, evaluate=manifest["evaluation_pending"])
 
 
-def _run_shape(config: TrainConfig) -> RunShape:
+def check_engine(config: TrainConfig, model_config: Any, accelerator: Accelerator) -> None:
+    """Raise ConfigError where the model or the optimizer cannot work as the processes are set up; every rank calls it.
+
+    On machines of several kinds each rank would choose the precision of its own GPU.
+    """
+    check_precision(model_config, accelerator.mixed_precision)
+    check_update(config, accelerator)
+    found = sorted(set(gather(accelerator.mixed_precision)))
+    if len(found) > 1:
+        hint = "choose one with --precision"
+        raise ConfigError(f"the GPUs of this run differ ({', '.join(found)})", where="--precision", hint=hint)
+
+
+def _run_shape(config: TrainConfig, model_type: str) -> RunShape:
+    precision, why = precision_here(config, model_type)
+    if why is not None:
+        say("precision", why)
     return RunShape(
         use_cpu=config.use_cpu,
-        precision="bf16" if config.bf16 else "fp16" if config.fp16 else None,
+        precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         deepspeed=config.deepspeed,
         timeout_seconds=config.ddp_timeout,
