@@ -54,3 +54,5 @@ def test_each_layer_learns_at_its_own_rate_under_zero_too(prepared: Path, tmp_pa
     groups = json.loads((two / "checkpoint-6" / "checkpoint.json").read_text())["optimizer"]["groups"]
     assert sorted({group["lr_scale"] for group in groups}) == pytest.approx([0.8**3, 0.8**2, 0.8, 1.0])
     assert len(groups) == 8
+    last_rate = 2e-3 / 6  # linear, at the sixth of six steps
+    assert [group["lr"] for group in groups] == pytest.approx([last_rate * group["lr_scale"] for group in groups])

@@ -75,14 +75,12 @@ def hidden_matrices(model: Any) -> set[str]:
 
     Not those with a row for each token, place or segment, whose rows are vectors of their own; nor convolutions.
     """
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}  # tied decoders too
     vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
     found = set()
     for prefix, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 2 or id(weight) in tables:
-            continue
-        if vocab_size not in weight.shape and "embedding" not in type(module).__name__.lower():
+        is_matrix = isinstance(weight, torch.nn.Parameter) and weight.ndim == 2 and vocab_size not in weight.shape
+        if is_matrix and "embedding" not in type(module).__name__.lower():
             found.add(f"{prefix}.weight")
     return found
 
@@ -99,25 +97,23 @@ def build_optimizer(
     """
     groups = layer_groups(model, config)
     parameters, names = [group for group, _ in groups], [names for _, names in groups]
-    arguments = parse_arguments(config.optim_args)
     make, usual = _choose(config, offload)
-    known = set(inspect.signature(make).parameters) - {
-        "params",
-        "model_params",
-        "lr",
-        "weight_decay",
-        "adamw_wd",
-        "kwargs",
-    }
+    return _make(make, parameters, config, usual), names
+
+
+def _make(make: Any, groups: Any, config: TrainConfig, usual: dict[str, Any]) -> torch.optim.Optimizer:
+    """Raises ConfigError for what is no argument of the optimizer, or not a value for it."""
+    arguments = parse_arguments(config.optim_args)
+    known = set(inspect.signature(make).parameters) - _NOT_ARGUMENTS
     for name in arguments:
         if name not in known:
             flag = f"it is the flag --{'learning_rate' if name == 'lr' else name}"
             hint = flag if name in ("lr", "weight_decay") else f"it has {', '.join(sorted(known))}"
             raise ConfigError(f"{config.optim} takes no {name} here", where="--optim_args", hint=hint)
     if config.optim == "muon" and "adamw_lr" in arguments:
-        _scale_others(parameters, arguments["adamw_lr"], config.learning_rate)
+        _scale_others(groups, arguments["adamw_lr"], config.learning_rate)
     try:
-        return make(parameters, lr=config.learning_rate, **{**usual, **arguments}), names
+        return make(groups, lr=config.learning_rate, **{**usual, **arguments})
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error), where="--optim_args", hint=f"see the arguments of {config.optim}") from None
 
@@ -162,11 +158,16 @@ def _scale_others(groups: list[dict[str, Any]], adamw_lr: Any, learning_rate: fl
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raise ConfigError for an optimizer whose package is missing, or for a decay that is none."""
+    """Raise ConfigError for an optimizer that is not installed, arguments it does not take, or a decay that is none.
+
+    It makes one for a single weight, since each knows best what it takes.
+    """
     if config.optim in WHOLE_TENSORS and importlib.util.find_spec("pytorch_optimizer") is None:
         raise ConfigError(
             f"{config.optim} is not installed", where="--optim", hint="`pip install cloze[optimizers]` for it"
         )
+    make, usual = _choose(config, offload=False)
+    _make(make, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "use_muon": False}], config, usual)
     if config.layerwise_lr_decay is not None and not 0.0 < config.layerwise_lr_decay <= 1.0:
         raise ConfigError(
             f"must be above 0 and at most 1, not {config.layerwise_lr_decay}",
