@@ -22,7 +22,7 @@ LAYERS = [
     ["card", "evaluation", "model", "sample"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config"],
+    ["tensorfile", "console", "files", "config", "memory"],
     ["errors"],
 ]
 PURE = ["data/hashing.py", "data/sampler.py", "data/masking.py", "data/packing.py"]

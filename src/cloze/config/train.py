@@ -58,6 +58,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """blocks per process and forward pass"""
     gradient_accumulation_steps: int = 1
     """forward passes per optimizer step"""
+    auto_find_batch_size: bool = False
+    """split the same global batch into as few passes as memory allows: per_device_train_batch_size *
+    gradient_accumulation_steps * processes stays, the two flags are chosen"""
     num_train_epochs: float = 3.0
     """passes over the training blocks"""
     max_steps: int = -1

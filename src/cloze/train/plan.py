@@ -86,8 +86,13 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
             where="--num_processes",
             hint=f"start from 1 to {size} processes",
         )
+    return split_batch(size, wanted[0], rank, world_size)
+
+
+def split_batch(size: int, most: int, rank: int, world_size: int) -> Layout:
+    """`size` blocks a step on so many ranks, in as few passes of at most `most` blocks as will do, evenly filled."""
     share = -(-size // world_size)
-    accumulation = -(-share // wanted[0])
+    accumulation = -(-share // most)
     per_device = -(-share // accumulation)
     places = per_device * accumulation * world_size
     return Layout(per_device, accumulation, rank, world_size, None if places == size else size)

@@ -35,6 +35,7 @@ from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, open_data
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
+from cloze.train.fit import Trial, fit_memory
 from cloze.train.nonfinite import left_out
 from cloze.train.optim import build_optimizer, check_optimizer, check_update
 from cloze.train.plan import Plan, check_values, fit_layout, plan_run
@@ -105,7 +106,10 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     decide(lambda: tidy(Path(config.output_dir)))
     checkpoint = choose_checkpoint(Path(config.output_dir), config.resume_from_checkpoint, rank, world_size)
     saved = None if checkpoint is None else read_manifest(checkpoint)
-    plan = plan_run(config, fit_layout(config, rank, world_size, saved), data.num_blocks, data.block_size)
+    masking = make_masking(config, data)
+    trial = Trial(model, head, documents, masking, data, config, accelerator)
+    layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
+    plan = plan_run(config, layout, data.num_blocks, data.block_size)
     schedule = learning_rate_schedule(config, plan.total_steps)
     identity = identify(config, data, plan, world_size)
     if checkpoint is not None and saved is not None:
@@ -116,9 +120,6 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
     if accelerator.log_with:
         accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
-    masking = Masking.from_manifest(
-        data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
-    )
     probe = make_probe(data.first_blocks(config.seed), masking)
     check_head(
         head, engine.model, {"input_ids": probe["input_ids"].to(accelerator.device)}, accelerator.mixed_precision
@@ -153,6 +154,12 @@ def identify(config: TrainConfig, data: TrainData, plan: Plan, world_size: int) 
     if data.streamed is not None:  # each rank has a stream of its own
         identity["world_size"] = world_size
     return identity
+
+
+def make_masking(config: TrainConfig, data: TrainData) -> Masking:
+    """Which tokens of which sample are predicted."""
+    shares = config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
+    return Masking.from_manifest(data.manifest, config.seed, *shares)
 
 
 def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> int:
