@@ -22,7 +22,7 @@ LAYERS = [
     ["card", "evaluation", "model", "sample"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config"],
+    ["tensorfile", "console", "files", "config", "memory"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

@@ -103,5 +103,7 @@ def check_kernels(config: PretrainedConfig) -> None:
 
 def check_precision(config: PretrainedConfig, precision: str) -> None:
     """Raise ConfigError for a precision in which the architecture's forward pass fails."""
-    if precision == "bf16" and config.model_type in NO_BF16:
-        raise ConfigError(f"{config.model_type} cannot be trained in bf16", where="--bf16", hint="leave it out")
+    if precision in ("bf16", "fp8") and config.model_type in NO_BF16:  # fp8 is for some products, bf16 for the rest
+        raise ConfigError(
+            f"{config.model_type} cannot be trained in {precision}", where=f"--{precision}", hint="leave it out"
+        )

@@ -62,7 +62,7 @@ class Engine:
         nobody has to wait for the norm.
         """
         for group in inner_optimizer(self.optimizer).param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         if self.zero_stage is not None:
             return self._deepspeed_step()
         for parameter in self._params:  # no gradient is a zero gradient, as ZeRO has it: moments and decay go on

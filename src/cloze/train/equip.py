@@ -8,7 +8,6 @@ choose_kernels(model, config, accelerator)
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
-from cloze.distributed import zero_stage
+from cloze.distributed import gather, zero_stage
 from cloze.errors import ConfigError
 from cloze.model.archs import check_kernels, check_precision
 from cloze.model.compiled import choose_compile, compile_backbone
@@ -31,15 +30,16 @@ from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.data import TrainData
 from cloze.train.engine import Engine
 from cloze.train.metrics import Pace
+from cloze.train.optim import check_optimizer, check_update
 from cloze.train.plan import Plan
+from cloze.train.precision import precision_here
 from cloze.train.probe import make_probe
 
 
 def check_machine(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
-    precision = "fp16" if config.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and not config.bf16 and (config.use_cpu or not torch.cuda.is_available()):
-        raise ConfigError("fp16 needs a GPU", where="--fp16", hint="use --bf16, or neither")
+    precision_here(config, model_type="")
+    check_optimizer(config)
     if config.deepspeed is not None:
         try:
             json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
@@ -86,8 +86,17 @@ def enable_checkpointing(model: Any) -> None:
 
 
 def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
-    """Check the precision, and compile the backbone where that pays, before the engine wraps the model."""
+    """Compile the backbone where that pays, before the engine wraps the model; every rank calls it.
+
+    Raises ConfigError where model or optimizer cannot work as the processes are set up. On machines of several kinds
+    each rank would choose the precision of its own GPU.
+    """
     check_precision(model.config, accelerator.mixed_precision)
+    check_update(config, accelerator)
+    found = sorted(set(gather(accelerator.mixed_precision)))
+    if len(found) > 1:
+        hint = "choose one with --precision"
+        raise ConfigError(f"the GPUs of this run differ ({', '.join(found)})", where="--precision", hint=hint)
     mode = choose_compile(config, model.config.model_type, accelerator.device.type, zero_stage(accelerator))
     if mode is not None:
         compile_backbone(model, mode)
