@@ -23,9 +23,10 @@ from cloze.data.masking import Masking
 from cloze.distributed import zero_stage
 from cloze.errors import ConfigError
 from cloze.model.archs import check_kernels, check_precision
+from cloze.model.attention import as_usual, attention_names, check_attention, check_half
 from cloze.model.compiled import choose_compile, compile_backbone
 from cloze.model.flops import peak_flops, step_flops
-from cloze.model.packed import DocumentAttention, document_attention
+from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.data import TrainData
@@ -37,8 +38,8 @@ from cloze.train.probe import make_probe
 
 def check_machine(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
-    precision = "fp16" if config.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and not config.bf16 and (config.use_cpu or not torch.cuda.is_available()):
+    check_attention(config.attn_implementation, on_gpu(config))
+    if asked_precision(config) == "fp16" and not on_gpu(config):
         raise ConfigError("fp16 needs a GPU", where="--fp16", hint="use --bf16, or neither")
     if config.deepspeed is not None:
         try:
@@ -56,13 +57,26 @@ def check_machine(config: TrainConfig) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
 
 
+def on_gpu(config: TrainConfig) -> bool:
+    """Whether this run is to train on a GPU."""
+    return not config.use_cpu and torch.cuda.is_available()
+
+
+def asked_precision(config: TrainConfig) -> str:
+    """`bf16`, `fp16` or `no`: what the flags say, else the launcher."""
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return "bf16" if config.bf16 else "fp16" if config.fp16 else launcher
+
+
 def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
     """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
     what is recomputed, and the masked-only head."""
     check_kernels(model.config)
-    packed = data.has_documents
-    documents = document_attention(model, data.block_size, model.config.vocab_size) if packed else None
-    choose_trained(model, config, data)
+    packed, half = data.has_documents, asked_precision(config) in ("bf16", "fp16")
+    names = attention_names(model, config.attn_implementation, packed, on_gpu(config), half)
+    documents = settle_attention(model, names, data.block_size, packed)
+    with as_usual(model):
+        choose_trained(model, config, data)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     return documents, MaskedHead(model, config.sparse_head)
@@ -88,6 +102,7 @@ def enable_checkpointing(model: Any) -> None:
 def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
     """Check the precision, and compile the backbone where that pays, before the engine wraps the model."""
     check_precision(model.config, accelerator.mixed_precision)
+    check_half(model.config._attn_implementation, accelerator.mixed_precision)
     mode = choose_compile(config, model.config.model_type, accelerator.device.type, zero_stage(accelerator))
     if mode is not None:
         compile_backbone(model, mode)
