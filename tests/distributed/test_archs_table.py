@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flash_stand_in import NAME, install
 from ranks import Outcome, cloze_ranks, succeed
 from test_architectures import _BERT, ARCHITECTURES, TINY
 
+from cloze.config import ModelConfig
+from cloze.errors import ModelError
 from cloze.model import archs
 from cloze.model.archs import UNUSED_PARAMETERS, Architecture, architectures
+from cloze.model.load import build_model
+from cloze.model.packed import document_attention
 
 ROOT = Path(__file__).resolve().parents[2]
 # In every run of the tests: one that bf16 is refused for, one that cannot recompute.
@@ -90,9 +95,39 @@ def check(said: Architecture, trial: Trial, figure) -> None:
         assert any(outcomes[0].code != 0 for outcomes in tried), "bf16 works: the table is wrong"
 
 
-@pytest.mark.parametrize(
+EVERY = pytest.mark.parametrize(
     "model_type", [pytest.param(t, marks=() if t in ALWAYS else pytest.mark.slow) for t in ARCHITECTURES]
 )
+
+
+@EVERY
 def test_what_the_table_says_is_what_happens(prepared: Path, tmp_path: Path, model_type: str, figure):
     (said,) = architectures(model_type)
     check(said, Trial(model_type, prepared, tmp_path), figure)
+
+
+@EVERY
+def test_documents_are_kept_apart_where_the_table_says_so(prepared: Path, model_type: str, monkeypatch):
+    """In every way of computing attention that the class has; flash attention with kernels that stand in."""
+    (said,) = architectures(model_type)
+    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, _BERT))
+    model, _ = build_model(config, prepared / "tokenizer", 32, 0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)  # so that other attention gives clearly other logits
+    has = {"eager": True, "sdpa": said.sdpa, "flex_attention": said.flex, install(monkeypatch): said.flash}
+    found = {}
+    for name in (name for name in has if has[name]):
+        if name != model.config._attn_implementation:
+            model.set_attn_implementation(name)
+        try:
+            found[name] = document_attention(model, 32, 600).form
+        except ModelError:
+            found[name] = None
+    forms = {"flex_attention": "flex", NAME: "varlen"}
+    if "no best_fit" in said.note:
+        assert set(found.values()) == {None}
+    elif "best_fit by flash" in said.note:
+        assert [name for name, form in found.items() if form is not None] == [NAME]
+    else:
+        assert all(form == forms.get(name, form) and form is not None for name, form in found.items()), found

@@ -8,14 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers.modeling_flash_attention_utils as flash_utils
+from flash_stand_in import install
 from test_packed import make
 from torch.nn.attention.flex_attention import create_mask, flex_attention
-from transformers import AttentionInterface
-from transformers.integrations.flash_attention import flash_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from cloze.config import ModelConfig
 from cloze.data.loader import document_offsets
 from cloze.errors import ConfigError, ModelError
 from cloze.model.attention import (
@@ -26,7 +22,7 @@ from cloze.model.attention import (
     check_dropout,
     check_half,
 )
-from cloze.model.load import build_model
+from cloze.model.load import _load_error
 from cloze.model.packed import (
     document_attention,
     document_block_mask,
@@ -37,6 +33,7 @@ from cloze.model.packed import (
 
 CPU = torch.device("cpu")
 FAMILIES = ["bert", "roberta", "modernbert"]
+SLOW = pytest.mark.slow
 ALL = frozenset({"sdpa", "flash", "flex"})
 FLASH_2, FLASH_3, FLEX = "flash_attention_2", "flash_attention_3", "flex_attention"
 SEGMENTS = torch.tensor([[0] * 5 + [1] * 40 + [2] * 19, [0] * 64, [0] + [1] + [2] * 50 + [3] * 12])
@@ -91,7 +88,7 @@ def refused(call: Callable[..., Any], *arguments: Any) -> str:
     return str(caught.value)
 
 
-def test_attention_that_cannot_be_is_refused_in_one_line(prepared):
+def test_attention_that_cannot_be_is_refused_in_one_line():
     roberta = make("roberta").config
     assert "no attention called flash; use one of eager, sdpa" in refused(check_attention, "flash", True)
     assert "flash attention needs a GPU; use sdpa" in refused(check_attention, "kernels-community/flash-attn2", False)
@@ -105,8 +102,9 @@ def test_attention_that_cannot_be_is_refused_in_one_line(prepared):
     check_dropout(FLEX, make("modernbert").config)
     check_half(FLASH_2, "bf16")
     check_half("sdpa", "no")
-    config = ModelConfig(model_type="deberta", attn_implementation="sdpa")
-    assert "choose another --attn_implementation" in refused(build_model, config, prepared / "tokenizer", 32, 0)
+    with pytest.raises(ValueError, match="does not support") as theirs:
+        make("deberta", "sdpa")
+    assert "choose another --attn_implementation" in str(_load_error(theirs.value, "deberta"))
 
 
 def test_attention_that_fails_here_gives_way_to_the_next(capsys):
@@ -140,52 +138,10 @@ def test_a_block_mask_is_the_dense_mask(window: int | None):
     assert (create_mask(found.mask_mod, 3, None, 64, 64, device="cpu")[:, 0] == expected).all()
 
 
-def varlen_stand_in(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
-    max_seqlen_q: int, max_seqlen_k: int, dropout_p: float = 0.0, softmax_scale: float | None = None,
-    causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, deterministic: bool = False,
-):  # fmt: skip
-    """A stand-in for flash_attn.flash_attn_varlen_func (2.8), which needs a GPU: one document after the other.
-    q, k, v [T, H, D]."""
-    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-    assert cu_seqlens_q.tolist() == cu_seqlens_k.tolist()
-    assert not causal
-    assert dropout_p == softcap == 0.0
-    parts = []
-    for begin, end in zip(cu_seqlens_q[:-1].tolist(), cu_seqlens_q[1:].tolist(), strict=True):
-        assert 0 <= end - begin <= min(max_seqlen_q, max_seqlen_k)
-        one = [x[begin:end].unsqueeze(0) for x in (q, k, v)]
-        parts.append(dense_stand_in(*one, softmax_scale=softmax_scale, window_size=window_size)[0])
-    out = torch.cat(parts)
-    assert out.shape == q.shape
-    return out
-
-
-def dense_stand_in(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), **_: Any):
-    """A stand-in for flash_attn.flash_attn_func. q, k, v [B, S, H, D]."""
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale)
-    places = torch.arange(q.shape[1])
-    if window_size != (-1, -1):
-        assert window_size[0] == window_size[1]
-        far = (places[:, None] - places[None, :]).abs() > window_size[0]
-        scores = scores.masked_fill(far, -torch.inf)
-    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
-
-
 @pytest.fixture
 def flash(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of an attention that is all of transformers' flash attention but for the kernels, which stand in."""
-    name = "stand_in_flash"
-    monkeypatch.setitem(AttentionInterface._global_mapping, name, flash_attention_forward)
-    monkeypatch.setitem(AttentionMaskInterface._global_mapping, name, flash_attention_mask)
-    for place, value in {
-        "_loaded_implementation": name,
-        "_flash_fn": dense_stand_in,
-        "_flash_varlen_fn": varlen_stand_in,
-        "_process_flash_kwargs_fn": flash_utils._lazy_define_process_function(varlen_stand_in),
-    }.items():
-        monkeypatch.setattr(flash_utils, place, value)
-    return name
+    return install(monkeypatch)
 
 
 @pytest.fixture
@@ -226,7 +182,9 @@ def compare(eager: Any, other: Any, gradients: bool) -> tuple[float, float]:
     return float((here[0] - there[0]).abs().max() / there[0].abs().max()), norm
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize(
+    "model_type", [pytest.param("bert", marks=SLOW), pytest.param("roberta", marks=SLOW), "modernbert"]
+)
 def test_sdpa_gives_the_logits_and_gradients_of_eager(model_type: str, figure):
     logits, gradients = compare(*pair(model_type, "sdpa"), gradients=True)
     figure("best_fit, sdpa against eager: logits", logits)
@@ -244,7 +202,7 @@ def test_flash_attention_gets_what_it_needs_to_give_the_logits_and_gradients_of_
     assert max(logits, gradients) < 1e-5
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ["bert", pytest.param("roberta", marks=SLOW), "modernbert"])
 def test_flex_attention_gives_the_logits_and_gradients_of_eager(model_type: str, unfused_flex, monkeypatch, figure):
     eager, other = pair(model_type, FLEX)
     assert document_attention(other, 64, 300).form == "flex"

@@ -24,9 +24,9 @@ def run(config: ArchsConfig) -> None:
     Console(width=100).print(_table(found))
     gone = GONE if config.model_type is None else {}
     for name, hint in sorted(gone.items()):
-        print(f" {name:<20} {hint}")
+        print(f" {name:<18} {hint}")
     noted = {note for one in found for note in one.note.split("; ")}
-    print("".join(f"\n {note:<20} {meaning}" for note, (_, meaning) in NOTES.items() if note in noted))
+    print("".join(f"\n {note:<18} {meaning}" for note, (_, meaning) in NOTES.items() if note in noted))
     if config.output is not None:
         rows = [dataclasses.asdict(one) for one in found]
         write_json(Path(config.output), {"transformers": version("transformers"), "architectures": rows, "gone": gone})

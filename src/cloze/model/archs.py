@@ -108,6 +108,7 @@ NOTES: dict[str, tuple[Set[str], str]] = {
         ONE_DOCUMENT_PER_BLOCK,
         "attention cannot be kept inside documents: use --packing concat",
     ),
+    "no torch.compile": (BREAKS_GRAPH, "the backbone does not become one graph"),
     "best_fit by flash": (DOCUMENTS_BY_FLASH_ONLY, "attention is kept inside documents by flash attention only"),
 }
 
