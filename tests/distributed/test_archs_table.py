@@ -82,7 +82,10 @@ def check(said: Architecture, trial: Trial, figure) -> None:
     recompute = ["--gradient_checkpointing"] if said.checkpointing else []
     sharded = trial.curve("zero3", *recompute, zero3=True)
     np.testing.assert_allclose(sharded, alone, rtol=1e-5)
-    figure("ZeRO-3, recomputing where it can be, against one process, 2 steps: loss", abs(sharded / alone - 1).max())
+    figure(
+        "ZeRO-3, recomputing where it can be, against one process, 2 steps: loss and norm",
+        abs(sharded / alone - 1).max(),
+    )
     if not said.checkpointing:
         trial.is_refused("recompute", "has no gradient checkpointing", "--gradient_checkpointing")
     if said.bf16:
