@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "fill": (config.FillConfig, "fill the mask in a text", True),
     "push": (config.PushConfig, "publish a model on the Hub", True),
     "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
+    "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
 }

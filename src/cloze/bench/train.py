@@ -123,7 +123,7 @@ def _flops(size: Size, batch: int) -> float:
     apply_overrides(model_config, parse_overrides(size.config_overrides))
     with torch.device("meta"):
         model = AutoModelForMaskedLM.from_config(model_config)
-    return step_flops(model, batch * size.block_size, size.block_size, 0.15)
+    return step_flops(model, batch * size.block_size, size.block_size, 0.15) or 0.0
 
 
 class Peers:

@@ -44,8 +44,9 @@ def run(config: EvaluateConfig) -> None:
             where=config.model,
             hint=f"prepare the corpus with --tokenizer_name {folder}",
         )
+    vocab_size = model.config.get_text_config().vocab_size
     packed = prepared.packing == "best_fit"
-    documents = document_attention(model, prepared.block_size, model.config.vocab_size) if packed else None
+    documents = document_attention(model, prepared.block_size, vocab_size) if packed else None
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     model.to(accelerator.device)
     head, begin_with = MaskedHead(model), decoder_start(model.config)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
+    ArchsConfig,
     BenchConfig,
     ConsolidateConfig,
     DemoConfig,
@@ -20,6 +21,7 @@ from cloze.config.use import (
 )
 
 __all__ = [
+    "ArchsConfig",
     "BenchConfig",
     "BlocksConfig",
     "ConsolidateConfig",

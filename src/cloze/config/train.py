@@ -22,8 +22,9 @@ class ModelConfig:
     """from scratch: take the configuration of this model (Hub name or folder)"""
     config_overrides: str | None = None
     """from scratch: changes to the configuration: `hidden_size=256,num_hidden_layers=4`"""
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
-    """how attention is computed (default: the best one the model and this machine have)"""
+    attn_implementation: str | None = None
+    """how attention is computed: eager, sdpa, flex_attention, flash_attention_2 (3, 4), or a flash kernel on the Hub
+    such as kernels-community/flash-attn2 (default: the best one the model and this machine have)"""
     trust_remote_code: bool = False
     """run Python code that comes with the model"""
     cache_dir: str | None = None

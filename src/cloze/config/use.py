@@ -57,6 +57,16 @@ class FillConfig:
 
 
 @dataclass(kw_only=True)
+class ArchsConfig:
+    """Show which architectures there are, and what works for each."""
+
+    model_type: str | None = None
+    """show this one only"""
+    output: str | None = None
+    """write the table as JSON too"""
+
+
+@dataclass(kw_only=True)
 class ReplayConfig:
     """Rebuild the batch of one step of a run, exactly as it was trained on, and show it decoded."""
 

@@ -18,23 +18,30 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 
 
-def step_flops(model: Any, num_tokens: int, block_size: int, mlm_probability: float, sparse: bool = True) -> float:
-    """Forward and backward of one step over `num_tokens` in blocks of `block_size`.
+def step_flops(
+    model: Any, num_tokens: int, block_size: int, mlm_probability: float, sparse: bool = True
+) -> float | None:
+    """Forward and backward of one step over `num_tokens` in blocks of `block_size`; None where the configuration does
+    not tell the number and width of layers (perceiver).
 
     6 operations per weight of a matrix product and token (2 forward, 4 backward); for attention 12 * layers * hidden *
     block_size per token (scores and values). Embeddings are looked up, not multiplied, except as the head's decoder.
     """
+    config = model.config.get_text_config()
+    if not hasattr(config, "num_hidden_layers") or not hasattr(config, "hidden_size"):
+        return None
     backbone = getattr(model, model.base_model_prefix, model)
     body = sum(_weights(module) for module in backbone.modules())
     head = sum(_weights(module) for module in model.modules()) - body
-    config = model.config
     attention = 12 * config.num_hidden_layers * config.hidden_size * block_size
     rows = num_tokens * (mlm_probability if sparse else 1.0)
     return float(num_tokens * (6 * body + attention) + rows * 6 * head)
 
 
 def _weights(module: torch.nn.Module) -> int:
-    return module.weight.numel() if isinstance(module, torch.nn.Linear) else 0
+    if not isinstance(module, torch.nn.Linear):
+        return 0
+    return getattr(module.weight, "ds_numel", module.weight.numel())  # ZeRO-3 leaves an empty tensor
 
 
 def peak_flops(precision: str) -> float | None:

@@ -22,9 +22,10 @@ from cloze.data.masking import Masking
 from cloze.distributed import gather, zero_stage
 from cloze.errors import ConfigError
 from cloze.model.archs import check_kernels, check_precision
+from cloze.model.attention import as_usual, attention_names, check_attention, check_half
 from cloze.model.compiled import choose_compile, compile_backbone
 from cloze.model.flops import peak_flops, step_flops
-from cloze.model.packed import DocumentAttention, document_attention
+from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.data import TrainData
@@ -40,6 +41,7 @@ def check_machine(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
     precision_here(config, model_type="")
     check_optimizer(config)
+    check_attention(config.attn_implementation, on_gpu(config))
     if config.deepspeed is not None:
         try:
             json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
@@ -56,13 +58,20 @@ def check_machine(config: TrainConfig) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
 
 
+def on_gpu(config: TrainConfig) -> bool:
+    """Whether this run is to train on a GPU."""
+    return not config.use_cpu and torch.cuda.is_available()
+
+
 def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
     """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
     what is recomputed, and the masked-only head."""
     check_kernels(model.config)
-    packed = data.has_documents
-    documents = document_attention(model, data.block_size, model.config.vocab_size) if packed else None
-    choose_trained(model, config, data)
+    packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
+    names = attention_names(model, config.attn_implementation, packed, on_gpu(config), half)
+    documents = settle_attention(model, names, data.block_size, packed)
+    with as_usual(model):
+        choose_trained(model, config, data)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     return documents, MaskedHead(model, config.sparse_head)
@@ -92,6 +101,7 @@ def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) ->
     each rank would choose the precision of its own GPU.
     """
     check_precision(model.config, accelerator.mixed_precision)
+    check_half(model.config._attn_implementation, accelerator.mixed_precision)
     check_update(config, accelerator)
     found = sorted(set(gather(accelerator.mixed_precision)))
     if len(found) > 1:
