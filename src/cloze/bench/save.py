@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from cloze.bench.folder import work_folder
 from cloze.bench.memory import PeakMemory
-from cloze.bench.prepare import work_folder
 from cloze.bench.table import Table
 from cloze.config import BenchConfig
 from cloze.console import say
