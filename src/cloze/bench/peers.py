@@ -13,79 +13,15 @@ not hold. A batch that does not fit is reported as such. Only torch, transformer
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
-import os
-import resource
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
-LEADING_STEPS = 2 if torch.cuda.is_available() else 1  # of every turn are not timed: caches and queues fill
-
-
-class NewBatch(Exception):
-    """The next order is for another number of blocks per step."""
-
-
-class Gate:
-    """Called before every step: waits for an order, lets its steps pass, and reports how long they took."""
-
-    def __init__(self) -> None:
-        self.batch = self._steps = self._passed = 0
-        self._begin = 0.0
-
-    def wait(self) -> None:
-        """Take the next order. The process ends where stdin does."""
-        line = sys.stdin.readline()
-        if not line:
-            os._exit(0)
-        order = json.loads(line)
-        changed = self.batch not in (0, order["batch"])
-        self.batch, self._steps, self._passed = order["batch"], order["steps"], 0
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        if changed:
-            raise NewBatch
-
-    def __call__(self) -> None:
-        """One step is about to begin."""
-        if self._passed == LEADING_STEPS:
-            self._begin = _now()
-        if self._passed == LEADING_STEPS + self._steps:
-            report({"seconds": _now() - self._begin, "peak_bytes": _peak_bytes(), "graphs": _compiled_graphs()})
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.wait()
-        self._passed += 1
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _compiled_graphs() -> int:
-    """How many graphs torch.compile has made in this process: more after warm-up are recompilations."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
-
-
-def report(values: dict[str, Any]) -> None:
-    """Answer an order."""
-    sys.__stdout__.write(f"REPORT {json.dumps(values)}\n")  # type: ignore[union-attr]
-    sys.__stdout__.flush()  # type: ignore[union-attr]
+from cloze.bench.gate import Gate, serve
 
 
 class ClozePeer:
@@ -114,7 +50,9 @@ class ClozePeer:
             bf16=self._settings["gpu"],
             use_cpu=not self._settings["gpu"],
         )
-        return dataclasses.replace(config, torch_compile=self._torch_compile) if self._torch_compile else config
+        if self._torch_compile is not None:
+            config.torch_compile = self._torch_compile  # type: ignore[attr-defined]
+        return config
 
     def train(self, batch: int, gate: Gate) -> None:
         """Steps for ever."""
@@ -272,28 +210,6 @@ class BarePeer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-
-
-def serve(peer: Any, gate: Gate) -> None:
-    """Take orders until stdin ends."""
-    gate.wait()
-    while True:
-        refused = False
-        try:
-            peer.train(gate.batch, gate)
-        except NewBatch:
-            pass
-        except RuntimeError as error:  # CUDA's out of memory comes in several classes
-            if not any(word in str(error) for word in ("out of memory", "ALLOC_FAILED")):
-                raise
-            refused = True
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if refused:
-            report({"out_of_memory": True})
-            gate.batch = 0
-            gate.wait()
 
 
 def main(name: str, settings: dict[str, Any]) -> None:
