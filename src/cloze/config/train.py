@@ -92,6 +92,12 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """mixed precision in float16 with loss scaling (GPU only)"""
     tf32: bool | None = None
     """TF32 matrix products on Ampere and later GPUs"""
+    torch_compile: bool | Literal["auto"] = "auto"
+    """compile the model's backbone: `auto` does so on a GPU for architectures that become one graph"""
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (
+        None
+    )
+    """how: `reduce-overhead` records CUDA graphs, which helps small models; `max-autotune` tries more kernels"""
     sparse_head: bool = True
     """compute scores for the vocabulary at masked positions only; architectures that cannot are noticed"""
     gradient_checkpointing: bool = False

@@ -74,12 +74,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """One rank's share of one optimizer step. `stream`: of streamed data, the rank's place after it."""
+    """One rank's share of one optimizer step. `stream`: of streamed data, the rank's place after it; `ready`: of
+    batches that are being copied to a GPU, the event after which they are there."""
 
     global_step: int
     micro_batches: list[dict[str, torch.Tensor]]
     num_masked: int
     stream: dict[str, int] | None = None
+    ready: torch.cuda.Event | None = None
 
 
 def make_batch(

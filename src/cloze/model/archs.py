@@ -34,6 +34,8 @@ POSITIONS_AFTER_PADDING = {
 ENCODER_DECODER = {"bart", "mbart", "mvp"}
 # Their backward pass computes activations anew, and refuses to outside of training.
 REVERSIBLE = {"reformer"}
+# Their backbone does not become one graph under torch.compile; that of all others does.
+BREAKS_GRAPH = {"ibert", "longformer", "mra", "reformer", "yoso"}
 # Left alone, autocast or weights in bfloat16 fail in their forward pass.
 NO_BF16 = {"deberta", "deberta-v2", "fnet", "mra", "reformer", "xmod"}
 # Without their CUDA kernel, attention silently returns zeros.

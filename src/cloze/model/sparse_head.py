@@ -21,6 +21,7 @@ import torch
 
 from cloze.console import warn
 from cloze.distributed import gather
+from cloze.model.compiled import eagerly
 
 _CHECKED_ROWS = 32
 TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 5e-2}  # of the largest logit: other matrix shapes round otherwise
@@ -70,7 +71,9 @@ def check_head(head: MaskedHead, model: Any, inputs: dict[str, Any], precision: 
     dense one, and say so. Every rank calls it. `precision`: "no", "fp16" or "bf16"."""
     if not head.sparse:
         return
-    problem = next((one for one in gather(_problem(head, model, inputs, precision)) if one is not None), None)
+    with eagerly():
+        found = _problem(head, model, inputs, precision)
+    problem = next((one for one in gather(found) if one is not None), None)
     if problem is not None:
         head.sparse = False
         warn(f"{problem}; all positions go through the head, not only masked ones: the same result, slower")

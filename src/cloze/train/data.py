@@ -74,6 +74,13 @@ class TrainData:
         """Whether attention is to stay inside documents."""
         return self.manifest.get("packing") == "best_fit"
 
+    @property
+    def filled(self) -> float:
+        """Share of the blocks' places that hold tokens; 1 where nobody has counted them."""
+        train = self.manifest.get("splits", {}).get("train", {})
+        places = train.get("blocks", 0) * self.block_size
+        return min(1.0, (train["tokens"] - train.get("dropped_tokens", 0)) / places) if places else 1.0
+
     def first_blocks(self, seed: int) -> NDArray[np.int32]:
         """Some blocks [n, block_size] to try a model on, the same on every rank."""
         if self.blocks is not None:

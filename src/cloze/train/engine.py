@@ -4,12 +4,11 @@ engine = prepare_engine(accelerator, model, optimizer, config)
 for micro_batch in micro_batches:
     logits = engine.model(input_ids=...).logits
     engine.backward(loss, is_last=...)
-grad_norm, applied = engine.step(learning_rate)
+grad_norm, refused = engine.step(learning_rate)      # both on the device
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,7 +21,11 @@ from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
 
 
 class Engine:
-    """A model and its optimizer as wrapped by accelerate, and how they take one step."""
+    """A model and its optimizer as wrapped by accelerate, and how they take one step.
+
+    `deferred`: whether a step with bad numbers is refused on the device itself, so that the host may learn of it
+    later. `hold_after_refusal`: whether all steps after such a one are refused too, until the host has.
+    """
 
     def __init__(self, accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, max_grad_norm: float):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -30,6 +33,10 @@ class Engine:
         self.zero_stage = zero_stage(accelerator)
         self._max_grad_norm = max_grad_norm
         self._params = [p for p in self.module.parameters() if p.requires_grad]
+        fused = all(group.get("fused") for group in inner_optimizer(optimizer).param_groups)
+        self.deferred = self.zero_stage is None and accelerator.scaler is None and fused
+        self.hold_after_refusal = False
+        self._held = torch.zeros((), dtype=torch.bool, device=accelerator.device)
 
     def backward(self, loss: torch.Tensor, is_last: bool) -> None:
         """Accumulate gradients; with the last micro-batch of a step they are averaged over the ranks."""
@@ -46,9 +53,14 @@ class Engine:
             return self.accelerator.no_sync(self.model)
         return nullcontext()
 
-    def step(self, learning_rate: float) -> tuple[float, bool]:
+    def step(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping, and whether
-        the weights were updated: where the norm is NaN or infinite they are not. The same on every rank."""
+        the step was refused: where the norm is NaN or infinite the weights stay as they are. Scalars on the device,
+        the same on every rank.
+
+        Fused optimizers leave weights and moments alone where `found_inf` is 1, as they do for loss scaling, so that
+        nobody has to wait for the norm.
+        """
         for group in inner_optimizer(self.optimizer).param_groups:
             group["lr"] = learning_rate
         if self.zero_stage is not None:
@@ -59,30 +71,37 @@ class Engine:
         scaler, optimizer = self.accelerator.scaler, inner_optimizer(self.optimizer)
         if scaler is not None:
             scaler.unscale_(optimizer)
-        grad_norm = float(self._clip())
-        applied = math.isfinite(grad_norm)
+        grad_norm = self._clip()
+        refused = ~torch.isfinite(grad_norm)
         if scaler is not None:  # it skips such steps by itself
             scaler.step(optimizer)
             scaler.update()
-        elif applied:
+        elif self.deferred:
+            refused = refused | self._held
+            if self.hold_after_refusal:
+                self._held = refused
+            optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif not bool(refused):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return grad_norm, applied
+        return grad_norm, refused
 
-    def _deepspeed_step(self) -> tuple[float, bool]:
-        zero = zero_optimizer(self.optimizer)
+    def _deepspeed_step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        zero, device = zero_optimizer(self.optimizer), self.accelerator.device
         if hasattr(zero, "_global_grad_norm") or hasattr(zero, "scaled_global_norm"):
             zero.check_grad_overflow = True  # bf16 too
             self.model.step()  # type: ignore[operator]
-            return float(self.model.get_global_grad_norm()), not zero.overflow  # type: ignore[operator]
-        grad_norm = float(self._clip())  # ZeRO-0 in fp32 is a plain optimizer, which reports no norm
-        applied = math.isfinite(grad_norm)
-        if not applied:
+            norm = torch.as_tensor(self.model.get_global_grad_norm(), device=device)  # type: ignore[operator]
+            return norm, torch.as_tensor(bool(zero.overflow), device=device)
+        grad_norm = self._clip()  # ZeRO-0 in fp32 is a plain optimizer, which reports no norm
+        refused = ~torch.isfinite(grad_norm)
+        if bool(refused):
             for parameter in self._params:
                 parameter.grad = None
         else:
             self.model.step()  # type: ignore[operator]
-        return grad_norm, applied
+        return grad_norm, refused
 
     def _clip(self) -> torch.Tensor:
         limit = self._max_grad_norm if self._max_grad_norm > 0 else float("inf")

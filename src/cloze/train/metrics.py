@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +65,20 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
 
 
 class Window:
-    """The steps since the last line of metrics: their losses, and the time they took."""
+    """The steps since the last line of metrics: their losses and masked tokens, which stay on the device, and the time
+    they took."""
 
     def __init__(self, first_step: int, device: torch.device):
-        self.first_step = first_step
-        self.steps, self.loss = 0, torch.zeros((), dtype=torch.float64, device=device)
+        self.first_step, self._device = first_step, device
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._begin, self._waited = time.perf_counter(), 0.0
 
-    def add(self, loss: torch.Tensor) -> None:
-        """One more step that counts, with this rank's part of its loss."""
-        self.loss += loss
-        self.steps += 1
+    def add(self, loss: torch.Tensor, refused: torch.Tensor, num_masked: torch.Tensor) -> None:
+        """One more step, with this rank's part of its loss and the masked tokens of all ranks; one that was refused
+        has no loss. All scalars on the device: nothing waits for them."""
+        counts = ~refused
+        step = torch.stack([torch.where(counts, loss, 0.0), counts.double(), num_masked.double()])
+        self.sums += step
 
     def timed(self, loader: TrainLoader) -> Iterator[StepBatches]:
         """The loader's items; the time spent waiting for them counts as `data_wait`."""
@@ -86,11 +91,39 @@ class Window:
                 return
             yield batch
 
-    def speed(self, done: int, plan: Plan) -> dict[str, float]:
-        """Tokens per second of all ranks, and the share of time spent waiting for data; starts the next window."""
+    def close(self, done: int, sums: list[float], plan: Plan, pace: Pace) -> dict[str, float | None]:
+        """The window's numbers, and the next window begins. `sums`: those of all ranks, as [loss, steps, masked]."""
         elapsed = max(time.perf_counter() - self._begin, 1e-9)
+        steps = done - self.first_step
         tokens = plan.position(done).tokens_seen - plan.position(self.first_step).tokens_seen
-        values = {"tokens_per_second": round(tokens / elapsed, 1), "data_wait": round(self._waited / elapsed, 4)}
-        self.first_step, self._begin, self._waited, self.steps = done, time.perf_counter(), 0.0, 0
-        self.loss.zero_()
+        operations = pace.step_flops * steps / elapsed if pace.step_flops else None
+        values = {
+            "loss": sums[0] / sums[1] if sums[1] else None,
+            "tokens_per_second": round(tokens * pace.filled / elapsed, 1),
+            "masked_tokens_per_second": round(sums[2] / elapsed, 1),
+            "tflops": None if operations is None else round(operations / 1e12, 3),
+            "mfu": None if operations is None or pace.peak_flops is None else round(operations / pace.peak_flops, 4),
+            "data_wait": round(self._waited / elapsed, 4),
+            "memory_gib": round(peak_memory(self._device) / 2**30, 3),
+        }
+        self.first_step, self._begin, self._waited = done, time.perf_counter(), 0.0
+        self.sums.zero_()
         return values
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What speed is measured by. `step_flops`: floating-point operations of one step on one device (see
+    `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in a second, None
+    where that is not known; `filled`: share of a block that is no padding."""
+
+    step_flops: float | None
+    peak_flops: float | None
+    filled: float = 1.0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at their highest so far: of tensors on the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

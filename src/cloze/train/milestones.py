@@ -13,6 +13,7 @@ from cloze.console import say, warn
 from cloze.distributed import decide, engine_name, gather
 from cloze.errors import DiskError, TrainingError
 from cloze.evaluation import Interrupted, Scores, score_blocks
+from cloze.model.compiled import eagerly
 from cloze.model.packed import model_inputs
 from cloze.train.checkpoint_files import checkpoint_path
 from cloze.train.engine import loss_scale_state
@@ -36,7 +37,7 @@ def evaluate(run: Run, log: MetricsLog, global_step: int, place: Place) -> Score
     assert run.data.validation is not None  # checked before the run began
     model.eval()
     try:
-        with run.watch.phase("evaluate"):
+        with run.watch.phase("evaluate"), eagerly():
             scores = score_blocks(
                 lambda batch: run.head.logits(
                     model, model_inputs(batch, device, run.documents, run.decoder_start), batch["positions"].to(device)

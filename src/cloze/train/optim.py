@@ -49,7 +49,7 @@ def build_optimizer(
     arguments = {"lr": config.learning_rate, **parse_arguments(config.optim_args)}
     try:
         if config.optim == "sgd":
-            return torch.optim.SGD(parameters, **arguments), names
+            return torch.optim.SGD(parameters, fused=True, **arguments), names
         if config.optim == "rmsprop":
             return torch.optim.RMSprop(parameters, **arguments), names
         betas = (config.adam_beta1, config.adam_beta2)

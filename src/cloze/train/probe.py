@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.distributed import agree
 from cloze.errors import CheckpointError
+from cloze.model.compiled import eagerly
 from cloze.train.checkpoint_files import PROBE
 from cloze.train.engine import Engine
 
@@ -46,7 +47,8 @@ def make_probe(blocks: NDArray[np.int32], masking: Masking) -> dict[str, torch.T
 def answer_probe(engine: Engine, probe: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The probe with the model's `logits` [K, V] in fp32; every rank calls it."""
     engine.model.eval()
-    logits = engine.model(input_ids=probe["input_ids"].to(engine.accelerator.device)).logits
+    with eagerly():
+        logits = engine.model(input_ids=probe["input_ids"].to(engine.accelerator.device)).logits
     engine.model.train()
     return {**probe, "logits": _rows(logits, probe["rows"])}
 

@@ -8,8 +8,6 @@ Everything that can be checked is checked here, before the first step and, where
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,27 +17,34 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 
 from cloze.config import TrainConfig
 from cloze.console import say
-from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, decide, describe, start
-from cloze.errors import ConfigError
-from cloze.model.archs import check_kernels, check_precision, decoder_start
+from cloze.model.archs import decoder_start
 from cloze.model.load import build_model
-from cloze.model.packed import DocumentAttention, document_attention
-from cloze.model.sparse_head import MaskedHead, check_head
-from cloze.model.trained import freeze_matching, freeze_unused
+from cloze.model.packed import DocumentAttention
+from cloze.model.sparse_head import MaskedHead
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, open_data
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
+from cloze.train.equip import (
+    check_machine,
+    check_on_probe,
+    choose_kernels,
+    equip,
+    head_capacity,
+    measure_pace,
+    steps_unread,
+    trackers,
+)
+from cloze.train.metrics import Pace
 from cloze.train.nonfinite import left_out
 from cloze.train.optim import build_optimizer, learning_rate_schedule
 from cloze.train.plan import Plan, check_values, fit_layout, plan_run
-from cloze.train.probe import check_probe, make_probe
+from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
 from cloze.train.run_folder import check_same_run, open_run_folder, run_identity
 from cloze.train.signals import StopSignals
@@ -60,7 +65,8 @@ class Start:
 class Run:
     """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
     and whether it was still to be evaluated; `left_out`: steps whose batches are left out; `capacity`: places to
-    predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`."""
+    predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`;
+    `steps_unread`: how many steps may be on their way before the host looks at the first one's result."""
 
     config: TrainConfig
     output_dir: Path
@@ -81,6 +87,8 @@ class Run:
     stop: StopSignals
     watch: Watch
     left_out: frozenset[int]
+    pace: Pace
+    steps_unread: int
     saved: tuple[int, bool] | None = None
 
 
@@ -98,8 +106,8 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     with lost_while_joining(), stop.joining():
         accelerator = start(_run_shape(config))
         watch = stack.enter_context(watch_ranks(config, accelerator))
-    check_precision(model.config, accelerator.mixed_precision)
     say("world", describe(accelerator))
+    choose_kernels(model, config, accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
     checkpoint = choose_checkpoint(Path(config.output_dir), config.resume_from_checkpoint, rank, world_size)
@@ -114,14 +122,11 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
     if accelerator.log_with:
-        accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
+        accelerator.inittrackers(config.run_name or output_dir.name, config=_plain_values(config))
     masking = Masking.from_manifest(
         data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
     )
-    probe = make_probe(data.first_blocks(config.seed), masking)
-    check_head(
-        head, engine.model, {"input_ids": probe["input_ids"].to(accelerator.device)}, accelerator.mixed_precision
-    )
+    probe = check_on_probe(head, engine, data, masking, config.seed)
     training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
     return Run(
         config=config,
@@ -143,6 +148,8 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         stop=stop,
         watch=watch,
         left_out=left_out(output_dir),
+        pace=measure_pace(engine, config, data, plan, head.sparse),
+        steps_unread=steps_unread(engine, config),
     )
 
 
@@ -154,60 +161,10 @@ def identify(config: TrainConfig, data: TrainData, plan: Plan, world_size: int) 
     return identity
 
 
-def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> int:
-    """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
-    if accelerator.device.type != "cuda":
-        return 0
-    return fixed_capacity(plan.layout.per_device * plan.block_size, config.mlm_probability)
-
-
-def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
-    """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
-    what is recomputed, and the masked-only head."""
-    check_kernels(model.config)
-    packed = data.has_documents
-    documents = document_attention(model, data.block_size, model.config.vocab_size) if packed else None
-    choose_trained(model, config, data)
-    if config.gradient_checkpointing:
-        _enable_checkpointing(model)
-    return documents, MaskedHead(model, config.sparse_head)
-
-
 def watch_ranks(config: TrainConfig, accelerator: Accelerator) -> Watch:
     """The watch over the ranks of this run."""
     stacks = Path(config.output_dir) / "stacks"
     return Watch(accelerator.process_index, accelerator.num_processes, config.hang_timeout, stacks)
-
-
-def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
-    """Decide which parameters are trained, and say which are not."""
-    if config.freeze is not None:
-        say("model", f"{freeze_matching(model, config.freeze)} parameters are not trained (--freeze)")
-    unused = freeze_unused(model, data.first_blocks(config.seed))
-    if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        say("model", f"{unused[0]}{more} have no part in the output, and are not trained")
-
-
-def check_machine(config: TrainConfig) -> None:
-    """Raise ConfigError for what this machine cannot do."""
-    precision = "fp16" if config.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and not config.bf16 and (config.use_cpu or not torch.cuda.is_available()):
-        raise ConfigError("fp16 needs a GPU", where="--fp16", hint="use --bf16, or neither")
-    if config.deepspeed is not None:
-        try:
-            json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"cannot read it ({error})", where=config.deepspeed, hint="give a file such as ds_configs/zero2.json"
-            ) from None
-    installed = {str(tracker.value) for tracker in get_available_trackers()}
-    for name in _trackers(config):
-        if name not in installed:
-            hint = f"installed here: {', '.join(sorted(installed)) or 'none'}; `pip install {name}` for it"
-            raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)
-    if config.tf32 is not None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
 
 
 def resume(run: Run) -> Start:
@@ -239,25 +196,15 @@ def _run_shape(config: TrainConfig) -> RunShape:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         deepspeed=config.deepspeed,
         timeout_seconds=config.ddp_timeout,
-        log_with=_trackers(config),
+        log_with=trackers(config),
         project_dir=config.output_dir,
     )
-
-
-def _trackers(config: TrainConfig) -> list[str]:
-    return [] if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")]
 
 
 def _save_model_files(module: Any, tokenizer: Any, folder: Path) -> None:
     module.config.architectures = [type(module).__name__]
     module.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _enable_checkpointing(model: Any) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing", where="--gradient_checkpointing")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _plain_values(config: TrainConfig) -> dict[str, Any]:

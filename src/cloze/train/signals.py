@@ -7,7 +7,7 @@ the processes have joined there is nothing to agree on or to save, and a request
         ...                                    # a signal raises Stopped here
         stop.hold()
         with stop.joining(): ...               # the processes find each other
-        if stop.agreed(sum_over_ranks(stop.vote())): ...
+        if sum_over_ranks(stop.vote()): ...
 
 The second Ctrl-C ends the process at once: whatever is being written has no name yet.
 """
@@ -25,8 +25,6 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
-
-import torch
 
 from cloze.errors import Stopped
 
@@ -49,7 +47,6 @@ class StopSignals:
         self._margin = seconds_before_limit
         self._pressed: float | None = None
         self._before: dict[int, Any] = {}
-        self._pending: tuple[torch.Tensor, Any] | None = None
 
     def __enter__(self) -> StopSignals:
         if self._margin is not None and (end := slurm_end_time()) is not None:
@@ -91,23 +88,6 @@ class StopSignals:
         if self._reason is None and self._limit is not None and time.time() >= self._limit:
             self._reason = f"the job's time ends in {self._margin} s"
         return int(self._reason is not None)
-
-    def agreed(self, votes: torch.Tensor) -> bool:
-        """Whether any rank wants to stop. `votes`: the sum of all ranks' votes, a scalar on any device.
-
-        On a GPU the answer is that of the call before, so that nobody has to wait for it.
-        """
-        if votes.device.type == "cpu":
-            return bool(votes.item())
-        host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
-        host.copy_(votes, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        before, self._pending = self._pending, (host, event)
-        if before is None:
-            return False
-        before[1].synchronize()
-        return bool(before[0].item())
 
     def stopped(self, what: str) -> Stopped:
         """The exception that ends the run; `what` says where it stopped."""

@@ -10,6 +10,7 @@ learning rate and dropout are functions of it, so that resuming is a seek.
 from __future__ import annotations
 
 import time
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from cloze.data.hashing import make_key
 from cloze.data.loader import StepBatches, TrainLoader
 from cloze.errors import ClozeError, LostRank, Stopped
 from cloze.model.packed import model_inputs
+from cloze.train.feed import HostCopy, arrive, host_values, to_device
 from cloze.train.loss import masked_loss_sum
 from cloze.train.metrics import MetricsLog, Window
-from cloze.train.milestones import deal_with_refused_step, evaluate, finish_saving, roll_back, save, stop_here
+from cloze.train.milestones import Place, deal_with_refused_step, evaluate, finish_saving, roll_back, save, stop_here
 from cloze.train.nonfinite import RollBack
 from cloze.train.run_folder import write_status
 from cloze.train.setup import Run, Start, resume, set_up
@@ -35,14 +37,20 @@ _PURPOSE_DROPOUT = 0x64726F70
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step gave on this rank: its part of the global batch's mean loss (float64), the part of each
-    micro-batch, the norm of the whole gradient, whether the weights were updated, whether anybody wants to stop."""
+    """What one optimizer step gave, on the device: this rank's part of the global batch's mean loss (float64), the
+    part of each micro-batch, the norm of the whole gradient, whether the step was refused, the masked tokens of all
+    ranks. `flags`: whether it was refused and how many ranks want to stop, on their way to the host."""
 
+    global_step: int
     loss: torch.Tensor
     losses: list[torch.Tensor]
-    grad_norm: float
-    applied: bool
-    stop: bool
+    grad_norm: torch.Tensor
+    refused: torch.Tensor
+    num_masked: torch.Tensor
+    flags: HostCopy
+
+
+Unread = deque[tuple[StepResult, Place]]  # steps whose results the host has not looked at, and where they began
 
 
 def train(config: TrainConfig) -> Path:
@@ -101,8 +109,9 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
     if start.evaluate:
         evaluate(run, log, start.step, start.place)
     build = run.data.step_builder(run.masking, plan.layout, plan.total_samples, start.place, run.capacity)
-    loader = TrainLoader(build, start.step, plan.total_steps)
-    window = Window(start.step, run.engine.accelerator.device)
+    device = run.engine.accelerator.device
+    loader = TrainLoader(to_device(build, device), start.step, plan.total_steps)
+    window, unread = Window(start.step, device), Unread()
     place = start.place
     run.watch.step = start.step
     with (
@@ -112,41 +121,61 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
         for batch in window.timed(loader):
             done = batch.global_step + 1
             last = done == plan.total_steps
-            stop = False
+            log_it = done % config.logging_steps == 0 or last
+            evaluate_it = plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done)
+            save_it = config.save_strategy != "no" and (
+                last or plan.is_due(config.save_strategy, config.save_steps, done)
+            )
             if batch.global_step in run.left_out:
                 log.write({"step": done, "left_out": True})
             else:
                 result = train_step(run, batch)
-                stop = result.stop
-                if result.applied:
-                    window.add(result.loss)
-                else:
-                    deal_with_refused_step(run, log, batch.global_step, result.losses, result.grad_norm, place)
-                if done % config.logging_steps == 0 or last:
-                    note = log_step(run, log, window, batch.global_step, result.grad_norm)
-                    advance(0, note=note)
+                window.add(result.loss, result.refused, result.num_masked)
+                unread.append((result, place))
+            stop = read_results(run, log, unread, 0 if log_it or evaluate_it or save_it else run.steps_unread)
+            if log_it and batch.global_step not in run.left_out:
+                advance(0, note=log_step(run, log, window, result))
             place = batch.stream
             advance()
             run.watch.step = done
-            if plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
+            if evaluate_it:
                 evaluate(run, log, done, place)
-            if config.save_strategy != "no" and (last or plan.is_due(config.save_strategy, config.save_steps, done)):
+            if save_it:
                 save(run, done, place, last=last)
             if stop and not last:
+                read_results(run, log, unread, 0)
                 stop_here(run, done, place)
 
 
-def log_step(run: Run, log: MetricsLog, window: Window, global_step: int, grad_norm: float) -> str:
-    """Write a line of metrics; return what the progress bar says."""
-    done, plan = global_step + 1, run.plan
+def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
+    """Look at the results of all steps but the last `keep`; whether any rank wants to stop.
+
+    On a GPU the host reads a step's flags when the next one is on its way already, so that the device never waits for
+    it; before anything is logged, evaluated or saved it reads all of them.
+    """
+    stop = False
+    while len(unread) > keep:
+        result, place = unread.popleft()
+        refused, votes = result.flags.read()
+        stop = stop or votes > 0
+        if refused:
+            deal_with_refused_step(run, log, result.global_step, result.losses, float(result.grad_norm), place)
+    return stop
+
+
+def log_step(run: Run, log: MetricsLog, window: Window, result: StepResult) -> str:
+    """Write a line of metrics; return what the progress bar says. Every rank calls it, and waits for its device."""
+    done, plan = result.global_step + 1, run.plan
+    sums = torch.stack([sum_over_ranks(run, window.sums[0]), *window.sums[1:]]).tolist()
+    measured = window.close(done, sums, plan, run.pace)
     line = {
         "step": done,
         "epoch": round(plan.epoch(done), 6),
         "samples_seen": plan.position(done).samples_seen,
-        "loss": sum_over_ranks(run, window.loss).item() / max(window.steps, 1) if window.steps else None,
-        "learning_rate": run.schedule(global_step),
-        "grad_norm": grad_norm,
-        **window.speed(done, plan),
+        "loss": measured["loss"],
+        "learning_rate": run.schedule(result.global_step),
+        "grad_norm": float(result.grad_norm),
+        **measured,
     }
     log.write(line)
     loss = "-" if line["loss"] is None else f"{line['loss']:.4f}"
@@ -154,25 +183,27 @@ def log_step(run: Run, log: MetricsLog, window: Window, global_step: int, grad_n
 
 
 def train_step(run: Run, batch: StepBatches) -> StepResult:
-    """One optimizer step."""
+    """One optimizer step; the host waits for nothing that the device computes."""
     engine, plan = run.engine, run.plan
     device = engine.accelerator.device
     # Contract of the loss: divide once by the masked tokens of the whole global batch (see cloze.train.loss).
-    totals = sum_over_ranks(run, torch.tensor([batch.num_masked, run.stop.vote()], device=device))
+    totals = sum_over_ranks(run, host_values([batch.num_masked, run.stop.vote()], device))
     num_masked = totals[0].clamp(min=1)
     losses = []
+    arrive(batch)
     for micro_step, micro_batch in enumerate(batch.micro_batches):
         is_last = micro_step == plan.layout.accumulation - 1
         torch.manual_seed(dropout_seed(run.config.seed, batch.global_step, micro_step, plan.layout.rank))
         with engine.forward_context(is_last):
             inputs = model_inputs(micro_batch, device, run.documents, run.decoder_start)
-            logits = run.head.logits(engine.model, inputs, micro_batch["positions"].to(device, non_blocking=True))
-            loss = masked_loss_sum(logits, micro_batch["targets"].to(device, non_blocking=True)) / num_masked
+            logits = run.head.logits(engine.model, inputs, micro_batch["positions"])
+            loss = masked_loss_sum(logits, micro_batch["targets"]) / num_masked
             engine.backward(loss * plan.layout.world_size, is_last)
         losses.append(loss.detach())
-    grad_norm, applied = engine.step(run.schedule(batch.global_step))
+    grad_norm, refused = engine.step(run.schedule(batch.global_step))
     step_loss = torch.stack(losses).double().sum()
-    return StepResult(step_loss, losses, grad_norm, applied, run.stop.agreed(totals[1]))
+    flags = HostCopy(torch.stack([refused.to(totals.dtype), totals[1]]))
+    return StepResult(batch.global_step, step_loss, losses, grad_norm, refused, totals[0], flags)
 
 
 def dropout_seed(seed: int, global_step: int, micro_step: int, rank: int) -> int:

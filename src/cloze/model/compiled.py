@@ -1,0 +1,68 @@
+"""torch.compile where it pays: the backbone as one graph.
+
+    mode = choose_compile(config, model.config.model_type, device_type="cuda", stage=None)
+    if mode is not None:
+        compile_backbone(model, mode)        # before anything wraps the model; names of parameters stay as they are
+    with eagerly(): ...                      # evaluation and checks: other shapes, which are not worth a compilation
+
+Batches of training have one shape (see `fixed_capacity`), so that there is one compilation and no more.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from cloze.config import TrainConfig
+from cloze.errors import ConfigError
+from cloze.model.archs import BREAKS_GRAPH
+
+
+def choose_compile(config: TrainConfig, model_type: str, device_type: str, stage: int | None) -> str | None:
+    """The mode in which the backbone is to be compiled; None where it is not.
+
+    `--torch_compile auto` compiles on GPUs, for architectures whose backbone becomes one graph. `stage`:
+    DeepSpeed's ZeRO stage; ZeRO-3 fetches weights in hooks, at which graphs break. Raises ConfigError for what was
+    asked for and cannot be.
+    """
+    mode = config.torch_compile_mode or "default"
+    if config.torch_compile == "auto":
+        pays = device_type == "cuda" and stage != 3 and model_type not in BREAKS_GRAPH and _has_triton()
+        return mode if pays else None
+    if not config.torch_compile:
+        return None
+    if stage == 3:
+        raise ConfigError(
+            "ZeRO-3 and torch.compile do not go together",
+            where="--torch_compile",
+            hint="use ZeRO-1 or ZeRO-2, or leave it out",
+        )
+    if device_type == "cuda" and not _has_triton():
+        raise ConfigError("torch.compile needs triton on a GPU", where="--torch_compile", hint="pip install triton")
+    return mode
+
+
+def compile_backbone(model: Any, mode: str, backend: str = "inductor") -> None:
+    """Compile `model.base_model_prefix` in place: its forward becomes a compiled one when it is first called.
+
+    `mode`: of torch.compile; "reduce-overhead" and "max-autotune" record CUDA graphs, whose memory is free to be
+    used again when the next forward begins.
+    """
+    backbone = getattr(model, model.base_model_prefix, model)
+    # The forward alone: with its hooks, `backbone.compile()` makes a second graph of the one that gathers rows.
+    backbone.forward = torch.compile(
+        backbone.forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False
+    )
+    if mode in ("reduce-overhead", "max-autotune"):
+        model.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+
+
+def eagerly() -> Any:
+    """A context in which compiled modules run as they are written."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,135 @@
+"""What a run needs around its model, settled one by one before the first step.
+
+check_machine(config)                             # before any process has joined
+documents, head = equip(model, config, data)      # before the engine wraps the model
+choose_kernels(model, config, accelerator)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+from cloze.config import TrainConfig
+from cloze.console import say
+from cloze.data.loader import fixed_capacity
+from cloze.data.masking import Masking
+from cloze.distributed import zero_stage
+from cloze.errors import ConfigError
+from cloze.model.archs import check_kernels, check_precision
+from cloze.model.compiled import choose_compile, compile_backbone
+from cloze.model.flops import peak_flops, step_flops
+from cloze.model.packed import DocumentAttention, document_attention
+from cloze.model.sparse_head import MaskedHead, check_head
+from cloze.model.trained import freeze_matching, freeze_unused
+from cloze.train.data import TrainData
+from cloze.train.engine import Engine
+from cloze.train.metrics import Pace
+from cloze.train.plan import Plan
+from cloze.train.probe import make_probe
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Raise ConfigError for what this machine cannot do."""
+    precision = "fp16" if config.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and not config.bf16 and (config.use_cpu or not torch.cuda.is_available()):
+        raise ConfigError("fp16 needs a GPU", where="--fp16", hint="use --bf16, or neither")
+    if config.deepspeed is not None:
+        try:
+            json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"cannot read it ({error})", where=config.deepspeed, hint="give a file such as ds_configs/zero2.json"
+            ) from None
+    installed = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in trackers(config):
+        if name not in installed:
+            hint = f"installed here: {', '.join(sorted(installed)) or 'none'}; `pip install {name}` for it"
+            raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)
+    if config.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+
+
+def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
+    """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
+    what is recomputed, and the masked-only head."""
+    check_kernels(model.config)
+    packed = data.has_documents
+    documents = document_attention(model, data.block_size, model.config.vocab_size) if packed else None
+    choose_trained(model, config, data)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model)
+    return documents, MaskedHead(model, config.sparse_head)
+
+
+def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
+    """Decide which parameters are trained, and say which are not."""
+    if config.freeze is not None:
+        say("model", f"{freeze_matching(model, config.freeze)} parameters are not trained (--freeze)")
+    unused = freeze_unused(model, data.first_blocks(config.seed))
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        say("model", f"{unused[0]}{more} have no part in the output, and are not trained")
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass. Raises ConfigError where the architecture cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing", where="--gradient_checkpointing")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Check the precision, and compile the backbone where that pays, before the engine wraps the model."""
+    check_precision(model.config, accelerator.mixed_precision)
+    mode = choose_compile(config, model.config.model_type, accelerator.device.type, zero_stage(accelerator))
+    if mode is not None:
+        compile_backbone(model, mode)
+        say("model", f"the {model.base_model_prefix} is compiled ({mode})")
+
+
+def check_on_probe(
+    head: MaskedHead, engine: Engine, data: TrainData, masking: Masking, seed: int
+) -> dict[str, torch.Tensor]:
+    """The batch that is stored with checkpoints (see `make_probe`), after the masked-only head was tried on it."""
+    probe, accelerator = make_probe(data.first_blocks(seed), masking), engine.accelerator
+    ids = probe["input_ids"].to(accelerator.device)
+    check_head(head, engine.model, {"input_ids": ids}, accelerator.mixed_precision)
+    return probe
+
+
+def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> int:
+    """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
+    if accelerator.device.type != "cuda":
+        return 0
+    return fixed_capacity(plan.layout.per_device * plan.block_size, config.mlm_probability)
+
+
+def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Plan, sparse: bool) -> Pace:
+    """What this run's speed is measured by, on one device."""
+    tokens = plan.layout.per_device * plan.layout.accumulation * plan.block_size
+    return Pace(
+        step_flops=step_flops(engine.module, tokens, plan.block_size, config.mlm_probability, sparse),
+        peak_flops=peak_flops(engine.accelerator.mixed_precision),
+        filled=data.filled,
+    )
+
+
+def steps_unread(engine: Engine, config: TrainConfig) -> int:
+    """How far the host may run ahead of the device: one step on a GPU, where the engine refuses bad steps by itself.
+
+    To stop at a bad step means that no later one may touch the weights, though it is on its way already.
+    """
+    engine.hold_after_refusal = config.on_nonfinite == "stop"
+    return int(engine.deferred and engine.accelerator.device.type == "cuda")
+
+
+def trackers(config: TrainConfig) -> list[str]:
+    """The names in --report_to."""
+    return [] if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")]

@@ -1,0 +1,103 @@
+"""torch.compile: one graph for every architecture that can, no second compilation, the same numbers, chosen where it
+pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from corpus import TINY_MODEL_NO_DROPOUT
+from ranks import cloze_ranks
+from test_architectures import ARCHITECTURES
+from test_sparse_head import build, curve, first_batch, loss_and_gradients
+from torch._dynamo.utils import counters
+
+from cloze.config import TrainConfig
+from cloze.errors import ConfigError
+from cloze.model import compiled
+from cloze.model.archs import BREAKS_GRAPH
+from cloze.model.compiled import choose_compile, compile_backbone, eagerly
+from cloze.model.sparse_head import MaskedHead
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        pytest.param(name, marks=() if name in ("bert", "modernbert") else pytest.mark.slow)
+        for name in ARCHITECTURES
+        if name not in BREAKS_GRAPH
+    ],
+)
+def test_the_backbone_is_one_graph_and_compiled_once(prepared: Path, model_type: str):
+    """Training steps of one shape, with an evaluation between them that is not compiled."""
+    torch._dynamo.reset()
+    model = build(prepared, model_type)
+    head = MaskedHead(model)
+    first, second = first_batch(prepared, capacity=64), first_batch(prepared, capacity=64)
+    second["input_ids"] = second["input_ids"].flip(0)
+    expected = [loss_and_gradients(model, batch, head) for batch in (first, second)]
+    compile_backbone(model, "default", backend="aot_eager")
+    counters.clear()
+    losses = [loss_and_gradients(model, first, head)]
+    with torch.no_grad(), eagerly():
+        model.eval()(input_ids=first["input_ids"][:1, :16])
+        model.train()
+    losses.append(loss_and_gradients(model, second, head))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    for (loss, gradients), (same_loss, same_gradients) in zip(losses, expected, strict=True):
+        assert abs(loss / same_loss - 1) < 1e-5
+        norm = torch.stack([g.double().norm() for g in same_gradients.values()]).norm()
+        apart = [(gradients[name] - same_gradients[name]).double().norm() for name in same_gradients]
+        assert torch.stack(apart).norm() / norm < 1e-5
+
+
+@pytest.mark.parametrize("model_type", [pytest.param(name, marks=pytest.mark.slow) for name in sorted(BREAKS_GRAPH)])
+def test_what_is_said_to_break_graphs_does(prepared: Path, model_type: str):
+    torch._dynamo.reset()
+    model = build(prepared, model_type)
+    backbone = getattr(model, model.base_model_prefix)
+    with pytest.raises(Exception, match=r"."):
+        torch.compile(backbone, backend="aot_eager", fullgraph=True)(first_batch(prepared)["input_ids"])[
+            0
+        ].sum().backward()
+
+
+def config(**values: object) -> TrainConfig:
+    return TrainConfig(dataset_name="x", output_dir="y", **values)
+
+
+def test_it_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "_has_triton", lambda: True)
+    assert choose_compile(config(), "roberta", "cuda", None) == "default"
+    assert choose_compile(config(), "roberta", "cuda", 2) == "default"
+    assert choose_compile(config(torch_compile_mode="reduce-overhead"), "bert", "cuda", None) == "reduce-overhead"
+    for model_type, device, stage in (("reformer", "cuda", None), ("roberta", "cpu", None), ("roberta", "cuda", 3)):
+        assert choose_compile(config(), model_type, device, stage) is None
+    assert choose_compile(config(torch_compile=False), "roberta", "cuda", None) is None
+    assert choose_compile(config(torch_compile=True), "roberta", "cpu", None) == "default"
+    with pytest.raises(ConfigError, match="ZeRO-3"):
+        choose_compile(config(torch_compile=True), "roberta", "cuda", 3)
+    monkeypatch.setattr(compiled, "_has_triton", lambda: False)
+    assert choose_compile(config(), "roberta", "cuda", None) is None
+    with pytest.raises(ConfigError, match="triton"):
+        choose_compile(config(torch_compile=True), "roberta", "cuda", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
+def test_a_compiled_run_has_the_curve_of_one_that_is_not(prepared: Path, tmp_path: Path, engine: str):
+    """Through the command line, with the compiler that GPUs use (here for the CPU)."""
+    plain = curve(prepared, tmp_path / "plain", engine)
+    fast = curve(prepared, tmp_path / "compiled", engine, "--torch_compile", "true")
+    np.testing.assert_allclose(fast, plain, rtol=1e-5)
+
+
+def test_zero3_and_compile_are_refused_in_one_line(prepared: Path, tmp_path: Path):
+    argv = ["train", *TINY_MODEL_NO_DROPOUT, "--max_steps", "1", "--dataset_name", str(prepared)]
+    argv += ["--output_dir", str(tmp_path / "run"), "--torch_compile", "true"]
+    outcomes = cloze_ranks(argv, 1, "zero3", tmp_path / "log")
+    assert [one.code for one in outcomes] == [2]
+    assert "ZeRO-3 and torch.compile do not go together" in outcomes[0].output
