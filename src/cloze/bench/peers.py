@@ -27,7 +27,7 @@ from cloze.bench.gate import Gate, serve
 class ClozePeer:
     """`cloze train`, as it is; another batch is another plan for the same run."""
 
-    def __init__(self, settings: dict[str, Any], torch_compile: str | None = None):
+    def __init__(self, settings: dict[str, Any], torch_compile: bool):
         self._settings, self._torch_compile = settings, torch_compile
         self._stack = ExitStack()
         self._run: Any = None
@@ -36,7 +36,7 @@ class ClozePeer:
         """The command's configuration."""
         from cloze.config import TrainConfig
 
-        config = TrainConfig(
+        return TrainConfig(
             dataset_name=self._settings["prepared"],
             output_dir=tempfile.mkdtemp(dir=self._settings["folder"]),
             model_type=self._settings["model_type"],
@@ -49,17 +49,16 @@ class ClozePeer:
             learning_rate=2e-5,
             bf16=self._settings["gpu"],
             use_cpu=not self._settings["gpu"],
+            torch_compile=self._torch_compile,
         )
-        if self._torch_compile is not None:
-            config.torch_compile = self._torch_compile  # type: ignore[attr-defined]
-        return config
 
     def train(self, batch: int, gate: Gate) -> None:
         """Steps for ever."""
         from cloze.train import trainer
+        from cloze.train.equip import head_capacity
         from cloze.train.metrics import MetricsLog
         from cloze.train.plan import fit_layout, plan_run
-        from cloze.train.setup import Start, head_capacity, set_up
+        from cloze.train.setup import Start, set_up
         from cloze.train.signals import StopSignals
 
         config = self.config(batch)
@@ -215,13 +214,10 @@ class BarePeer:
 def main(name: str, settings: dict[str, Any]) -> None:
     """Be the peer of that name."""
     sys.stdout = sys.stderr  # what libraries print is not a report
-    compiled = {"cloze": "false" if settings["gpu"] else None, "compiled": "true"}
-    flag_exists = settings["torch_compile"]
-    if name in compiled:
-        peer: Any = ClozePeer(settings, compiled[name] if flag_exists else None)
+    if name in ("cloze", "compiled"):
+        serve(ClozePeer(settings, torch_compile=name == "compiled"), Gate())
     else:
-        peer = {"trainer": TrainerPeer, "bare": BarePeer}[name](settings)
-    serve(peer, Gate())
+        serve({"trainer": TrainerPeer, "bare": BarePeer}[name](settings), Gate())
 
 
 if __name__ == "__main__":

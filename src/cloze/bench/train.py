@@ -3,9 +3,9 @@
 Each peer is a process that waits while another takes its steps, in turns (A B C C B A ...), so that a machine whose
 speed drifts slows all of them; ratios are taken turn by turn. Models start from random weights, which cost the same.
 
-On the CPU all take the same batch. With `--gpu` everything runs in bf16, `cloze train` with and without torch.compile,
-and each of `cloze train` and Trainer takes the batch at which it is fastest itself; the bare loop, from which Cloze's
-`overhead` is counted, and the compiled `cloze train` take the one of `cloze train`.
+On the CPU all take the same batch. With `--gpu` everything runs in bf16, `cloze train` with `--torch_compile false`
+and (`compiled`) `true`, and each of `cloze train` and Trainer takes the batch at which it is fastest itself; the bare
+loop, from which Cloze's `overhead` is counted, and the compiled `cloze train` take the one of `cloze train`.
 
 tokens/s leaves out padding; masked/s is 15 % of the tokens that are not special. With `--output` the table, every
 turn and the search for batches are written after each size, so that a run that is cut short keeps what it has.
@@ -25,7 +25,7 @@ from cloze.bench.folder import work_folder
 from cloze.bench.sizes import Shares, Size, chosen_sizes, make_data, shares_of
 from cloze.bench.table import Table
 from cloze.bench.turns import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch
-from cloze.config import BenchConfig, TrainConfig
+from cloze.config import BenchConfig
 from cloze.console import duration, say, warn
 from cloze.errors import ConfigError
 from cloze.model.flops import peak_flops, step_flops
@@ -33,7 +33,7 @@ from cloze.model.flops import peak_flops, step_flops
 PEERS = {
     "cloze": "cloze train",
     "bare": "bare PyTorch loop, sparse head",
-    "compiled": "cloze train, torch.compile",
+    "compiled": "cloze train, compiled",
     "trainer": "transformers Trainer",
 }
 GPU_SIZES = ["distilroberta-128", "distilroberta-512", "roberta-base-512", "roberta-large-512", "modernbert-base-1024"]
@@ -103,15 +103,13 @@ def bench_train(config: BenchConfig) -> Table:
 def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bool | None = None) -> Comparison:
     """One size: find the batches (`search`; default: on a GPU), warm up, then take turns."""
     prepared = make_data(folder / "data", size, config.packing)
-    compiles = "torch_compile" in {field.name for field in dataclasses.fields(TrainConfig)}
-    names = [peer for peer in PEERS if peer != "compiled" or (config.gpu and compiles)]
+    names = [peer for peer in PEERS if peer != "compiled" or config.gpu]
     settings = {
         "prepared": str(folder / "data"),
         "folder": str(folder),
         "model_type": size.model_type,
         "config_overrides": size.config_overrides,
         "gpu": config.gpu,
-        "torch_compile": compiles,
     }
     done = Comparison(name, size, shares_of(prepared))
     with Peers(names, settings, config.gpu) as peers:
