@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 import torch
 
 import cloze
+from cloze.bench import train
 from cloze.bench.sizes import SIZES, make_data, shares_of
-from cloze.bench.turns import OutOfMemory, Turn, best_batch
+from cloze.bench.table import Table
+from cloze.bench.turns import OutOfMemory, PeerFailed, Turn, best_batch
 from cloze.cli import main
+from cloze.config import BenchConfig
 from cloze.data.shards import verify_prepared
 from cloze.data.tokenize import load_tokenizer
 
@@ -209,3 +213,62 @@ def test_the_made_up_blocks_are_a_prepared_folder(tmp_path: Path, packing: str):
     assert shares.real == (1.0 if packing == "concat" else (ids != 1).mean())
     assert (packing == "concat") == (1 not in ids)
     assert prepared.blocks("train").has_pieces == (packing == "best_fit")
+
+
+class Crowd:
+    """Peers of which the compiled one breaks. A step takes 10 ms a block, of Trainer 20; more than 64 (of Trainer: 16)
+    blocks do not fit; Cloze's process compiles something in its last turn."""
+
+    def __init__(self, *_: object):
+        self.turns = 0
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, name: str, batch: int, steps: int) -> Turn:
+        """As `Peers.run`."""
+        if name == "compiled":
+            raise PeerFailed("Traceback (most recent call last):\nRuntimeError: no such kernel")
+        if batch > (16 if name == "trainer" else 64):
+            raise OutOfMemory(f"{batch} blocks")
+        self.turns += name == "cloze"
+        seconds = 0.01 * batch * (2 if name == "trainer" else 1) / (1 + batch / 100)
+        return Turn(seconds * (1.1 if name == "cloze" else 1), 2**30, int(name == "cloze" and self.turns > 6))
+
+
+def test_the_gpu_table_keeps_what_it_has_and_goes_on_without_a_peer_that_breaks(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "Peers", Crowd)
+    monkeypatch.setattr(train, "best_batch", partial(best_batch, first_tokens=8 * 32))
+    monkeypatch.setattr(train, "make_data", partial(make_data, num_tokens=5_000))
+    table = Table("training steps", train.COLUMNS)
+    done = train.compare(BenchConfig(what="train", gpu=True), "tiny-32", SIZES["tiny-32"], tmp_path / "a")
+    train.add_rows(table, done, gpu=False)
+    rows = {row[0].removeprefix("tiny-32: "): row[1:] for row in table.rows}
+    assert rows["cloze train, compiled: failed"] == [None] * (len(train.COLUMNS) - 1)
+    assert "compiled failed (PeerFailed: RuntimeError: no such kernel)" in capsys.readouterr().err
+    cloze_row, bare, trainer = (rows[train.PEERS[name]] for name in ("cloze", "bare", "trainer"))
+    assert (cloze_row[0], bare[0], trainer[0]) == (64, 64, 16)  # Trainer's own; the bare loop's is Cloze's
+    assert cloze_row[-2] == pytest.approx((2 / 1.16) / (1.1 / 1.64), abs=1e-3)  # a token's time, not a step's
+    assert (cloze_row[-1], bare[-1]) == (1, 0)
+    assert rows["overhead of cloze train over the bare loop"][3] == "+10.0%"
+    details = train.details_of(done)
+    assert details["failed"] == {"compiled": "Traceback (most recent call last):\nRuntimeError: no such kernel"}
+    assert details["overhead_of_each_turn"] == pytest.approx([0.1] * 3)
+
+
+def test_a_table_that_is_cut_short_is_written_up_to_there(tmp_path: Path, monkeypatch):
+    measured = train.Comparison("tiny-32", SIZES["tiny-32"], train.Shares(1.0, 0.9))
+
+    def compare(config: BenchConfig, name: str, *_: object) -> train.Comparison:
+        if name != "tiny-32":
+            raise KeyboardInterrupt
+        return measured
+
+    monkeypatch.setattr(train, "compare", compare)
+    config = BenchConfig(what="train", sizes="tiny-32,roberta-base-512", output=str(tmp_path / "bench.json"))
+    with pytest.raises(KeyboardInterrupt):
+        train.bench_train(config)
+    assert list(json.loads((tmp_path / "bench.json").read_text())["sizes"]) == ["tiny-32"]

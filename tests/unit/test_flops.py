@@ -27,9 +27,9 @@ SIZE = {
 BLOCK, BATCH = 64, 2
 
 
-def make(model_type: str, **more: Any) -> Any:
+def make(model_type: str, attention: str = "eager", **more: Any) -> Any:
     config = AutoConfig.for_model(model_type, **SIZE, **more)
-    return AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    return AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
 
 
 def torch_counts(model: Any, rows: int) -> tuple[int, int]:
@@ -85,12 +85,12 @@ def test_a_decoder_counts_beside_its_encoder():
 
 
 def test_counting_leaves_the_model_and_the_random_state_alone():
-    model = make("roberta").train()
+    model = make("roberta", "sdpa").train()
     before, state = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
     assert step_flops(model, BLOCK, BLOCK, 0.15)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
-    assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "sdpa"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -24,6 +24,27 @@ import torch
 from cloze.bench.gate import Gate, serve
 
 
+def cloze_config(settings: dict[str, Any], batch: int, torch_compile: bool) -> Any:
+    """The configuration of `cloze train`."""
+    from cloze.config import TrainConfig
+
+    return TrainConfig(
+        dataset_name=settings["prepared"],
+        output_dir=tempfile.mkdtemp(dir=settings["folder"]),
+        model_type=settings["model_type"],
+        config_overrides=settings["config_overrides"],
+        per_device_train_batch_size=batch,
+        max_steps=10**6,
+        logging_steps=500,
+        save_strategy="no",
+        weight_decay=0.01,
+        learning_rate=2e-5,
+        bf16=settings["gpu"],
+        use_cpu=not settings["gpu"],
+        torch_compile=torch_compile,
+    )
+
+
 class ClozePeer:
     """`cloze train`, as it is; another batch is another plan for the same run."""
 
@@ -31,26 +52,6 @@ class ClozePeer:
         self._settings, self._torch_compile = settings, torch_compile
         self._stack = ExitStack()
         self._run: Any = None
-
-    def config(self, batch: int) -> Any:
-        """The command's configuration."""
-        from cloze.config import TrainConfig
-
-        return TrainConfig(
-            dataset_name=self._settings["prepared"],
-            output_dir=tempfile.mkdtemp(dir=self._settings["folder"]),
-            model_type=self._settings["model_type"],
-            config_overrides=self._settings["config_overrides"],
-            per_device_train_batch_size=batch,
-            max_steps=10**6,
-            logging_steps=500,
-            save_strategy="no",
-            weight_decay=0.01,
-            learning_rate=2e-5,
-            bf16=self._settings["gpu"],
-            use_cpu=not self._settings["gpu"],
-            torch_compile=self._torch_compile,
-        )
 
     def train(self, batch: int, gate: Gate) -> None:
         """Steps for ever."""
@@ -61,7 +62,7 @@ class ClozePeer:
         from cloze.train.setup import Start, set_up
         from cloze.train.signals import StopSignals
 
-        config = self.config(batch)
+        config = cloze_config(self._settings, batch, self._torch_compile)
         if self._run is None:
             stop = self._stack.enter_context(StopSignals(None))
             self._run = set_up(config, stop, self._stack)
@@ -160,17 +161,15 @@ class BarePeer:
     """Forward of the masked rows, backward, clip, AdamW, over a few batches that are in memory already."""
 
     def __init__(self, settings: dict[str, Any]):
-        from cloze.data.shards import open_prepared
-        from cloze.model.packed import document_attention
-        from cloze.model.sparse_head import MaskedHead
+        from cloze.model.load import build_model
+        from cloze.train.data import open_data
+        from cloze.train.equip import equip
 
         self._gpu = settings["gpu"]
-        self._data = open_prepared(settings["prepared"])
-        self._model, _ = _model(settings)
-        packed = self._data.packing == "best_fit"
-        vocab_size = self._model.config.vocab_size
-        self._documents = document_attention(self._model, self._data.block_size, vocab_size) if packed else None
-        self._head = MaskedHead(self._model)
+        config = cloze_config(settings, 8, torch_compile=False)
+        self._data = open_data(config)
+        self._model, _ = build_model(config, self._data.tokenizer, self._data.block_size, config.seed)
+        self._documents, self._head = equip(self._model, config, self._data)
 
     def batches(self, batch: int) -> list[dict[str, torch.Tensor]]:
         """The first 16 batches of Cloze's own run."""
@@ -179,7 +178,8 @@ class BarePeer:
 
         masking, layout = Masking.from_manifest(self._data.manifest, seed=42), Layout(batch, 1, 0, 1)
         capacity = fixed_capacity(batch * self._data.block_size, 0.15) if self._gpu else 0
-        blocks = self._data.blocks("train")
+        blocks = self._data.blocks
+        assert blocks is not None
         return [
             step_batches(blocks, masking, layout, 10**9, step, capacity=capacity).micro_batches[0]
             for step in range(16)

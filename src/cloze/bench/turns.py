@@ -105,11 +105,9 @@ def best_batch(peers: Any, name: str, block_size: int, first_tokens: int = SEARC
             seconds = peers.run(name, batch, SEARCH_STEPS).seconds
         except OutOfMemory:
             tried[batch] = None
-            if best is not None:
-                break
             if batch == 1:
                 raise
-            batch //= 2  # not even the first one fits: down instead of up
+            batch //= 2  # where not even the first one fits: down instead of up
             continue
         tried[batch] = rate = batch * block_size / seconds
         gained = best is None or rate > GAIN * (best[0] * block_size / best[1])

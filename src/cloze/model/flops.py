@@ -18,8 +18,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from cloze.model.archs import decoder_start
-
 # Dense peak of tensor cores in TFLOP/s for bf16 (for fp16 where there is no bf16), accumulating in fp32, from the
 # vendors' data sheets. Keys are words of torch.cuda.get_device_name(): "NVIDIA H100 80GB HBM3" is the SXM one.
 PEAK_TFLOPS = {
@@ -61,8 +59,6 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
         twin = type(model)(config).eval()
         ids = torch.zeros((1, block_size), dtype=torch.long)
     inputs = {"input_ids": ids}
-    if decoder_start(config) is not None:
-        inputs["decoder_input_ids"] = ids
     try:
         body, whole = _count(twin, inputs)
     except Exception:  # without a mask, some look for padding among the tokens
