@@ -109,7 +109,7 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
     dataclass, _, takes_positions = COMMANDS[command]
     fields = dataclasses.fields(dataclass)
     known = {f.name for f in fields} | {"help", "print_config"}
-    booleans = {f"--{f.name}" for f in fields if str(f.type).startswith("bool")}
+    booleans = {f"--{f.name}": "auto" if "auto" in str(f.type) else "" for f in fields if str(f.type)[:4] == "bool"}
     positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
     words, rest = list(argv[:at]), list(argv[at:])
     files: list[str] = []  # --config comes first, so that flags win wherever they stand
@@ -120,7 +120,8 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
         elif not word.startswith("-"):
             words += [f"--{positions.pop(0)}", word] if positions else [word]
         elif word in booleans:
-            value = rest.pop(0).lower() if rest and rest[0].lower() in ("true", "false") else "true"
+            said = rest and rest[0].lower() in ("true", "false", booleans[word])
+            value = rest.pop(0).lower() if said else "true"
             words += [word, value]
         else:
             name = word.split("=")[0]

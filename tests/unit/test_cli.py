@@ -138,3 +138,12 @@ def test_errors_go_to_stderr_in_one_line_with_exit_code_2():
     assert done.stdout == ""
     hint = "make it with `cloze prepare --output`, or give --tokenizer_name if it is a corpus"
     assert done.stderr == f"cloze: error: nowhere: no such folder; {hint}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [([], "auto"), (["--torch_compile"], True), (["--torch_compile", "false"], False)]
+)
+def test_a_switch_may_have_a_third_position(words: list[str], value: object):
+    argv = ["train", "--dataset_name", "x", "--output_dir", "y"]
+    assert parse([*argv, *words, "--bf16"])[1].torch_compile == value
+    assert parse([*argv, "--torch_compile", "auto"])[1].torch_compile == "auto"
