@@ -87,7 +87,11 @@ def _model(settings: dict[str, Any]) -> tuple[Any, Any]:
     from cloze.model.load import build_model
 
     data = open_prepared(settings["prepared"])
-    config = ModelConfig(model_type=settings["model_type"], config_overrides=settings["config_overrides"])
+    config = ModelConfig(
+        model_type=settings["model_type"],
+        config_overrides=settings["config_overrides"],
+        attn_implementation="sdpa",
+    )
     return build_model(config, data.tokenizer_dir, data.block_size, seed=42)
 
 
@@ -168,7 +172,7 @@ class BarePeer:
         self._gpu = settings["gpu"]
         config = cloze_config(settings, 8, torch_compile=False)
         self._data = open_data(config)
-        self._model, _ = build_model(config, self._data.tokenizer, self._data.block_size, config.seed)
+        self._model: Any = build_model(config, self._data.tokenizer, self._data.block_size, config.seed)[0]
         self._documents, self._head = equip(self._model, config, self._data)
 
     def batches(self, batch: int) -> list[dict[str, torch.Tensor]]:
