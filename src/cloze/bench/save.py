@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.bench.prepare import work_folder
+from cloze.bench.folder import work_folder
 from cloze.bench.table import Table
 from cloze.config import BenchConfig
 from cloze.console import say

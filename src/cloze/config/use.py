@@ -118,10 +118,11 @@ class DemoConfig:
 class BenchConfig:
     """Measure Cloze beside its peers, in one run on this machine, and print a table."""
 
-    what: Literal["prepare", "loader", "save", "train"]
+    what: Literal["prepare", "loader", "save", "train", "step"]
     """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
     of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
-    waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns"""
+    waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns;
+    `step`: where the time of one step of `cloze train` goes, also under `accelerate launch`"""
     dataset_name: str | None = None
     """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
     (default: the sample corpus)"""
@@ -136,14 +137,19 @@ class BenchConfig:
     num_blocks: int = 10_000_000
     """loader: blocks in the folder"""
     per_device_train_batch_size: int | None = None
-    """loader, train: blocks per batch (default: 32 for the loader, 8 for training on a CPU)"""
+    """loader, train, step: blocks per batch (default: 32 for the loader, 8 for training on a CPU; with --gpu, the
+    batch at which each loop is fastest)"""
+    gpu: bool = False
+    """train, step: measure the GPU, in bf16 (default: the CPU, in fp32)"""
     sizes: str | None = None
-    """train: which of distilroberta-128, distilroberta-512, roberta-base-512, roberta-large-512, modernbert-base-1024,
-    separated by commas (default: the first one on a CPU, all on a GPU)"""
-    rounds: int = 5
-    """train: turns of each loop"""
-    steps: int = 5
-    """train: steps in a turn"""
+    """train, step: which of distilroberta-128, distilroberta-512, roberta-base-512, roberta-large-512,
+    modernbert-base-1024, tiny-32, separated by commas (default: the first one; `train --gpu`: all but the last)"""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """train, step: how documents are packed into the blocks"""
+    rounds: int | None = None
+    """train, step: turns of each loop (default: 5; train --gpu: 3)"""
+    steps: int | None = None
+    """train, step: steps in a turn (default: 5; with --gpu as many as take a second)"""
     model_type: str = "roberta"
     """save: the architecture"""
     config_overrides: str = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"
