@@ -17,12 +17,15 @@ LAYERS = [
     ["cli", "__main__"],
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],
-    ["consolidate", "fill", "hub"],
+    ["measure"],
+    ["consolidate", "opening"],
+    ["fill", "hub"],
     ["train"],
-    ["card", "evaluation", "model", "sample"],
+    ["vocabulary"],
+    ["card", "evaluation", "model", "sample", "pll"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config"],
+    ["tensorfile", "console", "files", "config", "intervals"],
     ["errors"],
 ]
 PURE = ["data/hashing.py", "data/sampler.py", "data/masking.py", "data/packing.py"]

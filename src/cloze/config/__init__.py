@@ -11,6 +11,7 @@ from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, Source
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
     BenchConfig,
+    CompareConfig,
     ConsolidateConfig,
     DemoConfig,
     EvaluateConfig,
@@ -22,6 +23,7 @@ from cloze.config.use import (
 __all__ = [
     "BenchConfig",
     "BlocksConfig",
+    "CompareConfig",
     "ConsolidateConfig",
     "DemoConfig",
     "EvaluateConfig",
