@@ -17,12 +17,15 @@ LAYERS = [
     ["cli", "__main__"],
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],
-    ["consolidate", "fill", "hub"],
+    ["measure"],
+    ["consolidate", "opening"],
+    ["fill", "hub"],
     ["train"],
-    ["card", "evaluation", "model", "sample"],
+    ["vocabulary"],
+    ["card", "evaluation", "model", "sample", "pll"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config", "memory"],
+    ["tensorfile", "console", "files", "config", "memory", "intervals"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

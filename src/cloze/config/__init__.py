@@ -12,6 +12,7 @@ from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
     ArchsConfig,
     BenchConfig,
+    CompareConfig,
     ConsolidateConfig,
     DemoConfig,
     EvaluateConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "ArchsConfig",
     "BenchConfig",
     "BlocksConfig",
+    "CompareConfig",
     "ConsolidateConfig",
     "DemoConfig",
     "EvaluateConfig",

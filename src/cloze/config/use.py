@@ -19,27 +19,53 @@ class ConsolidateConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
-    """Perplexity and masked accuracy on fixed masks."""
+class MeasureConfig:
+    """How blocks are scored."""
 
-    model: str
-    """a model folder, a run's folder (its `model`), or a model on the Hub"""
-    data: str
-    """a folder made by `cloze prepare`"""
     split: str = "validation"
     """train or validation"""
     per_device_eval_batch_size: int = 8
-    """blocks per process and forward pass; the result does not depend on it"""
+    """blocks (or masked sentences) per process and forward pass; the result does not depend on it"""
     mlm_probability: float = 0.15
     """share of tokens to predict"""
     seed: int = 42
     """decides which tokens are masked"""
+    draws: int = 1
+    """how many masks each block is scored with; more make the number surer"""
     output: str | None = None
-    """the JSON file to write (default: eval.json in the run's folder; none for a bare model)"""
+    """the JSON file to write"""
     trust_remote_code: bool = False
     """run Python code that comes with the model"""
     use_cpu: bool = False
     """do not use a GPU even where there is one"""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(MeasureConfig):
+    """Perplexity on fixed masks with its interval, accuracy, bits per byte; or pseudo-log-likelihood of sentences. The
+    perplexity of a run's model is written to eval.json in the run's folder unless --output says where."""
+
+    model: str
+    """a model folder, a run's folder (its `model`, else its newest checkpoint), a checkpoint, or a model on the Hub"""
+    data: str | None = None
+    """a folder made by `cloze prepare`"""
+    sentences: str | None = None
+    """for pll: a text file with one sentence on each line"""
+    metric: Literal["perplexity", "pll", "pll_word_l2r"] = "perplexity"
+    """perplexity on fixed masks; `pll`: each token from all others (Salazar et al., 2020); `pll_word_l2r`: later
+    tokens of its own word masked too (Kauf and Ivanova, 2023)"""
+
+
+@dataclass(kw_only=True)
+class CompareConfig(MeasureConfig):
+    """The paired difference of two models' losses on the same masks, with its interval and p-value."""
+
+    model: str
+    """the one model (see `cloze evaluate`)"""
+    other: str
+    """the other model"""
+    data: str
+    """a folder made by `cloze prepare`, with the tokenizer of both"""
 
 
 @dataclass(kw_only=True)

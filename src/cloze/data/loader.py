@@ -256,15 +256,17 @@ class TrainLoader:
 
 
 def eval_batches(
-    blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int
+    blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int, draw: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Every block once over all ranks, in order, each with its fixed mask; every rank gets equally many batches.
 
-    Yields input_ids, labels [per_device, S] int64; a rank that runs out of blocks gets some without labels.
+    Yields input_ids, labels [per_device, S] int64; a rank that runs out of blocks gets some without labels. `draw`:
+    which of its masks a block gets.
     """
     count = len(blocks)
     for step in range(-(-count // (per_device * world_size))):
         samples = step_samples(step, 0, per_device, 1, rank, world_size)
         indices = np.minimum(samples, count - 1)
         segments = blocks.read_segments(indices) if blocks.has_pieces else None
-        yield make_batch(blocks.read(indices), segments, masking, samples, count)
+        masks = np.where(samples < count, samples + draw * count, -1)
+        yield make_batch(blocks.read(indices), segments, masking, masks, count * (draw + 1))
