@@ -30,7 +30,7 @@ from cloze.model.archs import (
 
 def test_the_table_has_every_architecture_once_and_fits_100_columns(tmp_path: Path, capsys):
     run(ArchsConfig(output=str(tmp_path / "archs.json")))
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in capsys.readouterr().out.splitlines() if str(tmp_path) not in line]
     assert max(map(len, lines)) <= 100
     first_words = [line.split()[0] for line in lines if line.strip()]
     names = sorted(config.model_type for config in MODEL_FOR_MASKED_LM_MAPPING)

@@ -52,7 +52,8 @@ def test_as_few_passes_as_memory_allows(curve: str, available: int, share: int):
 def trial(prepared: Path, folder: Path, **values) -> fit.Trial:
     from cloze.model.load import build_model
     from cloze.train.data import open_data
-    from cloze.train.setup import equip, make_masking
+    from cloze.train.data import masking_rule
+    from cloze.train.equip import equip
 
     config = TrainConfig(
         dataset_name=str(prepared),
@@ -68,7 +69,7 @@ def trial(prepared: Path, folder: Path, **values) -> fit.Trial:
     accelerator = SimpleNamespace(
         device=torch.device("cpu"), mixed_precision="no", num_processes=1, distributed_type=DistributedType.NO
     )
-    return fit.Trial(model, head, documents, make_masking(config, data), data, config, accelerator)
+    return fit.Trial(model, head, documents, masking_rule(config, data.manifest, 1, None), data, config, accelerator)
 
 
 def count(model: torch.nn.Module, _: object) -> None:

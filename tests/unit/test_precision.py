@@ -37,7 +37,7 @@ TABLE = [
     ({}, "no", TURING, "roberta", {}, "fp16"),
     ({}, None, AMPERE, "roberta", {}, "bf16"),
     ({}, "no", HOPPER, "roberta", {}, "bf16"),
-    ({}, None, AMPERE, "deberta-v2", {}, "no"),
+    ({}, None, AMPERE, "deberta", {}, "no"),
     ({}, None, VOLTA, "deberta", {}, "no"),
     ({}, "bf16", None, "roberta", {}, "bf16"),
     ({}, "bf16", VOLTA, "roberta", {}, "bf16"),
