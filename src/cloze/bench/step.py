@@ -38,7 +38,7 @@ from cloze.bench.table import Table
 from cloze.bench.train import gpu_facts
 from cloze.config import BenchConfig, TrainConfig
 from cloze.distributed import gather
-from cloze.errors import ConfigError
+from cloze.errors import ConfigError, Stopped
 from cloze.train import trainer
 
 PARTS = ["data", "backbone", "head and loss", "backward", "optimizer", "communication", "rest"]
@@ -47,8 +47,8 @@ ROUNDS, STEPS = 5, 5
 GPU_TOKENS = 32_768  # a step's, where no batch is given
 
 
-class Enough(Exception):
-    """All turns are measured."""
+class Enough(Stopped):
+    """All turns are measured: an end in good order, which no rank takes for another's failure."""
 
 
 class Clock:
@@ -93,7 +93,7 @@ class Clock:
                 self.whole[self.kind].append((self.now() - self._begin) / self.steps)
             self.kind = next(self._turns, "")
             if not self.kind:
-                raise Enough
+                raise Enough("measured")
             self._left = self.steps
             self._begin = self._last = self.now()
         self._left -= 1
