@@ -51,8 +51,7 @@ def test_as_few_passes_as_memory_allows(curve: str, available: int, share: int):
 
 def trial(prepared: Path, folder: Path, **values) -> fit.Trial:
     from cloze.model.load import build_model
-    from cloze.train.data import open_data
-    from cloze.train.data import masking_rule
+    from cloze.train.data import masking_rule, open_data
     from cloze.train.equip import equip
 
     config = TrainConfig(
