@@ -18,11 +18,14 @@ LAYERS = [
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],
     ["consolidate", "fill", "hub"],
+    ["foreign"],
+    ["stored"],
     ["train"],
     ["card", "evaluation", "model", "sample"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config"],
+    ["tensorfile", "zerofiles"],
+    ["console", "files", "config"],
     ["errors"],
 ]
 PURE = ["data/hashing.py", "data/sampler.py", "data/masking.py", "data/packing.py"]

@@ -49,6 +49,7 @@ RUN_KEYS = (
     "warmup_steps",
     "optim",
     "optim_args",
+    "ema_decay",
     "freeze",
     "seed",
 )
