@@ -16,7 +16,7 @@ import torch
 FROZEN = "roberta.embeddings.token_type_embeddings.weight"
 
 
-def small_model(vocab_size: int = 101, tied: bool = True, **more: Any) -> Any:
+def small_model(vocab_size: int = 607, tied: bool = True, **more: Any) -> Any:
     """A RobertaForMaskedLM of a few thousand parameters, the same weights every time."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
@@ -141,7 +141,7 @@ def by_trainer(folder: str, stage: int, precision: str, tokenizer: str) -> None:
         bf16=precision == "bf16", learning_rate=1e-2, report_to="none", save_steps=2, disable_tqdm=True,
         ddp_backend="gloo", dataloader_num_workers=0,
     )  # fmt: skip
-    model = small_model(vocab_size=len(tok))
+    model = small_model()
     rows = [{"input_ids": torch.randint(5, len(tok), (16,)).tolist()} for _ in range(8)]
     trainer = Trainer(
         model, arguments, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(tok), processing_class=tok

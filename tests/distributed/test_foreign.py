@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.commands import consolidate
 from cloze.config import ConsolidateConfig
-from cloze.errors import CheckpointError, ClozeError, ConfigError
+from cloze.errors import CheckpointError, ClozeError, ConfigError, ModelError
 from cloze.foreign import expected_tensors
 from cloze.zerofiles import ZeroFiles, verify_files
 
@@ -165,6 +165,17 @@ def test_what_is_missing_on_the_command_line_is_asked_for(zero3: Path, tokenizer
             convert(zero3, tmp_path / "model", **given)
     with pytest.raises(ConfigError, match="--output: where is the model to be put"):
         consolidate.run(ConsolidateConfig(checkpoint=str(zero3)))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_or_with_none_is_refused(zero3, tokenizer, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="empty: there is no tokenizer"):
+        convert(zero3, tmp_path / "model", tmp_path / "empty", zero3 / "config")
+    config = AutoConfig.from_pretrained(zero3 / "config")
+    config.vocab_size = 599
+    config.save_pretrained(tmp_path / "config")
+    with pytest.raises(ModelError, match="the tokenizer has 600 tokens, but the model has embeddings for 599"):
+        convert(zero3, tmp_path / "model", tokenizer, tmp_path / "config")
 
 
 def copied(theirs: Path, folder: Path) -> Path:
