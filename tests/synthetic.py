@@ -36,12 +36,12 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
 
     from cloze.train import checkpoint as saving
     from cloze.train.checkpoint_files import PROBE, Position
-    from cloze.train.snapshot import Piece, Snapshot, Training, describe
+    from cloze.train.snapshot import Piece, Snapshot, Training, describe, frozen_tensors
 
-    ids = torch.randint(5, 500, (2, 64))
+    ids = torch.randint(5, 500, (2, 32))
     rows = torch.arange(16)
     with torch.no_grad():
-        logits = model(input_ids=ids).logits.reshape(128, -1)[rows].clone()
+        logits = model(input_ids=ids).logits.reshape(64, -1)[rows].clone()
     probe = {"input_ids": ids, "rows": rows, "labels": ids.reshape(-1)[rows], "logits": logits}
     tok = AutoTokenizer.from_pretrained(tokenizer)
 
@@ -58,10 +58,10 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
             Piece(name, "weight", offset, part)
             for name, parameter in model.named_parameters()
             for offset, part in [cut(parameter, rank)]
-            if part.numel()
+            if part.numel() and parameter.requires_grad
         ]
         manifest = {**describe(training, Position(1, 1, 1)), **extra}
-        shared = {"frozen.safetensors": {}, PROBE: probe} if rank == 0 else {}
+        shared = {"frozen.safetensors": frozen_tensors(training), PROBE: probe} if rank == 0 else {}
         snapshot = Snapshot(folder, pieces, shared, {}, manifest, None)
         snapshot.staged.mkdir(parents=True, exist_ok=True)
         parts.append((None, saving._write_own(snapshot, rank)))
@@ -84,7 +84,9 @@ def write_zero3(model: Any, folder: Path) -> None:
     (folder / "latest").write_text("global_step1")
     model.config.save_pretrained(folder / "config")
     shapes = OrderedDict((name, parameter.shape) for name, parameter in model.named_parameters())
-    module = {name: torch.empty(0) for name in shapes}
+    kept = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    module = {**{name: torch.empty(0) for name in shapes}, **buffers}
     for rank in range(RANKS):
         groups: list[list[torch.Tensor]] = [[]]
         for parameter in model.parameters():
@@ -97,7 +99,7 @@ def write_zero3(model: Any, folder: Path) -> None:
         state = {"zero_stage": 3, "partition_count": RANKS, "fp32_flat_groups": flat}
         name = f"zero_pp_rank_{rank}_mp_rank_00"
         torch.save({"optimizer_state_dict": state, "ds_version": "0.19.8"}, files / f"{name}_optim_states.pt")
-        described = {"module": module, "buffer_names": [], "param_shapes": [shapes], "shared_params": {}}
+        described = {"module": module, "buffer_names": list(buffers), "param_shapes": [shapes], "shared_params": {}}
         frozen = {"frozen_param_shapes": {}, "frozen_param_fragments": {}, "ds_version": "0.19.8"}
         torch.save({**described, **frozen}, files / f"{name}_model_states.pt")
         del groups, flat, state

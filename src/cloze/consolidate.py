@@ -34,6 +34,7 @@ from cloze.train.checkpoint_files import (
     MANIFEST,
     find_checkpoint,
     list_checkpoints,
+    read_manifest,
     verify_checkpoint,
 )
 from cloze.train.sums import content_sum
@@ -62,7 +63,8 @@ def choose_last(path: Path, count: int) -> list[Path]:
     newest of them. Damaged ones are left out with a warning. Raises CheckpointError where there are fewer."""
     newest = choose_checkpoint(path)
     chosen = [newest]
-    for folder in reversed(list_checkpoints(newest.parent, at_most=int(newest.name.split("-")[-1]) - 1)):
+    step = read_manifest(newest)["position"]["global_step"]
+    for folder in reversed(list_checkpoints(newest.parent, at_most=step - 1)):
         if len(chosen) == count:
             break
         if not (folder / MANIFEST).is_file():
@@ -82,7 +84,8 @@ def choose_last(path: Path, count: int) -> list[Path]:
 
 
 def consolidate(checkpoint: Path, output: Path, max_shard_bytes: int, dtype: str = "fp32") -> str:
-    """Write the model folder of one checkpoint of Cloze; what was compared, in words. See `write_model`."""
+    """Verify one checkpoint of Cloze and write its model folder; what was compared, in words. See `write_model`."""
+    verify_checkpoint(checkpoint)
     with ExitStack() as stack:
         return write_model(own_source([checkpoint], stack), output, max_shard_bytes, dtype)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from cloze.errors import CheckpointError, ConfigError
 from cloze.model.in_float32 import InFloat32
-from cloze.train.checkpoint_files import PROBE, verify_checkpoint
+from cloze.train.checkpoint_files import PROBE, read_manifest
 from cloze.train.probe import TOLERANCE, probe_difference, probe_loss, stored_loss
 from cloze.train.restore import PieceReader
 from cloze.train.state import EMA, WEIGHT
@@ -112,10 +112,10 @@ def chunks(numel: int) -> Iterator[tuple[int, int]]:
 def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "trained") -> Source:
     """The model in a checkpoint of Cloze, or the mean of those in several, oldest first, newest last.
 
-    `weights`: "trained", or "ema" for the moving average of them. Raises CheckpointError for damage, or where they
-    are not of one model; ConfigError where no moving average was kept.
+    `weights`: "trained", or "ema" for the moving average of them. The folders were verified before. Raises
+    CheckpointError where they are not of one model; ConfigError where no moving average was kept.
     """
-    manifests = [verify_checkpoint(folder) for folder in folders]
+    manifests = [read_manifest(folder) for folder in folders]
     readers = [stack.enter_context(PieceReader(*both)) for both in zip(folders, manifests, strict=True)]
     newest, manifest, sums = readers[-1], manifests[-1], readers[-1].sums()
     key = {"trained": WEIGHT, "ema": EMA}[weights]
@@ -175,7 +175,7 @@ def _copy_model_files(folder: Path, output: Path) -> None:
 
 def _check_logits(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
     """The model answers the stored batch as the training model did."""
-    with InFloat32():
+    with _computing(model):
         difference = probe_difference(model, load_file(folders[0] / PROBE))
     written = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.dtype, "no")
     if difference > max(TOLERANCE[precision], TOLERANCE[written]):
@@ -187,11 +187,15 @@ def _check_logits(folders: Sequence[Path], precision: str, key: str, model: Any)
     return f"logits as in training to {difference:.0e} of the largest"
 
 
+def _computing(model: Any) -> AbstractContextManager[Any]:
+    return nullcontext() if model.dtype == torch.float32 else InFloat32()
+
+
 def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
     """An average answers no batch as any training model did; its loss must be a number not far above theirs."""
     probes = [load_file(folder / PROBE) for folder in folders]
     theirs = [stored_loss(probe) for probe in probes]
-    with InFloat32():
+    with _computing(model):
         loss = probe_loss(model, probes[-1])
     # A moving average is behind the weights: early in a run it may know no more than to guess among all tokens.
     worst = max(theirs) if key == WEIGHT else max(*theirs, math.log(probes[-1]["logits"].shape[-1]))

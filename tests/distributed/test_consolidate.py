@@ -7,17 +7,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import synthetic
 import torch
 from corpus import TINY_MODEL
 from ranks import ENGINES, cloze_ranks, succeed
 from safetensors.torch import load_file, save_file
+from test_architectures import _BERT, ARCHITECTURES, TINY
 from transformers import AutoModelForMaskedLM, BartConfig, pipeline
 
 from cloze.commands import consolidate as command
-from cloze.config import ConsolidateConfig
+from cloze.config import ConsolidateConfig, ModelConfig
 from cloze.consolidate import DTYPES, choose_checkpoint, choose_last, consolidate, tidy_config
+from cloze.data.tokenize import load_tokenizer
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import parse_size, sha256
+from cloze.model.load import read_config
 from cloze.stored import Stored
 from cloze.train.checkpoint_files import read_manifest, write_manifest
 from cloze.train.probe import probe_difference
@@ -116,6 +120,18 @@ def test_half_precision_is_the_fp32_weights_rounded_once(run: Path, tmp_path: Pa
     expected = weights_at(run, 2)
     for name, parameter in model.named_parameters():
         assert torch.equal(expected[name].to(DTYPES[dtype]), parameter), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_architecture_in_half_precision(prepared: Path, tmp_path: Path, model_type: str):
+    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, _BERT))
+    tokenizer = prepared.parent / "tokenizer"
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(read_config(config, load_tokenizer(str(tokenizer)), 32)).eval()
+    synthetic.write_own(model, tokenizer, tmp_path / "checkpoint-1")
+    compared = consolidate(tmp_path / "checkpoint-1", tmp_path / "model", 10**9, "bf16")
+    assert compared.startswith("logits as in training")
 
 
 def test_what_fp16_cannot_hold_is_refused(tmp_path: Path):

@@ -13,14 +13,19 @@ from pathlib import Path
 
 import foreign
 import pytest
+import synthetic
 import torch
 from ranks import run_ranks, succeed
+from safetensors.torch import load_file
+from test_architectures import _BERT, ARCHITECTURES, TINY
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.commands import consolidate
-from cloze.config import ConsolidateConfig
+from cloze.config import ConsolidateConfig, ModelConfig
+from cloze.data.tokenize import load_tokenizer
 from cloze.errors import CheckpointError, ClozeError, ConfigError, ModelError
 from cloze.foreign import expected_tensors
+from cloze.model.load import read_config
 from cloze.zerofiles import ZeroFiles, verify_files
 
 DECODER, EMBEDDINGS = "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"
@@ -74,6 +79,7 @@ def test_what_trainer_wrote_needs_no_more_than_its_folder(tokenizer: Path, tmp_p
         assert_trained(tmp_path / f"model-{number}", theirs)
     said = capsys.readouterr()
     assert "44 tensors are the engine's own of mp_rank_00_model_states.pt (float32)" in said.out + said.err
+    assert DECODER not in load_file(tmp_path / "model-0" / "model.safetensors")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model-0")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
@@ -106,6 +112,29 @@ def test_every_stage_on_any_number_of_ranks(tmp_path, tokenizer, stage, precisio
     theirs = written(foreign.by_deepspeed, tmp_path, world_size, stage=stage, precision=precision, tied=tied)
     convert(theirs, tmp_path / "model", tokenizer, theirs / "config")
     assert_trained(tmp_path / "model", theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_zero_the_engines_own_weights_are_taken_and_that_is_said(tmp_path, tokenizer, precision, capsys):
+    theirs = written(foreign.by_deepspeed, tmp_path, 2, stage=0, precision=precision)
+    convert(theirs, tmp_path / "model", tokenizer, theirs / "config")
+    kind = {"fp32": "float32", "bf16": "bfloat16"}[precision]
+    assert f"the engine's own {kind} weights were taken" in capsys.readouterr().out
+    assert_trained(tmp_path / "model", theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_architecture(prepared: Path, tokenizer: Path, tmp_path: Path, model_type: str):
+    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, _BERT))
+    model = AutoModelForMaskedLM.from_config(read_config(config, load_tokenizer(str(tokenizer)), 32))
+    synthetic.write_zero3(model, tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "model", tokenizer, tmp_path / "theirs" / "config")
+    weights = AutoModelForMaskedLM.from_pretrained(tmp_path / "model").state_dict()
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(written.get(name, weights[name]), tensor), name
 
 
 @pytest.mark.slow
@@ -202,6 +231,14 @@ def test_a_rank_that_is_missing_or_cut_short_or_has_a_flipped_bit_is_named(zero3
         ZeroFiles(files)
 
 
+def test_a_last_rank_that_is_missing_is_named_where_only_the_others_know_of_it(zero1: Path, tmp_path: Path):
+    files = copied(zero1, tmp_path)
+    name = "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt"
+    (files / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: rank 2's file of 3 is missing"):
+        ZeroFiles(files)
+
+
 def test_files_of_ranks_that_are_too_many_are_noticed(zero3: Path, tmp_path: Path):
     files = copied(zero3, tmp_path)
     for kind, prefix in (("optim", "bf16_zero_pp"), ("model", "zero_pp")):
@@ -220,17 +257,20 @@ def test_latest_that_names_nothing_is_named(tmp_path: Path):
 
 
 class _Attack:
+    def __init__(self, file: Path):
+        self.file = file
+
     def __reduce__(self):
-        return os.system, ("touch /tmp/should-never-exist",)
+        return os.system, (f"touch {self.file}",)
 
 
 def test_nothing_that_lies_in_a_file_is_run(zero1: Path, tmp_path: Path):
     files = copied(zero1, tmp_path)
     file = files / "mp_rank_00_model_states.pt"
-    torch.save({**torch.load(file, weights_only=False), "surprise": _Attack()}, file)
+    torch.save({**torch.load(file, weights_only=False), "surprise": _Attack(tmp_path / "ran")}, file)
     with pytest.raises(ConfigError, match=r"rank 0's file holds a Python object, posix.system, and reading it could"):
         ZeroFiles(files)
-    assert not Path("/tmp/should-never-exist").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_weights_of_another_moment_than_the_engines_are_noticed(zero1: Path, tokenizer: Path, tmp_path: Path):
