@@ -1,30 +1,45 @@
 """From a checkpoint to a folder that `from_pretrained` and `pipeline("fill-mask")` load.
 
 Weights are read piece by piece and written tensor by tensor, so memory holds one tensor at a time, whatever the number
-of ranks and the engine that wrote the checkpoint. Tied weights are written once. The new folder is loaded again and
-has to give the training model's own answers on the probe stored in the checkpoint before it gets its name.
+of ranks and the engine that wrote the checkpoint. Tied weights are written once. Before the new folder gets its name
+every tensor in it is read again and compared with the checkpoint's pieces by checksum, the folder is loaded with
+`from_pretrained`, mapped and not copied, and the model has to give the training model's own answers on the probe
+stored in the checkpoint.
 
-    consolidate(Path("runs/demo/checkpoint-500"), Path("runs/demo/model"), max_shard_bytes=5 * 10**9)
+    with ExitStack() as stack:
+        source = own_source([Path("runs/demo/checkpoint-500")], stack)
+        write_model(source, Path("runs/demo/model"), max_shard_bytes=5 * 10**9, dtype="fp32")
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from transformers import AutoConfig, GenerationConfig
 
 from cloze.card import write_card
+from cloze.console import progress, warn
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import staged_folder, write_json
 from cloze.model.load import load_checked
+from cloze.stored import Source, Stored, own_source
 from cloze.tensorfile import Entry, write_tensors
-from cloze.train.checkpoint_files import PROBE, find_checkpoint, list_checkpoints, verify_checkpoint
-from cloze.train.probe import TOLERANCE, probe_difference
-from cloze.train.restore import PieceReader
-from cloze.train.state import WEIGHT
+from cloze.train.checkpoint_files import (
+    MANIFEST,
+    find_checkpoint,
+    list_checkpoints,
+    read_manifest,
+    verify_checkpoint,
+)
+from cloze.train.sums import content_sum
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_checkpoint(path: Path) -> Path:
@@ -43,27 +58,60 @@ def choose_checkpoint(path: Path) -> Path:
     return found
 
 
-def consolidate(checkpoint: Path, output: Path, max_shard_bytes: int) -> float:
-    """Write the model folder; return the probe's largest relative difference of logits.
+def choose_last(path: Path, count: int) -> list[Path]:
+    """The last `count` good checkpoints of a run, oldest first; `path`: the run's folder, or the checkpoint to be the
+    newest of them. Damaged ones are left out with a warning. Raises CheckpointError where there are fewer."""
+    newest = choose_checkpoint(path)
+    chosen = [newest]
+    step = read_manifest(newest)["position"]["global_step"]
+    for folder in reversed(list_checkpoints(newest.parent, at_most=step - 1)):
+        if len(chosen) == count:
+            break
+        if not (folder / MANIFEST).is_file():
+            continue
+        try:
+            verify_checkpoint(folder)
+            chosen.insert(0, folder)
+        except CheckpointError as error:
+            warn(f"{error}; trying the checkpoint before")
+    if len(chosen) < count:
+        raise CheckpointError(
+            f"only {len(chosen)} good checkpoint{'s are' if len(chosen) > 1 else ' is'} there",
+            where=newest.parent,
+            hint=f"--average {count} needs more; save more often (--save_steps), and keep them (--save_total_limit)",
+        )
+    return chosen
 
-    An older folder of the same name, made by consolidation, is replaced. Raises CheckpointError where the checkpoint
-    is damaged or the new folder does not answer as the training model did; nothing is left behind then.
+
+def consolidate(checkpoint: Path, output: Path, max_shard_bytes: int, dtype: str = "fp32") -> str:
+    """Verify one checkpoint of Cloze and write its model folder; what was compared, in words. See `write_model`."""
+    verify_checkpoint(checkpoint)
+    with ExitStack() as stack:
+        return write_model(own_source([checkpoint], stack), output, max_shard_bytes, dtype)
+
+
+def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) -> str:
+    """Write the model folder; say what was compared to know that it is right.
+
+    An older folder of the same name, made by consolidation, is replaced when the new one is whole. Raises
+    CheckpointError where the checkpoint is damaged or the new folder is not its model; nothing is left behind then.
     """
-    manifest = verify_checkpoint(checkpoint)
     if output.exists() and not (output / "config.json").is_file():
         raise ConfigError("exists and is not a model folder", where=output, hint="choose another --output")
     finished = output.with_name(f"{output.name}.new")
     shutil.rmtree(finished, ignore_errors=True)
-    with PieceReader(checkpoint, manifest) as pieces, staged_folder(finished) as staged:
-        shutil.copytree(checkpoint / "model", staged, dirs_exist_ok=True)
-        write_weights(staged, pieces, max_shard_bytes)
-        difference = check_answers(staged, checkpoint, manifest)
-        run_dir = checkpoint.parent if (checkpoint.parent / "config.yaml").is_file() else None
+    with staged_folder(finished) as staged:
+        source.save_model_files(staged)
+        tidy_config(staged, DTYPES[dtype])
+        files = write_weights(staged, source.tensors, max_shard_bytes, DTYPES[dtype])
+        compare_sums(staged, files, source.tensors, DTYPES[dtype])
+        model = load_checked(staged)
+        compared = source.check(model)
         if (output / "README.md").is_file():
             shutil.copy(output / "README.md", staged)  # write_card keeps it if somebody wrote it by hand
-        write_card(staged, run_dir)
+        write_card(staged, source.run_dir)
     _replace(output, finished)
-    return difference
+    return compared
 
 
 def _replace(output: Path, finished: Path) -> None:
@@ -76,59 +124,63 @@ def _replace(output: Path, finished: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_weights(folder: Path, pieces: PieceReader, max_shard_bytes: int) -> None:
-    """model.safetensors, or several files with an index where they would be larger than `max_shard_bytes`."""
+def tidy_config(folder: Path, dtype: torch.dtype) -> None:
+    """Say in config.json which type the weights have, and leave out what belongs to text generation: old
+    configurations carry such values, and newer transformers refuse to save them again."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    own = type(AutoConfig.from_pretrained(folder))().to_dict()
+    left = (vars(GenerationConfig()).keys() - own.keys()) | {"task_specific_params", "_name_or_path", "torch_dtype"}
+    kept = {name: value for name, value in values.items() if name not in left}
+    write_json(path, {**kept, "dtype": str(dtype).removeprefix("torch.")})
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def write_weights(folder: Path, tensors: list[Stored], max_shard_bytes: int, dtype: torch.dtype) -> dict[str, str]:
+    """model.safetensors, or several files with an index where they would be larger than `max_shard_bytes`; return the
+    file of each tensor."""
     shards: list[list[Entry]] = [[]]
     size = 0
-    for entry in _entries(pieces):
-        if shards[-1] and size + entry.num_bytes > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += entry.num_bytes
-    if len(shards) == 1:
-        write_tensors(folder / "model.safetensors", shards[0], {"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for number, entries in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / file, entries, {"format": "pt"})
-        weight_map |= {entry.key: file for entry in entries}
+    with progress("write", total=len(tensors), unit="tensors") as advance:
+        for tensor in tensors:
+            entry = Entry(tensor.name, tensor.written_dtype(dtype), tensor.shape, _reader(tensor, dtype, advance))
+            if shards[-1] and size + entry.num_bytes > max_shard_bytes:
+                shards.append([])
+                size = 0
+            shards[-1].append(entry)
+            size += entry.num_bytes
+        if len(shards) == 1:
+            write_tensors(folder / "model.safetensors", shards[0], {"format": "pt"})
+            return {entry.key: "model.safetensors" for entry in shards[0]}
+        weight_map: dict[str, str] = {}
+        for number, entries in enumerate(shards, 1):
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_tensors(folder / file, entries, {"format": "pt"})
+            weight_map |= {entry.key: file for entry in entries}
     total = sum(entry.num_bytes for entries in shards for entry in entries)
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return weight_map
 
 
-def _entries(pieces: PieceReader) -> list[Entry]:
-    """Every weight once, under the name that holds it where weights are tied; then the buffers."""
-    manifest = pieces.manifest
-    entries = []
-    for name, facts in manifest["parameters"].items():
-        shape = tuple(facts["shape"])
-        entries.append(
-            Entry(manifest["tied"].get(name, name), torch.float32, shape, _weight_reader(pieces, name, shape, facts))
-        )
-    for name in pieces.frozen_names():
-        if name not in manifest["parameters"]:
-            tensor = pieces.frozen(name)
-            entries.append(Entry(name, tensor.dtype, tuple(tensor.shape), lambda name=name: pieces.frozen(name)))  # type: ignore[misc]
-    return entries
+def _reader(tensor: Stored, dtype: torch.dtype, advance: Callable[..., None]) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        advance()
+        return tensor.read(dtype)
+
+    return read
 
 
-def _weight_reader(pieces: PieceReader, name: str, shape: tuple[int, ...], facts: dict[str, Any]) -> Any:
-    if facts["trained"]:
-        return lambda: pieces.read(name, WEIGHT).view(shape)
-    return lambda: pieces.frozen(name)
-
-
-def check_answers(folder: Path, checkpoint: Path, manifest: dict[str, Any]) -> float:
-    """Load the folder as a user would and compare with the probe. Raises CheckpointError where it differs."""
-    model = load_checked(folder)
-    probe = load_file(checkpoint / PROBE)
-    difference = probe_difference(model, probe)
-    if difference > TOLERANCE[manifest["precision"]]:
-        raise CheckpointError(
-            f"the consolidated model does not answer as the training model did (logits differ by {difference:.1e})",
-            where=checkpoint,
-            hint="this is a bug in Cloze or memory that lies; please report it with the architecture's name",
-        )
-    return difference
+def compare_sums(folder: Path, files: dict[str, str], tensors: list[Stored], dtype: torch.dtype) -> None:
+    """Read every tensor that was written, one at a time, and compare its checksum with that of the checkpoint's
+    pieces. Raises CheckpointError naming the first that differs."""
+    with ExitStack() as stack, progress("compare", total=len(tensors), unit="tensors") as advance:
+        opened = {file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in set(files.values())}
+        for tensor in tensors:
+            written = opened[files[tensor.name]].get_tensor(tensor.name).reshape(-1)  # mapped
+            if content_sum(written, 0) != tensor.content_sum(dtype):
+                raise CheckpointError(
+                    f"{tensor.name} was not written as it is stored",
+                    where=tensor.where,
+                    hint="this is a bug in Cloze, or memory or a disk that lies; please report it",
+                )
+            advance()

@@ -20,12 +20,15 @@ LAYERS = [
     ["measure"],
     ["consolidate", "opening"],
     ["fill", "hub"],
+    ["foreign"],
+    ["stored"],
     ["train"],
     ["vocabulary"],
     ["card", "evaluation", "model", "sample", "pll"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config", "memory", "intervals"],
+    ["tensorfile", "zerofiles"],
+    ["console", "files", "config", "memory", "intervals"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

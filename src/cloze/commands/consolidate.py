@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from cloze.config import ConsolidateConfig
 from cloze.console import duration, say
-from cloze.consolidate import choose_checkpoint, consolidate
+from cloze.consolidate import choose_checkpoint, choose_last, write_model
+from cloze.errors import ConfigError
 from cloze.files import parse_size
+from cloze.foreign import find_zero_files, foreign_source
+from cloze.stored import Source, own_source
 
 
 def run(config: ConsolidateConfig) -> None:
     """Consolidate and say what to do next."""
     max_shard_bytes = parse_size(config.max_shard_size, "--max_shard_size")
+    if config.average < 1:
+        raise ConfigError("must be at least 1", where="--average")
     begin = time.monotonic()
-    checkpoint = choose_checkpoint(Path(config.checkpoint))
-    output = Path(config.output) if config.output else checkpoint.parent / "model"
-    say("consolidate", f"{checkpoint} -> {output}")
-    difference = consolidate(checkpoint, output, max_shard_bytes)
-    took = duration(time.monotonic() - begin)
-    say("consolidate", f"reloaded; logits as in training to {difference:.0e} of the largest; {took}")
+    with ExitStack() as stack:
+        zero_files = find_zero_files(Path(config.checkpoint))
+        source, output = _own(config, stack) if zero_files is None else _foreign(config, zero_files)
+        compared = write_model(source, output, max_shard_bytes, config.dtype)
+    say("consolidate", f"checksums as in the checkpoint; reloaded; {compared}; {duration(time.monotonic() - begin)}")
     say("next", f"cloze evaluate {output.parent if config.output is None else output} --data PREPARED")
+
+
+def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
+    for name in ("config_name", "tokenizer_name"):
+        if getattr(config, name) is not None:
+            raise ConfigError("a checkpoint of Cloze has its own", where=f"--{name}", hint="leave it out")
+    path = Path(config.checkpoint)
+    folders = [choose_checkpoint(path)] if config.average == 1 else choose_last(path, config.average)
+    output = Path(config.output) if config.output else folders[-1].parent / "model"
+    of = "the moving average of " if config.weights == "ema" else ""
+    names = " and ".join([", ".join(folder.name for folder in folders[:-1]), folders[-1].name])
+    where = str(folders[0]) if len(folders) == 1 else f"the mean of {names} in {folders[0].parent}"
+    say("consolidate", f"{of}{where} -> {output}")
+    return own_source(folders, stack, config.weights), output
+
+
+def _foreign(config: ConsolidateConfig, zero_files: Path) -> tuple[Source, Path]:
+    if config.output is None:
+        raise ConfigError("where is the model to be put?", where="--output", hint="give a folder")
+    for name, plain in (("average", 1), ("weights", "trained")):
+        if getattr(config, name) != plain:
+            raise ConfigError("only for checkpoints of Cloze", where=f"--{name}", hint="leave it out")
+    say("consolidate", f"{zero_files} (DeepSpeed) -> {config.output}")
+    source = foreign_source(zero_files, Path(config.checkpoint), config.config_name, config.tokenizer_name)
+    return source, Path(config.output)

@@ -98,6 +98,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """the optimizer; AdamW is fused in either spelling; Muon takes hidden matrices, and AdamW the rest"""
     optim_args: str | None = None
     """its further arguments: `momentum=0.9,nesterov=true`"""
+    ema_decay: float | None = None
+    """keep a moving average of the fp32 weights, 4 more bytes a parameter: each step it moves by 1 - ema_decay (by
+    more in the first steps) towards them; `cloze consolidate --weights ema` takes it"""
     freeze: str | None = None
     """do not train parameters whose names match this regular expression from their beginning: `.*embeddings`"""
     seed: int = 42

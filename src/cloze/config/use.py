@@ -11,11 +11,24 @@ class ConsolidateConfig:
     """Turn a checkpoint into a folder that `from_pretrained` and `pipeline("fill-mask")` load."""
 
     checkpoint: str
-    """a run's folder (its newest checkpoint is taken) or one checkpoint-N"""
+    """a run's folder (its newest checkpoint is taken) or one checkpoint-N; or a ZeRO checkpoint of transformers'
+    Trainer, of accelerate or of DeepSpeed"""
     output: str | None = None
-    """the folder to make (default: `model` in the run's folder)"""
+    """the folder to make (default: `model` in the run's folder; must be given for checkpoints of other tools)"""
     max_shard_size: str = "5GB"
     """largest size of one weights file"""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """type of the weights that are written; they are kept in fp32 while training in any precision"""
+    weights: Literal["trained", "ema"] = "trained"
+    """which weights: those that were trained, or their moving average (see --ema_decay of `cloze train`)"""
+    average: int = 1
+    """the mean of the weights of so many of the last checkpoints"""
+    config_name: str | None = None
+    """for checkpoints of other tools: the model's configuration, a folder or a model on the Hub (default: config.json
+    beside the checkpoint)"""
+    tokenizer_name: str | None = None
+    """for checkpoints of other tools: the tokenizer, a folder or a model on the Hub (default: the one beside the
+    checkpoint, else that of config_name)"""
 
 
 @dataclass(kw_only=True)

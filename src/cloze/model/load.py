@@ -74,9 +74,12 @@ def load_pretrained(folder: str, trust_remote_code: bool = False) -> PreTrainedM
 
 
 def load_checked(folder: Path) -> PreTrainedModel:
-    """A consolidated model, on the CPU. Raises ModelError if a weight is missing, left over, or of the wrong shape."""
+    """A consolidated model, on the CPU. Raises ModelError if a weight is missing, left over, or of the wrong shape.
+
+    Weights stay in the type they are stored in: so they are mapped from the files, and take no memory of their own.
+    """
     model, report = AutoModelForMaskedLM.from_pretrained(
-        str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        str(folder), dtype="auto", use_safetensors=True, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:

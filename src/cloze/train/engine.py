@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from cloze.data.loader import Layout
 from cloze.distributed import zero_stage
+from cloze.train.ema import MovingAverage
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
 
 
@@ -36,6 +37,7 @@ class Engine:
         fused = all(group.get("fused") for group in inner_optimizer(optimizer).param_groups)
         self.deferred = self.zero_stage is None and accelerator.scaler is None and fused
         self.hold_after_refusal = False
+        self._average: MovingAverage | None = None
         self._held = torch.zeros((), dtype=torch.bool, device=accelerator.device)
 
     def backward(self, loss: torch.Tensor, is_last: bool) -> None:
@@ -53,7 +55,20 @@ class Engine:
             return self.accelerator.no_sync(self.model)
         return nullcontext()
 
-    def step(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, learning_rate: float, ema_decay: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """`take_step`, and then the moving average of the weights: `ema_decay` is its decay at this step, None where
+        none is kept. A step that was refused is none for the average either."""
+        if ema_decay is None:
+            return self.take_step(learning_rate)
+        if self._average is None:
+            self._average = MovingAverage(self.module, self.optimizer, self.accelerator.process_index)
+        before = self._average.begin()
+        grad_norm, refused = self.take_step(learning_rate)
+        if self.deferred or not bool(refused):  # all engines that are not deferred know it on the host already
+            self._average.update(before, ema_decay, refused)
+        return grad_norm, refused
+
+    def take_step(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping, and whether
         the step was refused: where the norm is NaN or infinite the weights stay as they are. Scalars on the device,
         the same on every rank.

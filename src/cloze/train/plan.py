@@ -146,6 +146,8 @@ def check_values(config: TrainConfig, has_validation: bool) -> None:
         raise ConfigError("must not be above 1 together", where="--mask_replace_prob and --random_replace_prob")
     if config.learning_rate < 0 or config.weight_decay < 0 or config.warmup_steps < 0:
         raise ConfigError("must not be negative", where="--learning_rate, --weight_decay, --warmup_steps")
+    if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
+        raise ConfigError(f"must be above 0 and below 1, not {config.ema_decay}", where="--ema_decay")
     if config.save_total_limit is not None and config.save_total_limit < 1:
         raise ConfigError("must be at least 1", where="--save_total_limit")
     if config.eval_steps is not None and config.eval_steps < 1:

@@ -61,7 +61,7 @@ def check_probe(engine: Engine, folder: Path, precision: str) -> float:
     """
     stored = load_file(folder / PROBE)
     answers = answer_probe(engine, stored)
-    here, there = (float(F.cross_entropy(one["logits"], stored["labels"])) for one in (answers, stored))
+    here, there = stored_loss(answers), stored_loss(stored)
     difference = logits_difference(answers["logits"], stored["logits"])
     allowed = max(TOLERANCE[precision], TOLERANCE[engine.accelerator.mixed_precision])
     problem = None
@@ -80,6 +80,18 @@ def probe_difference(model: torch.nn.Module, probe: dict[str, torch.Tensor]) -> 
     """Largest difference between the model's logits and the stored ones, relative to the largest stored one."""
     logits = _rows(model(input_ids=probe["input_ids"]).logits, probe["rows"])
     return logits_difference(logits, probe["logits"])
+
+
+@torch.no_grad()
+def probe_loss(model: torch.nn.Module, probe: dict[str, torch.Tensor]) -> float:
+    """Mean cross entropy, in nats, of the model's answers on a stored probe."""
+    logits = _rows(model(input_ids=probe["input_ids"]).logits, probe["rows"])
+    return float(F.cross_entropy(logits, probe["labels"]))
+
+
+def stored_loss(probe: dict[str, torch.Tensor]) -> float:
+    """The same of the answers that are stored with it: the training model's."""
+    return float(F.cross_entropy(probe["logits"], probe["labels"]))
 
 
 def logits_difference(here: torch.Tensor, stored: torch.Tensor) -> float:

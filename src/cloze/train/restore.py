@@ -11,6 +11,7 @@ and each rank reads its own share plus one tensor at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class PieceReader:
     def keys(self, name: str) -> list[str]:
         """The optimizer's tensors stored for a parameter."""
         return sorted(key for other, key in self._pieces if other == name and key != state.WEIGHT)
+
+    def pieces(self, name: str, key: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """The pieces of a tensor as they lie in the files: (offset, elements [n], mapped and not loaded)."""
+        for piece in self._pieces.get((name, key), []):
+            yield piece["offset"], self._open(piece["file"]).get_tensor(f"{name}:{key}")
 
     def read(self, name: str, key: str, offset: int = 0, length: int | None = None) -> torch.Tensor:
         """Elements [offset, offset + length) of a tensor, [length] on the CPU. CheckpointError if some are missing."""

@@ -54,6 +54,7 @@ RUN_KEYS = (
     "layerwise_lr_decay",
     "optim",
     "optim_args",
+    "ema_decay",
     "freeze",
     "seed",
 )

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 WEIGHT = "weight"  # the state key of the fp32 weight, beside the optimizer's own (exp_avg, exp_avg_sq, ...)
+EMA = "ema"  # that of the moving average of the weights, where one is kept (see cloze.train.ema)
 
 
 @dataclass(frozen=True)

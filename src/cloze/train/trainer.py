@@ -23,6 +23,7 @@ from cloze.data.hashing import make_key
 from cloze.data.loader import StepBatches, TrainLoader
 from cloze.errors import ClozeError, LostRank, Stopped
 from cloze.model.packed import model_inputs
+from cloze.train.ema import decay_at
 from cloze.train.feed import HostCopy, arrive, host_values, to_device
 from cloze.train.loss import masked_loss_sum
 from cloze.train.metrics import MetricsLog, Window
@@ -200,7 +201,8 @@ def train_step(run: Run, batch: StepBatches) -> StepResult:
             loss = masked_loss_sum(logits, micro_batch["targets"]) / num_masked
             engine.backward(loss * plan.layout.world_size, is_last)
         losses.append(loss.detach())
-    grad_norm, refused = engine.step(run.schedule(batch.global_step))
+    ema_decay = decay_at(run.config.ema_decay, batch.global_step)
+    grad_norm, refused = engine.step(run.schedule(batch.global_step), ema_decay)
     step_loss = torch.stack(losses).double().sum()
     flags = HostCopy(torch.stack([refused.to(totals.dtype), totals[1]]))
     return StepResult(batch.global_step, step_loss, losses, grad_norm, refused, totals[0], flags)

@@ -1,0 +1,211 @@
+"""A model as it lies in checkpoints: every tensor once, in pieces that are read when they are wanted.
+
+What consolidation writes comes from here, whoever wrote the checkpoint. No more than one tensor is in memory at a
+time: files are mapped, a tensor is put together from its pieces, and given away before the next one is read.
+
+    source = own_source([folder], stack)                  # a checkpoint of Cloze
+    source = own_source([older, newer], stack)            # the mean of several
+    source = cloze.foreign.foreign_source(folder, ...)    # what DeepSpeed wrote
+    for tensor in source.tensors:
+        tensor.read(torch.bfloat16), tensor.content_sum(torch.bfloat16)
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from cloze.errors import CheckpointError, ConfigError
+from cloze.model.in_float32 import InFloat32
+from cloze.train.checkpoint_files import PROBE, read_manifest
+from cloze.train.probe import TOLERANCE, probe_difference, probe_loss, stored_loss
+from cloze.train.restore import PieceReader
+from cloze.train.state import EMA, WEIGHT
+from cloze.train.sums import add_sums, content_sum
+
+CHUNK = 1 << 22  # elements that are averaged or compared at a time
+# How much worse an average may answer the stored batch than the worst model in it, in nats a token: weights of one run
+# that lie too far apart to be averaged answer like no model at all, many nats worse.
+WORSE_NATS = 0.5
+
+Pieces = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a model. `pieces` gives (offset, elements [n]) until each element was there once, in any order;
+    `saved_sum`: its `content_sum` when it was saved, where the checkpoint remembers; `where`: to name in errors."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    pieces: Pieces
+    where: object
+    saved_sum: int | None = None
+
+    def written_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The type it is written in where floating point numbers become `dtype`: whole numbers stay what they are."""
+        return dtype if self.dtype.is_floating_point else self.dtype
+
+    def read(self, dtype: torch.dtype) -> torch.Tensor:
+        """The whole tensor. CheckpointError where elements are missing, ConfigError where `dtype` cannot hold them."""
+        numel = math.prod(self.shape)
+        out: torch.Tensor | None = None
+        covered = 0
+        for offset, piece in self.pieces():
+            part = _converted(piece, self.written_dtype(dtype), self.name)
+            if offset == 0 and part.numel() == numel:
+                return part.view(self.shape)
+            if out is None:
+                out = torch.empty(numel, dtype=part.dtype)
+            out[offset : offset + part.numel()] = part
+            covered += part.numel()
+        if covered != numel:
+            raise CheckpointError(f"{covered} of {numel} elements of {self.name} are there", where=self.where)
+        return torch.empty(self.shape, dtype=self.written_dtype(dtype)) if out is None else out.view(self.shape)
+
+    def content_sum(self, dtype: torch.dtype) -> int:
+        """What `cloze.train.sums.content_sum` of the tensor in the checkpoint is once it is `dtype`: remembered from
+        when it was saved, else taken from the pieces where they lie."""
+        written = self.written_dtype(dtype)
+        if self.saved_sum is not None and written == self.dtype:
+            return self.saved_sum
+        return add_sums(content_sum(piece.to(written), offset) for offset, piece in self.pieces())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be written. `save_model_files` puts configuration and tokenizer into a folder; `check` compares the
+    model, loaded again, with what else the checkpoint knows of it, says what it did, and raises CheckpointError;
+    `run_dir`: the folder of the run, for the model card."""
+
+    tensors: list[Stored]
+    save_model_files: Callable[[Path], None]
+    check: Callable[[torch.nn.Module], str]
+    run_dir: Path | None = None
+
+
+def _converted(piece: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    if piece.dtype == dtype:
+        return piece
+    converted = piece.to(dtype)
+    if dtype == torch.float16 and not torch.equal(torch.isfinite(converted), torch.isfinite(piece)):
+        raise ConfigError(f"{name} has elements beyond 65504, the largest in fp16", where="--dtype", hint="use bf16")
+    return converted
+
+
+def chunks(numel: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of `numel` elements, a chunk at a time."""
+    for offset in range(0, numel, CHUNK):
+        yield offset, min(CHUNK, numel - offset)
+
+
+def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "trained") -> Source:
+    """The model in a checkpoint of Cloze, or the mean of those in several, oldest first, newest last.
+
+    `weights`: "trained", or "ema" for the moving average of them. The folders were verified before. Raises
+    CheckpointError where they are not of one model; ConfigError where no moving average was kept.
+    """
+    manifests = [read_manifest(folder) for folder in folders]
+    readers = [stack.enter_context(PieceReader(*both)) for both in zip(folders, manifests, strict=True)]
+    newest, manifest, sums = readers[-1], manifests[-1], readers[-1].sums()
+    key = {"trained": WEIGHT, "ema": EMA}[weights]
+    for folder, other in zip(folders, manifests, strict=True):
+        if {n: f["shape"] for n, f in other["parameters"].items()} != {
+            n: f["shape"] for n, f in manifest["parameters"].items()
+        }:
+            raise CheckpointError(f"has other parameters than {folders[-1].name}", where=folder)
+    tensors = []
+    for name, facts in manifest["parameters"].items():
+        shape = tuple(facts["shape"])
+        if facts["trained"] and (name, key) not in sums:
+            raise ConfigError(
+                "no moving average of the weights is in this checkpoint",
+                where=newest.folder,
+                hint="train with --ema_decay, or leave --weights ema out",
+            )
+        kept = manifest["tied"].get(name, name)
+        if not facts["trained"]:
+            tensors.append(_frozen(newest, name, kept))
+        elif len(readers) == 1:
+            pieces, saved = partial(newest.pieces, name, key), sums[name, key]
+            tensors.append(Stored(kept, shape, torch.float32, pieces, newest.folder, saved))
+        else:
+            tensors.append(Stored(kept, shape, torch.float32, _mean_pieces(readers, name, key), newest.folder))
+    names = set(manifest["parameters"])
+    tensors += [_frozen(newest, name, name) for name in newest.frozen_names() if name not in names]
+    exact = len(folders) == 1 and key == WEIGHT
+    check = partial(_check_logits if exact else _check_loss, folders, manifest["precision"], key)
+    run_dir = newest.folder.parent if (newest.folder.parent / "config.yaml").is_file() else None
+    return Source(tensors, partial(_copy_model_files, newest.folder / "model"), check, run_dir)
+
+
+def _frozen(reader: PieceReader, name: str, kept: str) -> Stored:
+    tensor = reader.frozen(name)  # mapped, not loaded
+    shape, dtype = tuple(tensor.shape), tensor.dtype
+    return Stored(kept, shape, dtype, lambda: iter([(0, reader.frozen(name).reshape(-1))]), reader.folder)
+
+
+def _mean_pieces(readers: Sequence[PieceReader], name: str, key: str) -> Pieces:
+    """The mean of a parameter over checkpoints, summed in float64 (Izmailov et al., "Averaging Weights Leads to Wider
+    Optima and Better Generalization", 2018; Wortsman et al., "Model soups", 2022)."""
+
+    def pieces() -> Iterator[tuple[int, torch.Tensor]]:
+        for offset, length in chunks(math.prod(readers[-1].manifest["parameters"][name]["shape"])):
+            total = torch.zeros(length, dtype=torch.float64)
+            for reader in readers:
+                total += reader.read(name, key, offset, length)
+            yield offset, (total / len(readers)).float()
+
+    return pieces
+
+
+def _copy_model_files(folder: Path, output: Path) -> None:
+    shutil.copytree(folder, output, dirs_exist_ok=True)
+
+
+def _check_logits(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
+    """The model answers the stored batch as the training model did."""
+    with _computing(model):
+        difference = probe_difference(model, load_file(folders[0] / PROBE))
+    written = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.dtype, "no")
+    if difference > max(TOLERANCE[precision], TOLERANCE[written]):
+        raise CheckpointError(
+            f"the consolidated model does not answer as the training model did (logits differ by {difference:.1e})",
+            where=folders[0],
+            hint="this is a bug in Cloze or memory that lies; please report it with the architecture's name",
+        )
+    return f"logits as in training to {difference:.0e} of the largest"
+
+
+def _computing(model: Any) -> AbstractContextManager[Any]:
+    return nullcontext() if model.dtype == torch.float32 else InFloat32()
+
+
+def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
+    """An average answers no batch as any training model did; its loss must be a number not far above theirs."""
+    probes = [load_file(folder / PROBE) for folder in folders]
+    theirs = [stored_loss(probe) for probe in probes]
+    with _computing(model):
+        loss = probe_loss(model, probes[-1])
+    # A moving average is behind the weights: early in a run it may know no more than to guess among all tokens.
+    worst = max(theirs) if key == WEIGHT else max(*theirs, math.log(probes[-1]["logits"].shape[-1]))
+    if not loss <= worst + WORSE_NATS:
+        raise CheckpointError(
+            f"the average answers the stored batch with a loss of {loss:.4f}, where {worst:.4f} was expected at most",
+            where=folders[-1],
+            hint="these weights lie too far apart to be averaged; take fewer checkpoints, or later ones",
+        )
+    losses = ", ".join(f"{one:.4f}" for one in theirs)
+    return (
+        f"an average has no logits to compare with: loss {loss:.4f} on the stored batch, where training had {losses}"
+    )

@@ -1,0 +1,153 @@
+"""Checkpoints of other tools, made by those tools: DeepSpeed's engine, accelerate, transformers' Trainer.
+
+Each function is what one rank does (see `ranks.run_ranks`). All train the same small model, with a frozen parameter,
+tied weights, two parameter groups, and sizes that divide by no number of ranks; rank 0 writes `truth.pt`, the fp32
+weights that the model ends with.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FROZEN = "roberta.embeddings.token_type_embeddings.weight"
+
+
+def small_model(vocab_size: int = 607, tied: bool = True, **more: Any) -> Any:
+    """A RobertaForMaskedLM of a few thousand parameters, the same weights every time."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 17}
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=vocab_size, max_position_embeddings=40, tie_word_embeddings=tied, **{**sizes, **more}
+    )
+    model = RobertaForMaskedLM(config)
+    model.get_parameter(FROZEN).requires_grad = False
+    return model
+
+
+def groups(model: Any) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices, and vectors."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def settings(stage: int, precision: str) -> dict[str, Any]:
+    """A DeepSpeed configuration."""
+    return {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        **({} if precision == "fp32" else {precision: {"enabled": True}}),
+    }
+
+
+def whole_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Every fp32 weight that training ended with, from the engine's masters where it has them; every rank calls it."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")):
+            full = safe_get_full_fp32_param(parameter)
+        elif hasattr(parameter, "ds_id"):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                full = parameter.detach().clone()
+        else:
+            full = parameter.detach().clone()
+        found[name] = full.reshape(getattr(parameter, "ds_shape", parameter.shape)).float()
+    return found | {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def batch(step: int) -> torch.Tensor:
+    """[2, 16] token ids, others on every rank."""
+    torch.manual_seed(10 * step + int(os.environ["RANK"]))
+    return torch.randint(5, 100, (2, 16))
+
+
+def _leave() -> None:
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+def _no_compiler() -> None:
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def by_deepspeed(folder: str, stage: int, precision: str, tied: bool = True, client_state: dict | None = None) -> None:
+    """`engine.save_checkpoint`: folder/latest and folder/global_step3/."""
+    import deepspeed
+
+    _no_compiler()
+    deepspeed.init_distributed("gloo")
+    model = small_model(tied=tied)
+    optimizer = torch.optim.AdamW(groups(model), lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(stage, precision))
+    for step in range(3):
+        ids = batch(step)
+        engine.backward(engine(input_ids=ids, labels=ids).loss)
+        engine.step()
+    engine.save_checkpoint(folder, client_state=client_state or {})
+    truth = whole_weights(model)
+    if torch.distributed.get_rank() == 0:
+        torch.save(truth, Path(folder) / "truth.pt")
+        model.config.save_pretrained(Path(folder) / "config")
+    _leave()
+
+
+def by_accelerate(folder: str, stage: int, precision: str) -> None:
+    """`accelerator.save_state`: folder/pytorch_model/."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import DeepSpeedPlugin
+
+    _no_compiler()
+    plugin = DeepSpeedPlugin(hf_ds_config=settings(stage, precision))
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+    model = small_model()
+    optimizer = torch.optim.AdamW(groups(model), lr=1e-2)
+    engine, optimizer = accelerator.prepare(model, optimizer)
+    for step in range(2):
+        ids = batch(step)
+        accelerator.backward(engine(input_ids=ids, labels=ids).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.save_state(folder)
+    truth = whole_weights(model)
+    if accelerator.process_index == 0:
+        torch.save(truth, Path(folder) / "truth.pt")
+        model.config.save_pretrained(Path(folder) / "config")
+    _leave()
+
+
+def by_trainer(folder: str, stage: int, precision: str, tokenizer: str) -> None:
+    """`Trainer.train`: folder/checkpoint-2/ with config, tokenizer, latest and global_step2/."""
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    _no_compiler()
+    tok = AutoTokenizer.from_pretrained(tokenizer)
+    arguments = TrainingArguments(
+        folder, max_steps=2, per_device_train_batch_size=2, deepspeed=settings(stage, precision), use_cpu=True,
+        bf16=precision == "bf16", learning_rate=1e-2, report_to="none", save_steps=2, disable_tqdm=True,
+        ddp_backend="gloo", dataloader_num_workers=0,
+    )  # fmt: skip
+    model = small_model()
+    rows = [{"input_ids": torch.randint(5, len(tok), (16,)).tolist()} for _ in range(8)]
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(tok), processing_class=tok
+    )
+    trainer.train()
+    truth = whole_weights(model)
+    if torch.distributed.get_rank() == 0:
+        torch.save(truth, Path(folder) / "truth.pt")
+    _leave()
