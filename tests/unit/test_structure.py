@@ -17,12 +17,12 @@ LAYERS = [
     ["cli", "__main__"],
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],
-    ["consolidate", "fill", "hub"],
+    ["consolidate", "fill", "hub", "publish", "follow", "pusher"],
     ["train"],
-    ["card", "evaluation", "model", "sample"],
+    ["card", "card_metadata", "curve", "dataset_card", "reproduce", "evaluation", "model", "sample"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config"],
+    ["tensorfile", "console", "files", "config", "places"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
