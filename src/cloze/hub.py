@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from cloze.console import warn
 from cloze.errors import HubError
@@ -81,6 +81,7 @@ def check_access(api: HfApi, target: Target) -> str:
 
     Changes nothing on the Hub. Raises HubError.
     """
+    ask(lambda: validate_repo_id(target.repo), target.repo)
     try:
         who = ask(api.whoami, target.repo, RETRY_SECONDS[:1])
     except LocalTokenNotFoundError:
@@ -89,7 +90,8 @@ def check_access(api: HfApi, target: Target) -> str:
     repo = target.repo if "/" in target.repo else f"{who['name']}/{target.repo}"
     missing = missing_right(who, repo, target)
     if missing is not None:
-        raise HubError(missing, where=repo, hint="make a token with it in the Hub's settings")
+        hint = "make a token with it in the Hub's settings" if "scope" in missing else "check the owner's name"
+        raise HubError(missing, where=repo, hint=hint)
     _check_privacy(api, repo, target)
     return repo
 

@@ -1,4 +1,4 @@
-"""What goes up to the Hub: a model with its card, checkpoints to go on from, the blocks a run was trained on.
+"""What goes up to the Hub: a model with its card, and checkpoints to go on from.
 
 Only named files go up, never logs or pickles, and nothing that is only true on this machine: `checkpoint.json` loses
 its paths on the way, and gets a new checksum. Each push is one commit, so a repository is whole at any time.
@@ -16,19 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import HfApi
 
 from cloze.card_metadata import Told
-from cloze.config import TrainConfig
 from cloze.curve import CURVE
-from cloze.data.shards import MANIFEST as DATA_MANIFEST
-from cloze.data.shards import Prepared, open_prepared
-from cloze.errors import ConfigError, DataError, HubError
+from cloze.errors import ConfigError, HubError
 from cloze.hub import Pushed, Target, ask, commit
 from cloze.places import portable, without_place
 from cloze.train.checkpoint_files import MANIFEST, read_manifest, signed
-from cloze.train.data import open_data
 
 INDEX = "model.safetensors.index.json"
 MODEL_FILES = (
@@ -53,9 +48,8 @@ MODEL_FILES = (
 )
 # What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
 _OLD_WEIGHTS = re.compile(r"model\.safetensors|model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")
-_OLD_BLOCKS = re.compile(r"(train|validation)/data-\d{5}-of-\d{5}\.arrow")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
-_SMALL_TEXTS = (".md", ".yaml", "config.json", MANIFEST, DATA_MANIFEST)
+_SMALL_TEXTS = (".md", ".yaml", "config.json", "manifest.json", MANIFEST)
 
 
 def find_model(path: Path) -> tuple[Path, Path | None]:
@@ -120,37 +114,6 @@ def checkpoint_files(folder: Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {name: folder / name for name in manifest["files"]}
     files[MANIFEST] = (json.dumps(signed(manifest), indent=2, ensure_ascii=False) + "\n").encode()
     return files
-
-
-def find_blocks(run_dir: Path | None) -> Prepared:
-    """The prepared folder that a run was trained on. Raises ConfigError or DataError where it cannot be found."""
-    if run_dir is None:
-        raise ConfigError("needs the run's folder", where="--dataset_repo", hint="give the run, not its model folder")
-    manifest = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
-    if manifest.get("streamed"):
-        raise ConfigError("a streamed run keeps no blocks", where="--dataset_repo", hint="prepare the corpus first")
-    values = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    found = open_data(TrainConfig(**values))
-    if found.manifest["checksum"] != manifest["checksum"]:
-        raise DataError("not the data of this run: its checksum is another one", where=values["dataset_name"])
-    return open_prepared(Path(found.tokenizer).parent)
-
-
-def block_files(prepared: Prepared, card: str) -> dict[str, Path | bytes]:
-    """The files of a prepared folder that go up, by their names in the repository, with a dataset card."""
-    folder = prepared.folder
-    parts = [folder / name for name in (*prepared.splits, "tokenizer")]
-    paths = [DATA_MANIFEST, "dataset_dict.json"] + [
-        path.relative_to(folder).as_posix() for part in parts for path in sorted(part.rglob("*")) if path.is_file()
-    ]
-    return {**{path: folder / path for path in paths}, "README.md": card.encode()}
-
-
-def push_blocks(api: HfApi, target: Target, prepared: Prepared, card: str, message: str) -> Pushed:
-    """Upload a prepared folder as a dataset in one commit; shards of an earlier push are deleted. Raises HubError."""
-    files = block_files(prepared, card)
-    refuse_tokens(files)
-    return commit(api, target, files, message, lambda name: bool(_OLD_BLOCKS.fullmatch(name)))
 
 
 def refuse_tokens(files: Mapping[str, Path | bytes]) -> None:

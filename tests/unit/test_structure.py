@@ -17,7 +17,7 @@ LAYERS = [
     ["cli", "__main__"],
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],
-    ["consolidate", "fill", "hub", "publish", "follow", "pusher"],
+    ["consolidate", "fill", "hub", "publish", "publish_blocks", "follow", "pusher"],
     ["train"],
     ["card", "card_metadata", "curve", "dataset_card", "reproduce", "evaluation", "model", "sample"],
     ["data"],

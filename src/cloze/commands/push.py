@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi
 
@@ -11,11 +12,13 @@ from cloze.card import MARKER, card_text, write_card
 from cloze.card_metadata import Told, base_and_dataset, metadata_text, origin_of, told_by_run
 from cloze.config import PushConfig
 from cloze.console import say, warn
-from cloze.data.shards import Prepared
 from cloze.dataset_card import dataset_card
 from cloze.errors import ConfigError
 from cloze.hub import Pushed, Target, check_access, connect, put_tag
-from cloze.publish import block_files, files_to_push, find_blocks, find_model, push_blocks, push_model, with_license
+from cloze.publish import files_to_push, find_model, push_model, with_license
+
+if TYPE_CHECKING:
+    from cloze.data.shards import Prepared
 
 
 def run(config: PushConfig) -> None:
@@ -25,7 +28,11 @@ def run(config: PushConfig) -> None:
         raise ConfigError("a pull request is opened against main, and has no tag", where=f"--create_pr and {flag}")
     model_dir, run_dir = find_model(Path(config.path))
     files_to_push(model_dir)
-    blocks = find_blocks(run_dir) if config.dataset_repo else None
+    blocks = None
+    if config.dataset_repo:
+        from cloze.publish_blocks import find_blocks  # it needs torch, a push without blocks does not
+
+        blocks = find_blocks(run_dir)
     told = told_by_run(run_dir, Told(config.license, config.language, config.dataset_repo))
     metadata = metadata_text(card_text(model_dir, run_dir, config.repo, told))
     if config.dry_run:
@@ -50,6 +57,8 @@ def run(config: PushConfig) -> None:
 
 def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: Told) -> Told:
     """Push the blocks first, so that the model's card can name them; return what it is to say."""
+    from cloze.publish_blocks import push_blocks
+
     private = True if config.private else None
     target = Target(str(config.dataset_repo), "dataset", private, create_pr=config.create_pr)
     target = replace(target, repo=check_access(api, target))
@@ -66,6 +75,8 @@ def _show(
     files: dict[str, Path | bytes] = {**files_to_push(model_dir), "README.md": card}
     _list(files)
     if blocks is not None:
+        from cloze.publish_blocks import block_files
+
         say("push", f"and as a dataset to {config.dataset_repo}:")
         _list(block_files(blocks, dataset_card(str(config.dataset_repo), blocks.manifest, told)))
     print(metadata or "(the card has no metadata)")
