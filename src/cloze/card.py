@@ -34,7 +34,7 @@ from cloze.console import duration
 from cloze.curve import CURVE, loss_curve
 from cloze.files import write_text
 from cloze.places import portable
-from cloze.reproduce import commands
+from cloze.reproduce import BLOCK_FLAGS, commands
 
 MARKER = "<!-- made by cloze -->"
 HYPERPARAMETERS = (
@@ -125,7 +125,7 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
         "## Loss\n\nNats per masked token.\n\n" + f"![Loss by optimizer step]({CURVE})" if loss_curve(lines) else "",
         _table("Training", "hyperparameter", {key: config.get(key) for key in HYPERPARAMETERS}),
         _effort_section(sessions, lines, data),
-        _config_section(config),
+        _config_section(config, data),
         _table("Versions", "library", versions or {name: _version(name) for name in LIBRARIES}),
         _reproduce_section(commands(config, data, sessions, repo or f"owner/{name}")),
         _limits_section(data),
@@ -222,16 +222,20 @@ def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]],
         first = session.get("first_step", 0)
         where = f"computed on, from step {first + 1}" if len(sessions) > 1 else "computed on"
         devices = ", ".join(f"{count} x {device}" for device, count in part(session, "devices").items())
-        facts[where] = f"{devices}; {session.get('ranks')} ranks on {session.get('hosts')} hosts, " + ", ".join(
-            str(session[key]) for key in ("engine", "precision") if session.get(key)
-        )
+        ranks, hosts = session.get("ranks"), session.get("hosts")
+        world = f"{ranks} rank{'s' * (ranks != 1)} on {hosts} host{'s' * (hosts != 1)}"
+        facts[where] = f"{devices}; {world}, {session.get('engine')}, {session.get('precision')}"
     return _table("Effort", "what", facts)
 
 
-def _config_section(config: dict[str, Any]) -> str:
-    if not config:
+def _config_section(config: dict[str, Any], data: dict[str, Any]) -> str:
+    """config.yaml, without what has no say in a run on blocks that were there already: how blocks are made."""
+    told = portable(config)
+    if not data.get("streamed"):
+        told = {name: value for name, value in told.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
+    if not told:
         return ""
-    text = yaml.safe_dump(portable(config), sort_keys=False, allow_unicode=True).strip()
+    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True).strip()
     return f"<details>\n<summary>The whole configuration</summary>\n\n```yaml\n{text}\n```\n\n</details>"
 
 

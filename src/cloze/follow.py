@@ -28,13 +28,15 @@ from cloze.config import TrainConfig
 from cloze.console import is_main, progress, say, warn
 from cloze.errors import ConfigError, Stopped
 from cloze.hub import Target, check_access, connect
+from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
 
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the process that pushes is told, on its standard input; `token` goes nowhere else."""
+    """What the process that pushes is told, on its standard input; `token` goes nowhere else. `known`: checkpoints
+    that were there before this start, as `identity` names them."""
 
     run_dir: str
     repo: str
@@ -44,6 +46,15 @@ class Order:
     revision: str | None = None
     license: str | None = None
     language: str | None = None
+    known: tuple[tuple[str, int], ...] = ()
+
+
+def identity(folder: Path) -> tuple[str, int]:
+    """What tells a checkpoint from one that was saved again under its name."""
+    try:
+        return folder.name, (folder / MANIFEST).stat().st_ino
+    except OSError:
+        return folder.name, 0
 
 
 @contextlib.contextmanager
@@ -83,6 +94,7 @@ def _order(config: TrainConfig) -> Order:
         revision=config.hub_revision,
         license=config.license,
         language=config.language,
+        known=tuple(identity(folder) for folder in list_checkpoints(Path(config.output_dir))),
     )
 
 

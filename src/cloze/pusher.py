@@ -20,9 +20,9 @@ from typing import Any
 from cloze.card_metadata import Told, base_and_dataset
 from cloze.console import warn
 from cloze.errors import ClozeError
-from cloze.follow import POLL_SECONDS, Order
+from cloze.follow import POLL_SECONDS, Order, identity
 from cloze.hub import HubBusy, Target, connect
-from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
+from cloze.train.checkpoint_files import list_checkpoints
 
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # between tries of the same push while training goes on
 TRIES_AT_END = 3
@@ -68,7 +68,7 @@ class Pusher:
         self._target = Target(order.repo, private=order.private, revision=order.revision)
         self._told = Told(order.license, order.language)
         self._api = connect(order.token, quiet=True)
-        self._done = {_identity(folder) for folder in list_checkpoints(self._run)}
+        self._done = {(name, number) for name, number in order.known}
         self._pushed: tuple[str, int] | None = None
         self._url = ""
 
@@ -79,14 +79,14 @@ class Pusher:
             new = self._new()
             if not new or self._order.strategy == "end":
                 continue
-            if failed == _identity(new[-1]) and time.monotonic() < again:
+            if failed == identity(new[-1]) and time.monotonic() < again:
                 continue
             try:
                 self._push(new, f"Training in progress, {_step(new[-1])}")
                 pause, failed = FIRST_PAUSE, None
             except (ClozeError, OSError) as error:
                 pause = pause if failed is None else min(2 * pause, LONGEST_PAUSE)
-                again, failed = time.monotonic() + pause, _identity(new[-1])
+                again, failed = time.monotonic() + pause, identity(new[-1])
                 warn(f"{new[-1].name} was not pushed: {error}; it is tried again with the next, or in {pause:.0f} s")
         return self._finish()
 
@@ -94,7 +94,7 @@ class Pusher:
         newest = list_checkpoints(self._run)[-1:]
         if not newest:
             return {"problem": "there is no checkpoint"}
-        if self._pushed == _identity(newest[0]):
+        if self._pushed == identity(newest[0]):
             return {"url": self._url}
         for number in range(TRIES_AT_END):
             try:
@@ -110,7 +110,7 @@ class Pusher:
 
     def _new(self) -> list[Path]:
         """Checkpoints that have come since the last push, oldest first."""
-        return [folder for folder in list_checkpoints(self._run) if _identity(folder) not in self._done]
+        return [folder for folder in list_checkpoints(self._run) if identity(folder) not in self._done]
 
     def _push(self, checkpoints: list[Path], message: str) -> None:
         """One commit: the newest checkpoint's model and card, and what else the strategy asks for."""
@@ -121,7 +121,7 @@ class Pusher:
         # Training may delete a checkpoint at any time: links to its files keep them.
         shutil.rmtree(self._work, ignore_errors=True)
         wanted = checkpoints if self._order.strategy == "all_checkpoints" else checkpoints[-1:]
-        identities = {folder: _identity(folder) for folder in checkpoints}
+        identities = {folder: identity(folder) for folder in checkpoints}
         held = {folder: self._work / folder.name for folder in wanted if _link(folder, self._work / folder.name)}
         if not held:
             return
@@ -147,14 +147,6 @@ class Pusher:
         self._done |= set(identities.values())
         shutil.rmtree(self._work, ignore_errors=True)
         tell({"note": f"{newest.name} is on the Hub"})
-
-
-def _identity(folder: Path) -> tuple[str, int]:
-    """What tells a checkpoint from one that was saved again under its name."""
-    try:
-        return folder.name, (folder / MANIFEST).stat().st_ino
-    except OSError:
-        return folder.name, 0
 
 
 def _step(folder: Path) -> str:

@@ -14,6 +14,7 @@ from cloze.config import BlocksConfig, PrepareConfig, TrainConfig
 from cloze.files import parse_size
 from cloze.places import PLACES, SECRETS, without_place
 
+BLOCK_FLAGS = {field.name for field in dataclasses.fields(BlocksConfig)} | {"tokenizer_name"}
 _HUB = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license", "language")
 
 
@@ -63,7 +64,7 @@ def train_command(config: dict[str, Any], data: dict[str, Any], prepared: str, r
     not_said = {*PLACES, *SECRETS, *_HUB, "dataset_name"}
     dataset = config.get("dataset_name") if data.get("streamed") else prepared
     if not data.get("streamed"):
-        not_said |= {field.name for field in dataclasses.fields(BlocksConfig)} | {"tokenizer_name"}
+        not_said |= BLOCK_FLAGS
     values = {"dataset_name": dataset} | {name: one for name, one in config.items() if name not in not_said}
     return f"-m cloze train {_flags(values, defaults)} --output_dir {run}"
 

@@ -118,15 +118,17 @@ class Handler(BaseHTTPRequestHandler):
         body = self._read_body()
         self.hub.log.append((self.command, unquote(path)))
         self.hub.received.append(body)
-        if fault and fault.wait is not None:
-            fault.wait.wait(60)
+        if fault and fault.call is not None:
+            fault.call()
         elif fault:
             return self.answer(fault.status, {"error": "planted fault"})
         for methods, pattern, name in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods.split("|"):
                 try:
-                    return getattr(self, name)(body, **{key: unquote(text) for key, text in match.groupdict().items()})
+                    return getattr(self, name)(
+                        body, **{key: unquote(text) for key, text in match.groupdict().items() if text is not None}
+                    )
                 except _Refused as refused:
                     status, code, message = refused.args
                     return self.answer(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
@@ -325,15 +327,30 @@ class Handler(BaseHTTPRequestHandler):
         facts = {"sha": sha, "private": found.private, "siblings": siblings, "cardData": found.card_data(sha)}
         self.answer(200, {"id": name, "modelId": name, "tags": [], "downloads": 0, "likes": 0, **facts})
 
-    def tree(self, body: bytes, repo: str, rev: str) -> None:
+    def tree(self, body: bytes, repo: str, rev: str, inside: str | None = None) -> None:
+        """Files and folders in a folder, or everywhere below it."""
+        entries, folder = self._entries(repo, rev), inside or ""
+        below = [path for path in sorted(entries) if not folder or path.startswith(f"{folder}/")]
+        depth = folder.count("/") + 1 if folder else 0
+        recursive = "recursive=true" in self.path.lower()
+        self.answer(200, [entries[path] for path in below if recursive or path.count("/") == depth])
+
+    def paths_info(self, body: bytes, repo: str, rev: str) -> None:
+        entries, text = self._entries(repo, rev), body.decode()
+        wanted = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text).get("paths", [])
+        self.answer(200, [entries[path] for path in wanted if path in entries])
+
+    def _entries(self, repo: str, rev: str) -> dict[str, dict[str, Any]]:
         found = self.visible(repo, rev)
-        entries = []
-        for path, content in sorted(found.commits[found.sha(rev)].items()):
-            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
+        entries: dict[str, dict[str, Any]] = {}
+        for path, content in found.commits[found.sha(rev)].items():
+            for depth in range(1, path.count("/") + 1):
+                folder = "/".join(path.split("/")[:depth])
+                entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40}
+            entries[path] = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
             if is_lfs(path):
-                entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
-            entries.append(entry)
-        self.answer(200, entries)
+                entries[path]["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+        return entries
 
     def resolve(self, body: bytes, repo: str, rev: str, path: str) -> None:
         found = self.visible(repo, rev)
@@ -371,7 +388,8 @@ ROUTES = (
     ("GET", f"/api/models/{_REPO}/refs", "refs"),
     ("GET", f"/api/models/{_REPO}", "info"),
     ("GET", f"/api/models/{_REPO}/revision/{_REV}", "info"),
-    ("GET", f"/api/models/{_REPO}/tree/{_REV}(?:/.*)?", "tree"),
+    ("GET", f"/api/models/{_REPO}/tree/{_REV}(?:/(?P<inside>.+))?", "tree"),
+    ("POST", f"/api/models/{_REPO}/paths-info/{_REV}", "paths_info"),
     ("GET|HEAD", rf"/{_REPO}/resolve/{_REV}/(?P<path>.+)", "resolve"),
     ("GET|HEAD", r"/lfs/(?P<oid>\w+)", "lfs_download"),
 )

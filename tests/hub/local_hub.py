@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -31,14 +32,14 @@ __all__ = ["Account", "Fault", "LocalHub", "Repo"]
 @dataclass
 class Fault:
     """What is to go wrong with the next `times` requests of `method` whose path matches `pattern`: answer `status`,
-    drop the connection when so many bytes of the body have come, or answer as always when `wait` is set."""
+    drop the connection when so many bytes of the body have come, or `call` something and answer as always."""
 
     method: str
     pattern: str
     status: int = 503
     times: int = 1
     hang_up_after: int | None = None
-    wait: threading.Event | None = None
+    call: Callable[[], object] | None = None
 
 
 class LocalHub:
