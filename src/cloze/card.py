@@ -1,7 +1,8 @@
-"""The model card: README.md of a consolidated model, with the metadata the Hub reads.
+"""The model card: README.md of a consolidated model, with the metadata the Hub reads and the run's loss curve.
 
-Built from what a run leaves behind (config.yaml, data.json, eval.json), each of which may be missing. Only named
-values get in, so no path, token or host name can. A card written by hand is kept.
+Built from what a run leaves behind (config.yaml, data.json, metrics.jsonl, sessions.json, eval.json), each of which
+may be missing. Only values that are true everywhere get in: no path, token or host name. A card written by hand is
+kept.
 
     write_card(Path("runs/demo/model"), Path("runs/demo"))
 """
@@ -9,19 +10,31 @@ values get in, so no path, token or host name can. A card written by hand is kep
 from __future__ import annotations
 
 import json
-import math
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
-from cloze.errors import HubError
+from cloze.card_metadata import (
+    Told,
+    hub_name,
+    interval_of,
+    is_number,
+    last_part,
+    model_metadata,
+    part,
+    read_mapping,
+    run_files,
+    told_by_run,
+    with_values,
+)
+from cloze.console import duration
+from cloze.curve import CURVE, loss_curve
 from cloze.files import write_text
+from cloze.places import portable
+from cloze.reproduce import BLOCK_FLAGS, commands
 
 MARKER = "<!-- made by cloze -->"
 HYPERPARAMETERS = (
@@ -56,115 +69,89 @@ HYPERPARAMETERS = (
     "seed",
 )
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed", "datasets")
-METRICS = {"perplexity": "Perplexity (fixed masks)", "masked_accuracy": "Masked accuracy"}
-_DATA_FILE = re.compile(r"\.(json|jsonl|parquet|arrow|csv|txt|gz|zst)$", re.IGNORECASE)
-_METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+MODEL_NAMES, LOCAL = ("model_name_or_path", "config_name", "tokenizer_name"), "LOCAL_MODEL"
 _SNIPPET_NAME = re.compile(r'pipeline\("fill-mask", "[^"\n]*"\)')
+_NOBODY = Told()
 
 
-def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None) -> Path:
-    """Bring `model_dir`/README.md up to date, unless somebody wrote it by hand; return its path.
+def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: Told = _NOBODY) -> Path:
+    """Bring `model_dir`/README.md and the curve beside it up to date, unless somebody wrote the card by hand.
 
-    `repo` is the name on the Hub where it is known. Raises DiskError.
+    `repo` is the name on the Hub where it is known. Returns the card's path. Raises DiskError.
     """
     path = model_dir / "README.md"
-    text = card_text(model_dir, run_dir, repo)
+    text = card_text(model_dir, run_dir, repo, told)
     if not path.exists() or _text(path) != text:
         write_text(path, text)
+    curve = loss_curve(read_lines(run_dir)) if run_dir else None
+    if curve and f"]({CURVE})" in text:
+        write_text(model_dir / CURVE, curve)
     return path
 
 
-def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None) -> str:
+def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: Told = _NOBODY) -> str:
     """What README.md should hold: what was written by hand, else the card that Cloze makes.
 
     A card made earlier is made again only where the run's folder is at hand, for it holds what the run knew.
     """
     path = model_dir / "README.md"
     if not path.exists():
-        return render_card(model_dir, run_dir, repo)
+        return render_card(model_dir, run_dir, repo, told)
     text = _text(path)
     if MARKER not in text:
         return text
     if run_dir is not None:
-        return render_card(model_dir, run_dir, repo)
-    return _SNIPPET_NAME.sub(f'pipeline("fill-mask", "{repo}")', text) if repo else text
+        return render_card(model_dir, run_dir, repo, told)
+    text = _SNIPPET_NAME.sub(f'pipeline("fill-mask", "{repo}")', text) if repo else text
+    return with_values(text, told.values())
 
 
-def metadata_text(card: str) -> str:
-    """The YAML at the top of a card; empty where there is none. Raises HubError where it is not a mapping."""
-    found = _METADATA.match(card)
-    if found is None:
-        return ""
-    try:
-        is_mapping = isinstance(yaml.safe_load(found[1]), dict)
-    except yaml.YAMLError:
-        is_mapping = False
-    if not is_mapping:
-        raise HubError("the metadata between the `---` lines is not YAML of names and values", where="README.md")
-    return found[1]
-
-
-def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None) -> str:
+def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: Told = _NOBODY) -> str:
     """The text of a card that Cloze makes, from whatever is known."""
-    model_config = _read(model_dir / "config.json")
-    config, data, scores = (
-        _read(run_dir / name) if run_dir else {} for name in ("config.yaml", "data.json", "eval.json")
-    )
+    model_config = read_mapping(model_dir / "config.json")
+    files = run_files(run_dir)
+    config, data, scores = _public_names(files["config.yaml"]), files["data.json"], files["eval.json"]
+    told = told_by_run(run_dir, told)
+    sessions = [one for one in files["sessions.json"].get("sessions") or [] if isinstance(one, dict)]
+    lines = read_lines(run_dir) if run_dir else []
     mask = _mask_token(model_dir)
     name = repo.split("/")[-1] if repo else f"cloze-{model_config.get('model_type', 'model')}"
-    metadata = card_data(name, config, data, scores, mask)
+    metadata = model_metadata(name, config, data, scores, mask, told)
     architectures = model_config.get("architectures")
+    versions = sessions[-1].get("versions") if sessions else None
     sections = [
         f"---\n{metadata.to_yaml().strip()}\n---\n{MARKER}",
         f"# {architectures[0] if architectures else name}",
         "A masked language model: it fills in words that are left out. Trained with Cloze.",
         _usage(mask, repo or "owner/name"),
-        _data_section(data),
+        _data_section(data, told.dataset),
         _evaluation_section(scores),
+        "## Loss\n\nNats per masked token.\n\n" + f"![Loss by optimizer step]({CURVE})" if loss_curve(lines) else "",
         _table("Training", "hyperparameter", {key: config.get(key) for key in HYPERPARAMETERS}),
-        _table("Versions", "library", {name: _version(name) for name in LIBRARIES}),
-        "## Limits\n\nIt knows what its training text says, including its mistakes and prejudices, and nothing else. "
-        "Perplexity can only be compared with models that use the same tokenizer, masks and text.",
+        _effort_section(sessions, lines, data),
+        _config_section(config, data),
+        _table("Versions", "library", versions or {name: _version(name) for name in LIBRARIES}),
+        _reproduce_section(commands(config, data, sessions, repo or f"owner/{name}")),
+        _limits_section(data),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def card_data(
-    name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str
-) -> ModelCardData:
-    """The metadata block: library, task, widget, and where known base model, dataset and results."""
-    source = _part(data, "source")
-    dataset = None if source.get("files") else _hub_name(source.get("dataset_name"))
-    known: dict[str, Any] = {}
-    if base := _hub_name(config.get("model_name_or_path")):
-        known["base_model"] = base
-    if dataset:
-        known["datasets"] = [dataset]
-    masks = {key: scores[key] for key in ("mlm_probability", "seed") if _is_number(scores.get(key))}
-    results = [
-        EvalResult(
-            task_type="fill-mask",
-            task_name="Masked language modeling",
-            dataset_type=dataset or "text",
-            dataset_name=dataset or _last_part(source.get("dataset_name")) or "local text",
-            dataset_split=scores.get("split"),
-            metric_type=kind,
-            metric_name=metric,
-            metric_value=scores[kind],
-            metric_args=masks or None,
-        )
-        for kind, metric in METRICS.items()
-        if _is_number(scores.get(kind))
-    ]
-    if results:
-        known |= {"model_name": name, "eval_results": results}
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag="fill-mask",
-        tags=["cloze", "fill-mask", "masked-lm"],
-        widget=[{"text": f"The Milky Way is a {mask} galaxy."}],
-        **known,
-    )
+def _public_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration where models that are not on the Hub have no name: it would be a path, or a part of one."""
+    told = {name: config[name] for name in MODEL_NAMES if isinstance(config.get(name), str)}
+    return config | {name: one if hub_name(one) else LOCAL for name, one in told.items()}
+
+
+def read_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that can be read; none where there is no such file."""
+    lines = []
+    try:
+        for text in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            lines.append(json.loads(text))
+    except (OSError, ValueError):
+        pass
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def _usage(mask: str, repo: str) -> str:
@@ -174,27 +161,104 @@ def _usage(mask: str, repo: str) -> str:
     )
 
 
-def _data_section(data: dict[str, Any]) -> str:
-    source, train = _part(data, "source"), _part(_part(data, "splits"), "train")
-    name, tokenizer = source.get("dataset_name"), _part(data, "tokenizer").get("name")
+def _data_section(data: dict[str, Any], published: str | None) -> str:
+    source, train = part(data, "source"), part(part(data, "splits"), "train")
+    name, tokenizer = source.get("dataset_name"), part(data, "tokenizer").get("name")
+    rule = part(data, "split_rule")
+    held_out = rule.get("validation") or rule.get("validation_percentage")
     facts = {
-        "dataset": _hub_name(name) or _last_part(name),
+        "dataset": hub_name(name) or last_part(name),
         "configuration": source.get("dataset_config_name"),
         "revision": source.get("revision"),
         "split": source.get("split"),
         "text": source.get("text_field"),
-        "tokenizer": _hub_name(tokenizer) or _last_part(tokenizer),
+        "held out for validation": f"{held_out} % of the documents, by a {rule['kind']}"
+        if is_number(held_out) and rule.get("kind")
+        else held_out,
+        "tokenizer": hub_name(tokenizer) or last_part(tokenizer),
         "documents": train.get("documents"),
         "tokens": train.get("tokens"),
         "blocks": train.get("blocks"),
         "block size": data.get("block_size"),
+        "packing": data.get("packing"),
+        "the blocks themselves": published,
     }
     return _table("Training data", "what", facts)
 
 
 def _evaluation_section(scores: dict[str, Any]) -> str:
-    keys = ("perplexity", "loss", "masked_accuracy", "masked_tokens", "blocks", "split", "mlm_probability", "seed")
-    return _table("Evaluation", "on fixed masks", {key: scores.get(key) for key in keys})
+    keys = (
+        "perplexity",
+        "loss",
+        "masked_accuracy",
+        "masked_accuracy_top5",
+        "bits_per_byte",
+        "masked_tokens",
+        "blocks",
+        "split",
+        "mlm_probability",
+        "seed",
+        "draws",
+    )
+    facts: dict[str, Any] = {key: scores.get(key) for key in keys}
+    for key in keys:
+        if (interval := interval_of(scores, key)) and facts[key] is not None:
+            facts[key] = f"{facts[key]} (95 %: {interval[0]:.6g} to {interval[1]:.6g})"
+    return _table("Evaluation", "on fixed masks", facts)
+
+
+def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]], data: dict[str, Any]) -> str:
+    """What the run was computed on, and how fast."""
+    logged = [line for line in lines if is_number(line.get("seconds"))]
+    seconds = sum(line["seconds"] for line in logged)
+    rate = sum(line["seconds"] * line["tokens_per_second"] for line in logged if is_number(line["tokens_per_second"]))
+    samples = next((line["samples_seen"] for line in reversed(lines) if is_number(line.get("samples_seen"))), None)
+    last_step = next((line["step"] for line in reversed(lines) if is_number(line.get("step"))), None)
+    size = data.get("block_size")
+    facts: dict[str, Any] = {
+        "steps": last_step,
+        "blocks seen": samples,
+        "tokens seen": samples * size if samples is not None and isinstance(size, int) else None,
+        "time": duration(seconds) if seconds else None,
+        "tokens per second": f"{rate / seconds:,.0f}" if seconds else None,
+    }
+    for session in sessions:
+        first = session.get("first_step", 0)
+        where = f"computed on, from step {first + 1}" if len(sessions) > 1 else "computed on"
+        devices = ", ".join(f"{count} x {device}" for device, count in part(session, "devices").items())
+        ranks, hosts = session.get("ranks"), session.get("hosts")
+        world = f"{ranks} rank{'s' * (ranks != 1)} on {hosts} host{'s' * (hosts != 1)}"
+        facts[where] = f"{devices}; {world}, {session.get('engine')}, {session.get('precision')}"
+    return _table("Effort", "what", facts)
+
+
+def _config_section(config: dict[str, Any], data: dict[str, Any]) -> str:
+    """config.yaml, without what has no say in a run on blocks that were there already: how blocks are made."""
+    told = portable(config)
+    if not data.get("streamed"):
+        told = {name: value for name, value in told.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
+    if not told:
+        return ""
+    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True).strip()
+    return f"<details>\n<summary>The whole configuration</summary>\n\n```yaml\n{text}\n```\n\n</details>"
+
+
+def _reproduce_section(lines: list[str]) -> str:
+    if not lines:
+        return ""
+    shown = "\n".join(lines)
+    why = "The order of the data, the masks and dropout follow from the seed."
+    return f"## The same again\n\n{why}\n\n```sh\n{shown}\n```"
+
+
+def _limits_section(data: dict[str, Any]) -> str:
+    size = data.get("block_size")
+    length = f"It has seen blocks of {size} tokens, and knows nothing of longer texts. " if size else ""
+    return (
+        "## Limits\n\nIt fills in words; it does not write texts, follow instructions or check facts. It knows what "
+        f"its training text says, including its mistakes and prejudices, and nothing else. {length}Perplexity can "
+        "only be compared with models that use the same tokenizer, masks and text."
+    )
 
 
 def _table(title: str, column: str, values: dict[str, Any]) -> str:
@@ -208,27 +272,6 @@ def _table(title: str, column: str, values: dict[str, Any]) -> str:
     return f"## {title}\n\n| {column} | value |\n|---|---|\n{rows}"
 
 
-def _hub_name(name: Any) -> str | None:
-    """`name` where it is one on the Hub; None for a path, and where in doubt (`demo/model`, something that exists)."""
-    if not isinstance(name, str) or _DATA_FILE.search(name) or Path(name).exists():
-        return None
-    if re.fullmatch(r"model|checkpoint-\d+", name.split("/")[-1]):
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
-
-
-def _last_part(name: Any) -> str | None:
-    return Path(name).name if isinstance(name, str) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _version(library: str) -> str | None:
     try:
         return version(library)
@@ -238,7 +281,7 @@ def _version(library: str) -> str | None:
 
 def _mask_token(model_dir: Path) -> str:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read(model_dir / name).get("mask_token")
+        token = read_mapping(model_dir / name).get("mask_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
             return token
@@ -248,19 +291,3 @@ def _mask_token(model_dir: Path) -> str:
 def _text(path: Path) -> str:
     """A card's text; bytes that are not UTF-8 are kept as they are."""
     return path.read_text(encoding="utf-8", errors="surrogateescape")
-
-
-def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """A mapping inside a mapping; empty where there is none."""
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file's mapping; empty where there is no such file or it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}

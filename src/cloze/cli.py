@@ -63,8 +63,7 @@ OLD_NAMES = {
     "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
     "no_cuda": "use --use_cpu",
     "warmup_ratio": "use --warmup_steps with a value below 1",
-    "hub_model_id": "use `cloze push RUN --repo NAME`",
-    "push_to_hub": "use `cloze push RUN --repo NAME`",
+    "hub_always_push": "dropped: a push that comes too late is left out, and the next one has all",
     "local_rank": "start with `accelerate launch -m cloze train ...`",
     "logging_dir": "trackers write into output_dir",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from local_hub import Account, LocalHub
-from pushing import MANIFEST, READ, SCORES, SECRET_CONFIG, STRANGER, TEXT, WRITE, Client
+from pushing import FINE, HOST, MANIFEST, READ, RUN_FLAGS, SCORES, SECRET_CONFIG, STRANGER, TEXT, WRITE, Client
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def hub() -> Iterator[LocalHub]:
         WRITE: Account("user", orgs=("team",)),
         READ: Account("user", role="read"),
         STRANGER: Account("somebody"),
+        FINE: Account("user", role="fineGrained", scopes=(("user/fine", ("repo.content.read", "repo.write")),)),
     }
     with LocalHub(accounts) as running:
         yield running
@@ -57,6 +59,22 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("training_args.bin", "optimizer.pt", "notes.log", ".env"):
         (folder / "model" / name).write_bytes(b"not to be pushed")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps as `cloze train` leaves it, from a folder of this machine; secrets among its flags."""
+    from corpus import TINY_MODEL_NO_DROPOUT
+    from ranks import cloze_ranks, succeed
+
+    def name_the_host() -> None:
+        socket.gethostname = lambda: HOST
+
+    folder = tmp_path_factory.mktemp("trained") / HOST
+    flags = ["--dataset_name", str(prepared), "--output_dir", str(folder / "run"), *RUN_FLAGS, *TINY_MODEL_NO_DROPOUT]
+    secret = ["--token", WRITE, "--run_name", HOST, "--cache_dir", str(folder / "cache")]
+    succeed(cloze_ranks(["train", *flags, *secret], 1, "single", folder / "log", before=name_the_host))
+    return folder / "run"
 
 
 @pytest.fixture

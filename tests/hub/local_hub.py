@@ -1,9 +1,10 @@
 """A small Hugging Face Hub on this machine, for the real client to talk to over HTTP.
 
 It stands in for the real Hub, which tests cannot reach: accounts and their tokens, repositories with branches and
-commits, uploads and downloads in LFS mode (weights through a second host name, as on the real one). It answers the
-requests that `huggingface_hub` makes and keeps what is sent, so that a pushed model can be pulled again. Limits it
-does not imitate: rate limits, quotas, histories, Xet.
+commits, tags, pull requests, datasets; uploads and downloads in LFS mode (weights through a second host name, as on
+the real one) and in Xet mode (through hf_xet's own file-based store). It answers the requests that `huggingface_hub`
+makes and keeps what is sent, so that a pushed model can be pulled again. Limits it does not imitate: rate limits,
+quotas, histories.
 
 The client reads HF_ENDPOINT when it is imported, so it has to run in a process of its own:
 
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 from hub_requests import Account, Handler, Repo
 
@@ -28,12 +31,15 @@ __all__ = ["Account", "Fault", "LocalHub", "Repo"]
 
 @dataclass
 class Fault:
-    """Answer `status` to the next `times` requests of `method` whose path matches `pattern`."""
+    """What is to go wrong with the next `times` requests of `method` whose path matches `pattern`: answer `status`,
+    drop the connection when so many bytes of the body have come, or `call` something and answer as always."""
 
     method: str
     pattern: str
-    status: int
+    status: int = 503
     times: int = 1
+    hang_up_after: int | None = None
+    call: Callable[[], object] | None = None
 
 
 class LocalHub:
@@ -46,6 +52,8 @@ class LocalHub:
         self.log: list[tuple[str, str]] = []  # (method, path) of every request
         self.received: list[bytes] = []  # the body of every request
         self.faults: list[Fault] = []
+        self.xet: Path | None = None  # the folder of the Xet storage; without it there is none
+        self.xet_hashes: dict[str, str] = {}  # SHA-256 -> Xet hash of what came through it
         self.lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.port = self._server.server_address[1]
@@ -75,11 +83,11 @@ class LocalHub:
         """How many requests of `method` matched `pattern`."""
         return sum(asked == method and re.search(pattern, path) is not None for asked, path in self.log)
 
-    def planted(self, method: str, path: str) -> int | None:
-        """The status of a fault that is due for this request."""
+    def planted(self, method: str, path: str) -> Fault | None:
+        """The fault that is due for this request."""
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.pattern, path):
                     fault.times -= 1
-                    return fault.status
+                    return fault
         return None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard
 from local_hub import Fault, LocalHub, Repo
-from pushing import READ, SCORES, STRANGER, WRITE, Client
+from pushing import READ, SCORES, STRANGER, WRITE, Client, accepted, refused
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 MODEL = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -21,21 +20,6 @@ model = AutoModelForMaskedLM.from_pretrained(repo).eval()
 ids = AutoTokenizer.from_pretrained(repo)("A whale is a <mask>.", return_tensors="pt")
 torch.save(model(input_ids=ids["input_ids"]).logits.detach(), out)
 """
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a refusal."""
-    assert done.returncode == 2, done
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("cloze: warning")]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("cloze: error: ")
-    return lines[0]
-
-
-def accepted(done: subprocess.CompletedProcess[str]) -> str:
-    """What a push printed."""
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -87,13 +71,15 @@ def test_a_private_push_never_lands_in_a_public_repository(hub: LocalHub, push: 
     assert hub.files("user/demo") == {}
 
 
-def test_pushing_the_same_again_uploads_no_weights(hub: LocalHub, push: Client, run_dir: Path):
+def test_pushing_the_same_again_makes_no_commit_and_says_so(hub: LocalHub, push: Client, run_dir: Path):
     accepted(push(run_dir, "--repo", "demo"))
     before = hub.files("user/demo")
     assert hub.requests("PUT", "") == 1
-    accepted(push(run_dir, "--repo", "demo"))
+    commits = len(hub.repos["user/demo"].commits)
+    assert "nothing has changed since" in accepted(push(run_dir, "--repo", "demo"))
     assert hub.files("user/demo") == before
     assert hub.requests("PUT", "") == 1
+    assert len(hub.repos["user/demo"].commits) == commits
 
 
 def test_old_weights_do_not_outlive_a_push_of_shards(

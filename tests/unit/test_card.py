@@ -10,7 +10,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from cloze.card import MARKER, card_text, metadata_text, render_card, write_card
+from cloze.card import MARKER, card_text, render_card, write_card
+from cloze.card_metadata import Told, metadata_text
 from cloze.errors import HubError
 
 SCORES = {"perplexity": 6.5, "masked_accuracy": 0.61, "split": "validation", "mlm_probability": 0.15, "seed": 42}
@@ -77,6 +78,57 @@ def test_the_body_shows_data_numbers_and_hyperparameters(tmp_path: Path):
         "## Limits",
     ):
         assert line in text.splitlines()
+
+
+def test_the_card_says_how_long_on_what_and_how_to_do_it_again(tmp_path: Path):
+    model, run = make(tmp_path, CONFIG, DATA, SCORES)
+    first = {"first_step": 0, "ranks": 1, "hosts": 1, "devices": {"AMD EPYC": 1}, "engine": "single process"}
+    second = {"ranks": 8, "hosts": 2, "devices": {"NVIDIA H100": 8}, "engine": "DeepSpeed ZeRO-2", "first_step": 10}
+    sessions = [first | {"precision": "fp32"}, second | {"precision": "bf16", "versions": {"torch": "2.99"}}]
+    (run / "sessions.json").write_text(json.dumps({"sessions": sessions}))
+    lines = [
+        {"step": 10, "samples_seen": 80, "loss": 7.5, "seconds": 60.0, "tokens_per_second": 100.0},
+        {"step": 10, "eval_loss": 7.0},
+        {"step": 20, "samples_seen": 160, "loss": 6.5, "seconds": 20.0, "tokens_per_second": 500.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3')
+    text = write_card(model, run, "user/demo", Told(license="mit", language="en,de")).read_text()
+    for line in (
+        "| steps | 20 |",
+        "| tokens seen | 20480 |",
+        "| time | 1:20 |",
+        "| tokens per second | 200 |",
+        "| computed on, from step 1 | 1 x AMD EPYC; 1 rank on 1 host, single process, fp32 |",
+        "| computed on, from step 11 | 8 x NVIDIA H100; 8 ranks on 2 hosts, DeepSpeed ZeRO-2, bf16 |",
+        "| torch | 2.99 |",
+        "![Loss by optimizer step](loss.svg)",
+        "learning_rate: 2.0e-05",
+        "cloze consolidate runs/demo && cloze push runs/demo --repo user/demo",
+    ):
+        assert line in text.splitlines()
+    assert "accelerate launch --config_file launch/accelerate/zero2.yaml --num_processes 8 -m cloze train" in text
+    assert (model / "loss.svg").read_text().startswith("<svg")
+    assert (ModelCard(text).data.license, ModelCard(text).data.language) == ("mit", ["en", "de"])
+
+
+def test_intervals_and_bits_per_byte_are_told_where_they_were_measured(tmp_path: Path):
+    more = {"perplexity_interval": [6.1, 6.9], "bits_per_byte": 1.25, "draws": 4}
+    text = render_card(*make(tmp_path, CONFIG, DATA, SCORES | more), repo="user/demo")
+    assert "| perplexity | 6.5 (95 %: 6.1 to 6.9) |" in text
+    assert "| bits_per_byte | 1.25 |" in text
+    found = {result.metric_type: result for result in ModelCard(text).data.eval_results}
+    assert found["perplexity"].metric_args["interval_95"] == [6.1, 6.9]
+    assert found["bits_per_byte"].metric_args == {"mlm_probability": 0.15, "seed": 42, "draws": 4}
+    assert found["perplexity"].dataset_revision == "abc"
+
+
+def test_what_a_run_was_told_of_its_license_is_on_the_card(tmp_path: Path):
+    model, run = make(tmp_path, CONFIG | {"license": "mit", "language": "en"}, DATA, SCORES)
+    assert ModelCard(render_card(model, run)).data.license == "mit"
+    assert ModelCard(render_card(model, run, told=Told(license="apache-2.0"))).data.license == "apache-2.0"
+    write_card(model, run)
+    moved = card_text(model, None, None, Told(language="de"))
+    assert (ModelCard(moved).data.license, ModelCard(moved).data.language) == ("mit", ["de"])
 
 
 def test_no_path_token_or_host_name_gets_into_a_card(tmp_path: Path):

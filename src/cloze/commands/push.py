@@ -1,33 +1,93 @@
-"""`cloze push`: publish a model with its card on the Hub."""
+"""`cloze push`: publish a model with its card, and the blocks it was trained on, on the Hub."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloze.card import card_text, metadata_text, write_card
+from huggingface_hub import HfApi
+
+from cloze.card import MARKER, card_text, write_card
+from cloze.card_metadata import Told, base_and_dataset, metadata_text, origin_of, told_by_run
 from cloze.config import PushConfig
-from cloze.console import say
-from cloze.hub import check_access, connect, files_to_push, find_model, push_folder
+from cloze.console import say, warn
+from cloze.dataset_card import dataset_card
+from cloze.errors import ConfigError
+from cloze.hub import Pushed, Target, check_access, connect, put_tag
+from cloze.publish import files_to_push, find_model, push_model, with_license
+
+if TYPE_CHECKING:
+    from cloze.data.shards import Prepared
 
 
 def run(config: PushConfig) -> None:
     """Bring the card up to date and push, or with --dry_run say what would be pushed and change nothing."""
+    if config.create_pr and (config.revision or config.tag):
+        flag = "--revision" if config.revision else "--tag"
+        raise ConfigError("a pull request is opened against main, and has no tag", where=f"--create_pr and {flag}")
     model_dir, run_dir = find_model(Path(config.path))
-    files = files_to_push(model_dir)
-    card = card_text(model_dir, run_dir, config.repo)
-    metadata = metadata_text(card)
+    files_to_push(model_dir)
+    blocks = None
+    if config.dataset_repo:
+        from cloze.publish_blocks import find_blocks  # it needs torch, a push without blocks does not
+
+        blocks = find_blocks(run_dir)
+    told = told_by_run(run_dir, Told(config.license, config.language, config.dataset_repo))
+    metadata = metadata_text(card_text(model_dir, run_dir, config.repo, told))
     if config.dry_run:
-        sizes = {file.name: file.stat().st_size for file in files}
-        sizes["README.md"] = len(card.encode("utf-8", "surrogateescape"))
-        for name, size in sorted(sizes.items()):
-            say("push", f"{size:>14,} bytes  {name}")
-        print(metadata or "(the card has no metadata)")
-        say("push", f"dry run: nothing was sent to {config.repo}")
+        _show(config, model_dir, run_dir, told, blocks, metadata)
         return
     api = connect(config.token)
-    repo = check_access(api, config.repo)
-    write_card(model_dir, run_dir, repo)
-    url = push_folder(
-        api, model_dir, repo, private=config.private, revision=config.revision, message=config.commit_message
-    )
-    say("push", url)
+    private = True if config.private else None
+    target = Target(config.repo, private=private, revision=config.revision, create_pr=config.create_pr)
+    target = replace(target, repo=check_access(api, target))
+    if config.dataset_repo and blocks is not None:
+        told = _push_blocks(api, config, blocks, told)
+    told = with_license(api, told, *base_and_dataset(run_dir))
+    card = write_card(model_dir, run_dir, target.repo, told)
+    if told.values() and MARKER not in card.read_text(encoding="utf-8", errors="replace"):
+        warn("README.md was written by hand: license and language are not put into it")
+    pushed = push_model(api, target, model_dir, config.commit_message)
+    _tell(pushed)
+    if config.tag:
+        put_tag(api, target, config.tag, pushed.oid)
+        say("push", f"tag {config.tag}")
+
+
+def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: Told) -> Told:
+    """Push the blocks first, so that the model's card can name them; return what it is to say."""
+    from cloze.publish_blocks import push_blocks
+
+    private = True if config.private else None
+    target = Target(str(config.dataset_repo), "dataset", private, create_pr=config.create_pr)
+    target = replace(target, repo=check_access(api, target))
+    card = dataset_card(target.repo, blocks.manifest, with_license(api, told, None, origin_of(blocks.manifest)))
+    _tell(push_blocks(api, target, blocks, card, "Upload blocks prepared with Cloze"))
+    return replace(told, dataset=target.repo)
+
+
+def _show(
+    config: PushConfig, model_dir: Path, run_dir: Path | None, told: Told, blocks: Prepared | None, metadata: str
+) -> None:
+    """What would be pushed, with sizes in bytes."""
+    card = card_text(model_dir, run_dir, config.repo, told).encode("utf-8", "surrogateescape")
+    files: dict[str, Path | bytes] = {**files_to_push(model_dir), "README.md": card}
+    _list(files)
+    if blocks is not None:
+        from cloze.publish_blocks import block_files
+
+        say("push", f"and as a dataset to {config.dataset_repo}:")
+        _list(block_files(blocks, dataset_card(str(config.dataset_repo), blocks.manifest, told)))
+    print(metadata or "(the card has no metadata)")
+    say("push", f"dry run: nothing was sent to {config.repo}")
+
+
+def _list(files: dict[str, Path | bytes]) -> None:
+    for name, content in sorted(files.items()):
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        say("push", f"{size:>14,} bytes  {name}")
+
+
+def _tell(pushed: Pushed) -> None:
+    say("push", pushed.url if pushed.changed else f"nothing has changed since {pushed.url}")

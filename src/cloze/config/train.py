@@ -168,3 +168,22 @@ class TrainConfig(ModelConfig, BlocksConfig):
     the batch out"""
     resume_from_checkpoint: str | None = None
     """go on from this checkpoint folder; `auto`: from the newest one in output_dir, or from the start if none is"""
+
+    push_to_hub: bool = False
+    """push the model to the Hub while training, in the background; a push that fails never stops training"""
+    hub_model_id: str | None = None
+    """the repository: `name` or `owner/name` (default: the last part of output_dir)"""
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "every_save"
+    """what to push: the model at the `end`, or with `every_save`; `checkpoint`: also the last checkpoint, to go on
+    from, in the folder `last-checkpoint`; `all_checkpoints`: also each of them, in its own folder"""
+    hub_private_repo: bool | None = None
+    """make a new repository private (default: as its owner's settings say)"""
+    hub_revision: str | None = None
+    """the branch to push to (made if missing; default: main)"""
+    hub_token: str | None = None
+    """a Hub token with write access (default: `token`, or the one of `hf auth login`)"""
+    license: str | None = None
+    """the license for the model card, as the Hub spells it: `apache-2.0`, `mit`, ... (default: the one that the Hub
+    knows of the base model, else of the dataset)"""
+    language: str | None = None
+    """the language of the text for the model card: `en`, or several separated by commas"""

@@ -133,6 +133,17 @@ class PushConfig:
     """make a new repository private"""
     revision: str | None = None
     """the branch to push to (made if missing; default: main)"""
+    tag: str | None = None
+    """tag the commit"""
+    create_pr: bool = False
+    """open a pull request, or go on with yours of the same commit_message, in place of a commit to the branch"""
+    dataset_repo: str | None = None
+    """push the blocks that the run was trained on, too, as a dataset with its own card: `name` or `owner/name`"""
+    license: str | None = None
+    """the license for the card, as the Hub spells it: `apache-2.0`, `mit`, ... (default: the one that the Hub knows of
+    the base model, else of the dataset)"""
+    language: str | None = None
+    """the language of the text for the card: `en`, or several separated by commas"""
     commit_message: str = "Upload model trained with Cloze"
     """the commit's message"""
     token: str | None = None

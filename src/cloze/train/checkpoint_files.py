@@ -50,7 +50,12 @@ def list_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write checkpoint.json with a checksum of itself."""
-    write_json(folder / MANIFEST, {**manifest, "checksum": _checksum(manifest)})
+    write_json(folder / MANIFEST, signed(manifest))
+
+
+def signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the checksum of itself."""
+    return {**manifest, "checksum": _checksum(manifest)}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class Window:
         operations = pace.token_flops * tokens / elapsed if pace.token_flops else None
         values = {
             "loss": sums[0] / sums[1] if sums[1] else None,
+            "seconds": round(elapsed, 3),
             "tokens_per_second": round(tokens * pace.filled / elapsed, 1),
             "masked_tokens_per_second": round(sums[2] / elapsed, 1),
             "tflops": None if operations is None else round(operations / 1e12, 3),
@@ -113,8 +114,8 @@ class Window:
 @dataclass(frozen=True)
 class Pace:
     """What speed is measured by. `token_flops`: floating-point operations of one device for each token of the global
-    batch (see `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in
-    a second, None where that is not known; `filled`: share of a block that is no padding."""
+    batch (see `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in a
+    second, None where that is not known; `filled`: share of a block that is no padding."""
 
     token_flops: float | None
     peak_flops: float | None

@@ -4,6 +4,7 @@ runs/NAME/config.yaml     the resolved configuration
 runs/NAME/run.json        what makes it this run: hyperparameters, global batch, checksum of the data
 runs/NAME/data.json       the manifest of the prepared data
 runs/NAME/metrics.jsonl   one line per logged step
+runs/NAME/sessions.json   each start: devices, ranks, engine, versions
 runs/NAME/status.json     running, stopped, finished or failed
 runs/NAME/checkpoint-N/   see cloze.train.checkpoint
 """
@@ -21,6 +22,7 @@ from cloze.config import TrainConfig
 from cloze.console import is_main
 from cloze.errors import CheckpointError, ConfigError, DiskError
 from cloze.files import disk_errors, write_json, write_text
+from cloze.places import SECRETS, without_place
 from cloze.train.checkpoint_files import list_checkpoints
 from cloze.train.metrics import FILE as METRICS_FILE
 
@@ -69,11 +71,16 @@ def run_identity(config: TrainConfig, global_batch: int, data_checksum: str) -> 
 def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise CheckpointError listing what differs between a checkpoint's run and this one.
 
-    A flag that `saved` does not know is younger than the checkpoint: its run did what the flag's default does.
+    A flag that `saved` does not know is younger than the checkpoint: its run did what the flag's default does. Of a
+    path, a checkpoint that was on the Hub knows the last part only.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in RUN_KEYS}
     saved = {**defaults, **saved}
-    different = [f"{key} {saved.get(key)} -> {here[key]}" for key in here if saved.get(key) != here[key]]
+    different = [
+        f"{key} {saved.get(key)} -> {value}"
+        for key, value in here.items()
+        if saved.get(key) not in (value, without_place(value))
+    ]
     if different:
         raise CheckpointError(
             f"this checkpoint belongs to another run ({'; '.join(different)})",
@@ -83,8 +90,8 @@ def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) ->
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as it is kept beside a run: every value but the token."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "token"}
+    """The configuration as it is kept beside a run: every value but the tokens."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in SECRETS}
 
 
 def write_status(output_dir: Path, status: str, line: str) -> None:

@@ -48,7 +48,7 @@ from cloze.train.plan import Plan, check_values, fit_layout, plan_run
 from cloze.train.precision import precision_here
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
-from cloze.train.run_folder import check_same_run, open_run_folder, run_identity
+from cloze.train.run_folder import check_same_run, open_run_folder, resolved, run_identity
 from cloze.train.schedule import learning_rate_schedule
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
@@ -215,4 +215,4 @@ def _save_model_files(module: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _plain_values(config: TrainConfig) -> dict[str, Any]:
-    return {k: v for k, v in vars(config).items() if k != "token" and isinstance(v, bool | int | float | str)}
+    return {k: v for k, v in resolved(config).items() if isinstance(v, bool | int | float | str)}

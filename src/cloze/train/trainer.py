@@ -30,6 +30,7 @@ from cloze.train.metrics import MetricsLog, Window
 from cloze.train.milestones import Place, deal_with_refused_step, evaluate, finish_saving, roll_back, save, stop_here
 from cloze.train.nonfinite import RollBack
 from cloze.train.run_folder import write_status
+from cloze.train.sessions import note_session
 from cloze.train.setup import Run, Start, resume, set_up
 from cloze.train.signals import StopSignals
 
@@ -86,6 +87,7 @@ def train_to_the_end(run: Run) -> None:
     amount = f"{plan.num_blocks:,}" if plan.num_blocks else "a stream of"
     say("data", f"{amount} blocks of {plan.block_size}; {plan.blocks_a_step}")
     begin, start = time.monotonic(), resume(run)
+    note_session(run.output_dir, run.engine.accelerator, start.step)
     while True:
         log = MetricsLog(run.output_dir, run.engine.accelerator, start.step)
         try:

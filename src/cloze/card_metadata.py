@@ -1,0 +1,180 @@
+"""What the Hub reads of a card: the YAML between its `---` lines, from what a run leaves behind.
+
+data = model_metadata("demo", run_files(Path("runs/demo")), mask="<mask>", told=Told(license="mit"))
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from cloze.errors import HubError
+
+METRICS = {
+    "perplexity": "Perplexity (fixed masks)",
+    "masked_accuracy": "Masked accuracy",
+    "bits_per_byte": "Bits per byte",
+}
+_DATA_FILE = re.compile(r"\.(json|jsonl|parquet|arrow|csv|txt|gz|zst)$", re.IGNORECASE)
+_METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What only a person knows. `language`: codes separated by commas; `dataset`: where the blocks are published."""
+
+    license: str | None = None
+    language: str | None = None
+    dataset: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Fields of the metadata block; those that were not told are left out."""
+        languages = [code.strip() for code in (self.language or "").split(",") if code.strip()]
+        return ({"license": self.license} if self.license else {}) | ({"language": languages} if languages else {})
+
+
+def run_files(run_dir: Path | None) -> dict[str, dict[str, Any]]:
+    """The mappings in a run's files by name; empty ones where there is no such file."""
+    names = ("config.yaml", "data.json", "eval.json", "sessions.json")
+    return {name: read_mapping(run_dir / name) if run_dir else {} for name in names}
+
+
+def base_and_dataset(run_dir: Path | None) -> tuple[str | None, str | None]:
+    """The names on the Hub of the model that a run began with and of its dataset, where they have such names."""
+    files = run_files(run_dir)
+    return hub_name(files["config.yaml"].get("model_name_or_path")), origin_of(files["data.json"])
+
+
+def told_by_run(run_dir: Path | None, told: Told) -> Told:
+    """`told`, and where it says nothing, what the run's own --license and --language said."""
+    config = run_files(run_dir)["config.yaml"]
+    return replace(
+        told, license=told.license or config.get("license"), language=told.language or config.get("language")
+    )
+
+
+def origin_of(data: dict[str, Any]) -> str | None:
+    """The name on the Hub of the dataset that blocks were made of, by their manifest; None for local files."""
+    source = part(data, "source")
+    return None if source.get("files") else hub_name(source.get("dataset_name"))
+
+
+def model_metadata(
+    name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str, told: Told
+) -> ModelCardData:
+    """The metadata block: library, task, widget, and where known base model, datasets, license, language, results."""
+    source, dataset = part(data, "source"), origin_of(data)
+    known: dict[str, Any] = told.values()
+    if base := hub_name(config.get("model_name_or_path")):
+        known["base_model"] = base
+    if datasets := [one for one in (dataset, told.dataset) if one]:
+        known["datasets"] = datasets
+    results = [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modeling",
+            dataset_type=dataset or "text",
+            dataset_name=dataset or last_part(source.get("dataset_name")) or "local text",
+            dataset_config=source.get("dataset_config_name") if dataset else None,
+            dataset_revision=source.get("revision") if dataset else None,
+            dataset_split=scores.get("split"),
+            metric_type=kind,
+            metric_name=metric,
+            metric_value=scores[kind],
+            metric_args=_measured_with(scores, kind),
+        )
+        for kind, metric in METRICS.items()
+        if is_number(scores.get(kind))
+    ]
+    if results:
+        known |= {"model_name": name, "eval_results": results}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["cloze", "fill-mask", "masked-lm"],
+        widget=[{"text": f"The Milky Way is a {mask} galaxy."}],
+        **known,
+    )
+
+
+def _measured_with(scores: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    """The masks that a result was measured on, and its 95 % interval where there is one."""
+    found = {key: scores[key] for key in ("mlm_probability", "seed", "draws") if is_number(scores.get(key))}
+    if interval := interval_of(scores, kind):
+        found["interval_95"] = interval
+    return found or None
+
+
+def interval_of(scores: dict[str, Any], kind: str) -> list[float] | None:
+    """[low, high] of a result where eval.json has them."""
+    found = scores.get(f"{kind}_interval")
+    return found if isinstance(found, list) and len(found) == 2 and all(map(is_number, found)) else None
+
+
+def metadata_text(card: str) -> str:
+    """The YAML at the top of a card; empty where there is none. Raises HubError where it is not a mapping."""
+    found = _METADATA.match(card)
+    if found is None:
+        return ""
+    try:
+        is_mapping = isinstance(yaml.safe_load(found[1]), dict)
+    except yaml.YAMLError:
+        is_mapping = False
+    if not is_mapping:
+        raise HubError("the metadata between the `---` lines is not YAML of names and values", where="README.md")
+    return found[1]
+
+
+def with_values(card: str, values: dict[str, Any]) -> str:
+    """A card with some fields of its metadata set. Raises HubError where its metadata are no mapping."""
+    if not values or not (before := metadata_text(card)):
+        return card
+    return card.replace(before, yaml.safe_dump(yaml.safe_load(before) | values, sort_keys=False).strip(), 1)
+
+
+def hub_name(name: Any) -> str | None:
+    """`name` where it is one on the Hub; None for a path, and where in doubt (`demo/model`, something that exists)."""
+    if not isinstance(name, str) or _DATA_FILE.search(name) or Path(name).exists():
+        return None
+    if re.fullmatch(r"model|checkpoint-\d+|LOCAL_MODEL", name.split("/")[-1]):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def last_part(name: Any) -> str | None:
+    """The last part of a path; None for what is no text."""
+    return Path(name).name if isinstance(name, str) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def part(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """A mapping inside a mapping; empty where there is none."""
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON or YAML file's mapping; empty where there is no such file or it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}

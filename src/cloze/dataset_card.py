@@ -1,0 +1,68 @@
+"""The card of a prepared folder that is published as a dataset.
+
+text = dataset_card("owner/name", manifest, Told(license="cc-by-4.0"))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from cloze.card_metadata import Told, hub_name, last_part, origin_of, part
+from cloze.reproduce import prepare_command
+
+
+def dataset_card(repo: str, manifest: dict[str, Any], told: Told) -> str:
+    """README.md for the blocks of a manifest: what `datasets` reads to open them, and what they are made of."""
+    source = part(manifest, "source")
+    splits = part(manifest, "splits")
+    origin = origin_of(manifest)
+    files = [{"split": split, "path": f"{split}/*.arrow"} for split in splits]
+    metadata: dict[str, Any] = told.values() | {
+        "task_categories": ["fill-mask"],
+        "tags": ["cloze", "tokenized", "masked-lm"],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    if origin:
+        metadata["source_datasets"] = [origin]
+    tokenizer = part(manifest, "tokenizer")
+    rows = "\n".join(
+        f"| {name} | {facts.get('documents', 0):,} | {facts.get('tokens', 0):,} | {facts.get('blocks', 0):,} |"
+        for name, facts in splits.items()
+    )
+    name = repo.split("/")[-1]
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False).strip()}
+---
+# {name}
+
+Blocks of {manifest["block_size"]} tokens for masked language modeling, made by Cloze of
+{origin or last_part(source.get("dataset_name"))} with the tokenizer
+{hub_name(tokenizer.get("name")) or last_part(tokenizer.get("name"))}, which is in the folder `tokenizer`.
+
+| split | documents | tokens | blocks |
+|---|---|---|---|
+{rows}
+
+```python
+from datasets import load_dataset
+
+blocks = load_dataset("{repo}", split="train")      # input_ids: {manifest["block_size"]} token ids a row
+```
+
+To train on them, or to open them with `load_from_disk`, download the folder:
+
+```sh
+hf download {repo} --repo-type dataset --local-dir prepared/{name}
+cloze train --dataset_name prepared/{name} --output_dir runs/{name} --model_type roberta
+```
+
+The checksum over all that the manifest says is `{manifest["checksum"]}`. Made again from the same text:
+
+```sh
+{prepare_command(manifest, f"prepared/{name}")}
+```
+
+No text is in here that the blocks do not hold; they say what their source says, including its mistakes and prejudices.
+"""

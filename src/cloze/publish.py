@@ -1,0 +1,142 @@
+"""What goes up to the Hub: a model with its card, and checkpoints to go on from.
+
+Only named files go up, never logs or pickles, and nothing that is only true on this machine: `checkpoint.json` loses
+its paths on the way, and gets a new checksum. Each push is one commit, so a repository is whole at any time.
+
+    model_dir, run_dir = find_model(Path("runs/demo"))
+    pushed = push_model(api, Target("owner/name"), model_dir, message="Upload model")
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from cloze.card_metadata import Told
+from cloze.curve import CURVE
+from cloze.errors import ConfigError, HubError
+from cloze.hub import Pushed, Target, ask, commit
+from cloze.places import portable, without_place
+from cloze.train.checkpoint_files import MANIFEST, read_manifest, signed
+
+INDEX = "model.safetensors.index.json"
+MODEL_FILES = (
+    "config.json",
+    "model*.safetensors",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "bpe.codes",
+    "entity_vocab.json",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "README.md",
+    CURVE,
+)
+# What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
+_OLD_WEIGHTS = re.compile(r"model\.safetensors|model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+_SMALL_TEXTS = (".md", ".yaml", "config.json", "manifest.json", MANIFEST)
+
+
+def find_model(path: Path) -> tuple[Path, Path | None]:
+    """(model folder, run folder or None) of a run's folder or a model folder. Raises ConfigError."""
+    if not path.is_dir():
+        raise ConfigError("no such folder", where=path, hint="give a run's folder or a consolidated model folder")
+    if (path / "model" / "config.json").is_file():
+        return path / "model", path
+    is_run = (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
+    if is_run or (path / MANIFEST).is_file() or any(path.glob(f"checkpoint-*/{MANIFEST}")):
+        raise ConfigError("there is no model here yet", where=path, hint=f"run `cloze consolidate {path}` first")
+    if not (path / "config.json").is_file():
+        raise ConfigError("not a model folder: there is no config.json", where=path)
+    parent = path.resolve().parent
+    return path, parent if (parent / "config.yaml").is_file() else None
+
+
+def files_to_push(model_dir: Path) -> dict[str, Path]:
+    """The files of a model folder that go up, by name. Raises ConfigError where weights are not all there."""
+    files = {file.name: file for pattern in MODEL_FILES for file in model_dir.glob(pattern) if file.is_file()}
+    if INDEX in files and "model.safetensors" not in files:
+        missing = sorted(_shards(model_dir / INDEX) - set(files))
+        if missing:
+            raise ConfigError(f"{missing[0]} is missing", where=model_dir, hint="run `cloze consolidate` again")
+    elif "model.safetensors" not in files:
+        raise ConfigError("there are no safetensors weights", where=model_dir, hint="run `cloze consolidate` first")
+    return files
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError("not an index of weights", where=index, hint="run `cloze consolidate` again") from None
+
+
+def push_model(
+    api: HfApi, target: Target, model_dir: Path, message: str, checkpoints: Mapping[str, Path] | None = None
+) -> Pushed:
+    """Upload a model folder, and `checkpoints` (folder in the repository -> checkpoint), in one commit.
+
+    Weights of an earlier push that this one does not replace are deleted, and so is what else was in those folders.
+    Raises ConfigError, CheckpointError or HubError.
+    """
+    files: dict[str, Path | bytes] = dict(files_to_push(model_dir))
+    folders = tuple(f"{folder}/" for folder in checkpoints or {})
+    for folder, checkpoint in (checkpoints or {}).items():
+        files |= {f"{folder}/{name}": content for name, content in checkpoint_files(checkpoint).items()}
+    refuse_tokens(files)
+    return commit(
+        api, target, files, message, lambda name: bool(_OLD_WEIGHTS.fullmatch(name)) or name.startswith(folders)
+    )
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path | bytes]:
+    """The files of a checkpoint by their names in it; checkpoint.json without what is only true here.
+
+    A run goes on from what is pulled: see `cloze.train.run_folder.check_same_run`. Raises CheckpointError.
+    """
+    manifest = read_manifest(folder)
+    manifest |= {"config": portable(manifest["config"]), "run": without_place(manifest["run"])}
+    files: dict[str, Path | bytes] = {name: folder / name for name in manifest["files"]}
+    files[MANIFEST] = (json.dumps(signed(manifest), indent=2, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
+    """Raise HubError where a text that is to go up holds a Hub token: a card written by hand may."""
+    for name, content in files.items():
+        if name.endswith(_SMALL_TEXTS) and _TOKEN.search(
+            content if isinstance(content, bytes) else content.read_bytes()
+        ):
+            raise HubError("holds what looks like a Hub token", where=name, hint="take it out, and make a new token")
+
+
+def with_license(api: HfApi, told: Told, base: str | None, dataset: str | None) -> Told:
+    """`told` with the license that the Hub knows of the base model, else of the dataset, where none was given."""
+    for kind, name in (("model", base), ("dataset", dataset)):
+        if told.license is None and name is not None:
+            told = replace(told, license=_license_of(api, kind, name))
+    return told
+
+
+def _license_of(api: HfApi, kind: str, name: str) -> str | None:
+    try:
+        info: Any = ask(lambda: api.repo_info(name, repo_type=kind), name, ())
+    except HubError:
+        return None
+    found = info.card_data.get("license") if info.card_data is not None else None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,54 @@
+"""Publish the blocks that a run was trained on, as a dataset that `load_dataset` and `load_from_disk` open.
+
+prepared = find_blocks(Path("runs/demo"))
+pushed = push_blocks(api, Target("owner/name", "dataset"), prepared, card, message="Upload blocks")
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+from huggingface_hub import HfApi
+
+from cloze.config import TrainConfig
+from cloze.data.shards import MANIFEST, Prepared, open_prepared
+from cloze.errors import ConfigError, DataError
+from cloze.hub import Pushed, Target, commit
+from cloze.publish import refuse_tokens
+from cloze.train.data import open_data
+
+_OLD_BLOCKS = re.compile(r"(train|validation)/data-\d{5}-of-\d{5}\.arrow")
+
+
+def find_blocks(run_dir: Path | None) -> Prepared:
+    """The prepared folder that a run was trained on. Raises ConfigError or DataError where it cannot be found."""
+    if run_dir is None:
+        raise ConfigError("needs the run's folder", where="--dataset_repo", hint="give the run, not its model folder")
+    manifest = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    if manifest.get("streamed"):
+        raise ConfigError("a streamed run keeps no blocks", where="--dataset_repo", hint="prepare the corpus first")
+    values = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    found = open_data(TrainConfig(**values))
+    if found.manifest["checksum"] != manifest["checksum"]:
+        raise DataError("not the data of this run: its checksum is another one", where=values["dataset_name"])
+    return open_prepared(Path(found.tokenizer).parent)
+
+
+def block_files(prepared: Prepared, card: str) -> dict[str, Path | bytes]:
+    """The files of a prepared folder that go up, by their names in the repository, with a dataset card."""
+    folder = prepared.folder
+    parts = [folder / name for name in (*prepared.splits, "tokenizer")]
+    paths = [MANIFEST, "dataset_dict.json"] + [
+        path.relative_to(folder).as_posix() for part in parts for path in sorted(part.rglob("*")) if path.is_file()
+    ]
+    return {**{path: folder / path for path in paths}, "README.md": card.encode()}
+
+
+def push_blocks(api: HfApi, target: Target, prepared: Prepared, card: str, message: str) -> Pushed:
+    """Upload a prepared folder as a dataset in one commit; shards of an earlier push are deleted. Raises HubError."""
+    files = block_files(prepared, card)
+    refuse_tokens(files)
+    return commit(api, target, files, message, lambda name: bool(_OLD_BLOCKS.fullmatch(name)))

@@ -1,0 +1,75 @@
+"""What a run was computed on: one entry for each time it was started, in RUN/sessions.json.
+
+A run moves between machines, numbers of ranks and engines, and its result does not show it; the model card does.
+
+    note_session(output_dir, accelerator, first_step=120)
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from cloze.distributed import engine_name, gather
+from cloze.errors import DiskError
+from cloze.files import write_json
+
+FILE = "sessions.json"
+LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed")
+
+
+def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) -> None:
+    """Add this start, from step `first_step` on, to RUN/sessions.json; every rank calls it.
+
+    Starts whose steps are all done again are dropped. Hosts are counted, not named.
+    """
+    everyone = gather((socket.gethostname(), device_name(accelerator.device)))
+    if not accelerator.is_main_process:
+        return
+    session = {
+        "first_step": first_step,
+        "ranks": accelerator.num_processes,
+        "hosts": len({host for host, _ in everyone}),
+        "devices": dict(Counter(device for _, device in everyone)),
+        "engine": engine_name(accelerator),
+        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "versions": {name: found for name in LIBRARIES if (found := _version(name))},
+    }
+    kept = [one for one in read_sessions(output_dir) if one["first_step"] < first_step]
+    try:
+        write_json(output_dir / FILE, {"sessions": [*kept, session]})
+    except DiskError:  # as with status.json: training itself does not need it
+        return
+
+
+def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
+    """The entries of RUN/sessions.json; none where there is no such file."""
+    try:
+        return list(json.loads((run_dir / FILE).read_text(encoding="utf-8"))["sessions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def device_name(device: torch.device) -> str:
+    """`NVIDIA H100 80GB HBM3`, or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return device.type
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), device.type)
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
