@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import pytest
+import torch
+
+# Threads of OpenMP do not survive a fork, and a rank that is forked would wait for them for ever: so this process, whose
+# forks the ranks are (see `ranks`), never has any.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +37,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured here: the largest of each")
     for name, values in sorted(figures.items()):
         terminalreporter.write_line(f"{max(values):10.2g}  {name} ({len(values)} times)")
+
+
+@pytest.fixture(autouse=True)
+def no_state_of_accelerate_is_left() -> Iterator[None]:
+    """A test that made an Accelerator in this process leaves nothing of it to the ranks that later tests fork."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")
