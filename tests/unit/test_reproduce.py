@@ -48,6 +48,7 @@ def test_the_commands_are_understood_and_say_what_the_run_said():
         bf16=True,
         seed=9,
         token="hf_secret",
+        hub_token="hf_secret2",
         run_name="host-17",
         push_to_hub=True,
     )
@@ -60,7 +61,7 @@ def test_the_commands_are_understood_and_say_what_the_run_said():
     _, again = parse(words(train))
     assert again.dataset_name == made.output == "prepared/mine"
     assert again.output_dir == "runs/mine"
-    kept = {"dataset_name", "output_dir", "token", "run_name", "push_to_hub"}
+    kept = {"dataset_name", "output_dir", "token", "hub_token", "run_name", "push_to_hub"}
     there = dataclasses.asdict(again)
     assert {name: there[name] for name in there if name not in kept} == {
         name: ours[name] for name in ours if name not in kept
