@@ -75,7 +75,9 @@ def test_validation_from_a_split_of_its_own_and_precision_from_the_launcher_are_
     named = DATA | {"split_rule": {"kind": "named", "validation": "test"}}
     prepare, train, _ = commands(config(model_type="bert"), named, [{"precision": "bf16"}], "owner/mine")
     assert parse(words(prepare))[1].validation_split == "test"
-    assert parse(words(train))[1].bf16
+    assert parse(words(train))[1].precision == "bf16"
+    asked = commands(config(model_type="bert", bf16=True), named, [{"precision": "bf16"}], "owner/mine")[1]
+    assert (parse(words(asked))[1].precision, parse(words(asked))[1].bf16) == ("auto", True)
 
 
 def test_a_streamed_run_has_no_prepare_and_says_its_corpus():

@@ -17,12 +17,15 @@ LAYERS = [
     ["cli", "__main__"],
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],
-    ["consolidate", "fill", "hub", "publish", "publish_blocks", "follow", "pusher"],
+    ["measure", "follow", "pusher"],
+    ["consolidate", "opening"],
+    ["fill", "hub", "publish", "publish_blocks"],
     ["train"],
-    ["card", "card_metadata", "curve", "dataset_card", "reproduce", "evaluation", "model", "sample"],
+    ["vocabulary"],
+    ["card", "card_metadata", "curve", "dataset_card", "reproduce", "evaluation", "model", "sample", "pll"],
     ["data"],
     ["distributed"],
-    ["tensorfile", "console", "files", "config", "places"],
+    ["tensorfile", "console", "files", "config", "memory", "intervals", "places"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

@@ -7,6 +7,7 @@
             micro_batch["input_ids"], micro_batch["labels"]     # both [B, S] int64
             micro_batch["positions"], micro_batch["targets"]    # [K] int64: masked places of the batch, their tokens
         micro_batch.get("segments")     # [B, S] int32, where attention stays inside documents (best_fit packing)
+        micro_batch.get("document_offsets")     # [D] int32, likewise: see `document_offsets`
 
 Samples past the end of the run (the last step is rarely full) stay in the batch, so that shapes do not change, but
 none of their tokens is predicted: they have no part in loss and gradient.
@@ -33,6 +34,7 @@ from cloze.data.sampler import block_indices, step_samples
 PREFETCH_STEPS = 2
 _BLOCKS_AHEAD = 1024
 TOKENS_PER_WORD = 3.0  # of the word of a token, on average: 1.1 on ELI5 with RoBERTa's, 2.7 with 600 tokens
+_TOKENS_PER_DOCUMENT = 16
 _ROWS = 8  # places to predict are padded to a multiple of this
 
 
@@ -128,6 +130,7 @@ def make_batch(
     }
     if segments is not None:
         arrays["segments"] = segments
+        arrays["document_offsets"] = document_offsets(segments)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -145,6 +148,25 @@ def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "to
         variance *= TOKENS_PER_WORD * (span_variance(mlm_probability) if mask_unit == "span" else 1.0)
     wanted = math.ceil(mean + 6 * math.sqrt(variance))
     return min(num_tokens, -(-wanted // 64) * 64)
+
+
+def document_offsets(segments: NDArray[np.int32]) -> NDArray[np.int32]:
+    """segments [B, S] -> [capacity + 1]: where each document begins in the B * S tokens, then their number.
+
+    The last is repeated up to a fixed length (documents of no tokens, to flash attention), so that torch.compile sees
+    one shape: room for documents of 16 tokens on average, doubled for blocks that hold more of them. Made here, where
+    counting them is not waiting for a GPU.
+    """
+    batch, length = segments.shape
+    begins = np.ones(segments.shape, bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = np.flatnonzero(begins)
+    capacity = batch * max(1, length // _TOKENS_PER_DOCUMENT)
+    while capacity < len(starts):
+        capacity *= 2
+    offsets = np.full(capacity + 1, batch * length, np.int32)
+    offsets[: len(starts)] = starts
+    return offsets
 
 
 def count_masked(micro_batches: list[dict[str, torch.Tensor]]) -> int:
@@ -234,15 +256,17 @@ class TrainLoader:
 
 
 def eval_batches(
-    blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int
+    blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int, draw: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Every block once over all ranks, in order, each with its fixed mask; every rank gets equally many batches.
 
-    Yields input_ids, labels [per_device, S] int64; a rank that runs out of blocks gets some without labels.
+    Yields input_ids, labels [per_device, S] int64; a rank that runs out of blocks gets some without labels. `draw`:
+    which of its masks a block gets.
     """
     count = len(blocks)
     for step in range(-(-count // (per_device * world_size))):
         samples = step_samples(step, 0, per_device, 1, rank, world_size)
         indices = np.minimum(samples, count - 1)
         segments = blocks.read_segments(indices) if blocks.has_pieces else None
-        yield make_batch(blocks.read(indices), segments, masking, samples, count)
+        masks = np.where(samples < count, samples + draw * count, -1)
+        yield make_batch(blocks.read(indices), segments, masking, masks, count * (draw + 1))

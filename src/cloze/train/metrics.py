@@ -114,8 +114,8 @@ class Window:
 @dataclass(frozen=True)
 class Pace:
     """What speed is measured by. `token_flops`: floating-point operations of one device for each token of the global
-    batch (see `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in a
-    second, None where that is not known; `filled`: share of a block that is no padding."""
+    batch (see `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in
+    a second, None where that is not known; `filled`: share of a block that is no padding."""
 
     token_flops: float | None
     peak_flops: float | None

@@ -6,7 +6,7 @@ plan.total_steps, plan.layout.global_batch, plan.epoch(step), plan.is_due("epoch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloze.config import TrainConfig
@@ -98,11 +98,17 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
             where="--num_processes",
             hint=f"start from 1 to {size} processes",
         )
-    share = -(-size // world_size)
-    accumulation = -(-share // wanted[0])
+    return split_batch(layout, size, wanted[0])
+
+
+def split_batch(layout: Layout, size: int, most: int) -> Layout:
+    """`size` blocks a step on the ranks of `layout`, in as few passes of at most `most` blocks as will do, evenly
+    filled."""
+    share = -(-size // layout.world_size)
+    accumulation = -(-share // most)
     per_device = -(-share // accumulation)
-    places = per_device * accumulation * world_size
-    return Layout(per_device, accumulation, rank, world_size, None if places == size else size, *warmup)
+    fills = per_device * accumulation * layout.world_size == size
+    return replace(layout, per_device=per_device, accumulation=accumulation, size=None if fills else size)
 
 
 def warmup_of(config: TrainConfig) -> tuple[int, int]:
@@ -138,8 +144,6 @@ def check_values(config: TrainConfig, has_validation: bool) -> None:
         raise ConfigError("must be at least 1", where="--batch_size_warmup_start")
     if config.mask_replace_prob + config.random_replace_prob > 1.0:
         raise ConfigError("must not be above 1 together", where="--mask_replace_prob and --random_replace_prob")
-    if config.bf16 and config.fp16:
-        raise ConfigError("choose one", where="--bf16 and --fp16")
     if config.learning_rate < 0 or config.weight_decay < 0 or config.warmup_steps < 0:
         raise ConfigError("must not be negative", where="--learning_rate, --weight_decay, --warmup_steps")
     if config.save_total_limit is not None and config.save_total_limit < 1:

@@ -53,6 +53,7 @@ RUN_KEYS = (
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
     "warmup_steps",
+    "layerwise_lr_decay",
     "optim",
     "optim_args",
     "freeze",

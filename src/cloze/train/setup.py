@@ -40,13 +40,16 @@ from cloze.train.equip import (
     steps_unread,
     trackers,
 )
+from cloze.train.fit import Trial, fit_memory
 from cloze.train.metrics import Pace
 from cloze.train.nonfinite import left_out
-from cloze.train.optim import build_optimizer, learning_rate_schedule
+from cloze.train.optim import build_optimizer
 from cloze.train.plan import Plan, check_values, fit_layout, plan_run
+from cloze.train.precision import precision_here
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
 from cloze.train.run_folder import check_same_run, open_run_folder, resolved, run_identity
+from cloze.train.schedule import learning_rate_schedule
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
 from cloze.train.watch import Watch, lost_while_joining
@@ -105,15 +108,17 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     documents, head = equip(model, config, data)
     stop.hold()
     with lost_while_joining(), stop.joining():
-        accelerator = start(_run_shape(config))
+        accelerator = start(_run_shape(config, model.config.model_type))
         watch = stack.enter_context(watch_ranks(config, accelerator))
-    say("world", describe(accelerator))
     choose_kernels(model, config, accelerator)
+    say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
     checkpoint = choose_checkpoint(Path(config.output_dir), config.resume_from_checkpoint, rank, world_size)
     saved = None if checkpoint is None else read_manifest(checkpoint)
-    plan = plan_run(config, fit_layout(config, rank, world_size, saved), data.num_blocks, data.block_size)
+    trial = Trial(model, head, documents, masking_rule(config, data.manifest, 1, words), data, config, accelerator)
+    layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
+    plan = plan_run(config, layout, data.num_blocks, data.block_size)
     schedule = learning_rate_schedule(config, plan.total_steps)
     identity = identify(config, data, plan, world_size)
     if checkpoint is not None and saved is not None:
@@ -188,10 +193,13 @@ def resume(run: Run) -> Start:
     return Start(position.global_step, place, evaluate=manifest["evaluation_pending"])
 
 
-def _run_shape(config: TrainConfig) -> RunShape:
+def _run_shape(config: TrainConfig, model_type: str) -> RunShape:
+    precision, why = precision_here(config, model_type)
+    if why is not None:
+        say("precision", why)
     return RunShape(
         use_cpu=config.use_cpu,
-        precision="bf16" if config.bf16 else "fp16" if config.fp16 else None,
+        precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         deepspeed=config.deepspeed,
         timeout_seconds=config.ddp_timeout,
