@@ -25,8 +25,8 @@ def commands(config: dict[str, Any], data: dict[str, Any], sessions: list[dict[s
     name = repo.split("/")[-1]
     run = f"runs/{name}"
     precision = sessions[-1].get("precision") if sessions else None
-    if precision in ("bf16", "fp16"):  # it may have come from the launcher
-        config = {**config, precision: True}
+    if precision and not (config.get("bf16") or config.get("fp16")) and config.get("precision", "auto") == "auto":
+        config = {**config, "precision": precision}  # what the launcher and the machine made of it
     lines = [] if data.get("streamed") else [prepare_command(data, f"prepared/{name}")]
     lines.append(f"{launcher(sessions)} {train_command(config, data, f'prepared/{name}', run)}")
     lines.append(f"cloze consolidate {run} && cloze push {run} --repo {shlex.quote(repo)}")

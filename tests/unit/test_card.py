@@ -102,7 +102,7 @@ def test_the_card_says_how_long_on_what_and_how_to_do_it_again(tmp_path: Path):
         "| computed on, from step 11 | 8 x NVIDIA H100; 8 ranks on 2 hosts, DeepSpeed ZeRO-2, bf16 |",
         "| torch | 2.99 |",
         "![Loss by optimizer step](loss.svg)",
-        "learning_rate: 2.0e-05",
+        "num_train_epochs: 3.0",
         "cloze consolidate runs/demo && cloze push runs/demo --repo user/demo",
     ):
         assert line in text.splitlines()

@@ -48,6 +48,7 @@ def test_the_commands_are_understood_and_say_what_the_run_said():
         bf16=True,
         seed=9,
         token="hf_secret",
+        hub_token="hf_secret2",
         run_name="host-17",
         push_to_hub=True,
     )
@@ -60,7 +61,7 @@ def test_the_commands_are_understood_and_say_what_the_run_said():
     _, again = parse(words(train))
     assert again.dataset_name == made.output == "prepared/mine"
     assert again.output_dir == "runs/mine"
-    kept = {"dataset_name", "output_dir", "token", "run_name", "push_to_hub"}
+    kept = {"dataset_name", "output_dir", "token", "hub_token", "run_name", "push_to_hub"}
     there = dataclasses.asdict(again)
     assert {name: there[name] for name in there if name not in kept} == {
         name: ours[name] for name in ours if name not in kept
@@ -74,7 +75,9 @@ def test_validation_from_a_split_of_its_own_and_precision_from_the_launcher_are_
     named = DATA | {"split_rule": {"kind": "named", "validation": "test"}}
     prepare, train, _ = commands(config(model_type="bert"), named, [{"precision": "bf16"}], "owner/mine")
     assert parse(words(prepare))[1].validation_split == "test"
-    assert parse(words(train))[1].bf16
+    assert parse(words(train))[1].precision == "bf16"
+    asked = commands(config(model_type="bert", bf16=True), named, [{"precision": "bf16"}], "owner/mine")[1]
+    assert (parse(words(asked))[1].precision, parse(words(asked))[1].bf16) == ("auto", True)
 
 
 def test_a_streamed_run_has_no_prepare_and_says_its_corpus():
