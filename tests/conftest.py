@@ -14,8 +14,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import pytest
 import torch
 
-# Threads of OpenMP do not survive a fork, and a rank that is forked would wait for them for ever: so this process, whose
-# forks the ranks are (see `ranks`), never has any.
+# Threads of OpenMP do not survive a fork, and a rank that is forked would wait for them for ever: so this process,
+# whose forks the ranks are (see `ranks`), never has any.
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
