@@ -62,6 +62,7 @@ OLD_NAMES = {
     "per_gpu_train_batch_size": "use --per_device_train_batch_size",
     "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
     "no_cuda": "use --use_cpu",
+    "auto_batch_size": "use --auto_find_batch_size",
     "warmup_ratio": "use --warmup_steps with a value below 1",
     "hub_model_id": "use `cloze push RUN --repo NAME`",
     "push_to_hub": "use `cloze push RUN --repo NAME`",
