@@ -120,7 +120,6 @@ def open_subject(
     tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code)
     documents = None
     if prepared is not None:
-        check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
         if fingerprint(tokenizer) != prepared.manifest["tokenizer"]["fingerprint"]:
             raise ModelError(
                 "the model's tokenizer is not the one the data was prepared with",
@@ -128,6 +127,7 @@ def open_subject(
                 hint=f"prepare the corpus with --tokenizer_name {tokenizer_dir}; between tokenizers compare bits per "
                 "byte, which `cloze evaluate` gives for each",
             )
+        check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
         if prepared.packing == "best_fit":
             documents = document_attention(model, prepared.block_size, model.config.get_text_config().vocab_size)
     elif model.config.model_type in FIXED_BLOCK_SIZE:
