@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ import jsonargparse
 
 from cloze import __version__, config
 from cloze.errors import ClozeError, ConfigError, LostRank, Stopped
+
+FIRST_WORD_SECONDS = 2.0
 
 # command -> (its dataclass, one line of help, whether required fields are given by position)
 COMMANDS: dict[str, tuple[type, str, bool]] = {
@@ -62,6 +65,7 @@ OLD_NAMES = {
     "per_gpu_train_batch_size": "use --per_device_train_batch_size",
     "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
     "no_cuda": "use --use_cpu",
+    "auto_batch_size": "use --auto_find_batch_size",
     "warmup_ratio": "use --warmup_steps with a value below 1",
     "hub_always_push": "dropped: a push that comes too late is left out, and the next one has all",
     "local_rank": "start with `accelerate launch -m cloze train ...`",
@@ -163,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if is_main or (isinstance(error, LostRank) and error.loud and os.environ.get("RANK") == "1"):
             print(f"cloze: error: {error}", file=sys.stderr)
         code = error.exit_code
+        if not is_main and not isinstance(error, LostRank):
+            let_rank_0_speak(code)
     except Stopped as stop:
         if is_main:
             print(f"cloze: {stop}", file=sys.stderr)
@@ -176,6 +182,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _stop(number: int, _: Any) -> None:
     raise Stopped(f"{signal.Signals(number).name}: stopped; what is finished is kept")
+
+
+def let_rank_0_speak(code: int) -> None:
+    """Wait before this rank ends with an error that rank 0 has too: the launcher ends the others as soon as one is
+    gone, and rank 0, which tells it, may be a little later. It ends at once when the launcher says so."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    time.sleep(FIRST_WORD_SECONDS)
 
 
 def leave(code: int) -> NoReturn:

@@ -1,6 +1,6 @@
 """Score a model on prepared blocks or on sentences: what `cloze evaluate` and `cloze compare` share.
 
-subject = open_subject("runs/mine", prepared, accelerator)
+subject = open_subject("runs/mine", prepared, "validation", accelerator)
 scores = subject.score_split("validation", settings)            # cloze.evaluation.Scores
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from cloze.config import MeasureConfig
 from cloze.console import progress
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared
@@ -22,7 +23,7 @@ from cloze.data.words import words_of
 from cloze.distributed import gather
 from cloze.errors import ConfigError, ModelError
 from cloze.evaluation import Scores, score_blocks
-from cloze.model.archs import decoder_start
+from cloze.model.archs import FIXED_BLOCK_SIZE, decoder_start
 from cloze.model.load import check_fits, usable_length
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
@@ -39,6 +40,21 @@ class Masks:
     seed: int
     draws: int
     per_device: int
+
+
+def masks_of(config: MeasureConfig) -> Masks:
+    """What the flags say of masks."""
+    return Masks(config.mlm_probability, config.seed, config.draws, config.per_device_eval_batch_size)
+
+
+def check_masks(masks: Masks) -> None:
+    """Raise ConfigError for values that cannot be used."""
+    if masks.per_device < 1:
+        raise ConfigError("must be at least 1", where="--per_device_eval_batch_size")
+    if masks.draws < 1:
+        raise ConfigError("must be at least 1", where="--draws")
+    if not 0.0 < masks.mlm_probability <= 1.0:
+        raise ConfigError("must be above 0 and at most 1", where="--mlm_probability")
 
 
 @dataclass(frozen=True)
@@ -94,14 +110,16 @@ class Subject:
 
 
 def open_subject(
-    name: str, prepared: Prepared | None, accelerator: Accelerator, trust_remote_code: bool = False
+    name: str, prepared: Prepared | None, split: str, accelerator: Accelerator, trust_remote_code: bool = False
 ) -> Subject:
-    """Open a model and put it on the device. Raises ModelError where it is not one for the prepared data."""
+    """Open a model and put it on the device. `prepared`: the blocks it is for, of which those of `split` are scored;
+    None: it is for sentences. Raises ModelError where it is not one for them, DataError where there is no such split.
+    """
+    blocks = None if prepared is None else prepared.blocks(split)
     model, tokenizer_dir = open_model(name, trust_remote_code)
     tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code)
     documents = None
     if prepared is not None:
-        check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
         if fingerprint(tokenizer) != prepared.manifest["tokenizer"]["fingerprint"]:
             raise ModelError(
                 "the model's tokenizer is not the one the data was prepared with",
@@ -109,13 +127,16 @@ def open_subject(
                 hint=f"prepare the corpus with --tokenizer_name {tokenizer_dir}; between tokenizers compare bits per "
                 "byte, which `cloze evaluate` gives for each",
             )
+        check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
         if prepared.packing == "best_fit":
             documents = document_attention(model, prepared.block_size, model.config.get_text_config().vocab_size)
+    elif model.config.model_type in FIXED_BLOCK_SIZE:
+        raise ModelError("reads blocks of one size only, not sentences", where=name, hint="give --data")
     model.to(accelerator.device)
     head = MaskedHead(model)
     ids = torch.full((2, min(16, usable_length(model.config) or 16)), tokenizer.mask_token_id)
-    if prepared is not None:
-        ids = torch.from_numpy(prepared.blocks("train").read(np.zeros(1, np.int64)).astype(np.int64))
+    if blocks is not None:
+        ids = torch.from_numpy(blocks.read(np.zeros(1, np.int64)).astype(np.int64))
     check_head(head, model, {"input_ids": ids.to(accelerator.device)}, "no")
     return Subject(name, model, tokenizer, head, documents, decoder_start(model.config), accelerator)
 

@@ -87,9 +87,12 @@ def test_it_is_what_a_direct_computation_gives(run: Path, prepared: Path, tmp_pa
     loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).flatten())
     rows = torch.from_numpy(labels) != -100
     right = (logits.argmax(-1) == torch.from_numpy(labels))[rows].double().mean().item()
+    in_5 = (logits.topk(5).indices == torch.from_numpy(labels)[..., None]).any(-1)[rows].double().mean().item()
+    assert in_5 > right
     found = scores(run, prepared, tmp_path, 1, 8)
     assert math.isclose(found["perplexity"], loss.exp().item(), rel_tol=1e-6)
     assert math.isclose(found["masked_accuracy"], right, rel_tol=1e-9)
+    assert math.isclose(found["masked_accuracy_top5"], in_5, rel_tol=1e-9)
 
 
 def test_other_seeds_draw_other_masks(run: Path, prepared: Path, tmp_path: Path):
@@ -190,7 +193,11 @@ def test_sentences_and_blocks_have_pseudo_likelihoods_on_any_ranks(run: Path, pr
     argv = ["evaluate", str(run), "--metric", "pll", "--data", str(prepared), "--output", str(output)]
     succeed(cloze_ranks([*argv, "--per_device_eval_batch_size", "64"], 1, "single", tmp_path / "log"))
     blocks = json.loads(output.read_text())
-    assert len(blocks["sentences"]) == len(open_prepared(prepared).blocks("validation"))
+    data = open_prepared(prepared)
+    ids = data.blocks("validation").read(np.arange(len(data.blocks("validation"))))
+    scored = ~np.isin(ids, data.manifest["tokenizer"]["special_token_ids"])
+    assert not scored.all()
+    assert [one["tokens"] for one in blocks["sentences"]] == scored.sum(axis=1).tolist()
     assert math.exp(-blocks["pll"] / blocks["tokens"]) == pytest.approx(blocks["pseudo_perplexity"], rel=1e-9)
 
 

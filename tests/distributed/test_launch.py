@@ -56,6 +56,19 @@ def test_ranks_that_each_believe_to_be_alone_are_noticed(tmp_path: Path):
     assert all("accelerate sees 1 processes, but 2 were started" in line for line in lines), lines
 
 
+def test_an_error_of_all_ranks_is_told_though_rank_0_comes_last(tmp_path: Path):
+    """The launcher ends rank 0 as soon as another has ended: the line must be out by then."""
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import os, sys, time\nfrom cloze.cli import main\ntime.sleep(1.0 if os.environ['RANK'] == '0' else 0.0)\n"
+        "main(sys.argv[1:])\n"
+    )
+    launcher = [*DEEPSPEED, "--num_processes", "2", "--num_machines", "1"]
+    done = launch(launcher, [str(script), "train", "--mask_unitt", "word"])
+    assert done.stderr.count("unknown option mask_unitt; did you mean mask_unit?") == 1, done.stderr
+    assert "cloze: SIGTERM" not in done.stderr
+
+
 def test_deepspeed_that_would_be_dropped_is_refused(prepared: Path, tmp_path: Path):
     launcher = [*DEEPSPEED, "--num_processes", "2", "--num_machines", "1"]
     script = tmp_path / "with_cpu.py"

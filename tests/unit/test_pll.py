@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from corpus import TINY_MODEL
+from minicons.scorer import MaskedLMScorer
 
 from cloze.config import ModelConfig
 from cloze.data.shards import open_prepared
@@ -99,13 +100,12 @@ def test_what_cannot_be_scored_is_named(model_and_tokenizer):
 
 @pytest.mark.parametrize("metric", ["original", "within_word_l2r"])
 def test_minicons_gives_the_same(model_and_tokenizer, tmp_path: Path, metric: str, figure, monkeypatch):
-    scorer = pytest.importorskip("minicons.scorer", reason="minicons is not installed: pip install minicons")
     model, tokenizer = model_and_tokenizer
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     # minicons still calls it by the name that transformers 5 has dropped.
     monkeypatch.setattr(type(tokenizer), "batch_encode_plus", type(tokenizer).__call__, raising=False)
-    theirs = scorer.MaskedLMScorer(str(tmp_path), "cpu")
+    theirs = MaskedLMScorer(str(tmp_path), "cpu")
     expected = theirs.sequence_score(TEXTS, reduction=lambda x: x.sum(0).item(), PLL_metric=metric)
     found = score(model, tokenizer, TEXTS, 64, metric != "original")
     for one, other in zip(found, expected, strict=True):

@@ -7,6 +7,7 @@ with Peers(["cloze", "bare"], settings, gpu=False) as peers:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -66,11 +67,9 @@ class Peers:
         process = self._running[name]
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # its process is gone: what it printed, read below, says more
             process.stdin.write(json.dumps({"batch": batch, "steps": steps}) + "\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # what it printed says more
         for line in process.stdout:
             if line.startswith("REPORT "):
                 found = json.loads(line.removeprefix("REPORT "))

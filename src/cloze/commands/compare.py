@@ -12,28 +12,22 @@ from cloze.config import CompareConfig
 from cloze.console import duration, say
 from cloze.data.shards import open_prepared
 from cloze.distributed import RunShape, start
-from cloze.errors import ConfigError
 from cloze.evaluation import LOSS, MASKED, Scores
 from cloze.files import write_json
 from cloze.intervals import interval, p_value, ratio_and_error
-from cloze.measure import Masks, open_subject
+from cloze.measure import check_masks, masks_of, open_subject
 
 
 def run(config: CompareConfig) -> None:
     """Score both models, and print the paired difference. Raises ConfigError, ModelError."""
-    if config.per_device_eval_batch_size < 1:
-        raise ConfigError("must be at least 1", where="--per_device_eval_batch_size")
-    if config.draws < 1:
-        raise ConfigError("must be at least 1", where="--draws")
-    if not 0.0 < config.mlm_probability <= 1.0:
-        raise ConfigError("must be above 0 and at most 1", where="--mlm_probability")
+    masks = masks_of(config)
+    check_masks(masks)
     prepared = open_prepared(config.data)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
-    masks = Masks(config.mlm_probability, config.seed, config.draws, config.per_device_eval_batch_size)
     begin = time.monotonic()
     scores = []
     for name in (config.model, config.other):
-        subject = open_subject(name, prepared, accelerator, config.trust_remote_code)
+        subject = open_subject(name, prepared, config.split, accelerator, config.trust_remote_code)
         scores.append(subject.score_split(prepared, config.split, masks))
         del subject
     values = paired(*scores)

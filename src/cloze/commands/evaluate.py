@@ -18,7 +18,7 @@ from cloze.errors import ConfigError, DataError
 from cloze.evaluation import Scores
 from cloze.files import write_json
 from cloze.fill import model_folder
-from cloze.measure import Masks, open_subject, split_sentences
+from cloze.measure import Masks, check_masks, masks_of, open_subject, split_sentences
 from cloze.pll import pseudo_perplexity
 from cloze.vocabulary import BANDS
 
@@ -29,11 +29,11 @@ def run(config: EvaluateConfig) -> None:
     prepared = None if config.data is None else open_prepared(config.data)
     lines = None if config.sentences is None else read_lines(Path(config.sentences))
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
-    subject = open_subject(config.model, prepared, accelerator, config.trust_remote_code)
+    subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
     begin = time.monotonic()
     if config.metric == "perplexity":
         assert prepared is not None
-        masks = Masks(config.mlm_probability, config.seed, config.draws, config.per_device_eval_batch_size)
+        masks = masks_of(config)
         scores = subject.score_split(prepared, config.split, masks)
         values = {**describe(scores), **about_masks(masks), **about_data(config.data, config.split, prepared)}
         told = tell(scores)
@@ -69,12 +69,7 @@ def run(config: EvaluateConfig) -> None:
 
 def check(config: EvaluateConfig) -> None:
     """Raise ConfigError for values that cannot be used."""
-    if config.per_device_eval_batch_size < 1:
-        raise ConfigError("must be at least 1", where="--per_device_eval_batch_size")
-    if config.draws < 1:
-        raise ConfigError("must be at least 1", where="--draws")
-    if not 0.0 < config.mlm_probability <= 1.0:
-        raise ConfigError("must be above 0 and at most 1", where="--mlm_probability")
+    check_masks(masks_of(config))
     if config.metric == "perplexity" and (config.data is None or config.sentences is not None):
         raise ConfigError(
             "perplexity is measured on prepared blocks",

@@ -17,6 +17,7 @@ from cloze.config.use import (
     DemoConfig,
     EvaluateConfig,
     FillConfig,
+    MeasureConfig,
     PushConfig,
     ReplayConfig,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "EvaluateConfig",
     "FillConfig",
     "InspectConfig",
+    "MeasureConfig",
     "ModelConfig",
     "PrepareConfig",
     "PushConfig",

@@ -220,5 +220,5 @@ def check_precision(config: PretrainedConfig, precision: str) -> None:
     """Raise ConfigError for a precision in which the architecture's forward pass fails."""
     if precision in ("bf16", "fp8") and config.model_type in NO_BF16:  # fp8 is for some products, bf16 for the rest
         raise ConfigError(
-            f"{config.model_type} cannot be trained in {precision}", where=f"--{precision}", hint="leave it out"
+            f"{config.model_type} cannot be trained in {precision}", where="--precision", hint="choose fp32"
         )

@@ -59,7 +59,7 @@ class PseudoLogLikelihood(evaluate.Metric):
         )
 
     def _compute(self, predictions, model, word_l2r=False, batch_size=32):
-        subject = open_subject(model, None, Accelerator())
+        subject = open_subject(model, None, "", Accelerator())
         found = subject.score_sentences(subject.read_sentences(predictions), batch_size, word_l2r)
         plls = [one.pll for one in found]
         return {"plls": plls, "mean_pll": sum(plls) / len(plls), "pseudo_perplexity": pseudo_perplexity(found)}
