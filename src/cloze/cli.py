@@ -30,9 +30,11 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "train": (config.TrainConfig, "train a model", False),
     "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
     "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
+    "compare": (config.CompareConfig, "tell which of two models is better", True),
     "fill": (config.FillConfig, "fill the mask in a text", True),
     "push": (config.PushConfig, "publish a model on the Hub", True),
     "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
+    "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
 }

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunShape:
-    """What a command asks of its processes. `precision`: None takes the launcher's, else "no", "bf16" or "fp16"."""
+    """What a command asks of its processes. `precision`: "no", "bf16", "fp16" or "fp8"; None takes the launcher's."""
 
     use_cpu: bool = False
     precision: str | None = None
@@ -82,13 +82,24 @@ def start(shape: RunShape) -> Accelerator:
         mixed_precision=shape.precision,
         gradient_accumulation_steps=shape.gradient_accumulation_steps,
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=shape.deepspeed) if shape.deepspeed else None,
-        kwargs_handlers=[group] if wants_deepspeed or "LOCAL_RANK" in os.environ else None,
+        kwargs_handlers=[group] * (wants_deepspeed or "LOCAL_RANK" in os.environ) + _fp8_recipe(shape.precision),
         log_with=list(shape.log_with) or None,
         project_dir=shape.project_dir,
         step_scheduler_with_optimizer=False,
     )
     check_world(accelerator, read_launcher())
     return accelerator
+
+
+def _fp8_recipe(precision: str | None) -> list[Any]:
+    """How accelerate makes linear layers compute in fp8: torchao, each tensor with a scale of its own, first and last
+    layer left out. Without FSDP's exchange in fp8, its default, which would put new parameters in the place of those
+    that the optimizer has."""
+    if precision != "fp8":
+        return []
+    from accelerate.utils import AORecipeKwargs
+
+    return [AORecipeKwargs(pad_inner_dim=True, enable_fsdp_float8_all_gather=False)]
 
 
 def check_world(accelerator: Accelerator, launched: Launched) -> None:

@@ -2,24 +2,30 @@
 
 Masks are drawn from (seed, block number), so they are the same every time a model is measured. The loss is the sum of
 the cross entropies of all masked tokens over all blocks, divided once by their number; perplexity is its exponential.
+What is kept is a line for each block, which says how sure the number is and lets two models be compared in pairs.
 
     scores = score_blocks(logits_of, blocks, masking, per_device=8, accelerator=accelerator)
-    scores.perplexity, scores.masked_accuracy, scores.masked_tokens
+    scores.perplexity, scores.perplexity_interval, scores.masked_accuracy, scores.masked_tokens
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from cloze.console import progress
 from cloze.data.loader import BlockSource, eval_batches
 from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.intervals import interval, ratio_and_error
+
+COLUMNS = LOSS, MASKED, RIGHT, RIGHT_IN_5, BYTES = range(5)  # of the table of blocks
 
 
 class Interrupted(Exception):
@@ -27,18 +33,52 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Sums over all masked tokens of all blocks, in double precision."""
+class TokenFacts:
+    """What is known of each token of the vocabulary: `num_bytes` [V], the UTF-8 bytes of its text; `band` [V], its
+    band of frequency, and the bands' names."""
 
-    loss_sum: float
-    correct: int
-    masked_tokens: int
-    blocks: int
+    num_bytes: torch.Tensor
+    band: torch.Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sums over the masked tokens of each block, in double precision.
+
+    `table` [blocks, 5]: sum of losses (nats), masked tokens, how many of them were predicted right, were among the
+    five best, and their bytes (0 where nobody knows them). `bands` [bands, 2]: sum of losses and tokens of each band
+    of frequency.
+    """
+
+    table: NDArray[np.float64]
+    bands: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+
+    def _sum(self, column: int) -> float:
+        return math.fsum(self.table[:, column])
+
+    def _share(self, column: int) -> float:
+        return self._sum(column) / self.masked_tokens if self.masked_tokens else math.nan
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks were scored."""
+        return len(self.table)
+
+    @property
+    def masked_tokens(self) -> int:
+        """How many tokens were predicted."""
+        return int(self._sum(MASKED))
 
     @property
     def loss(self) -> float:
         """Mean cross entropy of a masked token, in nats."""
-        return self.loss_sum / self.masked_tokens if self.masked_tokens else math.nan
+        return self._share(LOSS)
+
+    @property
+    def loss_interval(self) -> tuple[float, float]:
+        """Where the loss is with 95 % confidence, blocks being what was drawn (see `cloze.intervals`)."""
+        return interval(*ratio_and_error(self.table[:, LOSS], self.table[:, MASKED]))
 
     @property
     def perplexity(self) -> float:
@@ -46,9 +86,27 @@ class Scores:
         return perplexity(self.loss)
 
     @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """exp of the loss's 95 % interval."""
+        low, high = self.loss_interval
+        return perplexity(low), perplexity(high)
+
+    @property
     def masked_accuracy(self) -> float:
         """Share of masked tokens whose most likely prediction is right."""
-        return self.correct / self.masked_tokens if self.masked_tokens else math.nan
+        return self._share(RIGHT)
+
+    @property
+    def masked_accuracy_top5(self) -> float:
+        """Share of masked tokens that are among the five most likely predictions."""
+        return self._share(RIGHT_IN_5)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Loss in bits for each UTF-8 byte of the masked tokens' text, which can be compared between tokenizers; None
+        where the bytes are not known."""
+        num_bytes = self._sum(BYTES)
+        return self._sum(LOSS) / math.log(2) / num_bytes if num_bytes else None
 
 
 def perplexity(loss: float) -> float:
@@ -57,12 +115,25 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def score_batch(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """logits: [K, V], targets: [K] -> [3] float64: sum of losses, number right, number of masked tokens."""
-    rows = targets != IGNORE_INDEX
-    losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="none").double()
-    right = logits.argmax(-1) == targets
-    return torch.stack([losses.sum(), right.sum().double(), rows.sum().double()])
+def score_batch(
+    logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, num_rows: int, facts: TokenFacts | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits: [K, V], targets: [K], rows: [K], which of `num_rows` blocks each belongs to -> lines of the table
+    [num_rows, 5] and bands [bands, 2], both float64."""
+    real = targets != IGNORE_INDEX
+    logits, targets, rows = logits[real].float(), targets[real], rows[real]
+    losses = F.cross_entropy(logits, targets, reduction="none").double()
+    best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+    right = best == targets[:, None]
+    ones = torch.ones_like(losses)
+    num_bytes = torch.zeros_like(losses) if facts is None else facts.num_bytes[targets].double()
+    columns = torch.stack([losses, ones, right[:, 0].double(), right.any(-1).double(), num_bytes], dim=1)
+    table = torch.zeros(num_rows, len(COLUMNS), dtype=torch.float64, device=logits.device)
+    table.index_add_(0, rows, columns)
+    bands = torch.zeros(len(facts.names) if facts else 0, 2, dtype=torch.float64, device=logits.device)
+    if facts is not None:
+        bands.index_add_(0, facts.band[targets], columns[:, :2])
+    return table, bands
 
 
 @torch.no_grad()
@@ -73,27 +144,37 @@ def score_blocks(
     per_device: int,
     accelerator: Accelerator,
     stop_vote: Callable[[], int] | None = None,
+    facts: TokenFacts | None = None,
+    draws: int = 1,
 ) -> Scores:
-    """Score every block once, shared between the ranks. `logits_of`: a batch with input_ids [B, S] (on
-    the CPU) -> logits [K, V] at its positions [K].
+    """Score every block, shared between the ranks. `logits_of`: a batch with input_ids [B, S] (on the CPU) -> logits
+    [K, V] at its positions [K].
 
-    Every rank calls it, and every rank gets the scores of all blocks. `stop_vote`: asked before each batch; where it
-    is above 0 on any rank, Interrupted is raised on all of them.
+    Every rank calls it, and every rank gets the scores of all blocks. `draws`: how many masks each block is scored
+    with; the first are those of a single draw. `stop_vote`: asked before each batch; where it is above 0 on any rank,
+    Interrupted is raised on all of them.
     """
-    total = torch.zeros(3, dtype=torch.float64)
-    world = accelerator.num_processes
-    steps = -(-len(blocks) // (per_device * world))
-    with progress("evaluate", total=steps, unit="batches") as advance:
-        for batch in eval_batches(blocks, masking, per_device, accelerator.process_index, world):
-            if stop_vote is not None and _any_rank(stop_vote(), accelerator):
-                raise Interrupted
-            logits = logits_of(batch)
-            total += score_batch(logits, batch["targets"].to(accelerator.device)).cpu()
-            advance()
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    count = len(blocks)
+    table = torch.zeros(count, len(COLUMNS), dtype=torch.float64)
+    bands = torch.zeros(len(facts.names) if facts else 0, 2, dtype=torch.float64)
+    steps = -(-count // (per_device * world))
+    with progress("evaluate", total=steps * draws, unit="batches") as advance:
+        for draw in range(draws):
+            for step, batch in enumerate(eval_batches(blocks, masking, per_device, rank, world, draw)):
+                if stop_vote is not None and _any_rank(stop_vote(), accelerator):
+                    raise Interrupted
+                rows = (batch["positions"] // blocks.block_size).to(device)
+                found = score_batch(logits_of(batch), batch["targets"].to(device), rows, per_device, facts)
+                first = (step * world + rank) * per_device
+                here = max(0, min(per_device, count - first))
+                table[first : first + here] += found[0][:here].cpu()
+                bands += found[1].cpu()
+                advance()
     if world > 1:
-        total = accelerator.reduce(total.to(accelerator.device), "sum").cpu()
-    loss_sum, correct, masked = total.tolist()
-    return Scores(loss_sum, int(correct), int(masked), len(blocks))
+        table = accelerator.reduce(table.to(device), "sum").cpu()
+        bands = accelerator.reduce(bands.to(device), "sum").cpu()
+    return Scores(table.numpy(), bands.numpy())
 
 
 def _any_rank(vote: int, accelerator: Accelerator) -> bool:

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from cloze.config import ReplayConfig, TrainConfig
 from cloze.console import say
 from cloze.data.loader import BlockOrder, Layout, step_batches
-from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.masking import IGNORE_INDEX
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors
 from cloze.tensorfile import Entry, write_tensors
-from cloze.train.data import open_data
+from cloze.train.data import masking_rule, open_data, words_for
 from cloze.train.nonfinite import left_out
-from cloze.train.plan import plan_run
+from cloze.train.plan import plan_run, warmup_of
 from cloze.train.run_folder import IDENTITY_FILE
 
 SHOWN, SAME = "⟦{} → {}⟧", "⟦{}⟧"
@@ -78,17 +78,16 @@ def rebuild(run: Path, step: int, data: str | None = None) -> Replayed:
             where=config.dataset_name,
             hint="give the prepared folder with --data",
         )
-    layout = Layout(global_batch, 1, rank=0, world_size=1)
+    layout = Layout(global_batch, 1, 0, 1, None, *warmup_of(config))
     plan = plan_run(config, layout, len(found.blocks), found.block_size)
     if not 1 <= step <= plan.total_steps:
         raise ConfigError(f"the run has steps 1 to {plan.total_steps:,}", where="--step")
-    masking = Masking.from_manifest(
-        found.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
-    )
+    words = words_for(config, found)
+    masking = masking_rule(config, found.manifest, plan.total_samples, words)
     order = BlockOrder(layout, len(found.blocks), config.seed)
     batch = step_batches(found.blocks, masking, layout, plan.total_samples, step - 1, order).micro_batches[0]
     samples = layout.samples(step - 1, 0)
-    here = samples < plan.total_samples
+    here = (samples >= 0) & (samples < plan.total_samples)
     return Replayed(
         samples=samples[here],
         blocks=order.blocks_of(step - 1)[0][here],

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from corpus import TINY_MODEL, TINY_MODEL_NO_DROPOUT
+from flash_stand_in import NAME, install
 from ranks import cloze_ranks, succeed
 from test_resume import assert_same_checkpoint
 
+import cloze.train.equip
 from cloze.config import PrepareConfig
 from cloze.data.prepare import prepare
 
@@ -28,11 +30,14 @@ def corpus_flags(prepared: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_a_stream_goes_on_exactly_where_it_was(prepared: Path, tmp_path: Path, packing: str):
+CHANGING = ["--batch_size_warmup_steps", "8", "--batch_size_warmup_start", "2", "--mlm_probability_end", "0.4"]
+
+
+@pytest.mark.parametrize(("packing", "more"), [("concat", []), ("best_fit", [*CHANGING, "--mask_unit", "word"])])
+def test_a_stream_goes_on_exactly_where_it_was(prepared: Path, tmp_path: Path, packing: str, more: list[str]):
     """Stopped twice, once inside a chunk and once in a later epoch; prefetched steps are not lost."""
     flags = [*TINY_MODEL, *BATCH, *BLOCKS, *corpus_flags(prepared), "--streaming_train", "--unit_size", "20KB"]
-    flags += ["--packing", packing, "--max_steps", "45", "--save_steps", "15", "--logging_steps", "5"]
+    flags += [*more, "--packing", packing, "--max_steps", "45", "--save_steps", "15", "--logging_steps", "5"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     succeed(cloze_ranks(["train", *flags, "--output_dir", str(whole)], 2, "zero1", tmp_path / "a"))
     for checkpoint in (whole / "checkpoint-15", resumed / "checkpoint-30"):
@@ -122,6 +127,33 @@ def test_a_run_on_documents_does_not_depend_on_its_split(documents: Path, tmp_pa
     assert len(curves[0]) == 7
     for curve in curves[1:]:
         torch.testing.assert_close(torch.tensor(curve), torch.tensor(curves[0]), rtol=2e-6, atol=0)
+
+
+def flash_stands_in() -> None:
+    """On a rank: flash attention with kernels in plain torch, on a CPU and in fp32."""
+    install(pytest.MonkeyPatch())
+    for check in ("check_attention", "check_half"):
+        setattr(cloze.train.equip, check, lambda *_: None)
+
+
+@pytest.mark.slow
+def test_a_run_with_flash_attention_has_the_curve_of_one_with_masks(documents: Path, tmp_path: Path):
+    """Offsets of documents on their way through the loader, DDP or ZeRO-3, recomputation, and the sparse head."""
+    flags = [*TINY_MODEL_NO_DROPOUT, "--dataset_name", str(documents), "--max_steps", "6", "--logging_steps", "1"]
+    flags += ["--eval_strategy", "steps", "--eval_steps", "6", "--learning_rate", "1e-3", "--save_strategy", "no"]
+    curves = []
+    for name, engine, more in (("sdpa", "ddp", []), (NAME, "ddp", []), (NAME, "zero3", ["--gradient_checkpointing"])):
+        output = tmp_path / f"{name}-{engine}"
+        argv = ["train", *flags, *more, "--attn_implementation", name, "--output_dir", str(output)]
+        outcomes = cloze_ranks(argv, 2, engine, tmp_path / "log", before=flash_stands_in)
+        succeed(outcomes)
+        form = "boolean" if name == "sdpa" else "varlen"
+        assert f"{name} attention inside documents ({form})" in outcomes[0].output
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        curves.append([line.get("loss", line.get("eval_loss")) for line in lines])
+    assert len(curves[0]) == 7
+    for curve in curves[1:]:
+        torch.testing.assert_close(torch.tensor(curve), torch.tensor(curves[0]), rtol=1e-5, atol=0)
 
 
 def test_an_architecture_that_cannot_keep_documents_apart_is_refused(documents: Path, tmp_path: Path):

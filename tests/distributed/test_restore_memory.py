@@ -25,7 +25,7 @@ def measured(folder: Path) -> Callable[[], None]:
     """To be called in a rank: write down how much memory `load_state` took at the highest."""
 
     def install() -> None:
-        from cloze.bench.memory import PeakMemory
+        from cloze.memory import PeakMemory
         from cloze.train import setup
 
         ctypes.CDLL(None).mallopt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 from test_architectures import _BERT, ALWAYS, ARCHITECTURES, TINY
+from torch._dynamo.utils import counters
 
 from cloze.config import ModelConfig
 from cloze.data.loader import Layout, fixed_capacity, step_batches
@@ -24,11 +26,11 @@ from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.train.loss import masked_loss_sum
 
 
-def first_batch(prepared: Path, capacity: int = 0) -> dict[str, torch.Tensor]:
+def first_batch(prepared: Path, capacity: int = 0, global_step: int = 0) -> dict[str, torch.Tensor]:
     data = open_prepared(prepared)
     masking = Masking.from_manifest(data.manifest, seed=3)
     layout = Layout(4, 1, 0, 1)
-    return step_batches(data.blocks("train"), masking, layout, 10**6, 0, capacity=capacity).micro_batches[0]
+    return step_batches(data.blocks("train"), masking, layout, 10**6, global_step, capacity=capacity).micro_batches[0]
 
 
 def build(prepared: Path, model_type: str) -> Any:
@@ -143,24 +145,39 @@ def test_the_curve_is_that_of_the_dense_way(prepared: Path, tmp_path: Path, dens
     np.testing.assert_allclose(curve(prepared, tmp_path, engine, *more), dense_curve, rtol=1e-5)
 
 
-def test_the_encoder_compiles_to_one_graph(prepared: Path):
-    """No graph break for the families that most people train, and with a fixed capacity no second compilation."""
-    import torch._dynamo as dynamo
-
-    for model_type in ("bert", "roberta", "modernbert"):
-        dynamo.reset()
-        model = build(prepared, model_type)
-        head = MaskedHead(model)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        dynamo.utils.counters.clear()
-        losses = []
-        for step in range(3):
-            data = open_prepared(prepared)
-            masking = Masking.from_manifest(data.manifest, seed=step)
-            batch = step_batches(data.blocks("train"), masking, Layout(4, 1, 0, 1), 10**6, step, capacity=64)
-            one = batch.micro_batches[0]
-            logits = head.logits(compiled, {"input_ids": one["input_ids"]}, one["positions"])
-            masked_loss_sum(logits, one["targets"]).backward()
-            losses.append(logits.shape[0])
-        assert dynamo.utils.counters["stats"]["unique_graphs"] == 1, model_type
-        assert losses == [64, 64, 64]
+@pytest.mark.parametrize(
+    ("model_type", "backend"),
+    [
+        *((model_type, "aot_eager") for model_type in ("bert", "roberta", "modernbert")),
+        pytest.param("roberta", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_it_is_one_graph_with_the_loss_and_gradients_of_the_dense_way(
+    prepared: Path, model_type: str, backend: str, figure
+):
+    """No graph break for the families that most people train, with a fixed capacity no second compilation, and the
+    numbers of the plain model with torch's own mean, which is neither sparse nor compiled."""
+    if backend == "inductor" and shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("inductor needs a C++ compiler on a CPU, and there is none here")
+    torch._dynamo.reset()
+    model = build(prepared, model_type)
+    batches = [first_batch(prepared, capacity=64, global_step=step) for step in range(3)]
+    expected = [loss_and_gradients(model, batch, None) for batch in batches]
+    head = MaskedHead(model)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    counters.clear()
+    for batch, (dense_loss, dense) in zip(batches, expected, strict=True):
+        assert len(batch["positions"]) == 64
+        model.zero_grad(set_to_none=True)
+        logits = head.logits(compiled, {"input_ids": batch["input_ids"]}, batch["positions"])
+        loss = masked_loss_sum(logits, batch["targets"]) / (batch["targets"] != IGNORE_INDEX).sum()
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert gradients.keys() == dense.keys()
+        norm = torch.stack([g.double().norm() for g in dense.values()]).norm()
+        apart = torch.stack([(gradients[n] - dense[n]).double().norm() for n in dense]).norm() / norm
+        figure(f"sparse and compiled ({backend}) against dense head: loss", abs(float(loss) / dense_loss - 1))
+        figure(f"sparse and compiled ({backend}) against dense head: gradient", apart)
+        assert abs(float(loss) / dense_loss - 1) < 1e-5
+        assert apart < 1e-5
+    assert counters["stats"]["unique_graphs"] == 1

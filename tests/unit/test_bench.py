@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import cloze
+from cloze.bench import train
+from cloze.bench.sizes import SIZES, make_data, shares_of
+from cloze.bench.table import Table
+from cloze.bench.turns import OutOfMemory, PeerFailed, Turn, best_batch
 from cloze.cli import main
+from cloze.config import BenchConfig
+from cloze.data.shards import verify_prepared
+from cloze.data.tokenize import load_tokenizer
 
 
 def bench(*argv: object) -> None:
@@ -68,18 +82,193 @@ def test_saving_is_measured_beside_torch_save(tmp_path: Path):
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_training_is_measured_beside_trainer_and_a_bare_loop(tmp_path: Path):
-    output = tmp_path / "bench.json"
-    words = ["--sizes", "tiny-32", "--rounds", 2, "--steps", 2, "--work_dir", tmp_path / "work"]
-    bench("train", *words, "--output", output)
-    rows = {row[0]: row[1:] for row in json.loads(output.read_text())["rows"]}
+# What no machine needs that only measures training: whoever imports it is told that it is not there.
+ABSENT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.split(".")[0] in ("datasets", "deepspeed", "evaluate", "gigatoken")
+        return None if absent else super().find_spec(name, path, target)
+
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+# The CPU with the search for batches of `--gpu`, cut short.
+SEARCHING = """
+import sys
+from functools import partial
+from cloze.bench import train, turns
+from cloze.cli import main
+
+train.compare = partial(train.compare, search=True)
+turns.LARGEST_BATCH, turns.SEARCH_STEPS = 16, 1
+train.best_batch = partial(turns.best_batch, first_tokens=8 * 32)
+main(sys.argv[1:])
+"""
+
+
+def test_training_is_measured_beside_trainer_and_a_bare_loop_with_little_installed(tmp_path: Path):
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "sitecustomize.py").write_text(ABSENT)
+    paths = [str(tmp_path / "absent"), str(Path(cloze.__file__).parent.parent)]
+    output, work = tmp_path / "bench.json", tmp_path / "work"
+    words = ["--sizes", "tiny-32", "--rounds", "2", "--steps", "1", "--work_dir", work, "--output", output]
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCHING, "bench", "train", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["command"].endswith(" ".join(map(str, words)))
+    assert found["machine"]["packages"]["torch"] == torch.__version__
+    rows = {row[0]: row[1:] for row in found["rows"]}
     assert list(rows) == [
-        "tiny-32: cloze train", "tiny-32: transformers Trainer", "tiny-32: bare PyTorch loop, sparse head"
-    ]  # fmt: skip
-    for tokens, slowest, fastest, step, _, peak, ratio in rows.values():
-        assert 0 < slowest <= tokens <= fastest
-        assert step > 0
+        "tiny-32: cloze train",
+        "tiny-32: bare PyTorch loop, sparse head",
+        "tiny-32: transformers Trainer",
+        "tiny-32: overhead of cloze train over the bare loop",
+    ]
+    *measured, overhead = rows.values()
+    for _blocks, tokens, masked, step, fastest, slowest, _mfu, peak, ratio, recompiled in measured:
+        assert 0.1 * tokens < masked < 0.15 * tokens
+        assert 0 < fastest <= step <= slowest
         assert peak > 0
         assert ratio > 0
-    assert rows["tiny-32: transformers Trainer"][-1] == 1.0
-    assert list((tmp_path / "work").iterdir()) == []
+        assert recompiled == 0
+    assert measured[2][-2] == 1.0
+    assert overhead[3].endswith("%")
+    one = found["sizes"]["tiny-32"]
+    assert one["failed"] == {}
+    for peer in ("cloze", "bare", "trainer"):
+        assert len(one["peers"][peer]["seconds_per_step_of_each_turn"]) == 2
+    tried = one["tokens_per_second_by_blocks"]
+    assert list(tried) == ["cloze", "trainer"]
+    assert list(tried["cloze"]) == list(tried["trainer"]) == ["8", "16"]
+    assert one["peers"]["bare"]["blocks"] == one["peers"]["cloze"]["blocks"]
+    assert list(work.iterdir()) == []
+
+
+def test_without_a_gpu_its_table_is_refused_in_one_line(tmp_path: Path, capsys):
+    for what in ("train", "step"):
+        with pytest.raises(SystemExit) as leaving:
+            main(["bench", what, "--gpu", "--work_dir", str(tmp_path / "work")])
+        assert leaving.value.code == 2
+        error = capsys.readouterr().err
+        assert error == "cloze: error: --gpu: there is no GPU here; without --gpu it measures the CPU\n"
+    assert not (tmp_path / "work").exists()
+
+
+class Machine:
+    """Peers whose step takes `seconds[batch]`; batches that are not there do not fit."""
+
+    def __init__(self, seconds: dict[int, float]):
+        self.seconds = seconds
+
+    def run(self, name: str, batch: int, steps: int) -> Turn:
+        """As `Peers.run`."""
+        if batch not in self.seconds:
+            raise OutOfMemory(f"{batch} blocks")
+        return Turn(self.seconds[batch], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best", "tried"),
+    [
+        ({8: 1.0, 16: 1.2, 32: 2.0, 64: 4.0}, 32, [8, 16, 32, 64]),  # no faster
+        ({8: 1.0, 16: 1.2}, 16, [8, 16, 32]),  # does not fit
+        ({8: 1.0, 16: 1.98}, 16, [8, 16]),  # hardly faster, which is the end
+        ({8: 1.0, 16: 3.0}, 8, [8, 16]),  # slower
+        ({1: 1.0, 2: 1.5}, 2, [8, 4, 2]),  # the first does not fit
+    ],
+)
+def test_a_peer_gets_the_batch_at_which_it_is_fastest(seconds: dict[int, float], best: int, tried: list[int]):
+    search = best_batch(Machine(seconds), "cloze", block_size=128, first_tokens=8 * 128)
+    assert search.batch == best
+    assert search.seconds == seconds[best]
+    assert list(search.tried) == tried
+    assert all((rate is not None) == (batch in seconds) for batch, rate in search.tried.items())
+
+
+def test_where_not_one_block_fits_the_search_says_so():
+    with pytest.raises(OutOfMemory):
+        best_batch(Machine({}), "cloze", block_size=128)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_the_made_up_blocks_are_a_prepared_folder(tmp_path: Path, packing: str):
+    size = SIZES["tiny-32"]
+    prepared = make_data(tmp_path / "data", size, packing, num_tokens=5_000)
+    verify_prepared(prepared.folder)
+    ids = prepared.blocks("train").read(np.arange(len(prepared.blocks("train"))))
+    assert ids.shape[1] == prepared.block_size == size.block_size
+    assert ids.max() < size.vocab_size - 1
+    assert len(load_tokenizer(str(prepared.tokenizer_dir))) == size.vocab_size
+    shares = shares_of(prepared)
+    special = np.isin(ids, prepared.manifest["tokenizer"]["special_token_ids"])
+    assert shares.maskable == 1 - special.mean()
+    assert shares.real == (1.0 if packing == "concat" else (ids != 1).mean())
+    assert (packing == "concat") == (1 not in ids)
+    assert prepared.blocks("train").has_pieces == (packing == "best_fit")
+
+
+class Crowd:
+    """Peers of which the compiled one breaks. A step takes 10 ms a block, of Trainer 20; more than 64 (of Trainer: 16)
+    blocks do not fit; Cloze's process compiles something in its last turn."""
+
+    def __init__(self, *_: object):
+        self.turns = 0
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, name: str, batch: int, steps: int) -> Turn:
+        """As `Peers.run`."""
+        if name == "compiled":
+            raise PeerFailed("Traceback (most recent call last):\nRuntimeError: no such kernel")
+        if batch > (16 if name == "trainer" else 64):
+            raise OutOfMemory(f"{batch} blocks")
+        self.turns += name == "cloze"
+        seconds = 0.01 * batch * (2 if name == "trainer" else 1) / (1 + batch / 100)
+        return Turn(seconds * (1.1 if name == "cloze" else 1), 2**30, int(name == "cloze" and self.turns > 6))
+
+
+def test_the_gpu_table_keeps_what_it_has_and_goes_on_without_a_peer_that_breaks(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "Peers", Crowd)
+    monkeypatch.setattr(train, "best_batch", partial(best_batch, first_tokens=8 * 32))
+    monkeypatch.setattr(train, "make_data", partial(make_data, num_tokens=5_000))
+    table = Table("training steps", train.COLUMNS)
+    done = train.compare(BenchConfig(what="train", gpu=True), "tiny-32", SIZES["tiny-32"], tmp_path / "a")
+    train.add_rows(table, done, gpu=False)
+    rows = {row[0].removeprefix("tiny-32: "): row[1:] for row in table.rows}
+    assert rows["cloze train, compiled: failed"] == [None] * (len(train.COLUMNS) - 1)
+    assert "compiled failed (PeerFailed: RuntimeError: no such kernel)" in capsys.readouterr().err
+    cloze_row, bare, trainer = (rows[train.PEERS[name]] for name in ("cloze", "bare", "trainer"))
+    assert (cloze_row[0], bare[0], trainer[0]) == (64, 64, 16)  # Trainer's own; the bare loop's is Cloze's
+    assert cloze_row[-2] == pytest.approx((2 / 1.16) / (1.1 / 1.64), abs=1e-3)  # a token's time, not a step's
+    assert (cloze_row[-1], bare[-1]) == (1, 0)
+    assert rows["overhead of cloze train over the bare loop"][3] == "+10.0%"
+    details = train.details_of(done)
+    assert details["failed"] == {"compiled": "Traceback (most recent call last):\nRuntimeError: no such kernel"}
+    assert details["overhead_of_each_turn"] == pytest.approx([0.1] * 3)
+
+
+def test_a_table_that_is_cut_short_is_written_up_to_there(tmp_path: Path, monkeypatch):
+    measured = train.Comparison("tiny-32", SIZES["tiny-32"], train.Shares(1.0, 0.9))
+
+    def compare(config: BenchConfig, name: str, *_: object) -> train.Comparison:
+        if name != "tiny-32":
+            raise KeyboardInterrupt
+        return measured
+
+    monkeypatch.setattr(train, "compare", compare)
+    config = BenchConfig(what="train", sizes="tiny-32,roberta-base-512", output=str(tmp_path / "bench.json"))
+    with pytest.raises(KeyboardInterrupt):
+        train.bench_train(config)
+    assert list(json.loads((tmp_path / "bench.json").read_text())["sizes"]) == ["tiny-32"]

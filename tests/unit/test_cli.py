@@ -22,7 +22,8 @@ RUN_MLM = {
 }  # fmt: skip
 OWN = {"attn_implementation", "mask_replace_prob", "random_replace_prob", "deepspeed", "prepared_cache_dir",
        "streaming_train", "async_save", "on_save_error", "on_nonfinite", "save_before_time_limit", "freeze",
-       "hang_timeout", "sparse_head", "ema_decay"}  # fmt: skip
+       "hang_timeout", "sparse_head", "mlm_probability_end", "mask_unit", "batch_size_warmup_steps",
+       "batch_size_warmup_start", "layerwise_lr_decay", "precision", "ema_decay"}  # fmt: skip
 PREPARE = {field.name for field in dataclasses.fields(config.BlocksConfig)}  # as in `cloze prepare`
 
 

@@ -32,7 +32,9 @@ def test_speed_is_of_real_tokens_and_the_next_window_begins_anew(monkeypatch: py
     clock = iter([100.0, 110.0, 110.0, 112.0, 112.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     window = Window(10, CPU)
-    line = window.close(20, [30.0, 10.0, 400.0], PLAN, Pace(step_flops=2e12, peak_flops=1e13, filled=0.75))
+    line = window.close(
+        20, [30.0, 10.0, 400.0], PLAN, Pace(token_flops=2e12 * 10 / 2560, peak_flops=1e13, filled=0.75)
+    )
     assert line["loss"] == 3.0
     assert line["tokens_per_second"] == 10 * 8 * 32 * 0.75 / 10  # steps * blocks * tokens * filled / seconds
     assert line["masked_tokens_per_second"] == 40.0

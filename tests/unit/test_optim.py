@@ -1,60 +1,249 @@
-"""Learning rates are those of transformers at every step, without state; norms and biases do not decay."""
+"""Which parameters decay, how fast each layer learns, and which matrices are Muon's."""
 
 from __future__ import annotations
 
+import importlib.util
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, get_scheduler
+from accelerate.utils import DistributedType
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from cloze.config import TrainConfig
-from cloze.train.optim import build_optimizer, learning_rate_schedule
+from cloze.errors import ConfigError
+from cloze.model.depth import parameter_depths
+from cloze.train.optim import build_optimizer, check_optimizer, check_update, hidden_matrices
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+BART = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
 
 
 def config(**values) -> TrainConfig:
     return TrainConfig(dataset_name="", output_dir="", **values)
 
 
-@pytest.mark.parametrize(
-    ("name", "kwargs"),
-    [
-        ("linear", None),
-        ("cosine", None),
-        ("cosine_with_restarts", {"num_cycles": 2}),
-        ("polynomial", {"power": 2.0}),
-        ("constant", None),
-        ("constant_with_warmup", None),
-        ("inverse_sqrt", None),
-        ("warmup_stable_decay", {"num_decay_steps": 10}),
-    ],
-)
-def test_every_schedule_is_that_of_transformers(name: str, kwargs: dict | None):
-    schedule = learning_rate_schedule(
-        config(lr_scheduler_type=name, lr_scheduler_kwargs=kwargs, warmup_steps=5, learning_rate=3e-4), total_steps=40
+def tiny(model_type: str, **values) -> torch.nn.Module:
+    special = {f"{kind}_token_id": 0 for kind in ("pad", "bos", "eos", "cls", "sep")}
+    sizes = BART if model_type in ("bart", "mbart") else SIZES
+    return AutoModelForMaskedLM.from_config(
+        AutoConfig.for_model(model_type, **{"vocab_size": 20, **special, **sizes, **values})
     )
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
-    theirs = get_scheduler(name, optimizer, 5, 40, scheduler_specific_kwargs=kwargs)
-    expected = []
-    for _ in range(40):
-        expected.append(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
-    assert [schedule(step) for step in range(40)] == expected
-    assert [schedule(step) for step in (30, 3, 17)] == [expected[30], expected[3], expected[17]]
-
-
-def test_warmup_below_one_is_a_share_of_the_steps():
-    by_share = learning_rate_schedule(config(warmup_steps=0.1), 50)
-    by_steps = learning_rate_schedule(config(warmup_steps=5), 50)
-    assert [by_share(s) for s in range(50)] == [by_steps(s) for s in range(50)]
-    assert by_share(4) < by_share(5) > by_share(6)
 
 
 def test_biases_and_norms_do_not_decay():
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    model = BertForMaskedLM(BertConfig(vocab_size=20, **sizes))
+    model = tiny("bert")
     optimizer, names = build_optimizer(model, config(weight_decay=0.1), offload=False)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert all(name.endswith(".weight") and "LayerNorm" not in name for name in names[0])
     assert all(name.endswith("bias") or "LayerNorm" in name for name in names[1])
     assert sorted(names[0] + names[1]) == sorted(name for name, _ in model.named_parameters())
     assert isinstance(optimizer, torch.optim.AdamW)
+    assert "lr_scale" not in optimizer.param_groups[0]
+
+
+# Exponents of the decay for L layers: embeddings L + 1, layer l L - l, the head and the last norm 0.
+DEPTHS = {
+    "bert": {
+        "bert.embeddings.word_embeddings.weight": 4,
+        "bert.embeddings.LayerNorm.bias": 4,
+        "bert.encoder.layer.0.attention.self.query.weight": 3,
+        "bert.encoder.layer.2.output.LayerNorm.weight": 1,
+        "cls.predictions.transform.dense.weight": 0,
+        "cls.predictions.bias": 0,
+    },
+    "roberta": {
+        "roberta.embeddings.position_embeddings.weight": 4,
+        "roberta.encoder.layer.1.intermediate.dense.weight": 2,
+        "lm_head.dense.weight": 0,
+    },
+    "modernbert": {
+        "model.embeddings.tok_embeddings.weight": 4,
+        "model.layers.0.mlp.Wi.weight": 3,
+        "model.layers.2.attn.Wo.weight": 1,
+        "model.final_norm.weight": 0,
+        "head.dense.weight": 0,
+    },
+    "albert": {  # its layers share their weights, and are one
+        "albert.embeddings.word_embeddings.weight": 2,
+        "albert.encoder.embedding_hidden_mapping_in.weight": 2,
+        "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight": 1,
+        "predictions.dense.weight": 0,
+    },
+    "bart": {  # two layers of the encoder, then one of the decoder
+        "model.shared.weight": 4,
+        "model.encoder.layernorm_embedding.weight": 4,
+        "model.decoder.embed_positions.weight": 4,
+        "model.encoder.layers.0.fc1.weight": 3,
+        "model.encoder.layers.1.fc1.weight": 2,
+        "model.decoder.layers.0.fc1.weight": 1,
+    },
+    "mbart": {"model.encoder.layer_norm.weight": 2, "model.decoder.layer_norm.weight": 0},
+    "deberta": {
+        "deberta.embeddings.word_embeddings.weight": 4,
+        "deberta.encoder.rel_embeddings.weight": 4,
+        "deberta.encoder.layer.1.attention.self.in_proj.weight": 2,
+        "cls.predictions.transform.dense.weight": 0,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", DEPTHS)
+def test_each_layer_learns_at_a_share_of_the_one_above(model_type: str):
+    more = {"relative_attention": True} if model_type == "deberta" else {}
+    model = tiny(model_type, **more)
+    optimizer, names = build_optimizer(model, config(layerwise_lr_decay=0.9, weight_decay=0.1), offload=False)
+    scale = {name: g["lr_scale"] for group, g in zip(names, optimizer.param_groups, strict=True) for name in group}
+    assert scale.keys() == dict(model.named_parameters()).keys()
+    expected = {name: 0.9**exponent for name, exponent in DEPTHS[model_type].items()}
+    assert {name: scale[name] for name in expected} == pytest.approx(expected)
+    decays = {
+        name: g["weight_decay"] for group, g in zip(names, optimizer.param_groups, strict=True) for name in group
+    }
+    assert all((decays[name] == 0.1) == (p.ndim >= 2) for name, p in model.named_parameters())
+
+
+def test_a_tied_decoder_is_as_deep_as_the_embeddings_and_one_of_its_own_as_the_head():
+    for tied, depth in ((True, 0), (False, 4)):
+        depths, num_layers = parameter_depths(tiny("bert", tie_word_embeddings=tied))
+        assert (num_layers, depths["cls.predictions.decoder.weight"]) == (3, depth)
+
+
+def test_lists_side_by_side_are_parts_of_one_layer():
+    """XLM keeps attentions, norms and feed-forward parts in lists of their own."""
+    sizes = {"emb_dim": 8, "n_layers": 3, "n_heads": 2, "pad_index": 0}
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("xlm", vocab_size=20, **sizes))
+    depths, num_layers = parameter_depths(model)
+    assert num_layers == 3
+    for part in ("attentions.1.q_lin.weight", "layer_norm1.1.weight", "ffns.1.lin1.weight", "layer_norm2.1.bias"):
+        assert depths[f"transformer.{part}"] == 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["bert", "modernbert", "bart", "mobilebert"])
+def test_muon_takes_hidden_matrices_only(model_type: str, tied: bool):
+    more = {"embedding_size": 4, "true_hidden_size": 8} if model_type == "mobilebert" else {}
+    model = tiny(model_type, tie_word_embeddings=tied, **more)
+    optimizer, names = build_optimizer(model, config(optim="muon", weight_decay=0.1), offload=False)
+    muon = {n for group, g in zip(names, optimizer.param_groups, strict=True) if g["use_muon"] for n in group}
+    assert muon == hidden_matrices(model)
+    for name, parameter in model.named_parameters():
+        words = [word for word in ("embed", "shared", "decoder.weight", "lm_head") if word in name]
+        is_hidden = parameter.ndim == 2 and 20 not in parameter.shape
+        assert (name in muon) == (is_hidden and (not words or "embedding_transformation" in name)), name
+    assert len(muon) >= 13
+
+
+def test_what_muon_leaves_is_updated_as_by_adamw():
+    """And its own update is orthogonal, as large as AdamW's, and decays the weight by lr * weight_decay."""
+    torch.manual_seed(0)
+    ours, theirs = tiny("bert"), tiny("bert")
+    theirs.load_state_dict(ours.state_dict())
+    values = {"weight_decay": 0.1, "learning_rate": 1e-2}
+    one, names = build_optimizer(ours, config(optim="muon", **values), offload=False)
+    other, _ = build_optimizer(theirs, config(**values), offload=False)
+    before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        parameter.grad = torch.randn_like(parameter)
+        theirs.get_parameter(name).grad = parameter.grad.clone()
+    one.step()
+    other.step()
+    muon = hidden_matrices(ours)
+    for name, parameter in ours.named_parameters():
+        if name not in muon:
+            torch.testing.assert_close(parameter, theirs.get_parameter(name), rtol=1e-5, atol=1e-6)
+            continue
+        update = (before[name] * (1 - 1e-3) - parameter) / 1e-2
+        singular = torch.linalg.svdvals(update) / (0.2 * max(update.shape) ** 0.5)
+        assert singular.min() > 0.3
+        assert singular.max() < 1.3
+    assert len(one.param_groups) == 3
+    assert [len(group) for group in names] == [len(group["params"]) for group in one.param_groups]
+
+
+def test_stable_adamw_is_adamw_until_a_gradient_is_larger_than_those_before():
+    """Then the step is divided by the root mean square of gradient / sqrt(second moment) (Wortsman et al. 2023)."""
+    steps = {}
+    for optim in ("stable_adamw", "adamw_torch"):
+        model = BertForMaskedLM(BertConfig(**{**SIZES, "num_hidden_layers": 1}, vocab_size=20))
+        values = {"adam_beta2": 0.9, "learning_rate": 1e-2, "adam_epsilon": 1e-12}
+        optimizer, _ = build_optimizer(model, config(optim=optim, **values), offload=False)
+        steps[optim] = []
+        for size in (1.0, 1.0, 100.0):
+            before = model.cls.predictions.bias.detach().clone()
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, size)
+            optimizer.step()
+            steps[optim].append(float((before - model.cls.predictions.bias.detach()).mean()))
+    assert steps["stable_adamw"][:2] == pytest.approx(steps["adamw_torch"][:2], rel=1e-4)
+    second = (0.9**2 * 0.1 + 0.9 * 0.1 + 0.1 * 100**2) / (1 - 0.9**3)
+    assert steps["stable_adamw"][2] == pytest.approx(steps["adamw_torch"][2] / (100 / second**0.5), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim": "muon", "optim_args": "momentun=0.9"}, "muon takes no momentun here; it has adamw_betas"),
+        ({"optim": "stable_adamw", "optim_args": "lr=1"}, "takes no lr here; it is the flag --learning_rate"),
+        (
+            {"optim": "sgd", "optim_args": "weight_decay=1"},
+            "sgd takes no weight_decay here",
+        ),
+        ({"optim": "muon", "optim_args": "momentum=2"}, "momentum must be in the range"),
+        ({"optim": "muon", "optim_args": "adamw_lr=fast"}, "adamw_lr=fast is not a learning rate"),
+    ],
+)
+def test_arguments_that_an_optimizer_does_not_have_are_one_line(values: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_optimizer(config(**values))
+
+
+def test_small_numbers_may_be_written_without_a_point():
+    optimizer, _ = build_optimizer(tiny("bert"), config(optim_args="eps=1e-7,amsgrad=true"), offload=False)
+    assert (optimizer.defaults["eps"], optimizer.defaults["amsgrad"]) == (1e-7, True)
+
+
+def test_muons_two_learning_rates_follow_one_schedule():
+    """Keller Jordan's scale: 0.02 for matrices, 3e-4 for the rest; `Engine.step` multiplies by lr_scale."""
+    values = {"optim": "muon", "learning_rate": 0.02, "optim_args": "use_adjusted_lr=false,adamw_lr=3e-4"}
+    optimizer, _ = build_optimizer(tiny("bert"), config(**values), offload=False)
+    for group in optimizer.param_groups:
+        assert 0.02 * group.get("lr_scale", 1.0) == pytest.approx(0.02 if group["use_muon"] else 3e-4)
+        assert group["use_muon"] is False or group["use_adjusted_lr"] is False
+
+
+@pytest.mark.parametrize("optim", ["stable_adamw", "muon"])
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, optim: str):
+    check_optimizer(config(optim=optim))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "pytorch_optimizer" else found(name, *more)
+    )
+    check_optimizer(config())
+    with pytest.raises(ConfigError) as caught:
+        check_optimizer(config(optim=optim))
+    assert str(caught.value) == f"--optim: {optim} is not installed; `pip install cloze[optimizers]` for it"
+
+
+@pytest.mark.parametrize("optim", ["stable_adamw", "muon", "adamw_torch"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
+def test_an_optimizer_that_needs_whole_tensors_gets_them_or_is_refused(stage: int | None, precision: str, optim: str):
+    """DDP and DeepSpeed's plain optimizer (stage 0 in fp32) have one tensor for each parameter."""
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
+    kind = DistributedType.MULTI_CPU if stage is None else DistributedType.DEEPSPEED
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    accelerator = SimpleNamespace(distributed_type=kind, state=state, mixed_precision=precision)
+    if optim == "adamw_torch" or stage is None or (stage == 0 and precision == "no"):
+        check_update(config(optim=optim), accelerator)
+        return
+    with pytest.raises(ConfigError, match=f"{optim} needs whole parameters, which DeepSpeed ZeRO-{stage}") as caught:
+        check_update(config(optim=optim), accelerator)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_decay_above_one_is_refused():
+    for decay in (0.0, -0.9, 1.1):
+        with pytest.raises(ConfigError, match="must be above 0 and at most 1"):
+            check_optimizer(config(layerwise_lr_decay=decay))

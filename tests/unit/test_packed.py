@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from cloze.data.loader import document_offsets
 from cloze.errors import ModelError
 from cloze.model.packed import document_attention, model_inputs, positions_in_documents
 
@@ -20,7 +21,7 @@ TINY = {
 SPECIAL = ("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id")
 
 
-def make(model_type: str, attention: str = "sdpa", **more: int):
+def make(model_type: str, attention: str | None = "sdpa", **more: int):
     config = AutoConfig.for_model(model_type)
     for name, value in {**TINY, **more, **dict.fromkeys(SPECIAL, 2)}.items():
         if hasattr(config, name):
@@ -43,7 +44,9 @@ def test_a_document_gets_the_logits_it_has_alone(model_type: str, attention: str
     ids = torch.randint(5, 300, (3, 64), generator=torch.Generator().manual_seed(3))
     ids[2, 52:] = 1
     segments = torch.tensor([[0] * 5 + [1] * 40 + [2] * 19, [0] * 64, [0] + [1] + [2] * 50 + [3] * 12])
-    logits = model(**model_inputs({"input_ids": ids, "segments": segments}, torch.device("cpu"), rule)).logits
+    offsets = torch.from_numpy(document_offsets(segments.numpy()))
+    batch = {"input_ids": ids, "segments": segments, "document_offsets": offsets}
+    logits = model(**model_inputs(batch, torch.device("cpu"), rule)).logits
     for row, pieces in enumerate(lengths):
         at = 0
         for length in pieces:

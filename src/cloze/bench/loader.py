@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cloze.bench.prepare import work_folder
+from cloze.bench.folder import work_folder
 from cloze.bench.table import Table
 from cloze.config import BenchConfig
 from cloze.console import progress

@@ -1,90 +1,84 @@
 """One training loop in a process of its own, which takes so many steps when told to, and says how long they took.
 
-    python -m cloze.bench.peers cloze '{"prepared": ..., "model_type": ..., ...}'      # then lines on stdin: 8, 8, ...
+    python -m cloze.bench.peers cloze '{"prepared": ..., "model_type": ..., ...}'
+    {"batch": 8, "steps": 5}                                # on stdin: blocks per step, steps to time
+    REPORT {"seconds": ..., "peak_bytes": ..., "graphs": ...}       # on stdout
 
-`cloze` is the loop of `cloze train`, `trainer` that of transformers with its own collator, as in the tutorial, `bare`
-the fewest lines of PyTorch that do Cloze's arithmetic. All wait between steps, so that one runs at a time.
+`cloze` is the loop of `cloze train` (`compiled`: with torch.compile), `trainer` that of transformers with its own
+collator, as in the tutorial, `bare` the fewest lines of PyTorch that do Cloze's arithmetic: the same masked positions,
+loss, clipping and fused AdamW. All wait between orders, so that one runs at a time, and give back what memory they do
+not hold. A batch that does not fit is reported as such. Only torch, transformers and accelerate are needed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import resource
 import sys
 import tempfile
-import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
-
-class Gate:
-    """Called before every step: waits for a number on stdin, lets one step pass, times so many, and reports."""
-
-    def __init__(self) -> None:
-        self._wanted = self._done = 0
-        self._begin = 0.0
-
-    def __call__(self) -> None:
-        """One step is about to begin. The process ends where stdin does."""
-        if self._done == 1:
-            self._begin = _now()
-        if self._done == self._wanted + 1:
-            _report({"seconds": _now() - self._begin, "peak_bytes": _peak_bytes()})
-            self._done = 0
-        if self._done == 0:
-            line = sys.stdin.readline()
-            if not line:
-                os._exit(0)
-            self._wanted = int(line)
-        self._done += 1
+from cloze.bench.gate import Gate, serve
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _report(values: dict[str, Any]) -> None:
-    sys.__stdout__.write(f"REPORT {json.dumps(values)}\n")  # type: ignore[union-attr]
-    sys.__stdout__.flush()  # type: ignore[union-attr]
-
-
-def run_cloze(settings: dict[str, Any], gate: Gate) -> None:
-    """`cloze train`, as it is."""
+def cloze_config(settings: dict[str, Any], batch: int, torch_compile: bool) -> Any:
+    """The configuration of `cloze train`."""
     from cloze.config import TrainConfig
-    from cloze.train import trainer
 
-    plain = trainer.train_step
-
-    def gated(run: Any, batch: Any) -> Any:
-        gate()
-        return plain(run, batch)
-
-    trainer.train_step = gated  # type: ignore[assignment]
-    trainer.train(
-        TrainConfig(
-            dataset_name=settings["prepared"],
-            output_dir=tempfile.mkdtemp(dir=settings["folder"]),
-            model_type=settings["model_type"],
-            config_overrides=settings["config_overrides"],
-            per_device_train_batch_size=settings["batch"],
-            max_steps=10**6,
-            logging_steps=500,
-            save_strategy="no",
-            weight_decay=0.01,
-            learning_rate=2e-5,
-            bf16=torch.cuda.is_available(),
-        )
+    return TrainConfig(
+        dataset_name=settings["prepared"],
+        output_dir=tempfile.mkdtemp(dir=settings["folder"]),
+        model_type=settings["model_type"],
+        config_overrides=settings["config_overrides"],
+        per_device_train_batch_size=batch,
+        max_steps=10**6,
+        logging_steps=500,
+        save_strategy="no",
+        weight_decay=0.01,
+        learning_rate=2e-5,
+        bf16=settings["gpu"],
+        use_cpu=not settings["gpu"],
+        torch_compile=torch_compile,
     )
+
+
+class ClozePeer:
+    """`cloze train`, as it is; another batch is another plan for the same run."""
+
+    def __init__(self, settings: dict[str, Any], torch_compile: bool):
+        self._settings, self._torch_compile = settings, torch_compile
+        self._stack = ExitStack()
+        self._run: Any = None
+
+    def train(self, batch: int, gate: Gate) -> None:
+        """Steps for ever."""
+        from cloze.train import trainer
+        from cloze.train.equip import head_capacity
+        from cloze.train.metrics import MetricsLog
+        from cloze.train.plan import fit_layout, plan_run
+        from cloze.train.setup import Start, set_up
+        from cloze.train.signals import StopSignals
+
+        config = cloze_config(self._settings, batch, self._torch_compile)
+        if self._run is None:
+            stop = self._stack.enter_context(StopSignals(None))
+            self._run = set_up(config, stop, self._stack)
+            plain = trainer.train_step
+
+            def gated(*arguments: Any, **named: Any) -> Any:
+                gate()
+                return plain(*arguments, **named)
+
+            trainer.train_step = gated  # type: ignore[assignment]
+        data, accelerator = self._run.data, self._run.engine.accelerator
+        plan = plan_run(config, fit_layout(config, 0, 1, None), data.num_blocks, data.block_size)
+        run = dataclasses.replace(
+            self._run, config=config, plan=plan, capacity=head_capacity(plan, config, accelerator)
+        )
+        trainer.train_steps(run, MetricsLog(run.output_dir, accelerator, 0), Start(0))
 
 
 def _model(settings: dict[str, Any]) -> tuple[Any, Any]:
@@ -93,74 +87,142 @@ def _model(settings: dict[str, Any]) -> tuple[Any, Any]:
     from cloze.model.load import build_model
 
     data = open_prepared(settings["prepared"])
-    config = ModelConfig(model_type=settings["model_type"], config_overrides=settings["config_overrides"])
+    config = ModelConfig(
+        model_type=settings["model_type"],
+        config_overrides=settings["config_overrides"],
+        attn_implementation="sdpa",
+    )
     return build_model(config, data.tokenizer_dir, data.block_size, seed=42)
 
 
-def run_trainer(settings: dict[str, Any], gate: Gate) -> None:
-    """transformers' Trainer with DataCollatorForLanguageModeling, the tutorial's settings, fused AdamW."""
-    from datasets import load_from_disk
-    from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Blocks [n, S] one by one, as a tokenizer gives them: input_ids, and attention_mask where there is padding."""
 
-    class Gated(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            gate()
+    def __init__(self, ids: torch.Tensor, pad_token_id: int | None):
+        self._ids, self._pad = ids, pad_token_id
 
-    model, tokenizer = _model(settings)
-    arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(dir=settings["folder"]),
-        per_device_train_batch_size=settings["batch"],
-        max_steps=10**6,
-        logging_steps=500,
-        save_strategy="no",
-        report_to="none",
-        weight_decay=0.01,
-        learning_rate=2e-5,
-        bf16=torch.cuda.is_available(),
-        optim="adamw_torch_fused",
-        disable_tqdm=True,
-    )
-    collator = DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm_probability=0.15)
-    data = load_from_disk(settings["prepared"])["train"]
-    Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[Gated()]).train()
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids = self._ids[index]
+        return {"input_ids": ids} if self._pad is None else {"input_ids": ids, "attention_mask": ids != self._pad}
 
 
-def run_bare(settings: dict[str, Any], gate: Gate) -> None:
+class TrainerPeer:
+    """transformers' Trainer with DataCollatorForLanguageModeling, the tutorial's settings, fused AdamW, sdpa; on a GPU
+    bf16, batches made by two more processes, and without its look at every loss (`logging_nan_inf_filter`)."""
+
+    def __init__(self, settings: dict[str, Any]):
+        import numpy as np
+
+        from cloze.data.shards import open_prepared
+
+        self._settings = settings
+        self._model, self._tokenizer = _model(settings)
+        data = open_prepared(settings["prepared"])
+        blocks = data.blocks("train")
+        ids = torch.from_numpy(blocks.read(np.arange(len(blocks)))).long()
+        self._rows = Rows(ids, self._tokenizer.pad_token_id if data.packing == "best_fit" else None)
+
+    def train(self, batch: int, gate: Gate) -> None:
+        """Steps for ever."""
+        from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+
+        class Gated(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                gate()
+
+        gpu = self._settings["gpu"]
+        arguments = TrainingArguments(
+            output_dir=tempfile.mkdtemp(dir=self._settings["folder"]),
+            per_device_train_batch_size=batch,
+            max_steps=10**6,
+            logging_steps=500,
+            save_strategy="no",
+            report_to="none",
+            weight_decay=0.01,
+            learning_rate=2e-5,
+            bf16=gpu,
+            use_cpu=not gpu,
+            optim="adamw_torch_fused",
+            dataloader_num_workers=2 if gpu else 0,
+            logging_nan_inf_filter=not gpu,
+            disable_tqdm=True,
+        )
+        collator = DataCollatorForLanguageModeling(tokenizer=self._tokenizer, mlm_probability=0.15)
+        trainer = Trainer(
+            model=self._model, args=arguments, train_dataset=self._rows, data_collator=collator, callbacks=[Gated()]
+        )
+        try:
+            trainer.train()
+        finally:  # the next one wraps it anew
+            trainer.accelerator.unwrap_model(self._model, keep_fp32_wrapper=False)
+            self._model.zero_grad(set_to_none=True)
+
+
+class BarePeer:
     """Forward of the masked rows, backward, clip, AdamW, over a few batches that are in memory already."""
-    from cloze.data.loader import Layout, fixed_capacity, step_batches
-    from cloze.data.masking import Masking
-    from cloze.data.shards import open_prepared
-    from cloze.model.sparse_head import MaskedHead
-    from cloze.train.loss import masked_loss_sum
-    from cloze.train.optim import decay_groups
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, _ = _model(settings)
-    head = MaskedHead(model)
-    model.to(device).train()
-    data = open_prepared(settings["prepared"])
-    masking, layout = Masking.from_manifest(data.manifest, seed=42), Layout(settings["batch"], 1, 0, 1)
-    capacity = fixed_capacity(settings["batch"] * data.block_size, 0.15) if device.type == "cuda" else 0
-    batches = [
-        step_batches(data.blocks("train"), masking, layout, 10**9, step, capacity=capacity).micro_batches[0]
-        for step in range(16)
-    ]
-    groups = [group for group, _ in decay_groups(model, 0.01)]
-    optimizer = torch.optim.AdamW(groups, lr=2e-5, fused=True)
-    step = 0
-    while True:
-        gate()
-        batch = {name: value.to(device, non_blocking=True) for name, value in batches[step % len(batches)].items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = head.logits(model, {"input_ids": batch["input_ids"]}, batch["positions"])
-            loss = masked_loss_sum(logits, batch["targets"]) / (batch["targets"] >= 0).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
+    def __init__(self, settings: dict[str, Any]):
+        from cloze.model.load import build_model
+        from cloze.train.data import open_data
+        from cloze.train.equip import equip
+
+        self._gpu = settings["gpu"]
+        config = cloze_config(settings, 8, torch_compile=False)
+        self._data = open_data(config)
+        self._model: Any = build_model(config, self._data.tokenizer, self._data.block_size, config.seed)[0]
+        self._documents, self._head = equip(self._model, config, self._data)
+
+    def batches(self, batch: int) -> list[dict[str, torch.Tensor]]:
+        """The first 16 batches of Cloze's own run."""
+        from cloze.data.loader import Layout, fixed_capacity, step_batches
+        from cloze.data.masking import Masking
+
+        masking, layout = Masking.from_manifest(self._data.manifest, seed=42), Layout(batch, 1, 0, 1)
+        capacity = fixed_capacity(batch * self._data.block_size, 0.15) if self._gpu else 0
+        blocks = self._data.blocks
+        assert blocks is not None
+        return [
+            step_batches(blocks, masking, layout, 10**9, step, capacity=capacity).micro_batches[0]
+            for step in range(16)
+        ]
+
+    def train(self, batch: int, gate: Gate) -> None:
+        """Steps for ever."""
+        from cloze.model.packed import model_inputs
+        from cloze.train.loss import masked_loss_sum
+        from cloze.train.optim import decay_groups
+
+        device = torch.device("cuda" if self._gpu else "cpu")
+        model, head, batches = self._model.to(device).train(), self._head, self.batches(batch)
+        groups = [group for group, _ in decay_groups(model, 0.01)]
+        optimizer = torch.optim.AdamW(groups, lr=2e-5, fused=True)
+        step = 0
+        while True:
+            gate()
+            one = batches[step % len(batches)]
+            inputs = model_inputs(one, device, self._documents)
+            positions, targets = one["positions"].to(device), one["targets"].to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._gpu):
+                logits = head.logits(model, inputs, positions)
+                loss = masked_loss_sum(logits, targets) / (targets >= 0).sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+
+
+def main(name: str, settings: dict[str, Any]) -> None:
+    """Be the peer of that name."""
+    sys.stdout = sys.stderr  # what libraries print is not a report
+    if name in ("cloze", "compiled"):
+        serve(ClozePeer(settings, torch_compile=name == "compiled"), Gate())
+    else:
+        serve({"trainer": TrainerPeer, "bare": BarePeer}[name](settings), Gate())
 
 
 if __name__ == "__main__":
-    sys.stdout = sys.stderr  # what libraries print is not a report
-    {"cloze": run_cloze, "trainer": run_trainer, "bare": run_bare}[sys.argv[1]](json.loads(sys.argv[2]), Gate())
+    main(sys.argv[1], json.loads(sys.argv[2]))

@@ -12,10 +12,8 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import orjson
 import pyarrow
 import pyarrow.parquet
 
+from cloze.bench.folder import work_folder
 from cloze.bench.table import Table
 from cloze.config import BenchConfig, PrepareConfig, TokenizerConfig
 from cloze.console import say
@@ -79,18 +78,6 @@ def bench_prepare(config: BenchConfig) -> Table:
         for what, seconds in stages(files[".jsonl"], recipe.encoder, config.block_size, folder).items():
             table.add(f"  one process: {what}", seconds, megabytes / seconds, tokens / seconds / 1e6, None)
         return table
-
-
-@contextmanager
-def work_folder(wanted: str | None) -> Iterator[Path]:
-    """An empty folder that is deleted in the end."""
-    if wanted is not None:
-        Path(wanted).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="cloze-bench-", dir=wanted))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_corpus(config: BenchConfig, folder: Path) -> tuple[dict[str, Path], list[str]]:

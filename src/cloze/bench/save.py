@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.bench.memory import PeakMemory
-from cloze.bench.prepare import work_folder
+from cloze.bench.folder import work_folder
 from cloze.bench.table import Table
 from cloze.config import BenchConfig
 from cloze.console import say
+from cloze.memory import PeakMemory
 from cloze.model.load import apply_overrides, parse_overrides
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import Position, read_manifest, verify_checkpoint

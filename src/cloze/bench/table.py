@@ -2,6 +2,7 @@
 
 table = Table("prepare", ["what", "seconds", "Mtok/s"])
 table.add("cloze, .jsonl", 2.4, 21.0)
+table.details = {"seconds": [2.4, 2.5]}     # for the file only
 table.show(Path("bench.json"))
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,18 @@ from rich.table import Table as RichTable
 
 from cloze.files import write_json
 
-_PACKAGES = ("cloze", "torch", "transformers", "datasets", "tokenizers", "gigatoken", "numpy", "pyarrow")
+_PACKAGES = (
+    "cloze",
+    "torch",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "gigatoken",
+    "numpy",
+    "pyarrow",
+)
 
 
 def machine() -> dict[str, Any]:
@@ -52,6 +65,7 @@ class Table:
     def __init__(self, title: str, columns: list[str]):
         self.title, self.columns = title, columns
         self.rows: list[list[Any]] = []
+        self.details: dict[str, Any] = {}
 
     def add(self, *cells: Any) -> None:
         """Append a row; numbers are shown with three digits that matter."""
@@ -67,9 +81,15 @@ class Table:
             shown.add_column(name, justify="left" if number == 0 else "right")
         for row in self.rows:
             shown.add_row(*(_cell(cell) for cell in row))
-        Console(width=100).print(shown)
-        if output is not None:
-            write_json(output, {"title": self.title, "machine": facts, "columns": self.columns, "rows": self.rows})
+        Console(width=100 if len(self.columns) < 8 else 140).print(shown)
+        self.write(output)
+
+    def write(self, output: Path | None) -> None:
+        """Write it as JSON, with the machine and the command; nothing where `output` is None."""
+        if output is None:
+            return
+        facts = {"title": self.title, "command": " ".join(sys.argv), "machine": machine()}
+        write_json(output, {**facts, "columns": self.columns, "rows": self.rows, **self.details})
 
 
 def _cell(value: Any) -> str:

@@ -1,161 +1,239 @@
 """`cloze bench train`: steps of Cloze beside those of transformers' Trainer and of a bare loop, on the same blocks.
 
-Each peer is a process that waits while another takes its steps, in turns (A B C A B C ...), so that a machine whose
+Each peer is a process that waits while another takes its steps, in turns (A B C C B A ...), so that a machine whose
 speed drifts slows all of them; ratios are taken turn by turn. Models start from random weights, which cost the same.
+
+On the CPU all take the same batch. With `--gpu` everything runs in bf16, `cloze train` with `--torch_compile false`
+and (`compiled`) `true`, and each of `cloze train` and Trainer takes the batch at which it is fastest itself; the bare
+loop, from which Cloze's `overhead` is counted, and the compiled `cloze train` take the one of `cloze train`.
+
+tokens/s leaves out padding; masked/s is 15 % of the tokens that are not special. With `--output` the table, every
+turn and the search for batches are written after each size, so that a run that is cut short keeps what it has.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from dataclasses import dataclass
+import dataclasses
+import time
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any
 
 import torch
 
-from cloze.bench.prepare import work_folder
+from cloze.bench.folder import work_folder
+from cloze.bench.sizes import Shares, Size, chosen_sizes, make_data, shares_of
 from cloze.bench.table import Table
-from cloze.config import BenchConfig, PrepareConfig, TokenizerConfig
-from cloze.console import progress, say
-from cloze.data.prepare import prepare
-from cloze.data.train_tokenizer import train_tokenizer
+from cloze.bench.turns import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch
+from cloze.config import BenchConfig
+from cloze.console import duration, say, warn
 from cloze.errors import ConfigError
 from cloze.model.flops import peak_flops, step_flops
-from cloze.model.load import apply_overrides, parse_overrides
-from cloze.sample import write_corpus
 
-PEERS = {"cloze": "cloze train", "trainer": "transformers Trainer", "bare": "bare PyTorch loop, sparse head"}
-WARM_UP_STEPS = 3
-_BASE = "vocab_size=50265,max_position_embeddings=514"
-_LARGE = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model and a length of block. `gpu_batch`: blocks per step on a GPU."""
-
-    model_type: str
-    config_overrides: str
-    block_size: int
-    gpu_batch: int
-
-
-SIZES = {
-    "distilroberta-128": Size("roberta", f"{_BASE},num_hidden_layers=6", 128, 256),
-    "distilroberta-512": Size("roberta", f"{_BASE},num_hidden_layers=6", 512, 64),
-    "roberta-base-512": Size("roberta", _BASE, 512, 64),
-    "roberta-large-512": Size("roberta", f"{_BASE},{_LARGE}", 512, 32),
-    "modernbert-base-1024": Size("modernbert", "vocab_size=50368", 1024, 32),
-    "tiny-32": Size("roberta", "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64", 32, 8),
+PEERS = {
+    "cloze": "cloze train",
+    "bare": "bare PyTorch loop, sparse head",
+    "compiled": "cloze train, compiled",
+    "trainer": "transformers Trainer",
 }
+GPU_SIZES = ["distilroberta-128", "distilroberta-512", "roberta-base-512", "roberta-large-512", "modernbert-base-1024"]
+CPU_SIZES = ["distilroberta-128"]
+CPU_BATCH = 8
+CPU_ROUNDS, CPU_STEPS = 5, 5
+GPU_ROUNDS, GPU_TURN_SECONDS = 3, 1.0
+WARM_UP_STEPS = 2
+MLM_PROBABILITY = 0.15
+COLUMNS = [
+    "what", "blocks", "tokens/s", "masked/s", "step, ms", "fastest", "slowest", "MFU", "GiB", "x Trainer",
+    "recompiled",
+]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Measured:
+    """One peer at one size: its batch, its turns, and how often torch.compile worked after the warm-up."""
+
+    batch: int
+    turns: list[Turn]
+    graphs_before: int
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds per step of each turn."""
+        return [turn.seconds for turn in self.turns]
+
+    @property
+    def recompiled(self) -> int:
+        """Graphs made after the warm-up."""
+        return max((turn.graphs for turn in self.turns), default=self.graphs_before) - self.graphs_before
+
+
+@dataclasses.dataclass
+class Comparison:
+    """One size: what each peer did, the searches for their batches, and those that failed, with their last words."""
+
+    name: str
+    size: Size
+    shares: Shares
+    measured: dict[str, Measured] = dataclasses.field(default_factory=dict)
+    searches: dict[str, Search] = dataclasses.field(default_factory=dict)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def bench_train(config: BenchConfig) -> Table:
-    """Measure the sizes that are asked for, and return one table. Raises ConfigError for a size that is not known."""
-    on_gpu = torch.cuda.is_available()
-    default = [name for name in SIZES if name != "tiny-32"] if on_gpu else ["distilroberta-128"]
-    names = [name.strip() for name in config.sizes.split(",")] if config.sizes else default
-    unknown = [name for name in names if name not in SIZES]
-    if unknown:
-        raise ConfigError(f"no size {unknown[0]}", where="--sizes", hint=f"the sizes are: {', '.join(SIZES)}")
-    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    table = Table(
-        f"training steps on {device}, {'bf16' if on_gpu else 'fp32'}; {config.rounds} turns of {config.steps} steps",
-        ["what", "tokens/s", "min", "max", "step, ms", "MFU", "peak, GiB", "x Trainer"],
-    )
+    """Measure the sizes that are asked for, and return one table. Raises ConfigError for a size that is not known, and
+    for `--gpu` where there is none."""
+    if config.gpu and not torch.cuda.is_available():
+        raise ConfigError("there is no GPU here", where="--gpu", hint="without --gpu it measures the CPU")
+    sizes = chosen_sizes(config, GPU_SIZES if config.gpu else CPU_SIZES)
+    device = torch.cuda.get_device_name() if config.gpu else f"CPU, {torch.get_num_threads()} threads"
+    table = Table(f"training steps on {device}, {'bf16' if config.gpu else 'fp32'}", COLUMNS)
+    table.details = {"gpu": gpu_facts() if config.gpu else None, "sizes": {}}
+    begin = time.monotonic()
     with work_folder(config.work_dir) as folder:
-        for name in names:
-            measure(config, name, SIZES[name], folder / name, table)
+        for name, size in sizes.items():
+            done = compare(config, name, size, folder / name)
+            add_rows(table, done, config.gpu)
+            table.details["sizes"][name] = details_of(done)
+            table.write(Path(config.output) if config.output else None)
+            say("bench", f"{name} is measured; {duration(time.monotonic() - begin)} since the start")
     return table
 
 
-def measure(config: BenchConfig, name: str, size: Size, folder: Path, table: Table) -> None:
-    """One size: a row for each peer."""
-    batch = config.per_device_train_batch_size or (size.gpu_batch if torch.cuda.is_available() else 8)
-    prepared = make_data(folder, size.block_size)
+def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bool | None = None) -> Comparison:
+    """One size: find the batches (`search`; default: on a GPU), warm up, then take turns."""
+    prepared = make_data(folder / "data", size, config.packing)
+    names = [peer for peer in PEERS if peer != "compiled" or config.gpu]
     settings = {
-        "prepared": str(prepared),
+        "prepared": str(folder / "data"),
         "folder": str(folder),
         "model_type": size.model_type,
         "config_overrides": size.config_overrides,
-        "batch": batch,
+        "gpu": config.gpu,
     }
-    seconds: dict[str, list[float]] = {peer: [] for peer in PEERS}
-    peaks: dict[str, float] = {}
-    say("bench", f"{name}: {batch} blocks of {size.block_size} a step")
-    with Peers(settings) as peers, progress("bench", total=config.rounds, unit="turns") as advance:
-        for peer in PEERS:
-            peers.run(peer, WARM_UP_STEPS)
-        for _ in range(config.rounds):
-            for peer in PEERS:
-                found = peers.run(peer, config.steps)
-                seconds[peer].append(found["seconds"] / config.steps)
-                peaks[peer] = found["peak_bytes"] / 2**30
-            advance()
-    tokens, flops, peak = batch * size.block_size, _flops(size, batch), peak_flops("bf16")
+    done = Comparison(name, size, shares_of(prepared))
+    with Peers(names, settings, config.gpu) as peers:
+        for peer in names:
+            with _failures(done, peer):
+                batch = _batch_for(config, peers, done, peer, config.gpu if search is None else search)
+                before = peers.run(peer, batch, WARM_UP_STEPS)
+                done.measured[peer] = Measured(batch, [], before.graphs)
+                say("bench", f"{name}: {PEERS[peer]}: {batch} blocks of {size.block_size} a step")
+        steps = {peer: config.steps or _steps(config.gpu, done, peer) for peer in done.measured}
+        for number in range(config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)):
+            order = list(done.measured)
+            for peer in reversed(order) if number % 2 else order:
+                with _failures(done, peer):
+                    done.measured[peer].turns.append(peers.run(peer, done.measured[peer].batch, steps[peer]))
+    return done
+
+
+class _failures:
+    """A peer that fails, or whose batch does not fit any more, is left out; the others go on."""
+
+    def __init__(self, done: Comparison, peer: str):
+        self._done, self._peer = done, peer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, PeerFailed | OutOfMemory):
+            return False
+        self._done.failed[self._peer] = str(error)
+        self._done.measured.pop(self._peer, None)
+        last = (str(error).splitlines() or ["no word"])[-1]
+        warn(f"{self._done.name}: {PEERS[self._peer]} failed ({type(error).__name__}: {last})")
+        return True
+
+
+def _batch_for(config: BenchConfig, peers: Peers, done: Comparison, peer: str, search: bool) -> int:
+    if config.per_device_train_batch_size:
+        return config.per_device_train_batch_size
+    if not search:
+        return CPU_BATCH
+    if peer in ("compiled", "bare") and "cloze" in done.measured:
+        return done.measured["cloze"].batch
+    done.searches[peer] = best_batch(peers, peer, done.size.block_size)
+    return done.searches[peer].batch
+
+
+def _steps(gpu: bool, done: Comparison, peer: str) -> int:
+    """On a GPU as many as take a second, by the search."""
+    search = done.searches.get(peer) or done.searches.get("cloze")
+    if not gpu or search is None:
+        return CPU_STEPS
+    return min(50, max(CPU_STEPS, round(GPU_TURN_SECONDS / search.seconds)))
+
+
+def add_rows(table: Table, done: Comparison, gpu: bool) -> None:
+    """A row for each peer, and one for what Cloze's step takes more than the bare loop's."""
+    block_size, peak = done.size.block_size, peak_flops("bf16") if gpu else None
+    flops = step_flops(done.size.empty_model(), block_size, block_size, MLM_PROBABILITY)  # of one block
     for peer, label in PEERS.items():
-        times = seconds[peer]
-        ratio = median(theirs / ours for theirs, ours in zip(seconds["trainer"], times, strict=True))
-        mfu = f"{flops / median(times) / peak:.1%}" if peak else None
-        rates = [tokens / one for one in (median(times), max(times), min(times))]
-        table.add(f"{name}: {label}", *rates, median(times) * 1e3, mfu, peaks[peer], round(ratio, 3))
+        if peer in done.failed:
+            table.add(f"{done.name}: {label}: failed", *[None] * (len(COLUMNS) - 1))
+        if peer not in done.measured:
+            continue
+        one = done.measured[peer]
+        step = median(one.seconds)
+        places = one.batch * block_size
+        mfu = f"{flops * one.batch / step / peak:.1%}" if peak and flops else None
+        gain = ratio(done, "trainer", peer)
+        table.add(
+            f"{done.name}: {label}", one.batch, places * done.shares.real / step,
+            places * done.shares.maskable * MLM_PROBABILITY / step, step * 1e3, min(one.seconds) * 1e3,
+            max(one.seconds) * 1e3, mfu, max(turn.peak_bytes for turn in one.turns) / 2**30,
+            round(median(gain), 3) if gain else None, one.recompiled,
+        )  # fmt: skip
+    more = ratio(done, "cloze", "bare", per_token=False)
+    if more:
+        shown = [f"{value - 1:+.1%}" for value in (median(more), min(more), max(more))]
+        table.add(f"{done.name}: overhead of cloze train over the bare loop", None, None, None, *shown, *[None] * 4)
 
 
-def make_data(folder: Path, block_size: int) -> Path:
-    """Blocks of the sample corpus, with a tokenizer trained on it."""
-    folder.mkdir(parents=True)
-    source = {"dataset_name": str(folder / "corpus.jsonl"), "text_field": "answers.text"}
-    write_corpus(folder / "corpus.jsonl")
-    tokenizer, prepared = str(folder / "tokenizer"), folder / "prepared"
-    train_tokenizer(TokenizerConfig(**source, output=tokenizer, vocab_size=4000, model_max_length=block_size))  # type: ignore[arg-type]
-    prepare(PrepareConfig(**source, tokenizer_name=tokenizer, output=str(prepared), block_size=block_size))  # type: ignore[arg-type]
-    return prepared
+def ratio(done: Comparison, slow: str, fast: str, per_token: bool = True) -> list[float]:
+    """Turn by turn, how many times as long one took as another, for a token or for a step."""
+    if slow not in done.measured or fast not in done.measured:
+        return []
+    first, second = done.measured[slow], done.measured[fast]
+    scale = second.batch / first.batch if per_token else 1.0
+    return [scale * ours / theirs for ours, theirs in zip(first.seconds, second.seconds, strict=False)]
 
 
-def _flops(size: Size, batch: int) -> float:
-    from transformers import AutoConfig, AutoModelForMaskedLM
+def details_of(done: Comparison) -> dict[str, Any]:
+    """Everything that was measured, for the JSON file."""
+    return {
+        "model_type": done.size.model_type,
+        "config_overrides": done.size.config_overrides,
+        "vocab_size": done.size.vocab_size,
+        "block_size": done.size.block_size,
+        "shares": dataclasses.asdict(done.shares),
+        "peers": {
+            peer: {
+                "blocks": one.batch,
+                "seconds_per_step_of_each_turn": one.seconds,
+                "peak_bytes": [turn.peak_bytes for turn in one.turns],
+                "recompiled": one.recompiled,
+            }
+            for peer, one in done.measured.items()
+        },
+        "tokens_per_second_by_blocks": {peer: search.tried for peer, search in done.searches.items()},
+        "overhead_of_each_turn": [value - 1 for value in ratio(done, "cloze", "bare", per_token=False)],
+        "failed": done.failed,
+    }
 
-    model_config = AutoConfig.for_model(size.model_type)
-    apply_overrides(model_config, parse_overrides(size.config_overrides))
-    with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(model_config)
-    return step_flops(model, batch * size.block_size, size.block_size, 0.15)
 
-
-class Peers:
-    """The processes of one comparison; they end with the `with` block."""
-
-    def __init__(self, settings: dict[str, Any]):
-        self._settings = json.dumps(settings)
-        self._running: dict[str, subprocess.Popen[str]] = {}
-
-    def __enter__(self) -> Peers:
-        for peer in PEERS:
-            words = [sys.executable, "-m", "cloze.bench.peers", peer, self._settings]
-            log = open(Path(json.loads(self._settings)["folder"]) / f"{peer}.log", "w")
-            self._running[peer] = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        return self
-
-    def run(self, peer: str, steps: int) -> dict[str, float]:
-        """Let one take so many steps. Raises RuntimeError with its last words where it failed."""
-        process = self._running[peer]
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{steps}\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            if line.startswith("REPORT "):
-                return dict(json.loads(line.removeprefix("REPORT ")))
-        log = Path(json.loads(self._settings)["folder"]) / f"{peer}.log"
-        raise RuntimeError(f"{peer} ended: {log.read_text()[-2000:]}")
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for process in self._running.values():
-            process.kill()
-            process.wait()
+def gpu_facts() -> dict[str, Any]:
+    """The GPU's name, memory, driver and CUDA version, as torch and the driver's own file tell."""
+    properties = torch.cuda.get_device_properties(0)
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "driver": driver.read_text().splitlines()[0] if driver.exists() else None,
+        "peak_bf16_tflops": (peak_flops("bf16") or 0) / 1e12 or None,
+    }

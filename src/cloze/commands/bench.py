@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
-from cloze.bench.loader import bench_loader
-from cloze.bench.prepare import bench_prepare
 from cloze.config import BenchConfig
+from cloze.console import is_main
+from cloze.errors import ConfigError
 
 
 def run(config: BenchConfig) -> None:
     """Measure, and print the table."""
-    if config.what == "save":
-        from cloze.bench.save import bench_save
-
-        table = bench_save(config)
-    elif config.what == "train":
-        from cloze.bench.train import bench_train
-
-        table = bench_train(config)
-    else:
-        table = {"prepare": bench_prepare, "loader": bench_loader}[config.what](config)
-    table.show(Path(config.output) if config.output else None)
+    if config.gpu and config.what not in ("train", "step"):
+        raise ConfigError(f"`bench {config.what}` uses no GPU", where="--gpu", hint="leave it out")
+    module = importlib.import_module(f"cloze.bench.{config.what}")  # each needs other packages
+    table = getattr(module, f"bench_{config.what}")(config)
+    if is_main():
+        table.show(Path(config.output) if config.output else None)

@@ -1,102 +1,160 @@
-"""`cloze evaluate`: perplexity and masked accuracy of a model on prepared blocks.
+"""`cloze evaluate`: perplexity on fixed masks, or pseudo-log-likelihood of sentences.
 
-Under `accelerate launch` the blocks are shared between the processes; the result is the same.
+Under `accelerate launch` the blocks or sentences are shared between the processes; the result is the same.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import Any
 
 from cloze.config import EvaluateConfig
 from cloze.console import duration, say
-from cloze.data.masking import Masking
 from cloze.data.shards import Prepared, open_prepared
-from cloze.data.tokenize import fingerprint, load_tokenizer
 from cloze.distributed import RunShape, start
-from cloze.errors import ConfigError, ModelError
-from cloze.evaluation import Scores, score_blocks
+from cloze.errors import ConfigError, DataError
+from cloze.evaluation import Scores
 from cloze.files import write_json
 from cloze.fill import model_folder
-from cloze.model.archs import decoder_start
-from cloze.model.load import check_fits, load_pretrained
-from cloze.model.packed import document_attention, model_inputs
-from cloze.model.sparse_head import MaskedHead, check_head
+from cloze.measure import Masks, open_subject, split_sentences
+from cloze.pll import pseudo_perplexity
+from cloze.vocabulary import BANDS
 
 
 def run(config: EvaluateConfig) -> None:
-    """Evaluate, print one line, write eval.json."""
+    """Evaluate, print what was found, write eval.json."""
+    check(config)
+    prepared = None if config.data is None else open_prepared(config.data)
+    lines = None if config.sentences is None else read_lines(Path(config.sentences))
+    accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
+    subject = open_subject(config.model, prepared, accelerator, config.trust_remote_code)
+    begin = time.monotonic()
+    if config.metric == "perplexity":
+        assert prepared is not None
+        masks = Masks(config.mlm_probability, config.seed, config.draws, config.per_device_eval_batch_size)
+        scores = subject.score_split(prepared, config.split, masks)
+        values = {**describe(scores), **about_masks(masks), **about_data(config.data, config.split, prepared)}
+        told = tell(scores)
+    else:
+        if lines is not None:
+            sentences = subject.read_sentences(lines)
+        else:
+            assert prepared is not None
+            sentences = split_sentences(prepared, config.split, subject.tokenizer)
+        word_l2r = config.metric == "pll_word_l2r"
+        found = subject.score_sentences(sentences, config.per_device_eval_batch_size, word_l2r)
+        total = math.fsum(one.pll for one in found)
+        values = {
+            "metric": config.metric,
+            "pll": total,
+            "pseudo_perplexity": pseudo_perplexity(found),
+            "tokens": sum(one.num_tokens for one in found),
+            "sentences": [{"pll": one.pll, "tokens": one.num_tokens} for one in found],
+        }
+        told = [
+            f"{config.metric} {total:.4f}, pseudo-perplexity {values['pseudo_perplexity']:.4f} over {len(found):,} "
+            f"sentences, {values['tokens']:,} tokens"
+        ]
+    if accelerator.is_main_process:
+        told[0] += f"; {duration(time.monotonic() - begin)}"
+        for line in told:
+            say("evaluate", line)
+        output = output_path(config)
+        if output is not None:
+            write_json(output, values)
+            say("evaluate", f"written to {output}")
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raise ConfigError for values that cannot be used."""
     if config.per_device_eval_batch_size < 1:
         raise ConfigError("must be at least 1", where="--per_device_eval_batch_size")
+    if config.draws < 1:
+        raise ConfigError("must be at least 1", where="--draws")
     if not 0.0 < config.mlm_probability <= 1.0:
         raise ConfigError("must be above 0 and at most 1", where="--mlm_probability")
-    prepared = open_prepared(config.data)
-    blocks = prepared.blocks(config.split)
-    folder = model_folder(config.model)
-    model = load_pretrained(folder, config.trust_remote_code)
-    check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
-    if fingerprint(load_tokenizer(folder, config.trust_remote_code)) != prepared.manifest["tokenizer"]["fingerprint"]:
-        raise ModelError(
-            "the model's tokenizer is not the one the data was prepared with",
-            where=config.model,
-            hint=f"prepare the corpus with --tokenizer_name {folder}",
+    if config.metric == "perplexity" and (config.data is None or config.sentences is not None):
+        raise ConfigError(
+            "perplexity is measured on prepared blocks",
+            where="--data",
+            hint="give --data FOLDER; for a file of sentences use --metric pll",
         )
-    packed = prepared.packing == "best_fit"
-    documents = document_attention(model, prepared.block_size, model.config.vocab_size) if packed else None
-    accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
-    model.to(accelerator.device)
-    head, begin_with = MaskedHead(model), decoder_start(model.config)
-    first = torch.from_numpy(blocks.read(np.zeros(1, np.int64)).astype(np.int64))
-    check_head(head, model, {"input_ids": first.to(accelerator.device)}, "no")
-    masking = Masking.from_manifest(prepared.manifest, config.seed, config.mlm_probability)
-    begin = time.monotonic()
-    scores = score_blocks(
-        lambda batch: head.logits(
-            model,
-            model_inputs(batch, accelerator.device, documents, begin_with),
-            batch["positions"].to(accelerator.device),
-        ),
-        blocks,
-        masking.for_evaluation(),
-        config.per_device_eval_batch_size,
-        accelerator,
-    )
-    if accelerator.is_main_process:
-        took = duration(time.monotonic() - begin)
-        say(
-            "evaluate",
-            f"perplexity {scores.perplexity:.4f}, masked accuracy {scores.masked_accuracy:.4f} on "
-            f"{scores.masked_tokens:,} masked tokens of {scores.blocks:,} blocks; {took}",
-        )
-        _write(config, _output_path(config, folder), scores, prepared)
+    if config.metric != "perplexity" and (config.data is None) == (config.sentences is None):
+        raise ConfigError("give one of --data and --sentences", where=f"--metric {config.metric}")
 
 
-def _write(config: EvaluateConfig, output: Path | None, scores: Scores, prepared: Prepared) -> None:
-    if output is None:
-        return
-    values = {
+def read_lines(path: Path) -> list[str]:
+    """The sentences of a file, one a line, empty lines left out. Raises DataError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot be read ({error})", where=path, hint="give a UTF-8 text, one sentence a line"
+        ) from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise DataError("holds no sentence", where=path)
+    return lines
+
+
+def describe(scores: Scores) -> dict[str, Any]:
+    """The numbers of eval.json."""
+    return {
         "perplexity": scores.perplexity,
+        "perplexity_interval": list(scores.perplexity_interval),
         "loss": scores.loss,
+        "loss_interval": list(scores.loss_interval),
         "masked_accuracy": scores.masked_accuracy,
+        "masked_accuracy_top5": scores.masked_accuracy_top5,
+        "bits_per_byte": scores.bits_per_byte,
         "masked_tokens": scores.masked_tokens,
         "blocks": scores.blocks,
+        "bands": {
+            name: {"loss": loss / count if count else None, "masked_tokens": int(count)}
+            for name, (loss, count) in zip(BANDS, scores.bands.tolist(), strict=True)
+        },
+    }
+
+
+def tell(scores: Scores) -> list[str]:
+    """What a person reads."""
+    low, high = scores.perplexity_interval
+    bits = "" if scores.bits_per_byte is None else f", {scores.bits_per_byte:.4f} bits per byte"
+    bands = "; ".join(
+        f"{name} {loss / count:.3f}" for name, (loss, count) in zip(BANDS, scores.bands.tolist(), strict=True) if count
+    )
+    return [
+        f"perplexity {scores.perplexity:.4f} (95 %: {low:.4f} to {high:.4f}), masked accuracy "
+        f"{scores.masked_accuracy:.4f} on {scores.masked_tokens:,} masked tokens of {scores.blocks:,} blocks",
+        f"right among the five best {scores.masked_accuracy_top5:.4f}{bits}",
+        f"loss of tokens by frequency: {bands}",
+    ]
+
+
+def about_masks(masks: Masks) -> dict[str, Any]:
+    """How blocks were masked."""
+    return {"mlm_probability": masks.mlm_probability, "seed": masks.seed, "draws": masks.draws}
+
+
+def about_data(folder: str | None, split: str, prepared: Prepared) -> dict[str, Any]:
+    """What was scored."""
+    return {
+        "split": split,
         "block_size": prepared.block_size,
-        "split": config.split,
-        "mlm_probability": config.mlm_probability,
-        "seed": config.seed,
-        "data": Path(config.data).name,
+        "data": Path(folder or "").name,
         "data_checksum": prepared.manifest["checksum"],
     }
-    write_json(output, values)
-    say("evaluate", f"written to {output}")
 
 
-def _output_path(config: EvaluateConfig, folder: str) -> Path | None:
-    """--output, else eval.json in the run's folder, else nowhere."""
+def output_path(config: EvaluateConfig) -> Path | None:
+    """--output, else eval.json in the run's folder for the perplexity of its model, else nowhere."""
     if config.output:
         return Path(config.output)
-    run = Path(folder).parent
-    return run / "eval.json" if (run / "config.yaml").is_file() else None
+    if config.metric != "perplexity" or (Path(config.model) / "checkpoint.json").is_file():
+        return None
+    run_dir = Path(config.model)
+    if not (run_dir / "config.yaml").is_file():
+        run_dir = Path(model_folder(config.model)).parent
+    return run_dir / "eval.json" if (run_dir / "config.yaml").is_file() else None

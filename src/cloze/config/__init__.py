@@ -10,7 +10,9 @@ from __future__ import annotations
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
+    ArchsConfig,
     BenchConfig,
+    CompareConfig,
     ConsolidateConfig,
     DemoConfig,
     EvaluateConfig,
@@ -20,8 +22,10 @@ from cloze.config.use import (
 )
 
 __all__ = [
+    "ArchsConfig",
     "BenchConfig",
     "BlocksConfig",
+    "CompareConfig",
     "ConsolidateConfig",
     "DemoConfig",
     "EvaluateConfig",

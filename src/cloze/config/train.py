@@ -22,8 +22,9 @@ class ModelConfig:
     """from scratch: take the configuration of this model (Hub name or folder)"""
     config_overrides: str | None = None
     """from scratch: changes to the configuration: `hidden_size=256,num_hidden_layers=4`"""
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
-    """how attention is computed (default: the best one the model and this machine have)"""
+    attn_implementation: str | None = None
+    """how attention is computed: eager, sdpa, flex_attention, flash_attention_2 (3, 4), or a flash kernel on the Hub
+    such as kernels-community/flash-attn2 (default: the best one the model and this machine have)"""
     trust_remote_code: bool = False
     """run Python code that comes with the model"""
     cache_dir: str | None = None
@@ -49,6 +50,12 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """the run's folder: checkpoints, metrics, resolved configuration"""
     mlm_probability: float = 0.15
     """share of tokens to predict"""
+    mlm_probability_end: float | None = None
+    """let the share change linearly, from mlm_probability at the run's first sample to this at its last one;
+    evaluation masks this share throughout (default: the share stays)"""
+    mask_unit: Literal["token", "word", "span"] = "token"
+    """what is masked as a whole: single tokens; words (BERT's whole word masking); or spans of up to 10 words
+    (SpanBERT); evaluation masks single tokens"""
     mask_replace_prob: float = 0.8
     """share of those that are replaced by the mask token"""
     random_replace_prob: float = 0.1
@@ -58,6 +65,14 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """blocks per process and forward pass"""
     gradient_accumulation_steps: int = 1
     """forward passes per optimizer step"""
+    batch_size_warmup_steps: int = 0
+    """let the global batch grow linearly, in whole blocks, for so many optimizer steps; until then a step takes only
+    the forward passes it needs"""
+    batch_size_warmup_start: int | None = None
+    """with it: blocks of all processes together in the first step"""
+    auto_find_batch_size: bool = False
+    """split the same global batch into as few passes as memory allows: per_device_train_batch_size *
+    gradient_accumulation_steps * processes stays, the two flags are chosen"""
     num_train_epochs: float = 3.0
     """passes over the training blocks"""
     max_steps: int = -1
@@ -72,13 +87,15 @@ class TrainConfig(ModelConfig, BlocksConfig):
     max_grad_norm: float = 1.0
     """gradients are clipped to this norm; 0 for no clipping"""
     lr_scheduler_type: str = "linear"
-    """a schedule of `transformers` (linear, cosine, constant_with_warmup, polynomial, inverse_sqrt, ...)"""
+    """a schedule of `transformers` (linear, cosine, warmup_stable_decay, constant_with_warmup, inverse_sqrt, ...)"""
     lr_scheduler_kwargs: dict[str, Any] | None = None
-    """further arguments of the schedule"""
+    """further arguments of the schedule: `{"num_decay_steps": 0.2, "decay_type": "1-sqrt"}` for warmup_stable_decay"""
     warmup_steps: float = 0
     """steps of warm-up; below 1: the share of all steps"""
-    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop"] = "adamw_torch_fused"
-    """the optimizer; AdamW is fused in either spelling"""
+    layerwise_lr_decay: float | None = None
+    """fine-tuning: each layer learns at this share of the learning rate of the layer above (0.8 to 0.95 is usual)"""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "stable_adamw", "muon"] = "adamw_torch_fused"
+    """the optimizer; AdamW is fused in either spelling; Muon takes hidden matrices, and AdamW the rest"""
     optim_args: str | None = None
     """its further arguments: `momentum=0.9,nesterov=true`"""
     ema_decay: float | None = None
@@ -89,10 +106,13 @@ class TrainConfig(ModelConfig, BlocksConfig):
     seed: int = 42
     """decides initial weights, order, masks and dropout"""
 
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
+    """`auto`: what the launcher says; else on a GPU bf16 where it is fast, fp16 on older ones, and fp32 on a CPU.
+    Weights and optimizer stay in fp32; fp8 needs an Ada or Hopper GPU and torchao"""
     bf16: bool = False
-    """mixed precision in bfloat16"""
+    """mixed precision in bfloat16; the same as `--precision bf16`"""
     fp16: bool = False
-    """mixed precision in float16 with loss scaling (GPU only)"""
+    """mixed precision in float16 with loss scaling (GPU only); the same as `--precision fp16`"""
     tf32: bool | None = None
     """TF32 matrix products on Ampere and later GPUs"""
     torch_compile: bool | Literal["auto"] = "auto"

@@ -32,27 +32,53 @@ class ConsolidateConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
-    """Perplexity and masked accuracy on fixed masks."""
+class MeasureConfig:
+    """How blocks are scored."""
 
-    model: str
-    """a model folder, a run's folder (its `model`), or a model on the Hub"""
-    data: str
-    """a folder made by `cloze prepare`"""
     split: str = "validation"
     """train or validation"""
     per_device_eval_batch_size: int = 8
-    """blocks per process and forward pass; the result does not depend on it"""
+    """blocks (or masked sentences) per process and forward pass; the result does not depend on it"""
     mlm_probability: float = 0.15
     """share of tokens to predict"""
     seed: int = 42
     """decides which tokens are masked"""
+    draws: int = 1
+    """how many masks each block is scored with; more make the number surer"""
     output: str | None = None
-    """the JSON file to write (default: eval.json in the run's folder; none for a bare model)"""
+    """the JSON file to write"""
     trust_remote_code: bool = False
     """run Python code that comes with the model"""
     use_cpu: bool = False
     """do not use a GPU even where there is one"""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(MeasureConfig):
+    """Perplexity on fixed masks with its interval, accuracy, bits per byte; or pseudo-log-likelihood of sentences. The
+    perplexity of a run's model is written to eval.json in the run's folder unless --output says where."""
+
+    model: str
+    """a model folder, a run's folder (its `model`, else its newest checkpoint), a checkpoint, or a model on the Hub"""
+    data: str | None = None
+    """a folder made by `cloze prepare`"""
+    sentences: str | None = None
+    """for pll: a text file with one sentence on each line"""
+    metric: Literal["perplexity", "pll", "pll_word_l2r"] = "perplexity"
+    """perplexity on fixed masks; `pll`: each token from all others (Salazar et al., 2020); `pll_word_l2r`: later
+    tokens of its own word masked too (Kauf and Ivanova, 2023)"""
+
+
+@dataclass(kw_only=True)
+class CompareConfig(MeasureConfig):
+    """The paired difference of two models' losses on the same masks, with its interval and p-value."""
+
+    model: str
+    """the one model (see `cloze evaluate`)"""
+    other: str
+    """the other model"""
+    data: str
+    """a folder made by `cloze prepare`, with the tokenizer of both"""
 
 
 @dataclass(kw_only=True)
@@ -67,6 +93,16 @@ class FillConfig:
     """how many answers to show"""
     trust_remote_code: bool = False
     """run Python code that comes with the model"""
+
+
+@dataclass(kw_only=True)
+class ArchsConfig:
+    """Show which architectures there are, and what works for each."""
+
+    model_type: str | None = None
+    """show this one only"""
+    output: str | None = None
+    """write the table as JSON too"""
 
 
 @dataclass(kw_only=True)
@@ -121,10 +157,11 @@ class DemoConfig:
 class BenchConfig:
     """Measure Cloze beside its peers, in one run on this machine, and print a table."""
 
-    what: Literal["prepare", "loader", "save", "train"]
+    what: Literal["prepare", "loader", "save", "train", "step"]
     """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
     of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
-    waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns"""
+    waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns;
+    `step`: where the time of one step of `cloze train` goes, also under `accelerate launch`"""
     dataset_name: str | None = None
     """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
     (default: the sample corpus)"""
@@ -139,14 +176,19 @@ class BenchConfig:
     num_blocks: int = 10_000_000
     """loader: blocks in the folder"""
     per_device_train_batch_size: int | None = None
-    """loader, train: blocks per batch (default: 32 for the loader, 8 for training on a CPU)"""
+    """loader, train, step: blocks per batch (default: 32 for the loader, 8 for training on a CPU; with --gpu, the
+    batch at which each loop is fastest)"""
+    gpu: bool = False
+    """train, step: measure the GPU, in bf16 (default: the CPU, in fp32)"""
     sizes: str | None = None
-    """train: which of distilroberta-128, distilroberta-512, roberta-base-512, roberta-large-512, modernbert-base-1024,
-    separated by commas (default: the first one on a CPU, all on a GPU)"""
-    rounds: int = 5
-    """train: turns of each loop"""
-    steps: int = 5
-    """train: steps in a turn"""
+    """train, step: which of distilroberta-128, distilroberta-512, roberta-base-512, roberta-large-512,
+    modernbert-base-1024, tiny-32, separated by commas (default: the first one; `train --gpu`: all but the last)"""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """train, step: how documents are packed into the blocks"""
+    rounds: int | None = None
+    """train, step: turns of each loop (default: 5; train --gpu: 3)"""
+    steps: int | None = None
+    """train, step: steps in a turn (default: 5; with --gpu as many as take a second)"""
     model_type: str = "roberta"
     """save: the architecture"""
     config_overrides: str = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"

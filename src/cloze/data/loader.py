@@ -7,6 +7,7 @@
             micro_batch["input_ids"], micro_batch["labels"]     # both [B, S] int64
             micro_batch["positions"], micro_batch["targets"]    # [K] int64: masked places of the batch, their tokens
         micro_batch.get("segments")     # [B, S] int32, where attention stays inside documents (best_fit packing)
+        micro_batch.get("document_offsets")     # [D] int32, likewise: see `document_offsets`
 
 Samples past the end of the run (the last step is rarely full) stay in the batch, so that shapes do not change, but
 none of their tokens is predicted: they have no part in loss and gradient.
@@ -19,17 +20,21 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.batch_size import BatchSizes
+from cloze.data.masking import IGNORE_INDEX, Masking, span_variance
 from cloze.data.sampler import block_indices, step_samples
 
 PREFETCH_STEPS = 2
 _BLOCKS_AHEAD = 1024
+TOKENS_PER_WORD = 3.0  # of the word of a token, on average: 1.1 on ELI5 with RoBERTa's, 2.7 with 600 tokens
+_TOKENS_PER_DOCUMENT = 16
 _ROWS = 8  # places to predict are padded to a multiple of this
 
 
@@ -52,7 +57,8 @@ class Layout:
     """How a global batch is split: micro-steps of `per_device` blocks on each of `world_size` ranks.
 
     `size`: blocks per optimizer step where they do not fill all places (8 blocks on 3 ranks); places left over are
-    computed, but have no part in the loss.
+    computed, but have no part in the loss. `warmup_start`, `warmup_steps`: see `BatchSizes`; a smaller batch takes
+    only the micro-steps it needs.
     """
 
     per_device: int
@@ -60,16 +66,32 @@ class Layout:
     rank: int
     world_size: int
     size: int | None = None
+    warmup_start: int = 1
+    warmup_steps: int = 0
 
     @property
     def global_batch(self) -> int:
-        """Blocks per optimizer step."""
+        """Blocks per optimizer step, once it has its full size."""
         return self.size or self.per_device * self.accumulation * self.world_size
+
+    @cached_property
+    def batch_sizes(self) -> BatchSizes:
+        """Where each step begins in the data and ends."""
+        return BatchSizes(self.global_batch, self.warmup_start, self.warmup_steps)
+
+    def micro_steps(self, global_step: int) -> int:
+        """Micro-batches of a step: the same number on every rank."""
+        if global_step >= self.warmup_steps:
+            return self.accumulation
+        return -(-self.batch_sizes.size(global_step) // (self.per_device * self.world_size))
 
     def samples(self, global_step: int, micro_step: int) -> NDArray[np.int64]:
         """Sample numbers of one micro-batch of this rank: [per_device] int64."""
         split = self.per_device, self.accumulation, self.rank, self.world_size
-        return step_samples(global_step, micro_step, *split, self.size)
+        sizes = self.batch_sizes
+        return step_samples(
+            global_step, micro_step, *split, sizes.size(global_step), sizes.samples_before(global_step)
+        )
 
 
 @dataclass(frozen=True)
@@ -108,15 +130,43 @@ def make_batch(
     }
     if segments is not None:
         arrays["segments"] = segments
+        arrays["document_offsets"] = document_offsets(segments)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def fixed_capacity(num_tokens: int, mlm_probability: float) -> int:
+def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "token") -> int:
     """Places to predict that a micro-batch of `num_tokens` has room for: six standard deviations above the mean of a
-    binomial distribution, so that one in 10^9 has more (and is computed with another shape); a multiple of 64."""
+    binomial distribution, so that one in 10^9 has more (and is computed with another shape); a multiple of 64.
+
+    Where whole words are masked, the variance is that of the binomial one times the tokens of the word that a token is
+    in, on average: TOKENS_PER_WORD is above what texts have. Where spans of words are, it is that times
+    `span_variance`. A text of much longer words has other shapes more often, and the same numbers.
+    """
     mean = num_tokens * mlm_probability
-    wanted = math.ceil(mean + 6 * math.sqrt(mean * (1 - mlm_probability)))
+    variance = mean * (1 - mlm_probability)
+    if mask_unit != "token":
+        variance *= TOKENS_PER_WORD * (span_variance(mlm_probability) if mask_unit == "span" else 1.0)
+    wanted = math.ceil(mean + 6 * math.sqrt(variance))
     return min(num_tokens, -(-wanted // 64) * 64)
+
+
+def document_offsets(segments: NDArray[np.int32]) -> NDArray[np.int32]:
+    """segments [B, S] -> [capacity + 1]: where each document begins in the B * S tokens, then their number.
+
+    The last is repeated up to a fixed length (documents of no tokens, to flash attention), so that torch.compile sees
+    one shape: room for documents of 16 tokens on average, doubled for blocks that hold more of them. Made here, where
+    counting them is not waiting for a GPU.
+    """
+    batch, length = segments.shape
+    begins = np.ones(segments.shape, bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = np.flatnonzero(begins)
+    capacity = batch * max(1, length // _TOKENS_PER_DOCUMENT)
+    while capacity < len(starts):
+        capacity *= 2
+    offsets = np.full(capacity + 1, batch * length, np.int32)
+    offsets[: len(starts)] = starts
+    return offsets
 
 
 def count_masked(micro_batches: list[dict[str, torch.Tensor]]) -> int:
@@ -157,7 +207,7 @@ def step_batches(
     """Build one rank's micro-batches of one step: a pure function of its arguments (`order` only saves time)."""
     order = order or BlockOrder(layout, len(blocks), masking.seed)
     micro_batches = []
-    for micro_step, indices in enumerate(order.blocks_of(global_step)):
+    for micro_step, indices in enumerate(order.blocks_of(global_step)[: layout.micro_steps(global_step)]):
         samples = layout.samples(global_step, micro_step)
         segments = blocks.read_segments(indices) if blocks.has_pieces else None
         ids = blocks.read(indices)
@@ -206,15 +256,17 @@ class TrainLoader:
 
 
 def eval_batches(
-    blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int
+    blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int, draw: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Every block once over all ranks, in order, each with its fixed mask; every rank gets equally many batches.
 
-    Yields input_ids, labels [per_device, S] int64; a rank that runs out of blocks gets some without labels.
+    Yields input_ids, labels [per_device, S] int64; a rank that runs out of blocks gets some without labels. `draw`:
+    which of its masks a block gets.
     """
     count = len(blocks)
     for step in range(-(-count // (per_device * world_size))):
         samples = step_samples(step, 0, per_device, 1, rank, world_size)
         indices = np.minimum(samples, count - 1)
         segments = blocks.read_segments(indices) if blocks.has_pieces else None
-        yield make_batch(blocks.read(indices), segments, masking, samples, count)
+        masks = np.where(samples < count, samples + draw * count, -1)
+        yield make_batch(blocks.read(indices), segments, masking, masks, count * (draw + 1))

@@ -8,25 +8,44 @@ workers. Every pass over the data draws new masks, since sample numbers go on co
 
     masking = Masking(mask_token_id=4, vocab_size=50265, special_token_ids=(0, 1, 2, 3, 4), seed=42)
     input_ids, labels = masking.apply(blocks, samples)
+
+With `words` (see `cloze.data.words`) what is chosen are whole words, as in BERT's whole word masking, or, with `spans`
+too, spans of words (SpanBERT: Joshi et al., 2020, section 3.1). Either way every token is chosen with the same
+probability, exactly; special tokens count as words, and are never masked.
+
+The rate may change over the run (rates: Wettig et al., "Should You Mask 15% in Masked Language Modeling?", 2023;
+decay: Yang et al., "Learning Better Masking for Better Language Model Pre-training", 2023).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloze.data.hashing import draw_at, draws, keys_for, make_key
+from cloze.data.hashing import U64, draw_at, draws, keys_for, make_key
+from cloze.data.words import Words
 
 IGNORE_INDEX = -100  # the label of tokens that are not predicted; torch's cross_entropy ignores it
 _PURPOSE_TRAIN, _PURPOSE_EVAL = 0x747261696E, 0x6576616C
+# Of a span: P(more than k words), k = 0, 1, ...: geometric, at most 10 words. As in SpanBERT's code the distribution
+# is cut and made to sum to 1, which gives the mean of 3.8 words that the paper states.
+MAX_SPAN = 10
+_STAY = 0.8
+LONGER = [(_STAY**k - _STAY**MAX_SPAN) / (1 - _STAY**MAX_SPAN) for k in range(MAX_SPAN)]
+_HIGH = np.uint64(32)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """The masking rule of a run. `evaluation` draws masks apart from the training ones of the same seed."""
+    """The masking rule of a run. `evaluation` draws masks apart from the training ones of the same seed.
+
+    `mlm_probability_end`: the rate at the last of `total_samples` samples, if it changes. `words`: mask whole words;
+    with `spans`: mask spans of them.
+    """
 
     mask_token_id: int
     vocab_size: int
@@ -36,6 +55,10 @@ class Masking:
     mask_replace_prob: float = 0.8
     random_replace_prob: float = 0.1
     evaluation: bool = False
+    mlm_probability_end: float | None = None
+    total_samples: int = 0
+    words: Words | None = None
+    spans: bool = False
 
     @classmethod
     def from_manifest(
@@ -45,8 +68,9 @@ class Masking:
         mlm_probability: float = 0.15,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        **more: Any,
     ) -> Masking:
-        """The rule for the tokenizer of a prepared folder's manifest."""
+        """The rule for the tokenizer of a prepared folder's manifest; `more`: further fields."""
         tokenizer = manifest["tokenizer"]
         return cls(
             mask_token_id=tokenizer["mask_token_id"],
@@ -56,11 +80,21 @@ class Masking:
             mlm_probability=mlm_probability,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            **more,
         )
 
     def for_evaluation(self) -> Masking:
-        """The same rule with the fixed masks of evaluation, which training never draws."""
-        return replace(self, evaluation=True)
+        """The same rule with the fixed masks of evaluation, which training never draws: single tokens, at the rate
+        with which the run ends, so that perplexities can be compared."""
+        end = self.mlm_probability if self.mlm_probability_end is None else self.mlm_probability_end
+        return replace(self, evaluation=True, mlm_probability=end, mlm_probability_end=None, words=None, spans=False)
+
+    def rates(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The probability with which a token of each sample is chosen: samples [B] -> [B]."""
+        if self.mlm_probability_end is None:
+            return np.full(len(samples), self.mlm_probability)
+        done = np.clip(samples / max(self.total_samples - 1, 1), 0.0, 1.0)
+        return self.mlm_probability + (self.mlm_probability_end - self.mlm_probability) * done
 
     def apply(
         self, blocks: NDArray[np.int32], samples: NDArray[np.int64]
@@ -72,16 +106,15 @@ class Masking:
         size = blocks.shape[1]
         purpose = _PURPOSE_EVAL if self.evaluation else _PURPOSE_TRAIN
         keys = keys_for(make_key(self.seed, purpose), samples)
-        chosen = draws(keys, 0, size) < _threshold(self.mlm_probability)
+        chosen, span_of = self._choose(blocks, keys, samples)
         special = np.zeros(max(self.special_token_ids, default=0) + 2, bool)
         special[list(self.special_token_ids)] = True
         chosen &= ~special[np.minimum(blocks, len(special) - 1)]
         rows, columns = np.nonzero(chosen)  # what becomes of a token is drawn for the chosen ones only
         originals = blocks[rows, columns]
-        action = draw_at(keys[rows], size + columns)
-        token = ((draw_at(keys[rows], 2 * size + columns) >> np.uint64(32)) * np.uint64(self.vocab_size)) >> np.uint64(
-            32
-        )
+        number = size + columns if span_of is None else 4 * size + MAX_SPAN + span_of[rows, columns]
+        action = draw_at(keys[rows], number)
+        token = ((draw_at(keys[rows], 2 * size + columns) >> _HIGH) * np.uint64(self.vocab_size)) >> _HIGH
         to_mask = action < _threshold(self.mask_replace_prob)
         to_random = ~to_mask & (action < _threshold(self.mask_replace_prob + self.random_replace_prob))
         shown = np.where(to_mask, self.mask_token_id, np.where(to_random, token.astype(np.int64), originals))
@@ -91,7 +124,94 @@ class Masking:
         labels[rows, columns] = originals
         return input_ids, labels
 
+    def _choose(
+        self, blocks: NDArray[np.int32], keys: U64, samples: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:
+        """The tokens of blocks [B, S] that are chosen, [B, S]; of spans also which span each is in, [B, S]."""
+        size = blocks.shape[1]
+        varies = self.mlm_probability_end is not None
+        if self.words is not None and self.spans:
+            limits = _span_limits(self.rates(samples)) if varies else _span_limits_at(self.mlm_probability)
+            return choose_spans(self.words.starts(blocks), draws(keys, 3 * size, size + MAX_SPAN - 1), limits)
+        limit = _thresholds(self.rates(samples))[:, None] if varies else _threshold(self.mlm_probability)
+        chosen = draws(keys, 0, size) < limit
+        if self.words is None:
+            return chosen, None
+        first = np.where(self.words.starts(blocks), np.arange(size), 0)
+        first = np.maximum.accumulate(first, axis=1)  # of each token's word
+        return np.take_along_axis(chosen, first, axis=1), None
+
+
+def choose_spans(starts: NDArray[np.bool_], drawn: U64, limits: U64) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which tokens are in a span, and in which: starts [B, S] of words -> [B, S] bool, [B, S] number of the span.
+
+    `drawn`: [B, S + MAX_SPAN - 1] for the words of each block, the first MAX_SPAN - 1 of them before its beginning, so
+    that spans can reach into it. A word begins a span of more than k words where its draw is below `limits`
+    [B or 1, MAX_SPAN][k]. Where spans overlap, a word belongs to the one that ends last; of those to the last one.
+    """
+    word = np.cumsum(starts, axis=1, dtype=np.int64) + (MAX_SPAN - 2)  # the number of each token's word
+    drawn = drawn[:, : int(word.max(initial=0)) + 1]
+    rows, begin = np.nonzero(drawn < limits[:, :1])
+    limits = np.broadcast_to(limits, (len(starts), MAX_SPAN))
+    lengths = (drawn[rows, begin][:, None] < limits[rows]).sum(axis=1)
+    last = np.zeros(drawn.shape, np.int64)  # of the spans that begin up to a word the last end, and which one it is
+    last[rows, begin] = (begin + lengths) << 32 | begin
+    last = np.take_along_axis(np.maximum.accumulate(last, axis=1), word, axis=1)
+    return last >> 32 > word, last & 0xFFFFFFFF
+
+
+def span_rate(rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """With which probability a word must begin a span for every word to be in one with probability `rates`: both [n].
+
+    A word is in none if no word k before it, k = 0, 1, ..., begins one of more than k words: the product over k of
+    1 - q * P(more than k) is 1 - rate. In q this is convex and falls, so that Newton's steps from 0 never go too far;
+    one that does not go on ends it. Nothing but exactly rounded arithmetic: the same bits on every machine.
+    """
+    begins = np.zeros_like(rates)
+    for _ in range(200):
+        left, slope = np.ones_like(rates), np.zeros_like(rates)
+        for longer in LONGER:
+            factor = 1 - begins * longer
+            slope = slope * factor - left * longer
+            left = left * factor
+        further = np.minimum(begins - (left - (1 - rates)) / np.minimum(slope, -1e-300), 1.0)
+        if not (further > begins).any():
+            break
+        begins = np.maximum(begins, further)
+    return begins
+
+
+def span_variance(rate: float) -> float:
+    """How many times the variance of the number of masked words is that of words masked on their own.
+
+    Two words at a distance d are both in no span with the probability that the later one is in none, times the product
+    over k < d of 1 - q * P(more than k): a span from before reaches the later one only through the earlier one.
+    """
+    if rate >= 1.0:
+        return 1.0
+    begins, free, total = float(span_rate(np.array([rate]))[0]), 1.0, 1.0
+    for longer in LONGER[:-1]:
+        free *= 1 - begins * longer
+        total += 2 * (free - (1 - rate)) / rate
+    return total
+
 
 def _threshold(probability: float) -> np.uint64:
     """`draw < _threshold(p)` happens with probability p."""
     return np.uint64(min(max(0, round(probability * 2.0**64)), 2**64 - 1))
+
+
+def _thresholds(probabilities: NDArray[np.float64]) -> U64:
+    """The same for an array of any shape."""
+    below = np.minimum(probabilities, 1 - 2.0**-53) * 2.0**64
+    return np.where(probabilities >= 1, np.uint64(2**64 - 1), np.rint(below).astype(np.uint64))
+
+
+def _span_limits(rates: NDArray[np.float64]) -> U64:
+    """rates [n] -> [n, MAX_SPAN], for `choose_spans`."""
+    return _thresholds(span_rate(rates)[:, None] * np.array(LONGER))
+
+
+@lru_cache(maxsize=16)
+def _span_limits_at(rate: float) -> U64:
+    return _span_limits(np.array([rate]))

@@ -1,8 +1,9 @@
 """Which block is sample j of a run: a pure function of (seed, number of blocks, j), in O(1) memory.
 
 Sample j is block `perm(seed, epoch)(j mod n)` with `epoch = j // n`: every epoch visits every block once, in an order
-of its own. Global step s of a run takes the samples [s * G, (s + 1) * G), G being the global batch size; which rank
-computes which of them does not change the result. So a position in the data is one integer, and resuming is a seek.
+of its own. Global step s of a run takes the samples [s * G, (s + 1) * G), G being the global batch size; while that
+still grows, `cloze.data.batch_size` says where a step begins. Which rank computes which of them does not change the
+result. So a position in the data is one integer, and resuming is a seek.
 
     samples = step_samples(global_step=7, micro_step=0, per_device=8, accumulation=2, rank=1, world_size=4)
     blocks = block_indices(samples, num_blocks=10**11, seed=42)
@@ -31,19 +32,21 @@ def step_samples(
     rank: int,
     world_size: int,
     global_batch: int | None = None,
+    first_sample: int | None = None,
 ) -> NDArray[np.int64]:
     """Sample numbers of one micro-batch of one rank: [per_device] int64.
 
-    `global_batch`: samples per step, where they are fewer than the product of the three (a batch of 8 on 3 ranks);
-    the places left over hold no sample, -1.
+    `global_batch`: samples of the step, where they are fewer than the product of the three (a batch of 8 on 3 ranks);
+    the places left over hold no sample, -1. `first_sample`: where the step begins, if not all steps are equally large.
     """
     places = per_device * accumulation * world_size
     size = places if global_batch is None else global_batch
     if not 0 < size <= places:
         raise ValueError(f"{size} samples do not fit into {places} places")
+    begin = global_step * size if first_sample is None else first_sample
     first = (micro_step * world_size + rank) * per_device
     slots = np.arange(first, first + per_device, dtype=np.int64)
-    return np.where(slots < size, global_step * size + slots, -1)
+    return np.where(slots < size, begin + slots, -1)
 
 
 def block_indices(samples: NDArray[np.int64], num_blocks: int, seed: int) -> NDArray[np.int64]:

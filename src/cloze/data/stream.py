@@ -85,8 +85,9 @@ class BlockStream:
 
     def take(self, count: int) -> tuple[NDArray[np.int32], Segments]:
         """The next `count` blocks: [count, block_size], and for best_fit packing their segments of the same shape."""
-        blocks: list[NDArray[np.int32]] = []
-        segments: list[NDArray[np.int32]] = []
+        none = np.empty((0, self._recipe.block_size), np.int32)
+        blocks: list[NDArray[np.int32]] = [none]
+        segments: list[NDArray[np.int32]] = [none] if self._recipe.packing == "best_fit" else []
         while count:
             while self._at.block >= len(self._order):
                 self._next_chunk()

@@ -2,18 +2,22 @@
 
 Everything else in Cloze treats all masked language models of transformers the same way; what is listed here was found
 by running every one of them. `adapt_config` makes a configuration from scratch fit, `check_block_size` refuses lengths
-that an architecture cannot take, `GONE` says what to use instead of what transformers no longer has.
+that an architecture cannot take, `GONE` says what to use instead of what transformers no longer has, `architectures`
+is the table of `cloze archs`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 from cloze.console import warn
 from cloze.errors import ConfigError
+from cloze.model.attention import supported
 
 # Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
 POSITIONS_AFTER_PADDING = {
@@ -36,10 +40,50 @@ ENCODER_DECODER = {"bart", "mbart", "mvp"}
 REVERSIBLE = {"reformer"}
 # Their backbone does not become one graph under torch.compile; that of all others does.
 BREAKS_GRAPH = {"ibert", "longformer", "mra", "reformer", "yoso"}
-# Left alone, autocast or weights in bfloat16 fail in their forward pass.
-NO_BF16 = {"deberta", "deberta-v2", "fnet", "mra", "reformer", "xmod"}
+# Left alone, their forward pass fails under autocast to bfloat16 (deberta, xmod) or with such weights (fnet, mra).
+NO_BF16 = {"deberta", "fnet", "mra", "xmod"}
 # Without their CUDA kernel, attention silently returns zeros.
 NEEDS_CUDA = {"mra"}
+# They take blocks of one size only (`check_block_size`).
+FIXED_BLOCK_SIZE = {"perceiver", "reformer"}
+# Some of their parameters have no part in the prediction, and are not trained.
+UNUSED_PARAMETERS = {
+    "big_bird",
+    "esm",
+    "fnet",
+    "layoutlm",
+    "longformer",
+    "luke",
+    "modernvbert",
+    "mra",
+    "neomme",
+    "reformer",
+    "squeezebert",
+    "ultravbert",
+}
+# Nothing keeps their attention inside documents: no form of mask gives the logits of each document alone.
+ONE_DOCUMENT_PER_BLOCK = {
+    "bart",
+    "convbert",
+    "deberta",
+    "deberta-v2",
+    "flaubert",
+    "fnet",
+    "funnel",
+    "layoutlm",
+    "longformer",
+    "mbart",
+    "mobilebert",
+    "mvp",
+    "nystromformer",
+    "perceiver",
+    "reformer",
+    "roformer",
+    "xlm",
+    "yoso",
+}
+# Offsets do, but they have no place for a mask of two dimensions.
+DOCUMENTS_BY_FLASH_ONLY = {"esm"}
 
 GONE = {
     "mega": "it left transformers after 4.57; use modernbert for long inputs",
@@ -47,6 +91,77 @@ GONE = {
     "qdqbert": "it left transformers after 4.57; train a bert and quantize it afterwards",
     "wav2vec2": "it models sound, and never predicted masked text; use roberta or modernbert",
 }
+
+
+# A note of `cloze archs`: the architectures it is for, and what it means.
+NOTES: dict[str, tuple[Set[str], str]] = {
+    "needs a GPU": (NEEDS_CUDA, "without one its attention returns zeros"),
+    "one block size": (
+        FIXED_BLOCK_SIZE,
+        "exactly max_position_embeddings, or the product of axial_pos_shape",
+    ),
+    "decoder": (ENCODER_DECODER, "the prediction comes out of a decoder, which reads the text shifted by one"),
+    "default language": ({"xmod"}, "from scratch it is trained as the first of its languages"),
+    "offset positions": (POSITIONS_AFTER_PADDING, "they begin after the padding id, which shortens the usable length"),
+    "unused weights": (UNUSED_PARAMETERS, "some parameters have no part in the prediction, and are not trained"),
+    "no best_fit": (
+        ONE_DOCUMENT_PER_BLOCK,
+        "attention cannot be kept inside documents: use --packing concat",
+    ),
+    "no torch.compile": (BREAKS_GRAPH, "the backbone does not become one graph"),
+    "best_fit by flash": (DOCUMENTS_BY_FLASH_ONLY, "attention is kept inside documents by flash attention only"),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What works for one architecture. `sdpa`, `flash`, `flex`, `checkpointing`: what transformers says of its class;
+    the rest was found by running it. `note`: what else to know, a few words."""
+
+    model_type: str
+    sdpa: bool
+    flash: bool
+    flex: bool
+    checkpointing: bool
+    bf16: bool
+    zero3: bool
+    sparse_head: bool
+    note: str
+
+
+def architectures(model_type: str | None = None) -> list[Architecture]:
+    """The masked language models of the installed transformers, or one of them, sorted by name. Raises ConfigError."""
+    known = {config.model_type: config for config in MODEL_FOR_MASKED_LM_MAPPING}
+    if model_type is not None:
+        check_model_type(model_type)
+    return [_architecture(name, known[name]) for name in ([model_type] if model_type else sorted(known))]
+
+
+def _architecture(name: str, config_class: type[PretrainedConfig]) -> Architecture:
+    found = MODEL_FOR_MASKED_LM_MAPPING[config_class]
+    has = supported(found[0] if isinstance(found, list | tuple) else found)
+    return Architecture(
+        model_type=name,
+        sdpa="sdpa" in has,
+        flash="flash" in has,
+        flex="flex" in has,
+        checkpointing="checkpointing" in has,
+        bf16=name not in NO_BF16,
+        zero3=True,  # all 51: tests/distributed/test_archs_table.py
+        sparse_head=True,  # all 51: tests/distributed/test_sparse_head.py
+        note="; ".join(note for note, (names, _) in NOTES.items() if name in names),
+    )
+
+
+def check_model_type(model_type: str) -> None:
+    """Raise ConfigError for an architecture that transformers does not have, with what to use instead."""
+    known = sorted(config.model_type for config in MODEL_FOR_MASKED_LM_MAPPING)
+    if model_type not in known:
+        raise ConfigError(
+            f"no masked language model of type {model_type}",
+            where="--model_type",
+            hint=GONE.get(model_type) or f"the types are: {', '.join(known)}",
+        )
 
 
 def adapt_config(config: PretrainedConfig, tokenizer: Any, block_size: int) -> None:
@@ -103,5 +218,7 @@ def check_kernels(config: PretrainedConfig) -> None:
 
 def check_precision(config: PretrainedConfig, precision: str) -> None:
     """Raise ConfigError for a precision in which the architecture's forward pass fails."""
-    if precision == "bf16" and config.model_type in NO_BF16:
-        raise ConfigError(f"{config.model_type} cannot be trained in bf16", where="--bf16", hint="leave it out")
+    if precision in ("bf16", "fp8") and config.model_type in NO_BF16:  # fp8 is for some products, bf16 for the rest
+        raise ConfigError(
+            f"{config.model_type} cannot be trained in {precision}", where=f"--{precision}", hint="leave it out"
+        )

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForMaskedLM,
     PretrainedConfig,
@@ -26,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from cloze.config import ModelConfig
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError, ConfigError, ModelError
-from cloze.model.archs import GONE, POSITIONS_AFTER_PADDING, adapt_config, check_block_size
+from cloze.model.archs import POSITIONS_AFTER_PADDING, adapt_config, check_block_size, check_model_type
 
 transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
 
@@ -104,13 +103,7 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
         except (OSError, ValueError, KeyError) as error:
             raise _load_error(error, source, kind="configuration") from None
     elif config.model_type is not None:
-        known = {c.model_type for c in MODEL_FOR_MASKED_LM_MAPPING}
-        if config.model_type not in known:
-            raise ConfigError(
-                f"no masked language model of type {config.model_type}",
-                where="--model_type",
-                hint=GONE.get(config.model_type) or f"the types are: {', '.join(sorted(known))}",
-            )
+        check_model_type(config.model_type)
         model_config = AutoConfig.for_model(config.model_type)
     else:
         raise ConfigError(
@@ -224,6 +217,8 @@ def _load_error(error: Exception, name: object, kind: str = "model") -> ClozeErr
     text = str(error).strip().split("\n")[0]
     if "trust_remote_code" in str(error):
         hint = "it comes with Python code of its own: read it, then give --trust_remote_code"
+    elif "ttention" in text:
+        hint = "choose another --attn_implementation, or leave it out"
     elif "safetensors" in str(error):
         hint = "only safetensors weights are loaded, since other formats can run code; convert them first"
     else:

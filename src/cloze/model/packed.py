@@ -1,23 +1,33 @@
 """Attention that stays inside documents, for blocks in which several were packed (`cloze prepare --packing best_fit`).
 
-    rule = document_attention(model, block_size=128, vocab_size=50265)
+    rule = settle_attention(model, ["sdpa", "eager"], block_size=128, packed=True)
     logits = model(**model_inputs(batch, device, rule)).logits
 
-Every document of a block is to be read as if it stood alone: positions begin anew with each, and the attention mask is
-block-diagonal. Architectures take such masks in different forms or not at all, so the forms are tried: the first that
-gives the same logits as the documents one by one is used, and where none does the run is refused.
+Every document of a block is to be read as if it stood alone: positions begin anew with each, and attention is
+block-diagonal. How that is said depends on what computes attention (`cloze.model.attention`): by a dense mask, by a
+BlockMask for flex attention, by the documents' offsets for flash attention. Architectures take these in different
+forms or not at all, so the forms are tried: the first that gives the same logits as the documents one by one is used,
+and where none does the run is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from cloze.console import say, warn
+from cloze.data.loader import document_offsets
 from cloze.data.masking import IGNORE_INDEX
 from cloze.errors import ModelError
+from cloze.model.attention import as_usual, computed_plainly, is_flash, is_flex
 
 TOLERANCE = 1e-4  # of the largest logit, fp32
 _MAX_CHECKED = 1024
@@ -26,36 +36,68 @@ _MASKS = ("boolean", "additive", "square")
 
 @dataclass(frozen=True)
 class DocumentAttention:
-    """`mask`: boolean [B, 1, S, S], additive [B, 1, S, S], or square [B, S, S] of 0 and 1. `first_position`: the
-    position of a document's first token; None: the model is given no positions. `window`: how far layers of local
-    attention see to either side; None where there are none."""
+    """`form`: a dense mask, boolean [B, 1, S, S], additive [B, 1, S, S], or square [B, S, S] of 0 and 1; `flex`: a
+    BlockMask; `varlen`: offsets of the documents. `first_position`: the position of a document's first token; None:
+    the model is given no positions. `window`: how far layers of local attention see to either side; None where there
+    are none, or (varlen) the model sees to it by itself."""
 
-    mask: str
+    form: str
     first_position: int | None
     window: int | None = None
 
-    def inputs(self, segments: torch.Tensor) -> dict[str, Any]:
-        """segments [B, S]: which document of its block each token belongs to -> the model's further inputs."""
-        same = segments[:, :, None] == segments[:, None, :]
-        found: dict[str, Any] = {"attention_mask": self._shaped(same)}
-        if self.window is not None:
-            places = torch.arange(segments.shape[1], device=segments.device)
-            near = (places[:, None] - places[None, :]).abs() <= self.window
+    def inputs(self, segments: torch.Tensor, offsets: torch.Tensor) -> dict[str, Any]:
+        """segments [B, S]: which document of its block each token belongs to; offsets [D] int32: see
+        `cloze.data.loader.document_offsets` -> the model's further inputs."""
+        found: dict[str, Any] = {}
+        if self.form == "varlen":
+            longest = segments.shape[1]  # a constant, so that torch.compile sees one value
+            found |= {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets}
+            found |= {"max_length_q": longest, "max_length_k": longest}
+        elif self.window is None:
+            found["attention_mask"] = self._mask(segments, None)
+        else:
             found["attention_mask"] = {
-                "full_attention": found["attention_mask"],
-                "sliding_attention": self._shaped(same & near),
+                "full_attention": self._mask(segments, None),
+                "sliding_attention": self._mask(segments, self.window),
             }
         if self.first_position is not None:
             found["position_ids"] = positions_in_documents(segments) + self.first_position
         return found
 
-    def _shaped(self, allowed: torch.Tensor) -> torch.Tensor:
-        if self.mask == "boolean":
+    def _mask(self, segments: torch.Tensor, window: int | None) -> Any:
+        if self.form == "flex":
+            return document_block_mask(segments, window)
+        allowed = segments[:, :, None] == segments[:, None, :]
+        if window is not None:
+            places = torch.arange(segments.shape[1], device=segments.device)
+            allowed = allowed & ((places[:, None] - places[None, :]).abs() <= window)
+        if self.form == "boolean":
             return allowed[:, None]
-        if self.mask == "square":
+        if self.form == "square":
             return allowed.long()
         lowest = torch.finfo(torch.float32).min
         return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, lowest)[:, None]
+
+
+def document_block_mask(segments: torch.Tensor, window: int | None = None) -> BlockMask:
+    """segments [B, S] -> the BlockMask [B, 1, S, S] with which a token sees its own document, and of that what is at
+    most `window` tokens away. On a GPU it is made tile by tile, without the dense mask."""
+    batch, length = segments.shape
+
+    def same_document(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return segments[b, q] == segments[b, k]
+
+    def near_in_document(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return same_document(b, h, q, k) & ((q - k).abs() <= (window or 0))
+
+    chosen = same_document if window is None else near_in_document
+    make = _tile_by_tile() if segments.device.type == "cuda" else create_block_mask
+    return make(chosen, batch, None, length, length, device=segments.device)
+
+
+@cache
+def _tile_by_tile() -> Any:
+    return torch.compile(create_block_mask)
 
 
 def positions_in_documents(segments: torch.Tensor) -> torch.Tensor:
@@ -79,7 +121,8 @@ def model_inputs(
     """
     inputs = {"input_ids": batch["input_ids"].to(device, non_blocking=True)}
     if rule is not None and "segments" in batch:
-        inputs |= rule.inputs(batch["segments"].to(device, non_blocking=True))
+        here = (batch[name].to(device, non_blocking=True) for name in ("segments", "document_offsets"))
+        inputs |= rule.inputs(*here)
     if decoder_start is not None:
         originals = torch.where(batch["labels"] == IGNORE_INDEX, batch["input_ids"], batch["labels"])
         before = torch.nn.functional.pad(originals, (1, -1), value=decoder_start)
@@ -87,52 +130,90 @@ def model_inputs(
     return inputs
 
 
+def settle_attention(model: Any, names: Sequence[str], block_size: int, packed: bool) -> DocumentAttention | None:
+    """Let the model compute attention with the first of `names` that works here and, where blocks are `packed`, keeps
+    their documents apart; say which, and return how that is done. Raises ModelError where none does."""
+    for name in names:
+        try:
+            if name != model.config._attn_implementation:
+                model.set_attn_implementation(name)
+            rule = document_attention(model, block_size, model.config.get_text_config().vocab_size) if packed else None
+        except (ModelError, ImportError, ValueError, RuntimeError) as error:
+            if name == names[-1]:
+                raise
+            warn(f"{name} attention is not used: {str(error).splitlines()[0]}")
+            continue
+        say("model", f"{name} attention" + ("" if rule is None else f" inside documents ({rule.form})"))
+        return rule
+    raise ValueError("no attention to choose from")
+
+
 @torch.no_grad()
 def document_attention(model: Any, block_size: int, vocab_size: int) -> DocumentAttention:
     """The form of mask and positions with which a block of documents gives the logits of each alone.
 
-    Raises ModelError where there is none. The model is on the CPU, in fp32.
+    Raises ModelError where there is none. The model is on the CPU, in fp32; flex and flash attention are computed
+    plainly there.
     """
     size = min(block_size, _MAX_CHECKED)
     # The second document is longer than the windows of local attention, which a wrong mask would widen.
     lengths = [size // 8, size - size // 8 - size // 16, size // 16]
-    used = {token for token in (model.config.pad_token_id,) if token is not None}
     ids = torch.randint(0, vocab_size, (1, size), generator=torch.Generator().manual_seed(0))
-    for token in used:
-        ids[ids == token] = (token + 1) % vocab_size
-    segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    pad = _pad_token(model)
+    if pad is not None:
+        ids[ids == pad] = (pad + 1) % vocab_size
+    segments = np.repeat(np.arange(3, dtype=np.int32), lengths)[None]
+    given = torch.from_numpy(segments), torch.from_numpy(document_offsets(segments))
+    name = model.config._attn_implementation
     was_training = model.training
     model.eval()
     try:
-        alone = torch.cat([model(input_ids=part).logits for part in ids.split(lengths, dim=1)], dim=1)
-        for rule in _candidates(model):
-            if _agrees(model, rule, ids, segments, alone):
-                return rule
+        with as_usual(model):
+            alone = _one_by_one(model, ids, lengths)
+        with computed_plainly(model) if is_flash(name) or is_flex(name) else nullcontext():
+            for rule in _candidates(model, name):
+                if _agrees(model, ids, alone, rule.inputs(*given)):
+                    return rule
     finally:
         model.train(was_training)
     raise ModelError(
         "cannot keep attention inside documents",
-        where=f"{type(model).__name__} with {model.config._attn_implementation} attention",
+        where=f"{type(model).__name__} with {name} attention",
         hint="try --attn_implementation eager or sdpa, or prepare the corpus with --packing concat",
     )
 
 
-def _candidates(model: Any) -> list[DocumentAttention]:
-    after_padding = (model.config.pad_token_id or 0) + 1
-    firsts = [0, after_padding, None]
-    masks = _MASKS if model.config._attn_implementation != "eager" else ("additive", "square", "boolean")
-    window = getattr(model.config, "sliding_window", None)
-    windows = [window, None] if isinstance(window, int) else [None]
-    return [DocumentAttention(mask, first, window) for window, mask, first in product(windows, masks, firsts)]
-
-
-def _agrees(
-    model: Any, rule: DocumentAttention, ids: torch.Tensor, segments: torch.Tensor, alone: torch.Tensor
-) -> bool:
+def _one_by_one(model: Any, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor | None:
+    """The logits of each document alone; None for an architecture that reads whole blocks only."""
     try:
-        together = model(input_ids=ids, **rule.inputs(segments)).logits
+        return torch.cat([model(input_ids=part).logits for part in ids.split(lengths, dim=1)], dim=1)
+    except Exception:  # each says so in its own way
+        return None
+
+
+def _pad_token(model: Any) -> int | None:
+    return getattr(model.config.get_text_config(), "pad_token_id", None)
+
+
+def _candidates(model: Any, name: str) -> list[DocumentAttention]:
+    after_padding = (_pad_token(model) or 0) + 1
+    firsts = [0, after_padding, None]
+    if is_flash(name):
+        return [DocumentAttention("varlen", first) for first in firsts]
+    if is_flex(name):
+        forms: tuple[str, ...] = ("flex",)
+    else:
+        forms = _MASKS if name != "eager" else ("additive", "square", "boolean")
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    windows = [window, None] if isinstance(window, int) else [None]
+    return [DocumentAttention(form, first, window) for window, form, first in product(windows, forms, firsts)]
+
+
+def _agrees(model: Any, ids: torch.Tensor, alone: torch.Tensor | None, inputs: dict[str, Any]) -> bool:
+    try:
+        together = model(input_ids=ids, **inputs).logits
     except Exception:  # an architecture that does not take this form says so in its own way
         return False
-    if together.shape != alone.shape or not torch.isfinite(together).all():
+    if alone is None or together.shape != alone.shape or not torch.isfinite(together).all():
         return False
     return bool((together - alone).abs().max() <= TOLERANCE * alone.abs().max())

@@ -30,7 +30,9 @@ from cloze.data.prepare import make_recipe, open_inputs
 from cloze.data.shards import open_prepared
 from cloze.data.sources import Task
 from cloze.data.stream import BlockStream
+from cloze.data.tokenize import load_tokenizer
 from cloze.data.units import Recipe
+from cloze.data.words import Words, words_of
 from cloze.errors import ConfigError, DataError
 
 PROBE_BLOCKS = 2
@@ -113,11 +115,43 @@ def streamed_step(
 ) -> StepBatches:
     """Take one rank's micro-batches of one step off its stream. Masks depend on the sample's number, as always."""
     micro_batches = []
-    for micro_step in range(layout.accumulation):
-        ids, segments = stream.take(layout.per_device)
+    for micro_step in range(layout.micro_steps(global_step)):
         samples = layout.samples(global_step, micro_step)
+        ids, segments = (_spread(part, samples >= 0) for part in stream.take(int((samples >= 0).sum())))
+        assert ids is not None
         micro_batches.append(make_batch(ids, segments, masking, samples, total_samples, capacity))
     return StepBatches(global_step, micro_batches, count_masked(micro_batches), stream.position)
+
+
+def _spread(rows: NDArray[np.int32] | None, places: NDArray[np.bool_]) -> NDArray[np.int32] | None:
+    """rows [n, S] put into the n places [B] that hold a sample -> [B, S]; zeros in the others."""
+    if rows is None or places.all():
+        return rows
+    spread = np.zeros((len(places), rows.shape[1]), np.int32)
+    spread[places] = rows
+    return spread
+
+
+def words_for(config: TrainConfig, data: TrainData) -> Words | None:
+    """What `mask_unit` needs to know of the tokenizer. Raises ConfigError where that has no notion of a word."""
+    if config.mask_unit == "token":
+        return None
+    return words_of(load_tokenizer(data.tokenizer, config.trust_remote_code, config.token))
+
+
+def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: int, words: Words | None) -> Masking:
+    """The masks of a run of `total_samples` samples on the data of a manifest."""
+    return Masking.from_manifest(
+        manifest,
+        config.seed,
+        config.mlm_probability,
+        config.mask_replace_prob,
+        config.random_replace_prob,
+        mlm_probability_end=config.mlm_probability_end,
+        total_samples=total_samples,
+        words=words,
+        spans=config.mask_unit == "span",
+    )
 
 
 def open_data(config: TrainConfig) -> TrainData:

@@ -77,7 +77,7 @@ class Engine:
         nobody has to wait for the norm.
         """
         for group in inner_optimizer(self.optimizer).param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         if self.zero_stage is not None:
             return self._deepspeed_step()
         for parameter in self._params:  # no gradient is a zero gradient, as ZeRO has it: moments and decay go on
@@ -142,6 +142,7 @@ def prepare_engine(
         settings.setdefault("zero_force_ds_cpu_optimizer", False)
         settings.setdefault("zero_allow_untested_optimizer", True)
         settings.setdefault("steps_per_print", 10**9)
+        leave_sizes(settings["zero_optimization"], model.config)
     model.train()
     rounds = stage is not None and accelerator.mixed_precision != "no"
     weights = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds else None
@@ -150,6 +151,16 @@ def prepare_engine(
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
     return engine
+
+
+def leave_sizes(zero: dict[str, Any], config: Any) -> None:
+    """Leave sizes that are `auto` to DeepSpeed where the architecture has no `hidden_size` (perceiver): accelerate
+    works them out from that, and raises without."""
+    if hasattr(config, "hidden_size") or hasattr(config, "hidden_sizes"):
+        return
+    for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"):
+        if zero.get(name) == "auto":
+            del zero[name]
 
 
 def uses_offload(accelerator: Accelerator) -> bool:

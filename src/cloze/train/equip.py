@@ -8,7 +8,6 @@ choose_kernels(model, config, accelerator)
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,29 @@ from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
-from cloze.distributed import zero_stage
+from cloze.distributed import gather, zero_stage
 from cloze.errors import ConfigError
 from cloze.model.archs import check_kernels, check_precision
+from cloze.model.attention import as_usual, attention_names, check_attention, check_half
 from cloze.model.compiled import choose_compile, compile_backbone
 from cloze.model.flops import peak_flops, step_flops
-from cloze.model.packed import DocumentAttention, document_attention
+from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.data import TrainData
 from cloze.train.engine import Engine
 from cloze.train.metrics import Pace
+from cloze.train.optim import check_optimizer, check_update
 from cloze.train.plan import Plan
+from cloze.train.precision import precision_here
 from cloze.train.probe import make_probe
 
 
 def check_machine(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
-    precision = "fp16" if config.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and not config.bf16 and (config.use_cpu or not torch.cuda.is_available()):
-        raise ConfigError("fp16 needs a GPU", where="--fp16", hint="use --bf16, or neither")
+    precision_here(config, model_type="")
+    check_optimizer(config)
+    check_attention(config.attn_implementation, on_gpu(config))
     if config.deepspeed is not None:
         try:
             json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
@@ -56,13 +58,20 @@ def check_machine(config: TrainConfig) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
 
 
+def on_gpu(config: TrainConfig) -> bool:
+    """Whether this run is to train on a GPU."""
+    return not config.use_cpu and torch.cuda.is_available()
+
+
 def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
     """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
     what is recomputed, and the masked-only head."""
     check_kernels(model.config)
-    packed = data.has_documents
-    documents = document_attention(model, data.block_size, model.config.vocab_size) if packed else None
-    choose_trained(model, config, data)
+    packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
+    names = attention_names(model, config.attn_implementation, packed, on_gpu(config), half)
+    documents = settle_attention(model, names, data.block_size, packed)
+    with as_usual(model):
+        choose_trained(model, config, data)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     return documents, MaskedHead(model, config.sparse_head)
@@ -86,8 +95,18 @@ def enable_checkpointing(model: Any) -> None:
 
 
 def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
-    """Check the precision, and compile the backbone where that pays, before the engine wraps the model."""
+    """Compile the backbone where that pays, before the engine wraps the model; every rank calls it.
+
+    Raises ConfigError where model or optimizer cannot work as the processes are set up. On machines of several kinds
+    each rank would choose the precision of its own GPU.
+    """
     check_precision(model.config, accelerator.mixed_precision)
+    check_half(model.config._attn_implementation, accelerator.mixed_precision)
+    check_update(config, accelerator)
+    found = sorted(set(gather(accelerator.mixed_precision)))
+    if len(found) > 1:
+        hint = "choose one with --precision"
+        raise ConfigError(f"the GPUs of this run differ ({', '.join(found)})", where="--precision", hint=hint)
     mode = choose_compile(config, model.config.model_type, accelerator.device.type, zero_stage(accelerator))
     if mode is not None:
         compile_backbone(model, mode)
@@ -108,14 +127,17 @@ def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> 
     """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
     if accelerator.device.type != "cuda":
         return 0
-    return fixed_capacity(plan.layout.per_device * plan.block_size, config.mlm_probability)
+    rates = config.mlm_probability, config.mlm_probability_end or config.mlm_probability
+    return max(fixed_capacity(plan.layout.per_device * plan.block_size, rate, config.mask_unit) for rate in rates)
 
 
 def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Plan, sparse: bool) -> Pace:
     """What this run's speed is measured by, on one device."""
-    tokens = plan.layout.per_device * plan.layout.accumulation * plan.block_size
+    tokens = plan.layout.per_device * plan.block_size
+    rates = [rate for rate in (config.mlm_probability, config.mlm_probability_end) if rate is not None]
+    flops = step_flops(engine.module, tokens, plan.block_size, sum(rates) / len(rates), sparse)
     return Pace(
-        step_flops=step_flops(engine.module, tokens, plan.block_size, config.mlm_probability, sparse),
+        token_flops=None if flops is None else flops / tokens / plan.layout.world_size,
         peak_flops=peak_flops(engine.accelerator.mixed_precision),
         filled=data.filled,
     )

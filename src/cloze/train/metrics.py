@@ -94,9 +94,8 @@ class Window:
     def close(self, done: int, sums: list[float], plan: Plan, pace: Pace) -> dict[str, float | None]:
         """The window's numbers, and the next window begins. `sums`: those of all ranks, as [loss, steps, masked]."""
         elapsed = max(time.perf_counter() - self._begin, 1e-9)
-        steps = done - self.first_step
         tokens = plan.position(done).tokens_seen - plan.position(self.first_step).tokens_seen
-        operations = pace.step_flops * steps / elapsed if pace.step_flops else None
+        operations = pace.token_flops * tokens / elapsed if pace.token_flops else None
         values = {
             "loss": sums[0] / sums[1] if sums[1] else None,
             "tokens_per_second": round(tokens * pace.filled / elapsed, 1),
@@ -113,11 +112,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Pace:
-    """What speed is measured by. `step_flops`: floating-point operations of one step on one device (see
-    `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in a second, None
-    where that is not known; `filled`: share of a block that is no padding."""
+    """What speed is measured by. `token_flops`: floating-point operations of one device for each token of the global
+    batch (see `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in
+    a second, None where that is not known; `filled`: share of a block that is no padding."""
 
-    step_flops: float | None
+    token_flops: float | None
     peak_flops: float | None
     filled: float = 1.0
 

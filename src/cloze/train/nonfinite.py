@@ -48,10 +48,8 @@ def describe_step(
         return f"loss is {found[0][1]} at step {global_step + 1} ({where})"
     if scaled:
         return None
-    first = global_step * layout.global_batch
-    return (
-        f"gradient norm is {grad_norm} at step {global_step + 1} (samples {first}-{first + layout.global_batch - 1})"
-    )
+    first, size = layout.batch_sizes.samples_before(global_step), layout.batch_sizes.size(global_step)
+    return f"gradient norm is {grad_norm} at step {global_step + 1} (samples {first}-{first + size - 1})"
 
 
 def _range(samples: list[int]) -> str:

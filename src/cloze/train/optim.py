@@ -1,38 +1,88 @@
-"""Optimizers with decay groups, and learning rates as a function of the step.
+"""Optimizers and their parameter groups: what decays, how fast each layer learns, which matrices Muon takes.
 
-optimizer, names = build_optimizer(model, config, zero_offload=False)
-schedule = learning_rate_schedule(config, total_steps)
-schedule(0)          # learning rate of the first step
+check_optimizer(config)                                        # before any process group
+check_update(config, accelerator)                              # does the engine keep parameters whole?
+optimizer, names = build_optimizer(model, config, offload=False)
+
+A group's `lr_scale` multiplies the learning rate of the step (see `Engine.step`).
 """
 
 from __future__ import annotations
 
-import math
+import importlib.util
+import inspect
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import yaml
-from transformers import get_scheduler
+from accelerate import Accelerator
 
 from cloze.config import TrainConfig
 from cloze.console import warn
+from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ConfigError
+from cloze.model.depth import parameter_depths
+
+Groups = list[tuple[dict[str, Any], list[str]]]
+_NOT_ARGUMENTS = {"params", "model_params", "lr", "weight_decay", "adamw_wd", "kwargs"}
+WHOLE_TENSORS = ("stable_adamw", "muon")  # their update of an element depends on the others of its tensor
 
 
-def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[tuple[dict[str, Any], list[str]]]:
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> Groups:
     """(parameter group, names) pairs, none empty: weights decay; biases, norms and other vectors do not."""
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    split = [
-        ([(n, p) for n, p in trained if p.ndim >= 2], weight_decay),
-        ([(n, p) for n, p in trained if p.ndim < 2], 0.0),
-    ]
+    return _groups(model, weight_decay, lambda name: ())
+
+
+def layer_groups(model: torch.nn.Module, config: TrainConfig) -> Groups:
+    """The same, cut further where the configuration asks for it: `lr_scale` by depth, `use_muon` by kind of weight.
+
+    Layer l (0 .. L - 1) learns at decay^(L - l) of the learning rate, embeddings at decay^(L + 1), the head at the
+    whole of it: ELECTRA (Clark et al. 2020, appendix A), with the exponents of BEiT (Bao et al. 2022).
+    """
+    decay = config.layerwise_lr_decay
+    depths, num_layers = parameter_depths(model) if decay is not None else ({}, 0)
+    matrices = hidden_matrices(model) if config.optim == "muon" else set()
+
+    def settings(name: str) -> tuple[tuple[str, Any], ...]:
+        muon = (("use_muon", name in matrices),) if config.optim == "muon" else ()
+        scale = (("lr_scale", decay ** (num_layers + 1 - depths[name])),) if decay is not None else ()
+        return muon + scale
+
+    return _groups(model, config.weight_decay, settings)
+
+
+def _groups(
+    model: torch.nn.Module, weight_decay: float, settings: Callable[[str], tuple[tuple[str, Any], ...]]
+) -> Groups:
+    """Trained parameters by whether they decay and by their settings, in the order in which the model has them."""
+    pairs: dict[tuple[bool, Any], list[tuple[str, Any]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            pairs.setdefault((parameter.ndim < 2, settings(name)), []).append((name, parameter))
     return [
-        ({"params": [p for _, p in pairs], "weight_decay": decay}, [n for n, _ in pairs])
-        for pairs, decay in split
-        if pairs
+        (
+            {"params": [p for _, p in found], "weight_decay": 0.0 if is_vector else weight_decay, **dict(more)},
+            [n for n, _ in found],
+        )
+        for (is_vector, more), found in sorted(pairs.items(), key=lambda item: item[0][0])
     ]
+
+
+def hidden_matrices(model: Any) -> set[str]:
+    """Names of the weight matrices between embeddings and decoder, which are Muon's (Jordan et al. 2024).
+
+    Not those with a row for each token, place or segment, whose rows are vectors of their own; nor convolutions.
+    """
+    vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
+    found = set()
+    for prefix, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        is_matrix = isinstance(weight, torch.nn.Parameter) and weight.ndim == 2 and vocab_size not in weight.shape
+        if is_matrix and "embedding" not in type(module).__name__.lower():
+            found.add(f"{prefix}.weight")
+    return found
 
 
 def build_optimizer(
@@ -41,28 +91,103 @@ def build_optimizer(
     """The optimizer and the parameter names of each of its groups. Raises ConfigError for arguments it does not have.
 
     AdamW (Loshchilov and Hutter, 2019) is fused on CPU and CUDA; with ZeRO offload it is DeepSpeed's CPU Adam, which
-    is compiled at its first use, where there is a compiler. All choices keep their state per element, so that any
-    piece of a parameter can be updated by itself.
+    is compiled at its first use, where there is a compiler. StableAdamW (Wortsman et al. 2023) and Muon (Jordan et al.
+    2024), with AdamW for what is not a hidden matrix, are those of pytorch_optimizer; all state is fp32 tensors of a
+    parameter's shape and each group's number of steps.
     """
-    groups = decay_groups(model, config.weight_decay)
+    groups = layer_groups(model, config)
     parameters, names = [group for group, _ in groups], [names for _, names in groups]
-    arguments = {"lr": config.learning_rate, **parse_arguments(config.optim_args)}
-    try:
-        if config.optim == "sgd":
-            return torch.optim.SGD(parameters, fused=True, **arguments), names
-        if config.optim == "rmsprop":
-            return torch.optim.RMSprop(parameters, **arguments), names
-        betas = (config.adam_beta1, config.adam_beta2)
-        arguments = {"betas": betas, "eps": config.adam_epsilon, **arguments}
-        if offload and torch.cuda.is_available():
-            if shutil.which("g++") or shutil.which("c++"):
-                from deepspeed.ops.adam import DeepSpeedCPUAdam
+    make, usual = _choose(config, offload)
+    return _make(make, parameters, config, usual), names
 
-                return DeepSpeedCPUAdam(parameters, **arguments), names
-            warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
-        return torch.optim.AdamW(parameters, fused=True, **arguments), names
+
+def _make(make: Any, groups: Any, config: TrainConfig, usual: dict[str, Any]) -> torch.optim.Optimizer:
+    """Raises ConfigError for what is no argument of the optimizer, or not a value for it."""
+    arguments = parse_arguments(config.optim_args)
+    known = set(inspect.signature(make).parameters) - _NOT_ARGUMENTS
+    for name in arguments:
+        if name not in known:
+            flag = f"it is the flag --{'learning_rate' if name == 'lr' else name}"
+            hint = flag if name in ("lr", "weight_decay") else f"it has {', '.join(sorted(known))}"
+            raise ConfigError(f"{config.optim} takes no {name} here", where="--optim_args", hint=hint)
+    if config.optim == "muon" and "adamw_lr" in arguments:
+        _scale_others(groups, arguments["adamw_lr"], config.learning_rate)
+    try:
+        return make(groups, lr=config.learning_rate, **{**usual, **arguments})
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error), where="--optim_args", hint=f"see the arguments of {config.optim}") from None
+
+
+def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
+    """The optimizer's class and what it is given unless optim_args say otherwise."""
+    betas, eps = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+    if config.optim == "sgd":
+        return torch.optim.SGD, {"fused": True}
+    if config.optim == "rmsprop":
+        return torch.optim.RMSprop, {}
+    if config.optim == "stable_adamw":
+        from pytorch_optimizer import StableAdamW
+
+        return StableAdamW, {"betas": betas, "eps": eps}
+    if config.optim == "muon":
+        from pytorch_optimizer import Muon
+
+        # Orthogonal updates as large as AdamW's (Liu et al. 2025), so that one learning rate suits both.
+        return Muon, {
+            "use_adjusted_lr": True,
+            "adamw_betas": betas,
+            "adamw_eps": eps,
+            "adamw_lr": config.learning_rate,
+        }
+    if offload and torch.cuda.is_available():
+        if shutil.which("g++") or shutil.which("c++"):
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam, {"betas": betas, "eps": eps}
+        warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
+    return torch.optim.AdamW, {"betas": betas, "eps": eps, "fused": True}
+
+
+def _scale_others(groups: list[dict[str, Any]], adamw_lr: Any, learning_rate: float) -> None:
+    """`adamw_lr` is the peak learning rate of the groups that Muon leaves to AdamW; one schedule goes for both."""
+    if not isinstance(adamw_lr, int | float) or adamw_lr < 0 or learning_rate == 0:
+        raise ConfigError(f"adamw_lr={adamw_lr} is not a learning rate", where="--optim_args")
+    for group in groups:
+        if not group["use_muon"]:
+            group["lr_scale"] = group.get("lr_scale", 1.0) * adamw_lr / learning_rate
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise ConfigError for an optimizer that is not installed, arguments it does not take, or a decay that is none.
+
+    It makes one for a single weight, since each knows best what it takes.
+    """
+    if config.optim in WHOLE_TENSORS and importlib.util.find_spec("pytorch_optimizer") is None:
+        raise ConfigError(
+            f"{config.optim} is not installed", where="--optim", hint="`pip install cloze[optimizers]` for it"
+        )
+    make, usual = _choose(config, offload=False)
+    _make(make, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "use_muon": False}], config, usual)
+    if config.layerwise_lr_decay is not None and not 0.0 < config.layerwise_lr_decay <= 1.0:
+        raise ConfigError(
+            f"must be above 0 and at most 1, not {config.layerwise_lr_decay}",
+            where="--layerwise_lr_decay",
+            hint="0.8 to 0.95 is usual",
+        )
+
+
+def check_update(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Raise ConfigError where the optimizer needs whole parameters and the engine keeps them flat or in pieces: its
+    update would depend on how they are cut."""
+    stage = zero_stage(accelerator)
+    if config.optim not in WHOLE_TENSORS or stage is None or (stage == 0 and accelerator.mixed_precision == "no"):
+        return
+    precision = "" if stage else f" in {accelerator.mixed_precision}"
+    raise ConfigError(
+        f"{config.optim} needs whole parameters, which {engine_name(accelerator)}{precision} does not keep",
+        where="--optim",
+        hint="train without DeepSpeed (launch/accelerate/multi_gpu.yaml), or use adamw_torch_fused",
+    )
 
 
 def parse_arguments(text: str | None) -> dict[str, Any]:
@@ -74,34 +199,14 @@ def parse_arguments(text: str | None) -> dict[str, Any]:
             continue
         if not equals or not name.strip().isidentifier():
             raise ConfigError(f"cannot read {part!r}", where="--optim_args", hint="write momentum=0.9,nesterov=true")
-        values[name.strip()] = yaml.safe_load(value)
+        values[name.strip()] = _read(value)
     return values
 
 
-def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
-    """The learning rate of each step (0-based), from the schedules of transformers; it keeps no state.
-
-    Raises ConfigError for a schedule that is not known or not a function of the step.
-    """
-    warmup = config.warmup_steps
-    num_warmup_steps = math.ceil(total_steps * warmup) if warmup < 1 else int(warmup)
-    weight = torch.nn.Parameter(torch.zeros(1))
+def _read(text: str) -> Any:
+    """A value as YAML reads it, but 1e-8 is a number too."""
+    value = yaml.safe_load(text)
     try:
-        scheduler = get_scheduler(
-            config.lr_scheduler_type,
-            torch.optim.SGD([weight], lr=config.learning_rate),
-            num_warmup_steps=num_warmup_steps,
-            num_training_steps=total_steps,
-            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
-        )
-        factor = scheduler.lr_lambdas[0]
-        factor(0)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(str(error), where="--lr_scheduler_type / --lr_scheduler_kwargs") from None
-    except AttributeError:
-        raise ConfigError(
-            f"{config.lr_scheduler_type} depends on more than the step",
-            where="--lr_scheduler_type",
-            hint="use linear, cosine, constant_with_warmup, polynomial, inverse_sqrt or warmup_stable_decay",
-        ) from None
-    return lambda step: config.learning_rate * float(factor(step))
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -6,7 +6,7 @@ plan.total_steps, plan.layout.global_batch, plan.epoch(step), plan.is_due("epoch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloze.config import TrainConfig
@@ -30,8 +30,15 @@ class Plan:
 
     def position(self, global_step: int) -> Position:
         """The run's place in its data after `global_step` steps."""
-        samples = min(global_step * self.layout.global_batch, self.total_samples)
+        samples = min(self.layout.batch_sizes.samples_before(global_step), self.total_samples)
         return Position(global_step, samples, samples * self.block_size)
+
+    @property
+    def blocks_a_step(self) -> str:
+        """The size of the global batch in words."""
+        sizes = self.layout.batch_sizes
+        growing = f"{sizes.start} growing to " if sizes.warmup_steps else ""
+        return f"{growing}{sizes.full} blocks a step" + (f" in {sizes.warmup_steps:,} steps" if growing else "")
 
     def epoch(self, global_step: int) -> float:
         """Passes over the training blocks after `global_step` steps; 0 where they are not counted."""
@@ -48,12 +55,16 @@ class Plan:
 
 def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_size: int) -> Plan:
     """Work out a run's length from its configuration. Raises ConfigError where there is nothing to train."""
+    if config.batch_size_warmup_steps and (config.batch_size_warmup_start or 1) > layout.global_batch:
+        raise ConfigError(
+            f"must not be above the {layout.global_batch} blocks of a full step", where="--batch_size_warmup_start"
+        )
     if config.max_steps > 0:
         total_steps = config.max_steps
-        total_samples = total_steps * layout.global_batch
+        total_samples = layout.batch_sizes.samples_before(total_steps)
     else:
         total_samples = round(config.num_train_epochs * (num_blocks or 0))
-        total_steps = -(-total_samples // layout.global_batch)
+        total_steps = layout.batch_sizes.steps_for(total_samples)
     if total_steps < 1:
         raise ConfigError("nothing to train", where="--num_train_epochs / --max_steps", hint="set one above 0")
     return Plan(layout, num_blocks, block_size, total_samples, total_steps)
@@ -67,7 +78,8 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
     where the batch was changed on purpose, or there are more processes than blocks in it.
     """
     wanted = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    layout = Layout(*wanted, rank, world_size)
+    warmup = warmup_of(config)
+    layout = Layout(*wanted, rank, world_size, None, *warmup)
     if saved is None or layout.global_batch == saved["run"]["global_batch_size"]:
         return layout
     size = int(saved["run"]["global_batch_size"])
@@ -86,11 +98,22 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
             where="--num_processes",
             hint=f"start from 1 to {size} processes",
         )
-    share = -(-size // world_size)
-    accumulation = -(-share // wanted[0])
+    return split_batch(layout, size, wanted[0])
+
+
+def split_batch(layout: Layout, size: int, most: int) -> Layout:
+    """`size` blocks a step on the ranks of `layout`, in as few passes of at most `most` blocks as will do, evenly
+    filled."""
+    share = -(-size // layout.world_size)
+    accumulation = -(-share // most)
     per_device = -(-share // accumulation)
-    places = per_device * accumulation * world_size
-    return Layout(per_device, accumulation, rank, world_size, None if places == size else size)
+    fills = per_device * accumulation * layout.world_size == size
+    return replace(layout, per_device=per_device, accumulation=accumulation, size=None if fills else size)
+
+
+def warmup_of(config: TrainConfig) -> tuple[int, int]:
+    """How the global batch grows: `warmup_start` and `warmup_steps` of a Layout."""
+    return config.batch_size_warmup_start or 1, config.batch_size_warmup_steps
 
 
 def check_values(config: TrainConfig, has_validation: bool) -> None:
@@ -109,10 +132,18 @@ def check_values(config: TrainConfig, has_validation: bool) -> None:
             raise ConfigError(f"must be between 0 and 1, not {getattr(config, name)}", where=f"--{name}")
     if config.mlm_probability == 0.0:
         raise ConfigError("nothing would be masked", where="--mlm_probability", hint="0.15 is usual")
+    if config.mlm_probability_end is not None and not 0.0 < config.mlm_probability_end <= 1.0:
+        raise ConfigError(
+            f"must be above 0 and at most 1, not {config.mlm_probability_end}", where="--mlm_probability_end"
+        )
+    if config.batch_size_warmup_steps < 0:
+        raise ConfigError("must not be negative", where="--batch_size_warmup_steps")
+    if (config.batch_size_warmup_steps > 0) != (config.batch_size_warmup_start is not None):
+        raise ConfigError("give both or none", where="--batch_size_warmup_steps and --batch_size_warmup_start")
+    if config.batch_size_warmup_start is not None and config.batch_size_warmup_start < 1:
+        raise ConfigError("must be at least 1", where="--batch_size_warmup_start")
     if config.mask_replace_prob + config.random_replace_prob > 1.0:
         raise ConfigError("must not be above 1 together", where="--mask_replace_prob and --random_replace_prob")
-    if config.bf16 and config.fp16:
-        raise ConfigError("choose one", where="--bf16 and --fp16")
     if config.learning_rate < 0 or config.weight_decay < 0 or config.warmup_steps < 0:
         raise ConfigError("must not be negative", where="--learning_rate, --weight_decay, --warmup_steps")
     if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:

@@ -141,6 +141,7 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
         for key in [state.WEIGHT, *keys]:
             values = pieces.read(fragment.name, key, fragment.offset, fragment.length)
             fragment.view(key, inner.state).copy_(values)
+    _restore_steps(training, manifest)
     for name, parameter in training.module.named_parameters():
         trained = manifest["parameters"][name]["trained"]
         full = pieces.read(name, state.WEIGHT) if trained else pieces.frozen(name)
@@ -149,6 +150,15 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
         buffer.copy_(pieces.frozen(name))
     _check_contents(training, held, pieces)
     return Position(**manifest["position"])
+
+
+def _restore_steps(training: Training, manifest: dict[str, Any]) -> None:
+    """Put back the steps that some optimizers count for each group, not for each parameter."""
+    saved = {name: group for group in manifest["optimizer"]["groups"] for name in group["params"]}
+    for names, group in zip(training.group_names, state.inner_optimizer(training.optimizer).param_groups, strict=True):
+        group.pop("step", None)
+        if "step" in saved.get(names[0], {}):
+            group["step"] = saved[names[0]]["step"]
 
 
 def _check_contents(training: Training, held: list[state.Fragment], pieces: PieceReader) -> None:

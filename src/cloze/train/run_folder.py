@@ -34,8 +34,12 @@ RUN_KEYS = (
     "config_name",
     "config_overrides",
     "mlm_probability",
+    "mlm_probability_end",
+    "mask_unit",
     "mask_replace_prob",
     "random_replace_prob",
+    "batch_size_warmup_steps",
+    "batch_size_warmup_start",
     "num_train_epochs",
     "max_steps",
     "learning_rate",
@@ -47,6 +51,7 @@ RUN_KEYS = (
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
     "warmup_steps",
+    "layerwise_lr_decay",
     "optim",
     "optim_args",
     "ema_decay",
@@ -62,7 +67,12 @@ def run_identity(config: TrainConfig, global_batch: int, data_checksum: str) -> 
 
 
 def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise CheckpointError listing what differs between a checkpoint's run and this one."""
+    """Raise CheckpointError listing what differs between a checkpoint's run and this one.
+
+    A flag that `saved` does not know is younger than the checkpoint: its run did what the flag's default does.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in RUN_KEYS}
+    saved = {**defaults, **saved}
     different = [f"{key} {saved.get(key)} -> {here[key]}" for key in here if saved.get(key) != here[key]]
     if different:
         raise CheckpointError(

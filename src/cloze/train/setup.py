@@ -28,7 +28,7 @@ from cloze.model.packed import DocumentAttention
 from cloze.model.sparse_head import MaskedHead
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
-from cloze.train.data import TrainData, open_data
+from cloze.train.data import TrainData, masking_rule, open_data, words_for
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
 from cloze.train.equip import (
     check_machine,
@@ -40,13 +40,16 @@ from cloze.train.equip import (
     steps_unread,
     trackers,
 )
+from cloze.train.fit import Trial, fit_memory
 from cloze.train.metrics import Pace
 from cloze.train.nonfinite import left_out
-from cloze.train.optim import build_optimizer, learning_rate_schedule
+from cloze.train.optim import build_optimizer
 from cloze.train.plan import Plan, check_values, fit_layout, plan_run
+from cloze.train.precision import precision_here
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
 from cloze.train.run_folder import check_same_run, open_run_folder, run_identity
+from cloze.train.schedule import learning_rate_schedule
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
 from cloze.train.watch import Watch, lost_while_joining
@@ -100,19 +103,22 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     data = open_data(config)
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)
+    words = words_for(config, data)
     model, tokenizer = build_model(config, data.tokenizer, data.block_size, config.seed)
     documents, head = equip(model, config, data)
     stop.hold()
     with lost_while_joining(), stop.joining():
-        accelerator = start(_run_shape(config))
+        accelerator = start(_run_shape(config, model.config.model_type))
         watch = stack.enter_context(watch_ranks(config, accelerator))
-    say("world", describe(accelerator))
     choose_kernels(model, config, accelerator)
+    say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
     checkpoint = choose_checkpoint(Path(config.output_dir), config.resume_from_checkpoint, rank, world_size)
     saved = None if checkpoint is None else read_manifest(checkpoint)
-    plan = plan_run(config, fit_layout(config, rank, world_size, saved), data.num_blocks, data.block_size)
+    trial = Trial(model, head, documents, masking_rule(config, data.manifest, 1, words), data, config, accelerator)
+    layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
+    plan = plan_run(config, layout, data.num_blocks, data.block_size)
     schedule = learning_rate_schedule(config, plan.total_steps)
     identity = identify(config, data, plan, world_size)
     if checkpoint is not None and saved is not None:
@@ -122,10 +128,8 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
     if accelerator.log_with:
-        accelerator.inittrackers(config.run_name or output_dir.name, config=_plain_values(config))
-    masking = Masking.from_manifest(
-        data.manifest, config.seed, config.mlm_probability, config.mask_replace_prob, config.random_replace_prob
-    )
+        accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
+    masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = check_on_probe(head, engine, data, masking, config.seed)
     training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
     return Run(
@@ -189,10 +193,13 @@ def resume(run: Run) -> Start:
     return Start(position.global_step, place, evaluate=manifest["evaluation_pending"])
 
 
-def _run_shape(config: TrainConfig) -> RunShape:
+def _run_shape(config: TrainConfig, model_type: str) -> RunShape:
+    precision, why = precision_here(config, model_type)
+    if why is not None:
+        say("precision", why)
     return RunShape(
         use_cpu=config.use_cpu,
-        precision="bf16" if config.bf16 else "fp16" if config.fp16 else None,
+        precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         deepspeed=config.deepspeed,
         timeout_seconds=config.ddp_timeout,

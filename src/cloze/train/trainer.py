@@ -84,7 +84,7 @@ def train_to_the_end(run: Run) -> None:
     """All steps from where the run stands, with going back where that was asked for."""
     plan = run.plan
     amount = f"{plan.num_blocks:,}" if plan.num_blocks else "a stream of"
-    say("data", f"{amount} blocks of {plan.block_size}; {plan.layout.global_batch} blocks a step")
+    say("data", f"{amount} blocks of {plan.block_size}; {plan.blocks_a_step}")
     begin, start = time.monotonic(), resume(run)
     while True:
         log = MetricsLog(run.output_dir, run.engine.accelerator, start.step)
@@ -193,7 +193,7 @@ def train_step(run: Run, batch: StepBatches) -> StepResult:
     losses = []
     arrive(batch)
     for micro_step, micro_batch in enumerate(batch.micro_batches):
-        is_last = micro_step == plan.layout.accumulation - 1
+        is_last = micro_step == len(batch.micro_batches) - 1
         torch.manual_seed(dropout_seed(run.config.seed, batch.global_step, micro_step, plan.layout.rank))
         with engine.forward_context(is_last):
             inputs = model_inputs(micro_batch, device, run.documents, run.decoder_start)

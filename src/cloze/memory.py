@@ -9,7 +9,10 @@ Anonymous memory only: pages of mapped files are the operating system's to drop.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
+import os
 import re
 import threading
 from pathlib import Path
@@ -23,11 +26,29 @@ def anonymous_memory() -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
+def free_memory() -> int:
+    """Bytes that this process may still take: what the machine, or the container it is in, has left, shared evenly
+    with the other ranks on this host."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    left = [int(found.group(1)) * 1024] if found else []
+    with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit
+        cgroup = Path("/sys/fs/cgroup")
+        left.append(int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
+    return max(0, min(left, default=0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def give_back() -> None:
+    """Give freed memory back to the operating system, which glibc keeps for itself: what comes next then shows."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # musl and macOS have no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class PeakMemory:
     """Looks every 2 ms while the block runs."""
 
     def __enter__(self) -> PeakMemory:
-        gc.collect()
+        give_back()
         self.grown = 0
         self._before, self._ended = anonymous_memory(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)

@@ -1,0 +1,101 @@
+"""Orders to a training loop in a process of its own, and its answers: see `bench.peers`.
+
+gate = Gate()
+serve(peer, gate)       # peer.train(batch, gate) takes steps for ever, and calls gate() before each of them
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+LEADING_STEPS = 2 if torch.cuda.is_available() else 1  # of every turn are not timed: caches and queues fill
+
+
+class NewBatch(Exception):
+    """The next order is for another number of blocks per step."""
+
+
+class Gate:
+    """Called before every step: waits for an order, lets its steps pass, and reports how long they took."""
+
+    def __init__(self) -> None:
+        self.batch = self._steps = self._passed = 0
+        self._begin = 0.0
+
+    def wait(self) -> None:
+        """Take the next order. The process ends where stdin does."""
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)
+        order = json.loads(line)
+        changed = self.batch not in (0, order["batch"])
+        self.batch, self._steps, self._passed = order["batch"], order["steps"], 0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        if changed:
+            raise NewBatch
+
+    def __call__(self) -> None:
+        """One step is about to begin."""
+        if self._passed == LEADING_STEPS:
+            self._begin = _now()
+        if self._passed == LEADING_STEPS + self._steps:
+            report({"seconds": _now() - self._begin, "peak_bytes": _peak_bytes(), "graphs": _compiled_graphs()})
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.wait()
+        self._passed += 1
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _compiled_graphs() -> int:
+    """How many graphs torch.compile has made in this process: more after warm-up are recompilations."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
+
+
+def report(values: dict[str, Any]) -> None:
+    """Answer an order."""
+    sys.__stdout__.write(f"REPORT {json.dumps(values)}\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def serve(peer: Any, gate: Gate) -> None:
+    """Take orders until stdin ends."""
+    gate.wait()
+    while True:
+        refused = False
+        try:
+            peer.train(gate.batch, gate)
+        except NewBatch:
+            pass
+        except RuntimeError as error:  # CUDA's out of memory comes in several classes
+            if not any(word in str(error) for word in ("out of memory", "ALLOC_FAILED")):
+                raise
+            refused = True
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if refused:
+            report({"out_of_memory": True})
+            gate.batch = 0
+            gate.wait()

@@ -1,0 +1,50 @@
+"""`cloze archs`: the architectures of the installed transformers, and what works for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cloze.config import ArchsConfig
+from cloze.console import say
+from cloze.files import write_json
+from cloze.model.archs import GONE, NOTES, Architecture, architectures
+
+_COLUMNS = ("sdpa", "flash", "flex", "check-\npointing", "bf16", "ZeRO-3", "sparse\nhead")
+
+
+def run(config: ArchsConfig) -> None:
+    """Print the table, or one row of it, and write it as JSON where asked."""
+    found = architectures(config.model_type)
+    Console(width=100).print(_table(found))
+    gone = GONE if config.model_type is None else {}
+    for name, hint in sorted(gone.items()):
+        print(f" {name:<18} {hint}")
+    noted = {note for one in found for note in one.note.split("; ")}
+    print("".join(f"\n {note:<18} {meaning}" for note, (_, meaning) in NOTES.items() if note in noted))
+    if config.output is not None:
+        rows = [dataclasses.asdict(one) for one in found]
+        write_json(Path(config.output), {"transformers": version("transformers"), "architectures": rows, "gone": gone})
+        say("archs", f"written to {config.output}")
+
+
+def _table(found: list[Architecture]) -> Table:
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        title=f"masked language models of transformers {version('transformers')}",
+        title_justify="left",
+    )
+    shown.add_column("model_type", no_wrap=True)
+    for name in _COLUMNS:
+        shown.add_column(name, justify="center", no_wrap=True)
+    shown.add_column("note")
+    for one in found:
+        flags = dataclasses.astuple(one)[1:-1]
+        shown.add_row(one.model_type, *("yes" if flag else "-" for flag in flags), one.note)
+    return shown

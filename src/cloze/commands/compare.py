@@ -1,0 +1,81 @@
+"""`cloze compare A B --data PREPARED`: is one model better than the other, on the same masks of the same blocks?"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from cloze.commands.evaluate import about_data, about_masks
+from cloze.config import CompareConfig
+from cloze.console import duration, say
+from cloze.data.shards import open_prepared
+from cloze.distributed import RunShape, start
+from cloze.errors import ConfigError
+from cloze.evaluation import LOSS, MASKED, Scores
+from cloze.files import write_json
+from cloze.intervals import interval, p_value, ratio_and_error
+from cloze.measure import Masks, open_subject
+
+
+def run(config: CompareConfig) -> None:
+    """Score both models, and print the paired difference. Raises ConfigError, ModelError."""
+    if config.per_device_eval_batch_size < 1:
+        raise ConfigError("must be at least 1", where="--per_device_eval_batch_size")
+    if config.draws < 1:
+        raise ConfigError("must be at least 1", where="--draws")
+    if not 0.0 < config.mlm_probability <= 1.0:
+        raise ConfigError("must be above 0 and at most 1", where="--mlm_probability")
+    prepared = open_prepared(config.data)
+    accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
+    masks = Masks(config.mlm_probability, config.seed, config.draws, config.per_device_eval_batch_size)
+    begin = time.monotonic()
+    scores = []
+    for name in (config.model, config.other):
+        subject = open_subject(name, prepared, accelerator, config.trust_remote_code)
+        scores.append(subject.score_split(prepared, config.split, masks))
+        del subject
+    values = paired(*scores)
+    if accelerator.is_main_process:
+        tell(config, values, duration(time.monotonic() - begin))
+        if config.output:
+            about = {**about_masks(masks), **about_data(config.data, config.split, prepared)}
+            write_json(Path(config.output), {"a": config.model, "b": config.other, **values, **about})
+            say("compare", f"written to {config.output}")
+
+
+def paired(one: Scores, other: Scores) -> dict[str, Any]:
+    """The difference of two models' losses on the same masks, b - a, with its 95 % interval and p-value.
+
+    Blocks are pairs: what is hard about a block is hard for both, and is not counted as chance.
+    """
+    difference, error = ratio_and_error(other.table[:, LOSS] - one.table[:, LOSS], one.table[:, MASKED])
+    low, high = interval(difference, error)
+    return {
+        "perplexity_a": one.perplexity,
+        "perplexity_b": other.perplexity,
+        "loss_difference": difference,
+        "loss_difference_interval": [low, high],
+        "perplexity_ratio": math.exp(difference),
+        "p_value": p_value(difference, error),
+        "masked_tokens": one.masked_tokens,
+        "blocks": one.blocks,
+    }
+
+
+def tell(config: CompareConfig, values: dict[str, Any], took: str) -> None:
+    """Say it."""
+    low, high = values["loss_difference_interval"]
+    say("compare", f"a: {config.model}: perplexity {values['perplexity_a']:.4f}")
+    say("compare", f"b: {config.other}: perplexity {values['perplexity_b']:.4f}")
+    if low <= 0 <= high:
+        verdict = "no difference can be told"
+    else:
+        verdict = f"{'a' if values['loss_difference'] > 0 else 'b'} is better"
+    say(
+        "compare",
+        f"loss of b - a: {values['loss_difference']:+.5f} (95 %: {low:+.5f} to {high:+.5f}), "
+        f"p {values['p_value']:.2g}: {verdict}; {values['masked_tokens']:,} masked tokens of {values['blocks']:,} "
+        f"blocks; {took}",
+    )

@@ -1,0 +1,50 @@
+"""How sure a number is that was measured on a sample of blocks: intervals and paired differences of ratios.
+
+A mean loss is a ratio of two sums over blocks, losses over masked tokens. Tokens of a block come from the same texts,
+so that blocks, not tokens, are what was drawn; the standard error follows from how block totals scatter.
+
+    center, error = ratio_and_error(losses, masked)       # both [blocks]
+    low, high = interval(center, error)                   # 95 %
+    p_value(difference, error)                            # two-sided
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
+
+
+def ratio_and_error(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> tuple[float, float]:
+    """sum(numerators) / sum(denominators) of blocks, [n] each, and its standard error; NaN where there is no answer.
+
+    The error is that of a ratio estimator by linearization (Cochran, Sampling Techniques, 3rd edition, 1977, section
+    6.4, without the finite population's correction), which is the cluster-robust "sandwich" of Liang and Zeger
+    (Biometrika, 1986) with blocks as clusters: sqrt(n / (n - 1) * sum((L_b - R * N_b)^2)) / sum(N).
+    """
+    total, count = float(np.sum(denominators)), len(numerators)
+    if total == 0:
+        return math.nan, math.nan
+    ratio = float(np.sum(numerators)) / total
+    if count < 2:
+        return ratio, math.nan
+    scatter = float(np.sum((numerators - ratio * denominators) ** 2))
+    return ratio, math.sqrt(count / (count - 1) * scatter) / total
+
+
+def interval(center: float, error: float) -> tuple[float, float]:
+    """The 95 % interval of a normal distribution around `center`."""
+    return center - Z_95 * error, center + Z_95 * error
+
+
+def p_value(difference: float, error: float) -> float:
+    """Two-sided p-value of a difference, by the normal distribution: how likely one so large would be if there were
+    none. 1 where there is no difference, NaN where the error is not known."""
+    if math.isnan(error):
+        return math.nan
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return math.erfc(abs(difference) / error / math.sqrt(2))

@@ -1,0 +1,133 @@
+"""Score a model on prepared blocks or on sentences: what `cloze evaluate` and `cloze compare` share.
+
+subject = open_subject("runs/mine", prepared, accelerator)
+scores = subject.score_split("validation", settings)            # cloze.evaluation.Scores
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from cloze.console import progress
+from cloze.data.masking import Masking
+from cloze.data.shards import Prepared
+from cloze.data.tokenize import fingerprint, load_tokenizer
+from cloze.data.words import words_of
+from cloze.distributed import gather
+from cloze.errors import ConfigError, ModelError
+from cloze.evaluation import Scores, score_blocks
+from cloze.model.archs import decoder_start
+from cloze.model.load import check_fits, usable_length
+from cloze.model.packed import DocumentAttention, document_attention, model_inputs
+from cloze.model.sparse_head import MaskedHead, check_head
+from cloze.opening import open_model
+from cloze.pll import Sentence, SentenceScore, read_sentences, score_sentences
+from cloze.vocabulary import token_facts
+
+
+@dataclass(frozen=True)
+class Masks:
+    """How blocks are masked: share of tokens, seed, how many masks for each block, blocks per forward pass."""
+
+    mlm_probability: float
+    seed: int
+    draws: int
+    per_device: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to be measured, on its device, with the tokenizer it came with."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    head: MaskedHead
+    documents: DocumentAttention | None
+    decoder_start: int | None
+    accelerator: Accelerator
+
+    def score_split(self, prepared: Prepared, split: str, masks: Masks) -> Scores:
+        """Score the blocks of a split with their fixed masks. Every rank calls it."""
+        blocks, device = prepared.blocks(split), self.accelerator.device
+        masking = Masking.from_manifest(prepared.manifest, masks.seed, masks.mlm_probability).for_evaluation()
+        return score_blocks(
+            lambda batch: self.head.logits(
+                self.model,
+                model_inputs(batch, device, self.documents, self.decoder_start),
+                batch["positions"].to(device),
+            ),
+            blocks,
+            masking,
+            masks.per_device,
+            self.accelerator,
+            facts=token_facts(self.tokenizer, blocks, device),
+            draws=masks.draws,
+        )
+
+    def score_sentences(self, sentences: Sequence[Sentence], batch_size: int, word_l2r: bool) -> list[SentenceScore]:
+        """Pseudo-log-likelihoods, shared between the ranks; every rank gets all of them."""
+        rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        if self.decoder_start is not None:
+            raise ConfigError("pseudo-log-likelihood is for encoders", where=self.name, hint="measure perplexity")
+        mine = list(sentences[rank::world])
+
+        def logits_of(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return self.head.logits(self.model, {"input_ids": ids.to(device)}, positions.to(device))
+
+        total = sum(int(sentence.scored.sum()) for sentence in mine)
+        with progress("evaluate", total=total, unit="tokens") as advance:
+            mask = self.tokenizer.mask_token_id
+            scored = score_sentences(logits_of, mine, mask, batch_size, word_l2r, advance)
+        parts = gather(scored)
+        return [parts[number % world][number // world] for number in range(len(sentences))]
+
+    def read_sentences(self, lines: Sequence[str]) -> list[Sentence]:
+        """Texts as the model reads them. Raises ConfigError for what is too long or empty."""
+        return read_sentences(lines, self.tokenizer, usable_length(self.model.config))
+
+
+def open_subject(
+    name: str, prepared: Prepared | None, accelerator: Accelerator, trust_remote_code: bool = False
+) -> Subject:
+    """Open a model and put it on the device. Raises ModelError where it is not one for the prepared data."""
+    model, tokenizer_dir = open_model(name, trust_remote_code)
+    tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code)
+    documents = None
+    if prepared is not None:
+        check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
+        if fingerprint(tokenizer) != prepared.manifest["tokenizer"]["fingerprint"]:
+            raise ModelError(
+                "the model's tokenizer is not the one the data was prepared with",
+                where=name,
+                hint=f"prepare the corpus with --tokenizer_name {tokenizer_dir}; between tokenizers compare bits per "
+                "byte, which `cloze evaluate` gives for each",
+            )
+        if prepared.packing == "best_fit":
+            documents = document_attention(model, prepared.block_size, model.config.get_text_config().vocab_size)
+    model.to(accelerator.device)
+    head = MaskedHead(model)
+    ids = torch.full((2, min(16, usable_length(model.config) or 16)), tokenizer.mask_token_id)
+    if prepared is not None:
+        ids = torch.from_numpy(prepared.blocks("train").read(np.zeros(1, np.int64)).astype(np.int64))
+    check_head(head, model, {"input_ids": ids.to(accelerator.device)}, "no")
+    return Subject(name, model, tokenizer, head, documents, decoder_start(model.config), accelerator)
+
+
+def split_sentences(prepared: Prepared, split: str, tokenizer: Any) -> list[Sentence]:
+    """The blocks of a split as sentences: all tokens but special ones are scored."""
+    blocks = prepared.blocks(split)
+    ids = blocks.read(np.arange(len(blocks)))
+    words = np.cumsum(words_of(tokenizer).starts(ids), axis=1)
+    special = np.isin(ids, np.array(prepared.manifest["tokenizer"]["special_token_ids"], np.int32))
+    return [
+        Sentence(row.astype(np.int64), ~skipped, word)
+        for row, skipped, word in zip(ids, special, words, strict=True)
+        if not skipped.all()
+    ]

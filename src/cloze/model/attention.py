@@ -1,0 +1,197 @@
+"""Which of transformers' ways of computing attention a run takes, and how it is tried out where it cannot run.
+
+    eager, sdpa        anywhere; documents of one block are kept apart by a dense mask [B, 1, S, S]
+    flex_attention     a GPU; by a BlockMask, which skips whole tiles; no attention dropout
+    flash_attention_*  a GPU and half precision; by the offsets of the documents (varlen), and no mask at all
+
+    names = attention_order(supported(type(model)), packed=True, on_gpu=True, half=True, dropout=False, installed=[])
+    with computed_plainly(model): ...      # on the CPU, in fp32, what flex and flash compute on a GPU
+
+Flash attention needs a GPU, and PyTorch's flex attention has no backward pass on the CPU (torch 2.13: compiled or not,
+it raises NotImplementedError as soon as an input requires a gradient). What depends on the architecture is whether it
+hands mask, offsets and positions on unchanged: that is seen on the CPU too, with plain attention in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_mask
+from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from cloze.errors import ConfigError
+
+NAMES = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+_PLAIN = "cloze_plain"
+_WITHOUT_DROPOUT = ("flex", "attention_3", "attention_4", "attn3", "attn4")
+_DROPOUT_SETTINGS = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+def supported(model_class: Any) -> frozenset[str]:
+    """Which of sdpa, flash, flex and checkpointing a model class of transformers says that it has."""
+    names = {
+        "sdpa": "_supports_sdpa",
+        "flash": "_supports_flash_attn",
+        "flex": "_supports_flex_attn",
+        "checkpointing": "supports_gradient_checkpointing",
+    }
+    return frozenset(name for name, attribute in names.items() if getattr(model_class, attribute, False))
+
+
+def flash_packages() -> list[str]:
+    """The flash attentions installed here, as --attn_implementation calls them, the newest first."""
+    checks = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
+    return [name for name, is_available in checks.items() if is_available()]
+
+
+def attention_order(
+    supports: frozenset[str], packed: bool, on_gpu: bool, half: bool, dropout: bool, installed: Sequence[str]
+) -> list[str]:
+    """What to compute attention with where nobody chose: the best first, the others in case it does not work.
+
+    `supports`: see `supported`; `packed`: whether blocks hold documents to be kept apart; `half`: bf16 or fp16;
+    `dropout`: whether the model drops attention weights; `installed`: see `flash_packages`. Blocks that are one
+    stretch of text get transformers' own choice: there sdpa reaches the flash kernels without a package.
+    """
+    usual = ["sdpa", "eager"] if "sdpa" in supports else ["eager"]
+    if not packed or not on_gpu:
+        return usual
+    flash = [name for name in installed if "flash" in supports and half and not (dropout and without_dropout(name))]
+    flex = ["flex_attention"] if "flex" in supports and not dropout else []
+    return flash + flex + usual
+
+
+def attention_names(model: Any, asked: str | None, packed: bool, on_gpu: bool, half: bool) -> list[str]:
+    """What to compute attention with, the best first: what was `asked` for with --attn_implementation, and nothing
+    else, or what suits model and machine (`attention_order`). Raises ConfigError."""
+    if asked is not None:
+        check_dropout(asked, model.config)
+        return [model.config._attn_implementation]
+    dropout = attention_dropout(model.config) > 0
+    return attention_order(supported(type(model)), packed, on_gpu, half, dropout, flash_packages())
+
+
+def is_flash(name: str) -> bool:
+    """Whether transformers treats an --attn_implementation as flash attention: a package's, or a kernel on the Hub."""
+    return "flash" in name
+
+
+def is_flex(name: str) -> bool:
+    """Whether an --attn_implementation is PyTorch's flex attention."""
+    return name == "flex_attention"
+
+
+def without_dropout(name: str) -> bool:
+    """Whether an --attn_implementation leaves attention dropout out, or refuses it."""
+    return any(part in name for part in _WITHOUT_DROPOUT)
+
+
+def attention_dropout(config: Any) -> float:
+    """The share of attention weights that a model drops in training."""
+    config = config.get_text_config()
+    return max(float(getattr(config, name, None) or 0.0) for name in _DROPOUT_SETTINGS)
+
+
+def check_attention(name: str | None, on_gpu: bool) -> None:
+    """Raise ConfigError for an --attn_implementation that is none, or that this machine cannot train with."""
+    if name is None:
+        return
+    where = "--attn_implementation"
+    if name not in NAMES and "/" not in name:
+        hint = f"use one of {', '.join(NAMES)}, or a kernel on the Hub such as kernels-community/flash-attn2"
+        raise ConfigError(f"no attention called {name}", where=where, hint=hint)
+    if not on_gpu and is_flash(name):
+        raise ConfigError("flash attention needs a GPU", where=where, hint="use sdpa, or leave it out")
+    if not on_gpu and is_flex(name):
+        raise ConfigError(
+            "PyTorch's flex attention has no backward pass on a CPU", where=where, hint="use sdpa, or leave it out"
+        )
+
+
+def check_dropout(name: str, config: Any) -> None:
+    """Raise ConfigError where attention dropout is set, and this --attn_implementation does not have it."""
+    share = attention_dropout(config)
+    if share > 0 and without_dropout(name):
+        setting = next(one for one in _DROPOUT_SETTINGS if getattr(config.get_text_config(), one, None))
+        raise ConfigError(
+            f"{name} has no dropout, but this {config.model_type} drops {share:.0%} of attention weights",
+            where="--attn_implementation",
+            hint=f"use sdpa or flash_attention_2, or from scratch --config_overrides {setting}=0.0",
+        )
+
+
+def check_half(name: str, precision: str) -> None:
+    """Raise ConfigError for flash attention in fp32. `precision`: "no", "bf16" or "fp16"."""
+    if is_flash(name) and precision == "no":
+        raise ConfigError(
+            "flash attention computes in half precision only", where="--attn_implementation", hint="add --bf16"
+        )
+
+
+@contextlib.contextmanager
+def as_usual(model: Any) -> Iterator[None]:
+    """Inside, a model that is to use flex or flash attention computes it as it can on the CPU, backward too."""
+    name = model.config._attn_implementation
+    if not is_flash(name) and not is_flex(name):
+        yield
+        return
+    with _set(model, "sdpa" if "sdpa" in supported(type(model)) else "eager"):
+        yield
+
+
+@contextlib.contextmanager
+def computed_plainly(model: Any) -> Iterator[None]:
+    """Inside, the model computes attention in plain torch from what flex and flash attention are given."""
+    AttentionInterface.register(_PLAIN, _plain_attention)
+    with _set(model, _PLAIN):
+        yield
+
+
+@contextlib.contextmanager
+def _set(model: Any, name: str) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _plain_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """query, key, value [B, H, S, D] -> [B, S, H, D]. As flex attention with a BlockMask, which stands for itself; as
+    flash attention with offsets, where a window of w sees w - 1 tokens to either side (transformers,
+    `_process_flash_attention_kwargs`). Raises TypeError for anything else: then it was not handed on."""
+    batch, length = query.shape[0], query.shape[2]
+    if isinstance(attention_mask, BlockMask):
+        allowed = create_mask(attention_mask.mask_mod, batch, None, length, key.shape[2], device=str(query.device))
+    elif attention_mask is None and cu_seq_lens_q is not None and cu_seq_lens_k is not None:
+        if (module.is_causal if is_causal is None else is_causal) or max_length_q is None or max_length_k is None:
+            raise TypeError("not attention in both directions within given lengths")
+        places = torch.arange(batch * length, device=query.device)
+        of_query, of_key = (torch.searchsorted(one, places, right=True) for one in (cu_seq_lens_q, cu_seq_lens_k))
+        allowed = (of_query.view(batch, length, 1) == of_key.view(batch, 1, length))[:, None]
+        if sliding_window is not None:
+            allowed = allowed & ((places[:length, None] - places[None, :length]).abs() < sliding_window)
+    else:
+        raise TypeError("neither a BlockMask nor offsets of documents")
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None

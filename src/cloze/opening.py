@@ -1,0 +1,61 @@
+"""A model from whatever names one: a run's folder, a checkpoint, a consolidated folder, a name on the Hub.
+
+model, tokenizer_dir = open_model("runs/mine/checkpoint-500")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from cloze.errors import CheckpointError
+from cloze.fill import model_folder
+from cloze.model.load import load_pretrained
+from cloze.train.checkpoint_files import find_checkpoint, list_checkpoints, verify_checkpoint
+from cloze.train.restore import PieceReader
+from cloze.train.state import WEIGHT
+
+
+def open_model(name: str, trust_remote_code: bool = False) -> tuple[Any, str]:
+    """The model in fp32 on the CPU, in evaluation mode, and where its tokenizer is.
+
+    A run's folder stands for its consolidated `model`, and where there is none yet, for its newest whole checkpoint.
+    Raises ModelError, CheckpointError.
+    """
+    path = Path(name)
+    if (path / "checkpoint.json").is_file():
+        verify_checkpoint(path)
+        return load_checkpoint(path), str(path / "model")
+    if path.is_dir() and not (path / "model" / "config.json").is_file() and list_checkpoints(path):
+        found = find_checkpoint(path, "auto")
+        assert found is not None  # there are some
+        return load_checkpoint(found), str(found / "model")
+    folder = model_folder(name)
+    return load_pretrained(folder, trust_remote_code), folder
+
+
+@torch.no_grad()
+def load_checkpoint(folder: Path) -> Any:
+    """The model of a whole checkpoint, whatever engine and number of ranks wrote it: read weight by weight.
+
+    Raises CheckpointError where its weights are not those of its configuration.
+    """
+    manifest = verify_checkpoint(folder, contents=False)
+    config = AutoConfig.from_pretrained(folder / "model")
+    model = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+    here = dict(model.named_parameters())
+    different = sorted(here.keys() ^ manifest["parameters"].keys())
+    if different:
+        raise CheckpointError(f"{different[0]} is in only one of checkpoint and model", where=folder)
+    buffers = dict(model.named_buffers())
+    with PieceReader(folder, manifest) as pieces:
+        for name, facts in manifest["parameters"].items():
+            values = pieces.read(name, WEIGHT) if facts["trained"] else pieces.frozen(name)
+            here[name].copy_(values.view(here[name].shape))
+        for name in pieces.frozen_names():
+            if name in buffers:
+                buffers[name].copy_(pieces.frozen(name))
+    return model.eval()

@@ -1,0 +1,94 @@
+"""Learning rates as a function of the step.
+
+schedule = learning_rate_schedule(config, total_steps)
+schedule(0)          # learning rate of the first step
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from cloze.config import TrainConfig
+from cloze.errors import ConfigError
+
+WSD = "warmup_stable_decay"
+_OTHER_NAMES = {"wsd": WSD, "trapezoid": WSD, "trapezoidal": WSD}
+_DECAYS = {"sqrt": "1-sqrt", "1_sqrt": "1-sqrt", "one_minus_sqrt": "1-sqrt"}
+
+
+def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of each step (0-based), from the schedules of transformers; it keeps no state.
+
+    Raises ConfigError for a schedule that is not known or not a function of the step.
+    """
+    name = _OTHER_NAMES.get(config.lr_scheduler_type, config.lr_scheduler_type)
+    if name in ("1-sqrt", *_DECAYS):
+        raise ConfigError(
+            f"{name} is a way to decay, not a schedule",
+            where="--lr_scheduler_type",
+            hint=f"""use {WSD} with --lr_scheduler_kwargs '{{"decay_type": "1-sqrt"}}'""",
+        )
+    num_warmup_steps = _steps(config.warmup_steps, total_steps)
+    arguments = config.lr_scheduler_kwargs
+    if name == WSD:
+        arguments = _wsd_arguments(arguments or {}, num_warmup_steps, total_steps)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    try:
+        scheduler = get_scheduler(
+            name,
+            torch.optim.SGD([weight], lr=config.learning_rate),
+            num_warmup_steps=num_warmup_steps,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=arguments,
+        )
+        factor = scheduler.lr_lambdas[0]
+        factor(0)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(str(error), where="--lr_scheduler_type / --lr_scheduler_kwargs") from None
+    except AttributeError:
+        raise ConfigError(
+            f"{config.lr_scheduler_type} depends on more than the step",
+            where="--lr_scheduler_type",
+            hint="use linear, cosine, constant_with_warmup, polynomial, inverse_sqrt or warmup_stable_decay",
+        ) from None
+    return lambda step: config.learning_rate * float(factor(step))
+
+
+def _wsd_arguments(given: dict[str, Any], num_warmup_steps: int, total_steps: int) -> dict[str, Any]:
+    """Arguments of warm-up, plateau and decay (Hägele et al. 2024), with what follows from the length of the run.
+
+    `num_decay_steps` may be a share of all steps, and is a tenth of them where nothing is said, but for a plateau of
+    `num_stable_steps`, which the decay follows to the end. Raises ConfigError where the parts are not the whole.
+    """
+    arguments = dict(given)
+    for key in ("decay_type", "warmup_type"):
+        if key in arguments:
+            arguments[key] = _DECAYS.get(arguments[key], arguments[key])
+    stable, decay = arguments.pop("num_stable_steps", None), arguments.get("num_decay_steps")
+    where = "--lr_scheduler_kwargs"
+    for key, value in (("num_stable_steps", stable), ("num_decay_steps", decay)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise ConfigError(f"{key} must be a number of steps or a share of them, not {value!r}", where=where)
+    stable = None if stable is None else _steps(stable, total_steps)
+    if decay is None:
+        decay = 0.1 if stable is None else max(0, total_steps - num_warmup_steps - stable)
+    decay = _steps(decay, total_steps)
+    rest = total_steps - num_warmup_steps - decay
+    if rest < 0 or (stable is not None and stable != rest):
+        plateau = "" if stable is None else f" + {stable} of plateau"
+        raise ConfigError(
+            f"{num_warmup_steps} steps of warm-up{plateau} + {decay} of decay do not fit into a run of {total_steps}",
+            where=where,
+            hint="give num_decay_steps only (below 1: a share of all steps); the plateau is what is left",
+        )
+    return {**arguments, "num_decay_steps": decay}
+
+
+def _steps(number: float, total_steps: int) -> int:
+    """A number of steps, given as such or, below 1, as a share of all (rounded up, as transformers does)."""
+    return math.ceil(total_steps * number) if number < 1 else int(number)

@@ -1,0 +1,78 @@
+"""What an evaluation must know of each token of a vocabulary: how many bytes of text it is, and how frequent.
+
+facts = token_facts(tokenizer, blocks, device)      # TokenFacts: num_bytes [V], band [V], names of the bands
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cloze.data.loader import BlockSource
+from cloze.evaluation import TokenFacts
+
+BANDS = {"the 100 most frequent": 100, "the next 900": 1_000, "the next 9,000": 10_000, "all others": None}
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_BLOCKS_AT_ONCE = 8192
+
+
+def token_facts(tokenizer: Any, blocks: BlockSource, device: torch.device) -> TokenFacts:
+    """The facts of a tokenizer's tokens in the blocks that are to be scored, on the device."""
+    band = frequency_bands(token_counts(blocks, len(tokenizer)))
+    num_bytes = torch.from_numpy(token_bytes(tokenizer))
+    return TokenFacts(num_bytes.to(device), torch.from_numpy(band).to(device), tuple(BANDS))
+
+
+def token_counts(blocks: BlockSource, vocab_size: int) -> NDArray[np.int64]:
+    """How often each token stands in the blocks: [V]."""
+    counts = np.zeros(vocab_size, np.int64)
+    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
+        ids = blocks.read(np.arange(first, min(first + _BLOCKS_AT_ONCE, len(blocks))))
+        counts += np.bincount(ids.reshape(-1), minlength=vocab_size)[:vocab_size]
+    return counts
+
+
+def frequency_bands(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """counts [V] -> [V], the band of each token when they are ordered by how often they stand in the text; equally
+    frequent ones by their number."""
+    rank = np.empty(len(counts), np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    return np.searchsorted([end for end in BANDS.values() if end is not None], rank, side="right").astype(np.int64)
+
+
+def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
+    """UTF-8 bytes of the text that each token stands for, [V], a space before it included; 0 for special tokens.
+
+    Of byte-level vocabularies every character of a token is one byte. Others are decoded after another token, so that
+    marks of continuation and of spaces mean what they mean inside of a text.
+    """
+    size = len(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    names = tokenizer.convert_ids_to_tokens(list(range(size)))
+    if _is_byte_level(tokenizer):
+        lengths = [len(name or "") for name in names]
+    else:
+        before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:] or [0]
+        alone = len(_decode(tokenizer, before).encode())
+        lengths = [
+            1 if _BYTE.fullmatch(name or "") else max(len(_decode(tokenizer, [*before, token]).encode()) - alone, 0)
+            for token, name in enumerate(names)
+        ]
+    return np.array([0 if token in special else length for token, length in enumerate(lengths)], np.int64)
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    decoder = json.loads(backend.to_str()).get("decoder") or {}
+    return "ByteLevel" in {decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", []))}

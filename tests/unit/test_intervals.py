@@ -1,0 +1,56 @@
+"""Intervals that hold what they promise, and differences that are found in pairs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from cloze.intervals import interval, p_value, ratio_and_error
+
+
+def draw(generator: np.random.Generator, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and masked tokens of blocks; the tokens of a block share how hard it is. The true mean is 3."""
+    masked = generator.binomial(128, 0.15, blocks).astype(float)
+    hardness = generator.gamma(9.0, 1 / 3, blocks)
+    return masked * hardness + generator.normal(0, 1, blocks) * np.sqrt(masked), masked
+
+
+def test_the_95_percent_interval_holds_the_truth_95_times_in_100():
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        low, high = interval(*ratio_and_error(*draw(generator, 200)))
+        held += low <= 3.0 <= high
+    assert abs(held / 2000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_the_error_is_that_of_a_bootstrap_over_blocks():
+    generator = np.random.default_rng(1)
+    losses, masked = draw(generator, 400)
+    _, error = ratio_and_error(losses, masked)
+    chosen = generator.integers(0, 400, (4000, 400))
+    bootstrap = (losses[chosen].sum(1) / masked[chosen].sum(1)).std()
+    assert error == pytest.approx(bootstrap, rel=0.05)
+    # as if tokens were independent, it would be far too sure
+    assert error > 1.5 * math.sqrt(np.sum((losses / masked - 3) ** 2) / 400) / math.sqrt(masked.sum())
+
+
+def test_p_values_are_uniform_where_there_is_no_difference():
+    generator = np.random.default_rng(2)
+    values = []
+    for _ in range(2000):
+        masked = draw(generator, 200)[1]
+        noise = generator.normal(0, 0.3, 200) * masked
+        values.append(p_value(*ratio_and_error(noise, masked)))
+    below = np.mean(np.array(values)[:, None] < np.array([0.05, 0.2, 0.5]), axis=0)
+    assert np.abs(below - [0.05, 0.2, 0.5]).max() < 0.045
+
+
+def test_nothing_to_tell():
+    assert all(math.isnan(value) for value in ratio_and_error(np.zeros(3), np.zeros(3)))
+    assert math.isnan(ratio_and_error(np.ones(1), np.ones(1))[1])
+    assert p_value(0.0, 0.0) == 1.0
+    assert p_value(0.1, 0.0) == 0.0
+    assert math.isnan(p_value(0.1, math.nan))

@@ -1,0 +1,113 @@
+"""Pseudo-log-likelihoods: what a slow direct computation and another tool give, whatever the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from corpus import TINY_MODEL
+
+from cloze.config import ModelConfig
+from cloze.data.shards import open_prepared
+from cloze.errors import ConfigError
+from cloze.model.load import build_model
+from cloze.model.sparse_head import MaskedHead
+from cloze.pll import SentenceScore, masked_copies, pseudo_perplexity, read_sentences, score_sentences
+
+TEXTS = ["The Milky Way is a spiral galaxy.", "Stars, planets and moons", "Why is the sky blue?", "antidisestablished"]
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer(prepared: Path) -> tuple[Any, Any]:
+    data = open_prepared(prepared)
+    config = ModelConfig(model_type="roberta", config_overrides=TINY_MODEL[3])
+    model, tokenizer = build_model(config, data.tokenizer_dir, data.block_size, seed=1)
+    with torch.no_grad():  # far from uniform, so that mistakes show
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model.eval(), tokenizer
+
+
+def directly(model: Any, tokenizer: Any, text: str, word_l2r: bool) -> float:
+    """One forward pass for each token, written as the papers say it."""
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids, words, total = encoded["input_ids"], encoded.word_ids(), 0.0
+    for place, token in enumerate(ids):
+        if encoded["special_tokens_mask"][place]:
+            continue
+        masked = list(ids)
+        for other in range(len(ids)):
+            if other == place or (word_l2r and other > place and words[other] == words[place]):
+                masked[other] = tokenizer.mask_token_id
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([masked])).logits[0, place].double()
+        total += float(logits.log_softmax(-1)[token])
+    return total
+
+
+def score(model: Any, tokenizer: Any, texts: list[str], batch_size: int, word_l2r: bool) -> list[SentenceScore]:
+    head = MaskedHead(model)
+    sentences = read_sentences(texts, tokenizer, 512)
+    return score_sentences(
+        lambda ids, positions: head.logits(model, {"input_ids": ids}, positions),
+        sentences,
+        tokenizer.mask_token_id,
+        batch_size,
+        word_l2r,
+    )
+
+
+@pytest.mark.parametrize("word_l2r", [False, True], ids=["pll", "pll_word_l2r"])
+def test_it_is_the_direct_computation_in_any_batch(model_and_tokenizer, word_l2r: bool, figure):
+    model, tokenizer = model_and_tokenizer
+    expected = [directly(model, tokenizer, text, word_l2r) for text in TEXTS]
+    for batch_size, texts in ((1, TEXTS), (64, TEXTS), (5, TEXTS + TEXTS)):
+        found = score(model, tokenizer, texts, batch_size, word_l2r)
+        for number, one in enumerate(found):
+            assert one.pll == pytest.approx(expected[number % len(TEXTS)], rel=1e-5)
+            figure("pll against a direct computation", abs(one.pll / expected[number % len(TEXTS)] - 1))
+
+
+def test_a_word_of_many_tokens_is_not_scored_by_its_own_end(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    (sentence,) = read_sentences(["antidisestablished"], tokenizer, 512)
+    assert len(set(sentence.word[sentence.scored].tolist())) == 1
+    plain, places = masked_copies(sentence, tokenizer.mask_token_id, word_l2r=False)
+    later, _ = masked_copies(sentence, tokenizer.mask_token_id, word_l2r=True)
+    assert (np.sum(plain == tokenizer.mask_token_id, axis=1) == 1).all()
+    count = len(places)
+    assert np.sum(later == tokenizer.mask_token_id, axis=1).tolist() == list(range(count, 0, -1))
+    plls = [score(model, tokenizer, ["antidisestablished"], 8, l2r)[0].pll for l2r in (False, True)]
+    assert plls[0] != plls[1]
+
+
+def test_pseudo_perplexity_weighs_tokens_not_sentences():
+    scores = [SentenceScore(-2.0, 1), SentenceScore(-4.0, 3)]
+    assert pseudo_perplexity(scores) == pytest.approx(np.exp(6.0 / 4))
+
+
+def test_what_cannot_be_scored_is_named(model_and_tokenizer):
+    _, tokenizer = model_and_tokenizer
+    with pytest.raises(ConfigError, match=r"sentence 2: .*tokens, but the model takes 8"):
+        read_sentences(["a", "a long sentence with many more words than that"], tokenizer, 8)
+    with pytest.raises(ConfigError, match="no token to predict"):
+        read_sentences([""], tokenizer, 8)
+
+
+@pytest.mark.parametrize("metric", ["original", "within_word_l2r"])
+def test_minicons_gives_the_same(model_and_tokenizer, tmp_path: Path, metric: str, figure, monkeypatch):
+    scorer = pytest.importorskip("minicons.scorer", reason="minicons is not installed: pip install minicons")
+    model, tokenizer = model_and_tokenizer
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    # minicons still calls it by the name that transformers 5 has dropped.
+    monkeypatch.setattr(type(tokenizer), "batch_encode_plus", type(tokenizer).__call__, raising=False)
+    theirs = scorer.MaskedLMScorer(str(tmp_path), "cpu")
+    expected = theirs.sequence_score(TEXTS, reduction=lambda x: x.sum(0).item(), PLL_metric=metric)
+    found = score(model, tokenizer, TEXTS, 64, metric != "original")
+    for one, other in zip(found, expected, strict=True):
+        assert one.pll == pytest.approx(other, rel=1e-4)
+        figure("pll against minicons", abs(one.pll / other - 1))

@@ -1,0 +1,117 @@
+"""Learning rates at points worked out by hand, those of transformers at every step, and without state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from cloze.cli import parse
+from cloze.config import TrainConfig
+from cloze.errors import ConfigError
+from cloze.train.schedule import learning_rate_schedule
+
+
+def config(**values) -> TrainConfig:
+    return TrainConfig(dataset_name="", output_dir="", **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("linear", None),
+        ("cosine", None),
+        ("cosine_with_restarts", {"num_cycles": 2}),
+        ("polynomial", {"power": 2.0}),
+        ("constant", None),
+        ("constant_with_warmup", None),
+        ("inverse_sqrt", None),
+        ("warmup_stable_decay", {"num_decay_steps": 10}),
+    ],
+)
+def test_every_schedule_is_that_of_transformers(name: str, kwargs: dict | None):
+    schedule = learning_rate_schedule(
+        config(lr_scheduler_type=name, lr_scheduler_kwargs=kwargs, warmup_steps=5, learning_rate=3e-4), total_steps=40
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    theirs = get_scheduler(name, optimizer, 5, 40, scheduler_specific_kwargs=kwargs)
+    expected = []
+    for _ in range(40):
+        expected.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert [schedule(step) for step in range(40)] == expected
+    assert [schedule(step) for step in (30, 3, 17)] == [expected[30], expected[3], expected[17]]
+
+
+# 100 steps, 10 of warm-up: the first, half of the warm-up, its end, the plateau (or a way down), and later ones.
+BY_HAND = [
+    ("linear", None, {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 99: 1 / 90}),
+    ("cosine", None, {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 99: 0.5 * (1 + math.cos(math.pi * 89 / 90))}),
+    ("inverse_sqrt", None, {0: 0.0, 5: 0.5, 10: 1.0, 40: 0.5, 90: 1 / 3}),
+    ("warmup_stable_decay", None, {0: 0.0, 5: 0.5, 10: 1.0, 50: 1.0, 90: 1.0, 95: 0.5, 99: 0.02447174}),  # cosine
+    ("wsd", {"decay_type": "linear"}, {0: 0.0, 5: 0.5, 10: 1.0, 50: 1.0, 90: 1.0, 95: 0.5, 99: 0.1}),
+    ("wsd", {"decay_type": "linear", "num_decay_steps": 0.4}, {10: 1.0, 60: 1.0, 80: 0.5, 99: 1 / 40}),
+    ("trapezoid", {"decay_type": "1-sqrt", "num_decay_steps": 40}, {10: 1.0, 60: 1.0, 70: 0.5, 80: 0.2928932}),
+    ("wsd", {"decay_type": "1_sqrt", "num_stable_steps": 50}, {10: 1.0, 60: 1.0, 70: 0.5, 99: 1 - math.sqrt(39 / 40)}),
+    ("wsd", {"decay_type": "linear", "min_lr_ratio": 0.2}, {0: 0.2, 5: 0.6, 10: 1.0, 90: 1.0, 95: 0.6, 99: 0.28}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kwargs", "points"), BY_HAND, ids=str)
+def test_curves_go_through_points_worked_out_by_hand(name: str, kwargs: dict | None, points: dict[int, float]):
+    values = {"lr_scheduler_type": name, "lr_scheduler_kwargs": kwargs, "warmup_steps": 0.1, "learning_rate": 3e-4}
+    schedule = learning_rate_schedule(config(**values), total_steps=100)
+    assert {step: schedule(step) for step in points} == pytest.approx({k: 3e-4 * v for k, v in points.items()})
+
+
+def test_warmup_below_one_is_a_share_of_the_steps():
+    by_share = learning_rate_schedule(config(warmup_steps=0.1), 50)
+    by_steps = learning_rate_schedule(config(warmup_steps=5), 50)
+    assert [by_share(s) for s in range(50)] == [by_steps(s) for s in range(50)]
+    assert by_share(4) < by_share(5) > by_share(6)
+
+
+def test_the_configuration_that_was_given_is_left_as_it_was():
+    given = {"num_decay_steps": 0.5, "num_stable_steps": 5, "decay_type": "sqrt"}
+    learning_rate_schedule(config(lr_scheduler_type="wsd", lr_scheduler_kwargs=given), 10)
+    assert given == {"num_decay_steps": 0.5, "num_stable_steps": 5, "decay_type": "sqrt"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"lr_scheduler_type": "1-sqrt"},
+            "1-sqrt is a way to decay, not a schedule; "
+            """use warmup_stable_decay with --lr_scheduler_kwargs '{"decay_type": "1-sqrt"}'""",
+        ),
+        (
+            {"lr_scheduler_type": "wsd", "warmup_steps": 30, "lr_scheduler_kwargs": {"num_decay_steps": 0.75}},
+            "30 steps of warm-up + 75 of decay do not fit into a run of 100; give num_decay_steps only",
+        ),
+        (
+            {"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"num_decay_steps": 20, "num_stable_steps": 50}},
+            "0 steps of warm-up + 50 of plateau + 20 of decay do not fit into a run of 100",
+        ),
+        (
+            {"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"num_decay_steps": "all"}},
+            "num_decay_steps must be a number of steps or a share of them, not 'all'",
+        ),
+        ({"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"decay_type": "slow"}}, "Unknown decay type: slow"),
+        ({"lr_scheduler_type": "zigzag"}, "zigzag"),
+    ],
+)
+def test_what_cannot_be_a_schedule_is_one_line(values: dict, message: str):
+    with pytest.raises(ConfigError) as caught:
+        learning_rate_schedule(config(**values), 100)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_a_schedule_come_through_the_command_line():
+    kwargs = '{"num_decay_steps": 0.2, "decay_type": "1-sqrt"}'
+    _, parsed = parse(["train", "--output_dir", "x", "--lr_scheduler_type", "wsd", "--lr_scheduler_kwargs", kwargs])
+    assert learning_rate_schedule(parsed, 100)(85) == pytest.approx(5e-5 * 0.5)
