@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import synthetic
-import torch
 from ranks import run_ranks, succeed
 
 # 13 M parameters, of which the largest tensor is 1 MB: what is not a few tensors shows.
@@ -45,9 +44,8 @@ def zero_to_fp32(checkpoint: str, output: str) -> None:
 
 def measured(work: Callable[..., None], report: str, **how: str) -> None:
     """In a process of its own: write down the bytes and seconds that a function took."""
-    from cloze.bench.memory import PeakMemory
+    from cloze.memory import PeakMemory
 
-    torch.set_num_threads(2)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)  # what is freed goes back to the system
     begin = time.monotonic()
     with PeakMemory() as peak:

@@ -129,7 +129,10 @@ def test_room_is_kept_for_what_the_engine_will_hold(
         distributed_type=kind,
         state=SimpleNamespace(deepspeed_plugin=plugin),
     )
-    assert fit.bytes_to_come(SimpleNamespace(model=model, accelerator=accelerator)) == 1000 * bytes_per_element
+    share = processes if stage else 1
+    for ema_decay, more in ((None, 0), (0.999, 4 // share)):
+        one = SimpleNamespace(model=model, accelerator=accelerator, config=SimpleNamespace(ema_decay=ema_decay))
+        assert fit.bytes_to_come(one) == 1000 * (bytes_per_element + more)
 
 
 def test_a_split_that_was_found_is_the_run_of_the_same_split_given_by_hand(prepared: Path, tmp_path: Path):

@@ -48,6 +48,7 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
         (["--lr_scheduler_type", "zigzag"], "--lr_scheduler_type"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "depends on more than the step"),
         (["--save_total_limit", "0"], "--save_total_limit"),
+        (["--ema_decay", "1.5"], "--ema_decay: must be above 0 and below 1, not 1.5"),
         (["--report_to", "nosuchtracker"], "--report_to"),
         (["--config_overrides", "hidden_size"], "write it as a=1,b=[2,3],c.d=4"),
         (["--config_overrides", "hiden_size=3"], "hiden_size"),

@@ -164,16 +164,17 @@ def peak_bytes(trial: Trial, num_blocks: int) -> int | None:
 
 
 def bytes_to_come(trial: Trial) -> int:
-    """What the engine will hold beside weights and gradients: two moments per trained element, in fp32; the fp32
-    weights under DeepSpeed in half precision; under DDP the buckets in which gradients travel."""
+    """What the engine will hold beside weights and gradients: two moments per trained element, in fp32, and the moving
+    average where one is kept; the fp32 weights under DeepSpeed in half precision; under DDP the buckets in which
+    gradients travel."""
     accelerator = trial.accelerator
     elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
-    stage = zero_stage(accelerator)
+    stage, kept = zero_stage(accelerator), 8 if trial.config.ema_decay is None else 12
     if stage is None:
-        return elements * (8 + 4 * (accelerator.num_processes > 1))
+        return elements * (kept + 4 * (accelerator.num_processes > 1))
     if uses_offload(accelerator) and accelerator.device.type != "cpu":
         return 0
-    whole = elements * (8 + 4 * (accelerator.mixed_precision != "no"))
+    whole = elements * (kept + 4 * (accelerator.mixed_precision != "no"))
     return whole if stage == 0 else -(-whole // accelerator.num_processes)
 
 
