@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
 
 # Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
 OLD_NAMES = {
+    "from": "use --weights",
     "max_seq_length": "use --block_size",
     "line_by_line": "dropped: documents are packed into blocks of block_size",
     "pad_to_max_length": "dropped: blocks are always full",
