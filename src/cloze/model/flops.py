@@ -10,13 +10,16 @@ sparse head saves: a head on 15 % of the rows is counted on 15 % of the rows, at
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from transformers.integrations import deepspeed as integration
 
 # Dense peak of tensor cores in TFLOP/s for bf16 (for fp16 where there is no bf16), accumulating in fp32, from the
 # vendors' data sheets. Keys are words of torch.cuda.get_device_name(): "NVIDIA H100 80GB HBM3" is the SXM one.
@@ -55,7 +58,7 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"  # plain matrix products, which can be counted
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _undivided():
         twin = type(model)(config).eval()
         ids = torch.zeros((1, block_size), dtype=torch.long)
     inputs = {"input_ids": ids}
@@ -64,6 +67,18 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
     except Exception:  # without a mask, some look for padding among the tokens
         body, whole = _count(twin, inputs | {"attention_mask": torch.ones_like(ids)})
     return body - unseen_attention(config, block_size), whole - body
+
+
+@contextlib.contextmanager
+def _undivided() -> Iterator[None]:
+    """Models made in the block are whole: under ZeRO-3 transformers would divide the parts that it makes by itself
+    (ModernVBert's text model) among the ranks, and wait for them."""
+    reference = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = reference
 
 
 def _count(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[int, int]:
