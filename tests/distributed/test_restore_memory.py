@@ -18,7 +18,7 @@ WIDE += ["hidden_size=512,num_hidden_layers=3,num_attention_heads=8,intermediate
 LARGEST, PARAMETERS = 16000 * 512, 18_000_000
 FLAGS = [*WIDE, "--max_steps", "1", "--per_device_train_batch_size", "3", "--logging_steps", "1"]
 M_MMAP_THRESHOLD = -3  # malloc.h
-SLACK = 40e6  # checksums take 2^20 elements at a time, as int64, three times
+SLACK = 10e6
 
 
 def measured(folder: Path) -> Callable[[], None]:
@@ -62,4 +62,4 @@ def test_a_rank_needs_its_share_and_one_tensor(prepared, run: Path, tmp_path: Pa
         grown = json.loads((tmp_path / f"memory-{rank}.json").read_text())
         figure(f"loading on {world_size} ranks of {engine}: MB above a rank's share of 18 M parameters' moments",
                (grown - share) / 1e6)  # fmt: skip
-        assert grown < share + 4 * LARGEST + SLACK
+        assert grown < share + 2 * 4 * LARGEST + SLACK

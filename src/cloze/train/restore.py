@@ -135,17 +135,17 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
     inner = state.inner_optimizer(training.optimizer)
     inner.state.clear()
     held = state.fragments(training.module, training.optimizer, training.rank)
-    for fragment in held:
+    for fragment in held:  # what was read is not named: a name would keep it while the next is read
         keys = pieces.keys(fragment.name)
         state.create_state(inner, fragment.owner, keys, manifest["parameters"][fragment.name]["scalars"])
         for key in [state.WEIGHT, *keys]:
-            values = pieces.read(fragment.name, key, fragment.offset, fragment.length)
-            fragment.view(key, inner.state).copy_(values)
+            fragment.view(key, inner.state).copy_(pieces.read(fragment.name, key, fragment.offset, fragment.length))
     _restore_steps(training, manifest)
     for name, parameter in training.module.named_parameters():
         trained = manifest["parameters"][name]["trained"]
-        full = pieces.read(name, state.WEIGHT) if trained else pieces.frozen(name)
-        state.refresh_model(parameter, full, training.rank)
+        state.refresh_model(
+            parameter, pieces.read(name, state.WEIGHT) if trained else pieces.frozen(name), training.rank
+        )
     for name, buffer in state.buffers(training.module):
         buffer.copy_(pieces.frozen(name))
     _check_contents(training, held, pieces)
