@@ -7,6 +7,7 @@ and usage errors come at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -37,6 +39,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "fill": (config.FillConfig, "fill the mask in a text", True),
     "push": (config.PushConfig, "publish a model on the Hub", True),
     "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
+    "submit": (config.SubmitConfig, "submit a recipe to SLURM as a chain of jobs", True),
     "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
@@ -178,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if is_main:
             print("cloze: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
+    if is_main and "CLOZE_EXIT_FILE" in os.environ:  # a launcher's own exit code is 1, whatever ended the ranks
+        with contextlib.suppress(OSError):
+            Path(os.environ["CLOZE_EXIT_FILE"]).write_text(f"{code}\n", encoding="utf-8")
     leave(code)
 
 

@@ -21,8 +21,9 @@ from cloze.cli import parse
 from cloze.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / ".ci/run"]
-SCRIPTS = [*COMMANDS, ROOT / "launch/env.sh", *sorted(ROOT.glob("slurm/*.sbatch"))]
+COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / ".ci/run", ROOT / "slurm/submit"]
+SOURCED = [ROOT / "launch/env.sh", ROOT / "slurm/common.sh", ROOT / "slurm/site.env.example"]
+SCRIPTS = [*COMMANDS, *SOURCED, *sorted(ROOT.glob("slurm/*.sbatch"))]
 ACCELERATE_CONFIGS = sorted(ROOT.glob("launch/accelerate/*.yaml"))
 DS_CONFIGS = sorted(ROOT.glob("ds_configs/*.json"))
 RECIPES = sorted(ROOT.glob("launch/recipes/*.yaml"))
@@ -37,7 +38,7 @@ def test_everything_that_is_promised_is_there():
     accelerate = {"cpu", "single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "multi_node"}
     assert {path.stem for path in ACCELERATE_CONFIGS} >= accelerate
     assert {path.stem for path in DS_CONFIGS} == set(STAGES)
-    assert {path.stem for path in ROOT.glob("slurm/*.sbatch")} >= {"prepare", "train", "evaluate"}
+    assert {path.stem for path in ROOT.glob("slurm/*.sbatch")} >= {"prepare", "train", "evaluate", "push"}
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 
@@ -86,6 +87,7 @@ def test_an_array_task_prepares_its_share(tmp_path: Path, environment: dict[str,
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
     recipe = ROOT / "launch/recipes/roberta-eli5-full.prepare.yaml"
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "6"}
     words = ["bash", str(ROOT / "slurm/prepare.sbatch"), str(recipe), "--output", "here"]
     done = subprocess.run(words, env=env | environment, capture_output=True, text=True, check=True)

@@ -14,6 +14,7 @@ PACKAGE = Path(cloze.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the outside in: a module may import its own layer and the ones after it.
 LAYERS = [
+    ["jobs"],
     ["cli", "__main__"],
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],

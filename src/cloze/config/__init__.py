@@ -20,6 +20,7 @@ from cloze.config.use import (
     MeasureConfig,
     PushConfig,
     ReplayConfig,
+    SubmitConfig,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PushConfig",
     "ReplayConfig",
     "SourceConfig",
+    "SubmitConfig",
     "TokenizerConfig",
     "TrainConfig",
 ]

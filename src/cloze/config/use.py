@@ -208,3 +208,53 @@ class BenchConfig:
     """where the files are made, and deleted (default: a temporary folder)"""
     output: str | None = None
     """write the table as JSON too"""
+
+
+@dataclass(kw_only=True)
+class SubmitConfig:
+    """Submit a recipe to SLURM as a chain of jobs: prepare (an array) -> train -> consolidate and evaluate (-> push).
+
+    Run it in the repository root, on a machine that has `sbatch`. Each job begins when the one before has done well,
+    and is cancelled where that cannot happen any more. The scripts are in slurm/; each works alone with sbatch, too.
+    """
+
+    recipe: str
+    """the recipe of `cloze train`, a YAML file; RECIPE.prepare.yaml beside it says how its blocks are made"""
+    nodes: int = 1
+    """nodes to train on"""
+    min_nodes: int | None = None
+    """go on with so many where no more are there (default: --nodes); samples, masks and global batch stay"""
+    gpus_per_node: int = 0
+    """GPUs of each node, one process for each; 0: none are asked for"""
+    processes_per_node: int | None = None
+    """default: one for each GPU, or one where there is no GPU"""
+    cpus_per_task: int = 8
+    """CPU cores of each node, or of each task that prepares"""
+    time: str = "24:00:00"
+    """time limit of one start of the training job; a run that needs longer is queued again, and goes on"""
+    partition: str | None = None
+    """the partition to train in (default: the cluster's)"""
+    cpu_partition: str | None = None
+    """the partition for preparing and pushing, which need no GPU (default: --partition)"""
+    account: str | None = None
+    """the account to charge"""
+    sbatch_flags: str = ""
+    """more flags for each sbatch: `--qos=high --exclusive`"""
+    ds_config: str = "ds_configs/zero2.json"
+    """the DeepSpeed configuration"""
+    max_restarts: int = 3
+    """how often training may be started again without a new checkpoint"""
+    seeds: int | None = None
+    """train with so many seeds, 1 to N, as an array of jobs in OUTPUT_DIR-seed1, ..."""
+    prepare_tasks: int = 8
+    """tasks that prepare; the blocks are the same for any number of them"""
+    prepare_tasks_at_once: int | None = None
+    """how many of them may run at a time (default: all)"""
+    push_to: str | None = None
+    """push the model to this repository of the Hub, `owner/name`, when it is evaluated"""
+    train_flags: str = ""
+    """flags of `cloze train` that win over the recipe: `--max_steps 1000`; with slurm/submit, what follows `--`"""
+    prepare_flags: str = ""
+    """flags of `cloze prepare` that win over its recipe"""
+    dry_run: bool = False
+    """submit nothing; print the sbatch commands, and the scripts"""

@@ -80,7 +80,7 @@ def make_recipe(config: BlocksConfig, inputs: Inputs, backend: str) -> Recipe:
         block_size=config.block_size,
         packing=config.packing,
         pad_token_id=inputs.tokenizer.pad_token_id,
-        validation_percentage=0.0 if config.validation_split else config.validation_split_percentage,
+        validation_percentage=0.0 if config.validation_split else float(config.validation_split_percentage),
         skip_bad_records=config.on_bad_record == "skip",
     )
 
@@ -215,4 +215,4 @@ def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) 
 def _split_rule(config: BlocksConfig) -> dict[str, Any]:
     if config.validation_split is not None:
         return {"kind": "named", "validation": config.validation_split.strip()}
-    return {"kind": "hash of the document's id", "validation_percentage": config.validation_split_percentage}
+    return {"kind": "hash of the document's id", "validation_percentage": float(config.validation_split_percentage)}

@@ -1,0 +1,71 @@
+"""What a batch job asks before it starts a run: where it lies, and whether one more start makes sense.
+
+    python -m cloze.jobs folder --config RECIPE.yaml [flags of cloze train]                     # prints OUTPUT_DIR
+    python -m cloze.jobs start --max_restarts 3 --config RECIPE.yaml [flags of cloze train]     # the same, and counts
+
+`start` counts starts that found no newer checkpoint than the one before did, in OUTPUT_DIR/slurm/starts.json. Exit
+code 2 where the flags are wrong; 1 where there were too many of them. A run that is preempted saves a checkpoint, so
+a thousand preemptions are no problem; a node that breaks every run in its first minute is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from cloze.cli import parse
+from cloze.errors import ClozeError
+from cloze.files import write_json
+
+STARTS = Path("slurm") / "starts.json"
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint in a run's folder, by its name; 0 where there is none."""
+    steps = (path.name.removeprefix("checkpoint-") for path in run.glob("checkpoint-*") if path.is_dir())
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def count_start(run: Path, max_restarts: int) -> bool:
+    """Note one more start of a run; False where `max_restarts` starts after the first brought no new checkpoint."""
+    step, starts = newest_step(run), 0
+    try:
+        noted = json.loads((run / STARTS).read_text(encoding="utf-8"))
+        starts = int(noted["starts"]) if int(noted["step"]) >= step else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if starts > max_restarts:
+        (run / STARTS).unlink()  # who submits it again has mended something
+        return False
+    (run / STARTS).parent.mkdir(parents=True, exist_ok=True)
+    write_json(run / STARTS, {"step": step, "starts": starts + 1})
+    return True
+
+
+def main(words: list[str]) -> int:
+    """Print the run's folder; the exit code."""
+    what, *flags = words
+    max_restarts = 0
+    if what == "start":
+        max_restarts, flags = int(flags[1]), flags[2:]
+    try:
+        run = Path(parse(["train", *flags])[1].output_dir)
+        if what == "start" and not count_start(run, max_restarts):
+            job = os.environ.get("SLURM_JOB_ID", "")
+            print(
+                f"cloze: error: {run}: {max_restarts + 1} starts ended without a checkpoint after step "
+                f"{newest_step(run)}, so job {job} gives up; see its logs in {run / 'slurm'}",
+                file=sys.stderr,
+            )
+            return 1
+    except ClozeError as error:
+        print(f"cloze: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,279 @@
+"""Jobs on a real SLURM cluster of two nodes: the chain, and everything that ends a job before its work is done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from corpus import TINY_MODEL_NO_DROPOUT
+from ranks import cloze_ranks, succeed
+
+from cloze.train.checkpoint_files import verify_checkpoint
+from cloze.train.restore import PieceReader
+from slurm import Cluster, make_workplace
+
+STEPS = 60
+TRAIN = ["--nodes=2", "--cpus-per-task=2", "slurm/train.sbatch", "tiny.yaml"]
+
+
+def lines_of(run: Path) -> list[dict]:
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines_of(run) if "loss" in line}
+
+
+def contents(run: Path, step: int) -> dict[tuple[str, str], int]:
+    """Checksums of all weights and moments of a checkpoint, whoever wrote which piece of them."""
+    folder = run / f"checkpoint-{step}"
+    return PieceReader(folder, verify_checkpoint(folder)).sums()
+
+
+def logs_of(workplace: Path) -> str:
+    files = [*workplace.glob("*.out"), *workplace.glob("run*/slurm/*.out"), *workplace.glob("run*/slurm/*.log")]
+    return "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in files)
+
+
+@pytest.fixture
+def blocks(workplace: Path, prepared: Path) -> Path:
+    """The workplace, its blocks made already."""
+    shutil.copytree(prepared, workplace / "blocks")
+    return workplace
+
+
+def train(cluster: Cluster, workplace: Path, *more: str, steps: int = STEPS, flags: tuple[str, ...] = ()) -> str:
+    """Submit one process on each of two nodes that saves at the end only, or when it has to."""
+    flags = ("--max_steps", str(steps), "--save_steps", str(steps), *flags)
+    return cluster.sbatch(*more, *TRAIN, *flags, cwd=workplace)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The same job in one go."""
+    made: dict[int, Path] = {}
+
+    def run(steps: int) -> Path:
+        if steps not in made:
+            folder = make_workplace(tmp_path_factory.mktemp("undisturbed"), prepared)
+            shutil.copytree(prepared, folder / "blocks")
+            cluster.wait(train(cluster, folder, steps=steps), "COMPLETED", logs=lambda: logs_of(folder))
+            made[steps] = folder / "run"
+        return made[steps]
+
+    return run
+
+
+def wait_for_steps(cluster: Cluster, workplace: Path, steps: int) -> None:
+    run = workplace / "run"
+    for _ in cluster.until(120):
+        if len(lines_of(run)) >= steps:
+            return
+    raise AssertionError(logs_of(workplace))
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_chain_ends_with_the_perplexity_of_one_machine(
+    cluster: Cluster, workplace: Path, prepared: Path, stage: int
+):
+    """slurm/submit: prepare as an array, train on 2 nodes x 2 processes, consolidate, evaluate."""
+    words = ["--nodes", "2", "--processes_per_node", "2", "--cpus_per_task", "2", "--prepare_tasks", "2"]
+    words += ["--ds_config", f"ds_configs/zero{stage}.json"]
+    told = cluster.run("slurm/submit", "tiny.yaml", *words, "--", "--max_steps", "20", cwd=workplace)
+    ids = dict(re.findall(r"^submit +(\d+)  (\w+)", told, re.MULTILINE))
+    assert list(ids.values()) == ["prepare", "join", "train", "evaluate"]
+    assert f"scancel {' '.join(ids)}" in told
+    for job in ids:
+        cluster.wait(job, "COMPLETED", logs=lambda: logs_of(workplace))
+    run = workplace / "run"
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (workplace / "blocks", prepared)]
+    assert manifests[0]["checksum"] == manifests[1]["checksum"]
+    train_id = next(job for job, name in ids.items() if name == "train")
+    main = (run / "slurm" / f"train-{train_id}.out").read_text()
+    assert f"4 ranks on 2 hosts, DeepSpeed ZeRO-{stage}" in main
+    assert {path.name for path in (run / "slurm").glob("*.log")} == {f"train-{train_id}-node{i}.log" for i in (1, 2)}
+
+    alone = workplace / "alone"
+    flags = [*TINY_MODEL_NO_DROPOUT, "--learning_rate", "1e-3", "--per_device_train_batch_size", "16", "--use_cpu"]
+    flags += ["--max_steps", "20", "--save_steps", "20", "--logging_steps", "1"]
+    argv = ["train", *flags, "--dataset_name", str(prepared), "--output_dir", str(alone)]
+    succeed(cloze_ranks(argv, 1, "single", workplace / "log"))
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+    succeed(cloze_ranks(["evaluate", str(alone), "--data", str(prepared)], 1, "single", workplace / "log"))
+    here, there = (json.loads((folder / "eval.json").read_text())["perplexity"] for folder in (run, alone))
+    assert here == pytest.approx(there, rel=1e-5)
+
+
+def preempted(cluster: Cluster, job: str, workplace: Path) -> None:
+    urgent = cluster.sbatch("--partition=urgent", "--exclusive", "--nodes=2", "--wrap", "true", cwd=workplace)
+    cluster.wait(urgent, "COMPLETED")
+
+
+def requeued_from_outside(cluster: Cluster, job: str, workplace: Path) -> None:
+    cluster.run("scontrol", "requeue", job)
+
+
+def signalled(cluster: Cluster, job: str, workplace: Path) -> None:
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+
+
+def out_of_time(cluster: Cluster, job: str, workplace: Path) -> None:
+    """One minute is less than the margin of 180 s: the controller tells so at its next tick."""
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+
+
+def not_running(cluster: Cluster, job: str) -> None:
+    for _ in cluster.until(60):
+        if cluster.state(job) != "RUNNING":
+            return
+    raise AssertionError(cluster.facts(job))
+
+
+def powered_off(cluster: Cluster, job: str, workplace: Path) -> None:
+    cluster.tool("crash", "node2")
+    not_running(cluster, job)
+    cluster.tool("boot", "node2")
+
+
+def head_powered_off(cluster: Cluster, job: str, workplace: Path) -> None:
+    """The node with the batch script and rank 0."""
+    cluster.tool("crash", "node1")
+    not_running(cluster, job)
+    cluster.tool("boot", "node1")
+
+
+def cable_cut(cluster: Cluster, job: str, workplace: Path) -> None:
+    cluster.tool("cut", "node2")
+    not_running(cluster, job)
+    cluster.tool("mend", "node2")
+
+
+def daemon_killed(cluster: Cluster, job: str, workplace: Path) -> None:
+    """Steps go on without slurmd; a new one finds them."""
+    cluster.tool("kill-slurmd", "node2")
+    time.sleep(1)
+    cluster.tool("boot", "node2")
+
+
+def controller_restarted(cluster: Cluster, job: str, workplace: Path) -> None:
+    cluster.tool("kill-controller")
+    time.sleep(1)
+    cluster.tool("start-controller")
+
+
+def slow(disturb: Callable[..., None]) -> object:
+    return pytest.param(disturb, marks=pytest.mark.slow)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        preempted, powered_off, slow(head_powered_off), slow(requeued_from_outside), slow(signalled), slow(cable_cut),
+        slow(out_of_time),
+    ],
+    ids=lambda f: f.__name__,
+)  # fmt: skip
+def test_a_job_that_is_ended_early_goes_on_and_ends_with_the_same_bits(
+    cluster: Cluster, blocks: Path, undisturbed, disturb, figure
+):
+    steps = 1000 if disturb is out_of_time else STEPS
+    regularly = ("--save_steps", "10") if disturb in (powered_off, head_powered_off, cable_cut) else ()
+    job = train(cluster, blocks, steps=steps, flags=regularly)
+    wait_for_steps(cluster, blocks, 25)
+    disturb(cluster, job, blocks)
+    begin, before = time.monotonic(), len(lines_of(blocks / "run"))
+    for _ in cluster.until(150):
+        if len(lines_of(blocks / "run")) > before and cluster.facts(job).get("Restarts") == "1":
+            break
+    figure(f"seconds from the end of the disturbance to the next step: {disturb.__name__}", time.monotonic() - begin)
+    cluster.wait(job, "COMPLETED", logs=lambda: logs_of(blocks))
+    facts = cluster.facts(job)
+    assert (facts["Restarts"], facts["ExitCode"]) == ("1", "0:0"), logs_of(blocks)
+    assert [line["step"] for line in lines_of(blocks / "run")] == list(range(1, steps + 1))
+    assert contents(blocks / "run", steps) == contents(undisturbed(steps), steps)
+    assert [cluster.processes(node) for node in ("node1", "node2")] == [[], []]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disturb", [daemon_killed, controller_restarted], ids=lambda f: f.__name__)
+def test_a_job_does_not_notice_that_slurm_itself_was_away(cluster: Cluster, blocks: Path, undisturbed, disturb):
+    job = train(cluster, blocks)
+    wait_for_steps(cluster, blocks, 25)
+    disturb(cluster, job, blocks)
+    cluster.wait(job, "COMPLETED", logs=lambda: logs_of(blocks))
+    assert cluster.facts(job)["Restarts"] == "0"
+    assert contents(blocks / "run", STEPS) == contents(undisturbed(STEPS), STEPS)
+    assert [cluster.processes(node) for node in ("node1", "node2")] == [[], []]
+
+
+@pytest.mark.slow
+def test_where_a_node_is_lost_for_good_the_run_goes_on_with_the_other(cluster: Cluster, blocks: Path, undisturbed):
+    """Submitted with --nodes=1-2, as slurm/submit does for --min_nodes 1."""
+    words = ["--nodes=1-2", *TRAIN[1:], "--max_steps", str(STEPS), "--save_steps", "10"]
+    job = cluster.sbatch(*words, cwd=blocks)
+    wait_for_steps(cluster, blocks, 25)
+    cluster.tool("crash", "node2")
+    try:
+        not_running(cluster, job)
+        cluster.wait(job, "COMPLETED", logs=lambda: logs_of(blocks))
+        assert cluster.facts(job)["NumNodes"] == "1"
+    finally:
+        cluster.tool("boot", "node2")
+    run = blocks / "run"
+    assert losses(run) == pytest.approx(losses(undisturbed(STEPS)), rel=1e-5)
+    assert [line["samples_seen"] for line in lines_of(run)] == [8 * step for step in range(1, STEPS + 1)]
+
+
+def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, blocks: Path):
+    job = train(cluster, blocks, steps=100000)
+    wait_for_steps(cluster, blocks, 5)
+    cluster.run("scancel", job)
+    cluster.wait(job, "CANCELLED", logs=lambda: logs_of(blocks))
+    assert len(list((blocks / "run").glob("checkpoint-*"))) == 1
+    assert [cluster.processes(node) for node in ("node1", "node2")] == [[], []]
+
+
+def test_what_a_person_has_to_mend_ends_the_chain_at_once(cluster: Cluster, workplace: Path):
+    """The corpus is not there: preparing fails for good, and nothing waits for it."""
+    (workplace / "tiny.prepare.yaml").write_text(
+        (workplace / "tiny.prepare.yaml").read_text().replace("corpus.jsonl", "no-such-corpus.jsonl")
+    )
+    told = cluster.run("slurm/submit", "tiny.yaml", "--prepare_tasks", "2", "--cpus_per_task", "1", cwd=workplace)
+    prepare, *others = re.findall(r"^submit +(\d+)  \w+", told, re.MULTILINE)
+    cluster.wait(prepare, "FAILED")
+    assert cluster.facts(prepare)["ExitCode"] == "2:0"
+    assert [cluster.wait(job) for job in others] == ["CANCELLED"] * 3
+    assert "no-such-corpus.jsonl" in (workplace / "run" / "slurm" / f"prepare-{prepare}_0.out").read_text()
+
+
+@pytest.mark.slow
+def test_restarts_that_bring_nothing_come_to_an_end(cluster: Cluster, blocks: Path):
+    """A launcher that fails each time, found through the site's settings."""
+    (blocks / "slurm").unlink()
+    shutil.copytree(Path(__file__).resolve().parents[2] / "slurm", blocks / "slurm")
+    (blocks / "broken").mkdir()
+    (blocks / "broken" / "accelerate").write_text("#!/bin/sh\nexit 1\n")
+    (blocks / "broken" / "accelerate").chmod(0o755)
+    (blocks / "slurm" / "site.env").write_text('export PATH="$PWD/broken:$PATH" MAX_RESTARTS=1\n')
+    job = train(cluster, blocks)
+    cluster.wait(job, "FAILED", logs=lambda: logs_of(blocks))
+    assert (cluster.facts(job)["Restarts"], cluster.facts(job)["ExitCode"]) == ("2", "1:0")
+    assert "2 starts ended without a checkpoint after step 0" in (blocks / f"cloze-train-{job}.out").read_text()
+
+
+@pytest.mark.slow
+def test_each_seed_is_a_run_of_its_own(cluster: Cluster, blocks: Path):
+    words = ["--seeds", "2", "--nodes", "1", "--cpus_per_task", "2", "--", "--max_steps", "3"]
+    told = cluster.run("slurm/submit", "tiny.yaml", *words, cwd=blocks)
+    for job in re.findall(r"^submit +(\d+)  \w+", told, re.MULTILINE):
+        for seed in (1, 2):
+            cluster.wait(f"{job}_{seed}", "COMPLETED", logs=lambda: logs_of(blocks))
+    scores = [json.loads((blocks / f"run-seed{seed}" / "eval.json").read_text())["loss"] for seed in (1, 2)]
+    assert scores[0] != scores[1]
