@@ -138,7 +138,11 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
                 raise _unknown(command, name[2:])
             words.append(word)
             if word.startswith("--") and "=" not in word and word != "--help" and rest:
-                words.append(rest.pop(0))
+                value = rest.pop(0)
+                if name.endswith("_flags"):  # they begin with a dash
+                    words[-1] = f"{word}={value}"
+                else:
+                    words.append(value)
     return [*words[:at], *files, *words[at:]]
 
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "launch/recipes/roberta-eli5-full.yaml"
 SBATCH = """#!/bin/sh
 printf '%s\\n' "$*" >> calls
-case "$*" in *"job-name=cloze-${REFUSED:-nothing}"*) echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1;; esac
+case "$*" in
+*"job-name=cloze-${REFUSED:-nothing}"*) echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1 ;;
+esac
 wc -l < calls
 """
 
