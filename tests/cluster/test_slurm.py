@@ -190,12 +190,14 @@ def test_a_job_that_is_ended_early_goes_on_and_ends_with_the_same_bits(
     disturb(cluster, job, blocks)
     begin, before = time.monotonic(), len(lines_of(blocks / "run"))
     for _ in cluster.until(150):
-        if len(lines_of(blocks / "run")) > before and cluster.facts(job).get("Restarts") == "1":
+        if len(lines_of(blocks / "run")) > before and cluster.facts(job).get("Restarts") != "0":
             break
     figure(f"seconds from the end of the disturbance to the next step: {disturb.__name__}", time.monotonic() - begin)
     cluster.wait(job, "COMPLETED", logs=lambda: logs_of(blocks))
     facts = cluster.facts(job)
-    assert (facts["Restarts"], facts["ExitCode"]) == ("1", "0:0"), logs_of(blocks)
+    assert facts["ExitCode"] == "0:0", logs_of(blocks)
+    # Where a machine is gone the ranks know it before SLURM does, which may start the job there once more.
+    assert facts["Restarts"] in (("1", "2", "3") if regularly else ("1",)), logs_of(blocks)
     assert [line["step"] for line in lines_of(blocks / "run")] == list(range(1, steps + 1))
     assert contents(blocks / "run", steps) == contents(undisturbed(steps), steps)
     assert [cluster.processes(node) for node in ("node1", "node2")] == [[], []]
