@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
     "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
+    "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
 }
 

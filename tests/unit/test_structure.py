@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ["cli", "__main__"],
     ["commands"],
-    ["demo", "metrics", "bench", "inspection", "replay"],
+    ["demo", "doctor", "metrics", "bench", "inspection", "replay"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
     ["consolidate", "opening"],
     ["foreign"],
