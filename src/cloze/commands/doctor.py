@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from pathlib import Path
 
 from cloze.config import DoctorConfig
 from cloze.doctor.place import Place, announce, find_place
-from cloze.errors import ConfigError, LaunchError
+from cloze.errors import ConfigError, LaunchError, Stopped
 from cloze.files import write_json
 
 
@@ -23,20 +24,19 @@ def run(config: DoctorConfig) -> int:
 
         return _conclude(config, alone(config))
     announce(place)
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # read once, by `import torch`: what fails is told in the table
+    # Read once, by `import torch`: what fails is told in the table, not by torch as well.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
-        code = _together(config, place)
+        code, line = _together(config, place), ""
     except LaunchError as error:
         # cloze.cli lets rank 0 speak only; here it is the rank that cannot reach it which knows.
-        if place.first_on_host:
-            print(f"cloze: error: {error}", file=sys.stderr, flush=True)
-        code = error.exit_code
+        code, line = error.exit_code, f"error: {error}"
+    except Stopped as stop:
+        code, line = stop.exit_code, "" if place.rank else str(stop)
     except KeyboardInterrupt:
-        if place.rank == 0:
-            raise
-        code = 130
+        code, line = 128 + signal.SIGINT, "" if place.rank else "interrupted"
+    if line:
+        print(f"cloze: {line}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # gloo's groups of two are left to the operating system: see cloze.cli.leave

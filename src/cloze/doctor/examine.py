@@ -23,19 +23,20 @@ def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
     place = meeting.place
     told = meeting.gather("facts", find_facts(place))
     ranks = [facts for facts in told.values() if facts is not None]
-    folder = meeting.decide("way", lambda: _way(config, meeting, ranks))
-    meeting.ranks = folder["ranks"]
-    hosts = {int(rank): host for rank, host in folder["hosts"].items()}
+    way = meeting.decide("way", lambda: _way(config, ranks))
+    meeting.ranks = way["ranks"]
+    hosts = {int(rank): host for rank, host in way["hosts"].items()}
     leaders = [rank for rank in meeting.ranks if rank == min(r for r in meeting.ranks if hosts[r] == hosts[rank])]
     clocks = compare_clocks(meeting, leaders)
-    path = nearest_folder(folder["path"])
+    path = nearest_folder(way["path"])
     shared = check_shared(meeting, path)
-    disk = measure_disk(path, config.megabytes) if place.rank in leaders else None
+    disk = measure_disk(path, config.megabytes) if place.rank in leaders else {}
     disks = meeting.gather("disk", disk)
+    meeting.ranks = meeting.decide("left", lambda: [rank for rank in meeting.ranks if rank not in meeting.silent])
     rounds = schedule(measured_ranks(meeting.ranks, hosts))
     links = []
-    for backend in folder["backends"]:
-        links += measure_links(meeting, rounds, backend, config.megabytes)
+    for backend in way["backends"]:
+        links += measure_links(meeting, rounds, backend, config.megabytes, apart=backend == "nccl")
     if place.rank:
         return {}
     return {
@@ -45,11 +46,12 @@ def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
         "port": place.port,
         "timeout": meeting.timeout,
         "ranks": ranks,
-        "missing": [rank for rank in range(place.world_size) if rank not in hosts],
+        "missing": [rank for rank in range(place.world_size) if rank not in told],
+        "silent": meeting.silent,
         "folder": str(path),
         "shared_error": shared.error,
         "shared": [{"rank": rank, "host": hosts[rank], **one} for rank, one in shared.ranks.items()],
-        "disks": [{"host": hosts[rank], **one} for rank, one in disks.items() if one is not None],
+        "disks": [{"host": hosts[rank], **one} for rank, one in disks.items() if one],
         "clocks": [{"host": hosts[rank], **(one or {})} for rank, one in clocks.items()],
         "links": links,
         "hub": find_hub(),
@@ -68,6 +70,7 @@ def alone(config: DoctorConfig) -> dict[str, Any]:
         "timeout": config.timeout,
         "ranks": [facts],
         "missing": [],
+        "silent": [],
         "folder": str(path),
         "shared_error": "",
         "shared": [],
@@ -78,7 +81,7 @@ def alone(config: DoctorConfig) -> dict[str, Any]:
     }
 
 
-def _way(config: DoctorConfig, meeting: Meeting, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def _way(config: DoctorConfig, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """What all are to do, as rank 0 decides: who takes part, in which folder, over which backends."""
     with_nccl = all("nccl" in one["versions"] and len(one["gpus"]) > one["local_rank"] for one in ranks)
     return {

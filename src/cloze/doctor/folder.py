@@ -5,7 +5,6 @@ Everything that is written here is removed again, whatever happens.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -33,32 +32,30 @@ def nearest_folder(path: str) -> Path:
 def measure_disk(folder: Path, megabytes: int) -> dict[str, Any]:
     """Free bytes, and MB/s (10^6 bytes) of writing one file including fsync, and of reading it back from the disk.
 
-    The page cache is told to forget the file before it is read; a file system may still answer from its own.
+    The page cache is told to forget the file before it is read; a file system may still answer from its own. The file
+    has no name any more while it is written, so that nothing is left even where this process is killed.
     """
-    file, block = folder / f"{PREFIX}{secrets.token_hex(8)}", os.urandom(1 << 20)
+    name, block = folder / f"{PREFIX}{secrets.token_hex(8)}", os.urandom(1 << 20)
     facts: dict[str, Any] = {"path": str(folder)}
     try:
         usage = os.statvfs(folder)
         facts["free_bytes"] = usage.f_bavail * usage.f_frsize
         begin = time.perf_counter()
-        with open(file, "wb", buffering=0) as out:
+        with open(name, "w+b", buffering=0) as file:
+            name.unlink()
             for _ in range(megabytes):
-                out.write(block)
-            os.fsync(out.fileno())
-        size = megabytes << 20
-        facts["write_mb_per_second"] = size / 1e6 / (time.perf_counter() - begin)
-        with open(file, "rb", buffering=0) as back:
+                file.write(block)
+            os.fsync(file.fileno())
+            facts["write_mb_per_second"] = megabytes * len(block) / 1e6 / (time.perf_counter() - begin)
             if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(back.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
             begin = time.perf_counter()
-            while back.read(1 << 20):
+            while file.read(len(block)):
                 pass
-        facts["read_mb_per_second"] = size / 1e6 / (time.perf_counter() - begin)
+        facts["read_mb_per_second"] = megabytes * len(block) / 1e6 / (time.perf_counter() - begin)
     except OSError as error:
         facts["error"] = os.strerror(error.errno or 0)
-    finally:
-        with contextlib.suppress(OSError):
-            file.unlink()
     return facts
 
 
@@ -116,6 +113,7 @@ def _look_back(meeting: Meeting, rank: int, staged: Path, nonce: str) -> dict[st
     """What rank 0 makes of another rank's file."""
     told = meeting.ask(rank, "seen", meeting.timeout + APPEAR_SECONDS)
     if told is None:
+        meeting.silent.append(rank)
         return {"reads": "it says nothing", "written": "", "seconds": 0.0}
     if not told["written"] and not told["reads"]:
         told["written"], seconds = _read(staged / str(rank), f"{nonce}-{rank}")

@@ -11,25 +11,28 @@ CLOCK_WARN_MS, CLOCK_BAD_MS = 100.0, 1000.0  # logs and file times of several no
 
 
 def judge_ranks(findings: Findings) -> list[Row]:
-    """Did all come."""
-    hosts, missing = hosts_of(findings), findings["missing"]
+    """Did all come, and stay."""
+    hosts, missing, silent = hosts_of(findings), findings["missing"], findings["silent"]
     if findings["world_size"] == 1:
         host = next(iter(hosts))
         return [Row("ranks", "ok", f"one process on {host}; `srun cloze doctor` or torchrun looks at several")]
     came = f"{count(len(findings['ranks']), 'rank')} on {count(len(hosts), 'host')} ({naming(list(hosts))})"
-    if not missing:
-        return [Row("ranks", "ok", came)]
-    names = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
-    head = f"{findings['head']}:{findings['port']}"
-    return [
-        Row(
-            "ranks",
-            "bad",
-            f"only {came} came within {findings['timeout']:.0f} s; missing: {names}",
-            f"see what those print; open {head} between the nodes, or choose the network with NCCL_SOCKET_IFNAME and "
-            "GLOO_SOCKET_IFNAME",
+    rows: list[Row] = []
+    if missing:
+        names = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
+        what = f"only {came} came within {findings['timeout']:.0f} s; missing: {names}"
+        head = f"{findings['head']}:{findings['port']}"
+        todo = (
+            f"see what those print; open {head} between the nodes, or choose the network with MASTER_ADDR (and with it "
+            "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME)"
         )
-    ]
+        rows.append(Row("ranks", "bad", what, todo))
+    if silent:
+        host_of = {facts["rank"]: facts["host"] for facts in findings["ranks"]}
+        names = ", ".join(f"{rank} ({host_of[rank]})" if rank in host_of else str(rank) for rank in silent[:8])
+        todo = "see what they print, and `dmesg` there: were they killed? does a file system hang?"
+        rows.append(Row("ranks", "bad", f"said nothing for {findings['timeout']:.0f} s: {names}", todo))
+    return rows or [Row("ranks", "ok", came)]
 
 
 def judge_versions(findings: Findings) -> list[Row]:
@@ -58,14 +61,14 @@ def judge_versions(findings: Findings) -> list[Row]:
 def judge_shared(findings: Findings) -> list[Row]:
     """Is the folder one folder for all."""
     path, told = findings["folder"], findings["shared"]
-    if findings["world_size"] == 1:
+    if len(findings["ranks"]) == 1:
         return []
     elsewhere = "give an --output_dir on a file system that all nodes mount in the same place, and may write to"
     if findings["shared_error"]:
         return [Row("folder", "bad", f"{path} cannot be written: {findings['shared_error']}", elsewhere)]
     rows: list[Row] = []
     for problem, what in (("reads", "does not see what rank 0 wrote"), ("written", "cannot share what it writes")):
-        failed = [one for one in told if one[problem]]
+        failed = [one for one in told if one[problem] and (problem == "reads" or not one["reads"])]
         if failed:
             hosts = naming([one["host"] for one in failed])
             rows.append(Row("folder", "bad", f"{hosts} {what} in {path}: {failed[0][problem]}", elsewhere))

@@ -82,7 +82,9 @@ def _speed(links: list[dict[str, Any]], backend: str, where: str, host_of: dict[
         rows.append(Row(backend, "bad", f"{len(slow) - SHOWN} more pairs are as slow", todo))
     speeds = [min(one["gb_per_second"]) for one in links]
     delays = [one["latency_us"] for one in links]
-    what = f"{count(len(links), 'pair')} {where}: {_spread(speeds, '.2f')} GB/s, {_spread(delays, '.0f')} us"
+    what = f"{count(len(links), 'pair')} {where}: {_spread(speeds, '.2f')} GB/s, latency {_spread(delays, '.0f')} us"
+    if len(links) > 1:
+        what += " (least / median / most)"
     if where == "between hosts" and usual < SLOW_NETWORK_GB_PER_SECOND:
         todo = f"is it the fast network? {INTERFACES.format(backend.upper())}; more gradient_accumulation_steps help"
         return [Row(backend, "warn", what, todo), *rows]

@@ -10,15 +10,19 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
+import signal
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from cloze.doctor.meeting import LOOK_SECONDS, Meeting, open_store
 from cloze.doctor.place import Place
 
 PAIR_SECONDS = 15.0
+GLOO_TRIES = 5  # it tries to connect so often, each time for its time-out (torch 2.13: 10 s of 2, 25 s of 5)
 START_SECONDS = 60.0  # a child process that imports torch and starts CUDA on a cold file system
 ROUND_TRIPS = 50
 LARGE_MESSAGES = 3
@@ -51,34 +55,41 @@ def schedule(ranks: list[int]) -> list[list[Pair]]:
     return rounds
 
 
-def measure_links(meeting: Meeting, rounds: list[list[Pair]], backend: str, megabytes: int) -> list[dict[str, Any]]:
+def measure_links(
+    meeting: Meeting, rounds: list[list[Pair]], backend: str, megabytes: int, apart: bool
+) -> list[dict[str, Any]]:
     """Measure every pair. Rank 0 returns their `ranks`, `latency_us` and `gb_per_second` [there, back], or `error`.
 
-    Bandwidth in 10^9 bytes a second, latency is half of the quickest-half mean of a round trip.
+    Bandwidth in 10^9 bytes a second; latency is half a round trip, the mean of the quicker half of 50. `apart`: in a
+    child process, which is killed where it does not end.
     """
     place, seconds = meeting.place, min(PAIR_SECONDS, meeting.timeout)
     if any(place.rank in pair for pairs in rounds for pair in pairs):
         arguments = (place, rounds, backend, megabytes, seconds)
-        if backend == "gloo":
+        if not apart:
             worker: Any = threading.Thread(target=_run_rounds, args=(meeting.store, *arguments), daemon=True)
         else:
             worker = multiprocessing.get_context("spawn").Process(target=_run_apart, args=arguments, daemon=True)
         worker.start()
-        end = time.monotonic() + START_SECONDS * (backend != "gloo") + (1 + len(rounds)) * 2 * seconds
-        while worker.is_alive() and time.monotonic() < end:
-            worker.join(LOOK_SECONDS)
-        if backend != "gloo" and worker.is_alive():
-            worker.kill()
+        end = time.monotonic() + START_SECONDS * apart + (1 + len(rounds)) * 2 * seconds
+        try:
+            while worker.is_alive() and time.monotonic() < end:
+                worker.join(LOOK_SECONDS)
+        finally:
+            if apart:
+                worker.kill()
     meeting.tell(f"done-{backend}", True)
     if place.rank:
         return []
+    end = time.monotonic() + 2 * seconds  # this one was in every round, and waited for the others there
     for rank in {rank for pairs in rounds for pair in pairs for rank in pair}:
-        meeting.ask(rank, f"done-{backend}", START_SECONDS + (1 + len(rounds)) * 2 * seconds)
+        meeting.ask(rank, f"done-{backend}", end - time.monotonic())
     return [_result(meeting.store, backend, pair) for pairs in rounds for pair in pairs]
 
 
 def _run_apart(place: Place, rounds: list[list[Pair]], backend: str, megabytes: int, seconds: float) -> None:
     """What the child process does: NCCL is to raise at a time-out, and not to end the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
     os.environ.update(TORCH_NCCL_BLOCKING_WAIT="1", TORCH_NCCL_ASYNC_ERROR_HANDLING="0")
     _run_rounds(open_store(place, False, START_SECONDS), place, rounds, backend, megabytes, seconds)
     os._exit(0)  # groups are left to the operating system, as in cloze.cli.leave
@@ -89,22 +100,30 @@ def _run_rounds(
 ) -> None:
     """Measure this rank's pairs, round by round; a round is over when each of its pairs has a result."""
     groups = []  # kept: taking a gloo group down can abort the interpreter
-    ready = f"ready-{backend}"
-    store.add(ready, 1)
+    gone: set[int] = set()
+    store.add(f"ready-{backend}", 1)
     members = {rank for pairs in rounds for pair in pairs for rank in pair}
-    _until(lambda: store.add(ready, 0) >= len(members), START_SECONDS)
+    _until(lambda: store.add(f"ready-{backend}", 0) >= len(members), START_SECONDS)
     for pairs in rounds:
-        for a, b in pairs:
-            if place.rank in (a, b):
-                try:
-                    group = open_pair(store, (a, b), place, backend, seconds)
-                    groups.append(group)
-                    found = _measure_pair(group, place.rank == a, _device(place, backend), megabytes)
-                except Exception as error:  # whatever it is, it is what this pair does
-                    found = {"error": " ".join(str(error).split())[:200]}
-                store.set(f"{backend}/{a}-{b}/{place.rank}", json.dumps(found))
-        keys = [f"{backend}/{a}-{b}/{rank}" for a, b in pairs for rank in (a, b)]
-        _until(lambda keys=keys: store.check(keys), 2 * seconds)  # type: ignore[misc]
+        for pair in pairs:
+            if place.rank in pair:
+                found = {"error": f"rank {sum(pair) - place.rank} said nothing"}
+                if gone.isdisjoint(pair):
+                    try:
+                        groups.append(open_pair(store, pair, place, backend, seconds))
+                        device = "cpu" if backend == "gloo" else f"cuda:{place.local_rank}"
+                        found = _measure_pair(groups[-1], place.rank == pair[0], device, megabytes, seconds)
+                    except Exception as error:  # whatever it is, it is what this pair does
+                        found = {"error": _plainly(error)}
+                store.set(_key(backend, pair, place.rank), json.dumps(found))
+        awaited = {rank: _key(backend, pair, rank) for pair in pairs for rank in pair if rank not in gone}
+        _until(partial(store.check, list(awaited.values())), 2 * seconds)
+        gone |= {rank for rank, key in awaited.items() if not store.check([key])}
+
+
+def _key(backend: str, pair: Pair, rank: int) -> str:
+    """Where a rank tells how its pair did."""
+    return f"{backend}/{pair[0]}-{pair[1]}/{rank}"
 
 
 def open_pair(store: Any, pair: Pair, place: Place, backend: str, seconds: float) -> Any:
@@ -115,22 +134,24 @@ def open_pair(store: Any, pair: Pair, place: Place, backend: str, seconds: float
     own = PrefixStore(f"pair-{backend}/{pair[0]}-{pair[1]}", store)
     number, limit = pair.index(place.rank), timedelta(seconds=seconds)
     if backend == "gloo":
-        return torch.distributed.ProcessGroupGloo(own, number, 2, limit)
+        return torch.distributed.ProcessGroupGloo(own, number, 2, limit / GLOO_TRIES)
     torch.cuda.set_device(place.local_rank)
     options = torch.distributed.ProcessGroupNCCL.Options()
     options._timeout = limit
     return torch.distributed.ProcessGroupNCCL(own, number, 2, options)
 
 
-def _device(place: Place, backend: str) -> str:
-    return "cpu" if backend == "gloo" else f"cuda:{place.local_rank}"
+def _plainly(error: Exception) -> str:
+    """Its message without the places in torch's source."""
+    text = re.sub(r"\[?[\w./-]+\.(h|cc|cpp|cu|py):\d+\]?", "", str(error))
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
-def _measure_pair(group: Any, first: bool, device: str, megabytes: int) -> dict[str, Any]:
+def _measure_pair(group: Any, first: bool, device: str, megabytes: int, seconds: float) -> dict[str, Any]:
     """Both sides do the same steps in turns; the first one holds the watch."""
     import torch
 
-    other = int(first)  # its number in the pair
+    limit, other = timedelta(seconds=seconds), int(first)  # its number in the pair
     small = torch.zeros(1, dtype=torch.int64, device=device)
     large = torch.zeros(megabytes << 20, dtype=torch.uint8, device=device)
 
@@ -138,29 +159,29 @@ def _measure_pair(group: Any, first: bool, device: str, megabytes: int) -> dict[
         """Seconds from the first one's sending until the answer is in."""
         begin = time.perf_counter()
         for tensor, sends in ((there, first), (back, not first)):
-            (group.send if sends else group.recv)([tensor], other, 0).wait()
+            (group.send if sends else group.recv)([tensor], other, 0).wait(limit)
         if device != "cpu":
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
     trip(small, small)  # connections are made at the first message
-    trip(large, large)
+    times = LARGE_MESSAGES if trip(large, large) < 1 else 1
     around = sorted(trip(small, small) for _ in range(ROUND_TRIPS))[: ROUND_TRIPS // 2]
     latency = sum(around) / len(around) / 2
-    there = min(trip(large, small) for _ in range(LARGE_MESSAGES)) - latency
-    back = min(trip(small, large) for _ in range(LARGE_MESSAGES)) - latency
+    there = min(trip(large, small) for _ in range(times)) - latency
+    back = min(trip(small, large) for _ in range(times)) - latency
     size = (megabytes << 20) / 1e9
     return {"latency_us": latency * 1e6, "gb_per_second": [size / max(there, 1e-9), size / max(back, 1e-9)]}
 
 
 def _result(store: Any, backend: str, pair: Pair) -> dict[str, Any]:
-    """What either of the two told; an error of one is the pair's."""
-    found: dict[str, Any] = {"backend": backend, "ranks": list(pair)}
-    for rank in reversed(pair):  # the first one's figures count
-        key = f"{backend}/{pair[0]}-{pair[1]}/{rank}"
-        told = json.loads(store.get(key)) if store.check([key]) else {"error": f"rank {rank} did not come to an end"}
-        found = {**found, **told, **({"error": found["error"]} if "error" in found else {})}
-    return found
+    """What the two told; an error of either is the pair's, the first one's figures count."""
+    told = [
+        json.loads(store.get(key)) if store.check([key]) else {"error": f"rank {rank} said nothing"}
+        for rank, key in ((rank, _key(backend, pair, rank)) for rank in pair)
+    ]
+    error = next((one["error"] for one in reversed(told) if "error" in one), None)
+    return {"backend": backend, "ranks": list(pair), **(told[0] if error is None else {"error": error})}
 
 
 def _until(done: Any, seconds: float) -> None:

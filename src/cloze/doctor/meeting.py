@@ -24,17 +24,20 @@ from cloze.errors import LaunchError
 LOOK_SECONDS = 0.02
 CLOCK_ROUND_TRIPS = 10
 TURN_SECONDS = 5.0
-INTERFACES = "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network interface"
+LONGEST_SECONDS = 3600.0  # rank 0 may wait for others; where it dies, the connection is lost at once
+INTERFACES = "MASTER_ADDR chooses the network here, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME for what follows"
 
 
 @dataclass
 class Meeting:
-    """This process's access to the store. `ranks`: those who came, in order; only they take part."""
+    """This process's access to the store. `ranks`: those who take part, in order; `silent`, on rank 0: those who did
+    and then said nothing any more."""
 
     place: Place
     store: Any
     timeout: float
     ranks: list[int] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
 
     def tell(self, what: str, value: Any) -> None:
         """Put a JSON value there under this rank's name."""
@@ -56,17 +59,21 @@ class Meeting:
             return json.loads(self.store.get(key))
 
     def gather(self, what: str, value: Any) -> dict[int, Any]:
-        """On rank 0 what each rank told, None for one that says nothing; elsewhere nothing."""
+        """On rank 0 what each rank told, None (and a place among the silent) for one that says nothing within the
+        timeout; elsewhere nothing."""
         self.tell(what, value)
         if self.place.rank:
             return {}
-        return {rank: self.ask(rank, what) for rank in self.ranks}
+        end = time.monotonic() + self.timeout
+        told = {rank: self.ask(rank, what, end - time.monotonic()) for rank in self.ranks}
+        self.silent += [rank for rank, one in told.items() if one is None and rank not in self.silent]
+        return told
 
     def decide(self, what: str, choose: Callable[[], Any]) -> Any:
         """Rank 0's choice, on every rank. Raises LaunchError where rank 0 says nothing."""
         if self.place.rank == 0:
             self.tell(what, choose())
-        chosen = self.ask(0, what, self.timeout * (2 + len(self.ranks)))
+        chosen = self.ask(0, what, LONGEST_SECONDS)
         if chosen is None:
             raise LaunchError("rank 0 says nothing any more", where=self.place.say())
         return chosen
@@ -161,7 +168,7 @@ def compare_clocks(meeting: Meeting, leaders: list[int]) -> dict[int, dict[str, 
                 if not _until_set(store, f"clock/{rank}/{number}", TURN_SECONDS):
                     break
                 store.set(f"clock/{rank}/{number}/head", repr(time.time()))
-        return {rank: meeting.ask(rank, "clock") for rank in others}
+        return {rank: meeting.ask(rank, "clock", TURN_SECONDS) for rank in others}
     if place.rank in others:
         end = time.monotonic() + meeting.timeout + TURN_SECONDS * len(others)
         while not store.check([f"clock/{place.rank}/turn"]) and time.monotonic() < end:
@@ -195,6 +202,6 @@ def part(meeting: Meeting, code: int) -> int:
         for rank in meeting.ranks[1:]:
             meeting.ask(rank, "left", 5)
         return code
-    code = meeting.ask(0, "end", 10 * meeting.timeout)
+    code = meeting.ask(0, "end", LONGEST_SECONDS)
     meeting.tell("left", True)
     return 2 if code is None else int(code)

@@ -65,7 +65,7 @@ def _launched(environment: Mapping[str, str]) -> Place:
     return Place(
         rank=int(environment["RANK"]),
         world_size=world_size,
-        local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+        local_rank=int(environment.get("LOCAL_RANK", "0")),
         head=environment["MASTER_ADDR"],
         port=int(environment["MASTER_PORT"]),
         served=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
