@@ -23,7 +23,7 @@ def judge_ranks(findings: Findings) -> list[Row]:
         what = f"only {came} came within {findings['timeout']:.0f} s; missing: {names}"
         head = f"{findings['head']}:{findings['port']}"
         todo = (
-            f"see what those print; open {head} between the nodes, or choose the network with MASTER_ADDR (and with it "
+            f"see what those print; open {head} between the nodes, or choose the network with MASTER_ADDR (with it "
             "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME)"
         )
         rows.append(Row("ranks", "bad", what, todo))

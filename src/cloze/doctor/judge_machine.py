@@ -9,6 +9,7 @@ from cloze.doctor.rows import Findings, Row, State, count, hosts_of, naming
 LEAST_FILES, GOOD_FILES = 1024, 4096  # open at once: mapped shards, sockets to every rank, data loading
 LEAST_SHM_BYTES = 1 << 30  # containers get 64 MB; NCCL's documentation asks for 1 GB (--shm-size=1g)
 LEAST_LOCKED_BYTES = 1 << 30  # InfiniBand pins its buffers; the default limit is 8 MiB or less
+CROWDED_SHARE = 0.5  # of a core for each rank: two ranks that take turns are one slow rank, more are none
 USED_GPU_GIB, CONTEXT_GIB = 2.0, 0.5  # what may be taken: a display, and the CUDA context of each rank
 
 
@@ -70,15 +71,16 @@ def _gpus_broken(hosts: dict[str, list[dict[str, Any]]]) -> list[Row]:
 
 def judge_cpus(findings: Findings) -> list[Row]:
     """Has every rank a core of its own, and does it know how many."""
-    least: tuple[float, str] = (1e9, "")
+    found = []
     for host, ranks in hosts_of(findings).items():
         for facts in ranks:
             sharing = sum(set(other["cpus"]) == set(facts["cpus"]) for other in ranks)
-            least = min(least, (len(facts["cpus"]) / sharing, host))
-    each, host = least
+            found.append((len(facts["cpus"]) / sharing, sharing, len(facts["cpus"]), host))
+    each, sharing, cores, host = min(found)
     slurm = "ask for more (--cpus-per-task, and `export SRUN_CPUS_PER_TASK`: srun does not take it from the job)"
     if each < 1:
-        return [Row("CPUs", "bad", f"{1 / each:.0f} ranks share one core on {host}", f"start fewer ranks, or {slurm}")]
+        what = f"{count(sharing, 'rank')} share {count(cores, 'core')} on {host}"
+        return [Row("CPUs", "bad" if each < CROWDED_SHARE else "warn", what, f"start fewer ranks, or {slurm}")]
     if each < 2 and findings["ranks"][0]["gpus"]:
         return [Row("CPUs", "warn", f"one core for each rank on {host}: the GPU waits for it", slurm)]
     threads = {facts["omp_num_threads"] for facts in findings["ranks"]}
