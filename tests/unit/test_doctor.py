@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import HashStore
 
 from cloze.doctor import facts, folder
 from cloze.doctor.links import ALONE_LIMIT, measured_ranks, schedule
-from cloze.doctor.place import find_place, first_host
+from cloze.doctor.meeting import Meeting, compare_clocks
+from cloze.doctor.place import Place, find_place, first_host
 from cloze.doctor.report import judge, table
 from cloze.doctor.rows import Row
 from cloze.errors import LaunchError
@@ -391,3 +395,54 @@ def test_a_head_that_is_not_there_is_one_line_that_names_both_ends():
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith(f"cloze: error: rank 1 on {os.uname().nodename}: cannot reach rank 0 on 127.0.0.1:1")
     assert "GLOO_SOCKET_IFNAME" in done.stderr
+
+
+class Tampered:
+    """A store in which one side reads other values than were put there."""
+
+    def __init__(self, store: Any, change: Callable[[str, bytes], bytes]):
+        self.store, self.change = store, change
+
+    def get(self, key: str) -> bytes:
+        return self.change(key, self.store.get(key))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+def as_two_ranks(work: Callable[[Meeting], Any], change: Callable[[str, bytes], bytes]) -> Any:
+    """What `work` returns on rank 0, while rank 1, which reads changed values, does it too."""
+    store = HashStore()
+    meetings = [Meeting(Place(0, 2), store, 5.0, [0, 1]), Meeting(Place(1, 2), Tampered(store, change), 5.0, [0, 1])]
+    other = threading.Thread(target=work, args=(meetings[1],))
+    other.start()
+    try:
+        return work(meetings[0])
+    finally:
+        other.join()
+
+
+def test_a_clock_that_is_behind_is_measured_to_the_millisecond():
+    def head_is_ahead(key: str, value: bytes) -> bytes:
+        return repr(float(value) + 3.0).encode() if key.endswith("/head") else value
+
+    clocks = as_two_ranks(lambda meeting: compare_clocks(meeting, [0, 1]), head_is_ahead)
+    assert abs(clocks[1]["ahead_ms"] + 3000) <= clocks[1]["error_ms"] + 0.01
+    assert clocks[1]["error_ms"] < 100
+
+
+def test_a_folder_that_one_rank_does_not_see_is_found_and_left_as_it_was(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(folder, "APPEAR_SECONDS", 0.1)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+
+    def look(meeting: Meeting) -> folder.Shared:
+        return folder.check_shared(meeting, tmp_path / "here")
+
+    alike = as_two_ranks(look, lambda key, value: value)
+    assert (alike.error, alike.ranks[1]["reads"], alike.ranks[1]["written"]) == ("", "", "")
+    elsewhere = as_two_ranks(look, lambda key, value: value.replace(b"/here/", b"/there/"))
+    assert elsewhere.ranks[1]["reads"] == "No such file or directory"
+    stale = as_two_ranks(look, lambda key, value: value.replace(b'"nonce": "', b'"nonce": "0'))
+    assert stale.ranks[1]["reads"] == "it holds something else"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "there"]

@@ -88,9 +88,9 @@ def measure_links(
 
 
 def _run_apart(place: Place, rounds: list[list[Pair]], backend: str, megabytes: int, seconds: float) -> None:
-    """What the child process does: NCCL is to raise at a time-out, and not to end the process."""
+    """What the child process does: NCCL is not to end the process at a time-out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
-    os.environ.update(TORCH_NCCL_BLOCKING_WAIT="1", TORCH_NCCL_ASYNC_ERROR_HANDLING="0")
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     _run_rounds(open_store(place, False, START_SECONDS), place, rounds, backend, megabytes, seconds)
     os._exit(0)  # groups are left to the operating system, as in cloze.cli.leave
 
@@ -115,6 +115,8 @@ def _run_rounds(
                         found = _measure_pair(groups[-1], place.rank == pair[0], device, megabytes, seconds)
                     except Exception as error:  # whatever it is, it is what this pair does
                         found = {"error": _plainly(error)}
+                        if backend == "nccl" and groups:
+                            groups[-1].abort()  # else what hangs on the GPU holds up every pair after it
                 store.set(_key(backend, pair, place.rank), json.dumps(found))
         awaited = {rank: _key(backend, pair, rank) for pair in pairs for rank in pair if rank not in gone}
         _until(partial(store.check, list(awaited.values())), 2 * seconds)
@@ -151,7 +153,7 @@ def _measure_pair(group: Any, first: bool, device: str, megabytes: int, seconds:
     """Both sides do the same steps in turns; the first one holds the watch."""
     import torch
 
-    limit, other = timedelta(seconds=seconds), int(first)  # its number in the pair
+    limit, other = timedelta(seconds=seconds), int(first)  # `other`: the peer's number in the pair
     small = torch.zeros(1, dtype=torch.int64, device=device)
     large = torch.zeros(megabytes << 20, dtype=torch.uint8, device=device)
 
@@ -159,9 +161,11 @@ def _measure_pair(group: Any, first: bool, device: str, megabytes: int, seconds:
         """Seconds from the first one's sending until the answer is in."""
         begin = time.perf_counter()
         for tensor, sends in ((there, first), (back, not first)):
-            (group.send if sends else group.recv)([tensor], other, 0).wait(limit)
-        if device != "cpu":
-            torch.cuda.synchronize()
+            work = (group.send if sends else group.recv)([tensor], other, 0)
+            if device == "cpu":
+                work.wait(limit)
+            else:
+                _wait_on_gpu(work, seconds)
         return time.perf_counter() - begin
 
     trip(small, small)  # connections are made at the first message
@@ -172,6 +176,20 @@ def _measure_pair(group: Any, first: bool, device: str, megabytes: int, seconds:
     back = min(trip(small, large) for _ in range(times)) - latency
     size = (megabytes << 20) / 1e9
     return {"latency_us": latency * 1e6, "gb_per_second": [size / max(there, 1e-9), size / max(back, 1e-9)]}
+
+
+def _wait_on_gpu(work: Any, seconds: float) -> None:
+    """Until it is done there. Given a time-out, NCCL's own `wait` looks once in a millisecond, which would be what is
+    measured. Raises TimeoutError."""
+    import torch
+
+    work.wait()  # lets the stream wait, not the host
+    event = torch.cuda.Event()
+    event.record()
+    end = time.perf_counter() + seconds
+    while not event.query():
+        if time.perf_counter() > end:
+            raise TimeoutError(f"no answer within {seconds:.0f} s")
 
 
 def _result(store: Any, backend: str, pair: Pair) -> dict[str, Any]:
