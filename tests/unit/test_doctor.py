@@ -311,6 +311,7 @@ def test_above_sixteen_ranks_the_first_of_each_host_is_measured():
     hosts = {rank: f"node{rank // 8}" for rank in range(32)}
     assert measured_ranks(list(range(1, 32)), hosts) == [1, 8, 16, 24]
     assert measured_ranks(list(range(16)), hosts) == list(range(16))
+    assert measured_ranks(list(range(32)), dict.fromkeys(range(32), "node0")) == list(range(16))
 
 
 def test_the_launcher_is_read_from_its_variables():
@@ -446,3 +447,19 @@ def test_a_folder_that_one_rank_does_not_see_is_found_and_left_as_it_was(tmp_pat
     stale = as_two_ranks(look, lambda key, value: value.replace(b'"nonce": "', b'"nonce": "0'))
     assert stale.ranks[1]["reads"] == "it holds something else"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "there"]
+
+
+@pytest.mark.parametrize(("permission", "lacks"), [("repo.write", None), ("repo.content.read", "lacks the scope")])
+def test_the_scopes_of_a_hub_token_are_told_and_the_token_is_not(permission: str, lacks: str | None, monkeypatch):
+    scoped = [{"entity": {"name": "me"}, "permissions": [permission]}]
+    token = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": scoped}}
+    who = {"name": "me", "auth": {"accessToken": token}}
+    monkeypatch.setenv("HF_TOKEN", "hf_thisisnotatoken")
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: who)
+    found = facts.find_hub()
+    assert (found["state"], found["name"], found["scopes"]) == ("ok", "me", [permission])
+    assert found["lacks"] is None if lacks is None else lacks in found["lacks"]
+    assert "thisisnotatoken" not in json.dumps(found)
+    (row,) = [row for row in judge(findings(hub=found)) if row.check == "Hub"]
+    assert (row.state == "ok") == (lacks is None)
+    assert permission in row.found or lacks in row.found

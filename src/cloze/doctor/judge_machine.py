@@ -88,9 +88,11 @@ def judge_cpus(findings: Findings) -> list[Row]:
     too_many = shared and any(int(one) > each for one in threads if one and one.isdigit())
     if shared and (None in threads or too_many):
         said = "is not set" if None in threads else f"is {max(int(one) for one in threads if one and one.isdigit())}"
-        what = f"OMP_NUM_THREADS {said}: ranks on one host get in each other's way ({each:.0f} cores for each)"
+        what = (
+            f"OMP_NUM_THREADS {said}: ranks on one host get in each other's way ({count(int(each), 'core')} for each)"
+        )
         return [Row("CPUs", "warn", what, f"export OMP_NUM_THREADS={max(1, int(each))}")]
-    return [Row("CPUs", "ok", f"{each:.0f} cores for each rank")]
+    return [Row("CPUs", "ok", f"{count(int(each), 'core')} for each rank")]
 
 
 def judge_limits(findings: Findings) -> list[Row]:

@@ -32,9 +32,9 @@ Pair = tuple[int, int]
 
 
 def measured_ranks(ranks: list[int], hosts: dict[int, str]) -> list[int]:
-    """All ranks where they are few, else the first one of each host."""
-    if len(ranks) <= ALONE_LIMIT:
-        return ranks
+    """All ranks where they are few, else the first one of each host, or the first 16 of a single host."""
+    if len(ranks) <= ALONE_LIMIT or len(set(hosts.values())) == 1:
+        return ranks[:ALONE_LIMIT]
     return [rank for rank in ranks if rank == min(other for other in ranks if hosts[other] == hosts[rank])]
 
 
