@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "submit": (config.SubmitConfig, "submit a recipe to SLURM as a chain of jobs", True),
     "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
+    "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
 }
 

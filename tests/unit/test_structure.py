@@ -17,7 +17,7 @@ LAYERS = [
     ["jobs"],
     ["cli", "__main__"],
     ["commands"],
-    ["demo", "metrics", "bench", "inspection", "replay"],
+    ["demo", "doctor", "metrics", "bench", "inspection", "replay"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
     ["consolidate", "opening"],
     ["foreign"],

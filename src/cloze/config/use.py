@@ -165,6 +165,26 @@ class DemoConfig:
 
 
 @dataclass(kw_only=True)
+class DoctorConfig:
+    """Look whether these machines are fit to train on: versions that differ, GPUs, every pair of ranks over gloo and
+    NCCL, the shared folder, disks, clocks, cores, limits, what DeepSpeed can build, the Hub token. It prints a table;
+    what is red there stops a run or makes it wrong or many times slower, says what to do, and makes the exit code 2.
+    Start it as training is started: `cloze doctor` on one machine, `srun cloze doctor` on the nodes of a job (with the
+    tasks and GPUs per node of training), `accelerate launch ... -m cloze doctor`, `torchrun ... -m cloze doctor`."""
+
+    output_dir: str = "."
+    """the folder that runs are to be written to: is it one folder for all ranks, has it room, how fast is it; nothing
+    is left there"""
+    timeout: float = 60.0
+    """seconds to wait until all ranks have reached rank 0"""
+    megabytes: int = 64
+    """MiB that are sent between two ranks, and written to the disk and read; up to 16 ranks each pair is measured
+    alone; above, the first rank of each node stands for it, and above 16 nodes several pairs are measured at a time"""
+    json: str | None = None
+    """write all that was found, and the table, to this file too"""
+
+
+@dataclass(kw_only=True)
 class BenchConfig:
     """Measure Cloze beside its peers, in one run on this machine, and print a table."""
 

@@ -1,0 +1,8 @@
+"""`cloze doctor`: is this machine, or this set of machines, fit to train on?
+
+    place --> meeting --> facts, folder, links --> judge --> report
+    who am I,  the store   what each process finds  rows      the table
+
+Each process finds out about its own machine; rank 0 collects, judges and prints. What is judged is plain JSON, so that
+any cluster's facts can be looked at again.
+"""

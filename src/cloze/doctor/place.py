@@ -1,0 +1,107 @@
+"""Which process of how many this is, and where the first one is to be met; nothing heavy is imported.
+
+place = find_place(os.environ)      # from torchrun and accelerate, from srun, or alone
+place.say()                         # "rank 1 on node2"
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cloze.errors import LaunchError
+
+FIRST_PORT = 29500
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among `world_size`. `head`, `port`: where rank 0, or its launcher, listens; `served`: the launcher
+    listens there itself, so that rank 0 must not; `launcher`: what started it, "" where it is alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    head: str = "127.0.0.1"
+    port: int = 0
+    served: bool = False
+    launcher: str = ""
+
+    @property
+    def first_on_host(self) -> bool:
+        """Whether this process looks at what is the same for all processes of its machine."""
+        return self.local_rank == 0
+
+    def say(self) -> str:
+        """`rank 1 on node2`"""
+        return f"rank {self.rank} on {socket.gethostname()}"
+
+
+def find_place(environment: Mapping[str, str]) -> Place:
+    """Read torchrun's and accelerate's variables where they are set, else those of `srun`, else be alone.
+
+    Inside `sbatch` but without `srun` it is alone too: only `srun` starts a process for each task. Raises LaunchError
+    where a launcher's variables are incomplete.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return _launched(environment)
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        return _by_srun(environment)
+    return Place()
+
+
+def _launched(environment: Mapping[str, str]) -> Place:
+    world_size = int(environment["WORLD_SIZE"])
+    if world_size == 1:
+        return Place()
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in environment:
+            hint = "start with torchrun, `accelerate launch` or srun, which set it"
+            raise LaunchError(f"WORLD_SIZE is {world_size}, but {name} is not set", where="environment", hint=hint)
+    return Place(
+        rank=int(environment["RANK"]),
+        world_size=world_size,
+        local_rank=int(environment.get("LOCAL_RANK", "0")),
+        head=environment["MASTER_ADDR"],
+        port=int(environment["MASTER_PORT"]),
+        served=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        launcher="torchrun or accelerate" if "TORCHELASTIC_RUN_ID" in environment else "a launcher",
+    )
+
+
+def _by_srun(environment: Mapping[str, str]) -> Place:
+    """Task 0 is on the step's first node; the port is the one that slurm/train.sbatch trains with."""
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    port = FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % 1000
+    return Place(
+        rank=int(environment["SLURM_PROCID"]),
+        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(environment.get("SLURM_LOCALID", "0")),
+        head=environment.get("MASTER_ADDR") or first_host(nodes),
+        port=int(environment.get("MASTER_PORT", port)),
+        launcher="srun",
+    )
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's list of nodes, `node[03-05,9],big1`: as scontrol says, or where a container has no
+    scontrol, from the list's own spelling. Raises LaunchError for an empty list."""
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=10)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.split()[0]
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    found = re.match(r"([^\[,\s]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
+    if not found:
+        raise LaunchError(f"cannot read the list of nodes {nodes!r}", where="SLURM_STEP_NODELIST")
+    return "".join(part or "" for part in found.groups())
+
+
+def announce(place: Place) -> None:
+    """Tell the rest of Cloze, which reads torchrun's variables, which rank this is."""
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.local_rank))

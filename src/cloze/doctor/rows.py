@@ -1,0 +1,48 @@
+"""A row of the doctor's table, and what all judgements share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Findings = dict[str, Any]
+State = Literal["ok", "warn", "bad"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was looked at, how it is, what was found, and what to do about it."""
+
+    check: str
+    state: State
+    found: str
+    todo: str = ""
+
+
+def hosts_of(findings: Findings) -> dict[str, list[dict[str, Any]]]:
+    """Host -> facts of its ranks, in order of rank."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for facts in findings["ranks"]:
+        found.setdefault(facts["host"], []).append(facts)
+    return found
+
+
+def naming(hosts: Sequence[str], most: int = 4) -> str:
+    """`node1, node2 and 14 more`"""
+    names = list(dict.fromkeys(hosts))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def count(number: int, thing: str) -> str:
+    """`1 rank`, `2 ranks`"""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def by_value(findings: Findings, value: Callable[[dict[str, Any]], Any]) -> dict[Any, list[str]]:
+    """Each value that some rank has -> the hosts that have it; the commonest first."""
+    found: dict[Any, list[str]] = {}
+    for facts in findings["ranks"]:
+        found.setdefault(value(facts), []).append(facts["host"])
+    return dict(sorted(found.items(), key=lambda one: -len(one[1])))
