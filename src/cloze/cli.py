@@ -1,18 +1,14 @@
 """The command line: `cloze COMMAND ...`, also as `python -m cloze COMMAND ...`.
 
-Reads flags and --config YAML into the command's dataclass (`cloze.config`), hands it to `cloze.commands.COMMAND.run`,
-and turns what a person can cause (`ClozeError`) into one line on stderr and exit code 2. Imports nothing heavy: help
-and usage errors come at once.
+Hands the command's dataclass (`cloze.flags.parse`) to `cloze.commands.COMMAND.run`, and turns what a person can cause
+(`ClozeError`) into one line on stderr and exit code 2. Imports nothing heavy: help and usage errors come at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import importlib
 import os
-import re
 import signal
 import sys
 import time
@@ -20,148 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jsonargparse
-
-from cloze import __version__, config
-from cloze.errors import ClozeError, ConfigError, LostRank, Stopped
+from cloze.errors import ClozeError, LostRank, Stopped
+from cloze.flags import parse
 
 FIRST_WORD_SECONDS = 2.0
-
-# command -> (its dataclass, one line of help, whether required fields are given by position)
-COMMANDS: dict[str, tuple[type, str, bool]] = {
-    "prepare": (config.PrepareConfig, "turn a corpus into fixed blocks of tokens", False),
-    "inspect": (config.InspectConfig, "show what is in a prepared folder", True),
-    "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus", False),
-    "train": (config.TrainConfig, "train a model", False),
-    "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
-    "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
-    "compare": (config.CompareConfig, "tell which of two models is better", True),
-    "fill": (config.FillConfig, "fill the mask in a text", True),
-    "push": (config.PushConfig, "publish a model on the Hub", True),
-    "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
-    "submit": (config.SubmitConfig, "submit a recipe to SLURM as a chain of jobs", True),
-    "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
-    "bench": (config.BenchConfig, "measure speed beside other tools", True),
-    "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
-    "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
-}
-
-# Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
-OLD_NAMES = {
-    "from": "use --weights",
-    "max_seq_length": "use --block_size",
-    "line_by_line": "dropped: documents are packed into blocks of block_size",
-    "pad_to_max_length": "dropped: blocks are always full",
-    "train_file": "use --dataset_name",
-    "validation_file": "use --validation_split on a folder with train and validation files",
-    "preprocessing_num_workers": "use --num_proc",
-    "overwrite_cache": "dropped: a changed corpus, tokenizer or setting is noticed",
-    "overwrite_output_dir": "choose another output_dir, or delete the old one",
-    "use_fast_tokenizer": "dropped: the fast tokenizer is always used",
-    "use_auth_token": "use --token",
-    "streaming": "`cloze prepare` always streams; to keep nothing on the disk use --streaming_train of `cloze train`",
-    "max_train_samples": "use a slice: --split 'train[:N]'",
-    "max_eval_samples": "use a slice: --validation_split 'validation[:N]'",
-    "low_cpu_mem_usage": "dropped",
-    "torch_dtype": "use --bf16 or --fp16",
-    "do_train": "dropped: `cloze train` trains",
-    "do_eval": "use --eval_strategy, or `cloze evaluate`",
-    "evaluation_strategy": "use --eval_strategy",
-    "per_gpu_train_batch_size": "use --per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
-    "no_cuda": "use --use_cpu",
-    "auto_batch_size": "use --auto_find_batch_size",
-    "warmup_ratio": "use --warmup_steps with a value below 1",
-    "hub_always_push": "dropped: a push that comes too late is left out, and the next one has all",
-    "local_rank": "start with `accelerate launch -m cloze train ...`",
-    "logging_dir": "trackers write into output_dir",
-}
-
-
-def build_parser() -> jsonargparse.ArgumentParser:
-    """The parser of all commands; raises `jsonargparse.ArgumentError` instead of exiting."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog="cloze",
-        description="Distributed training of masked language models.",
-        version=f"cloze {__version__}",
-        exit_on_error=False,
-    )
-    commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
-    for name, (dataclass, help_line, _) in COMMANDS.items():
-        sub = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
-        sub.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
-        sub.add_class_arguments(dataclass)
-        commands.add_subcommand(name, sub, help=help_line)
-    return parser
-
-
-def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
-    parser = build_parser()
-    words = _spell_out(argv)
-    try:
-        namespace = parser.parse_args(words)
-    except jsonargparse.ArgumentError as error:
-        raise _explain(str(error), argv) from None
-    command = namespace.command
-    values = namespace[command].as_dict()
-    values.pop("config", None)
-    return command, COMMANDS[command][0](**values)
-
-
-def _spell_out(argv: Sequence[str]) -> list[str]:
-    """Write short forms out for the parser: `--bf16` is `--bf16 true`, `fill MODEL` is `fill --model MODEL`."""
-    command = next((word for word in argv if not word.startswith("-")), None)
-    if command not in COMMANDS:
-        return list(argv)
-    at = list(argv).index(command) + 1
-    dataclass, _, takes_positions = COMMANDS[command]
-    fields = dataclasses.fields(dataclass)
-    known = {f.name for f in fields} | {"help", "print_config"}
-    booleans = {f"--{f.name}": "auto" if "auto" in str(f.type) else "" for f in fields if str(f.type)[:4] == "bool"}
-    positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
-    words, rest = list(argv[:at]), list(argv[at:])
-    files: list[str] = []  # --config comes first, so that flags win wherever they stand
-    while rest:
-        word = rest.pop(0)
-        if word == "--config" or word.startswith("--config="):
-            files += [word] if "=" in word or not rest else [word, rest.pop(0)]
-        elif not word.startswith("-"):
-            words += [f"--{positions.pop(0)}", word] if positions else [word]
-        elif word in booleans:
-            said = rest and rest[0].lower() in ("true", "false", booleans[word])
-            value = rest.pop(0).lower() if said else "true"
-            words += [word, value]
-        else:
-            name = word.split("=")[0]
-            if name.startswith("--") and name[2:] not in known:
-                raise _unknown(command, name[2:])
-            words.append(word)
-            if word.startswith("--") and "=" not in word and word != "--help" and rest:
-                value = rest.pop(0)
-                if name.endswith("_flags"):  # they begin with a dash
-                    words[-1] = f"{word}={value}"
-                else:
-                    words.append(value)
-    return [*words[:at], *files, *words[at:]]
-
-
-def _explain(message: str, argv: Sequence[str]) -> ConfigError:
-    """One line for a parser's message, with a suggestion where a name is not known."""
-    command = next((word for word in argv if word in COMMANDS), None)
-    unknown = re.search(r"(?:unrecognized arguments: -*|does not accept (?:option|nested key) ')([\w.]+)", message)
-    if unknown and command:
-        return _unknown(command, unknown.group(1))
-    message = message.replace(f"{command}.", "")
-    hint = f"see cloze {command} --help" if command else f"the commands are: {', '.join(COMMANDS)}"
-    return ConfigError(" ".join(message.split()), where=f"cloze {command}" if command else "cloze", hint=hint)
-
-
-def _unknown(command: str, name: str) -> ConfigError:
-    close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(COMMANDS[command][0])], n=1)
-    hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
-    return ConfigError(f"unknown option {name}", where=f"cloze {command}", hint=hint)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -15,9 +15,9 @@ import os
 import sys
 from pathlib import Path
 
-from cloze.cli import parse
 from cloze.errors import ClozeError
 from cloze.files import write_json
+from cloze.flags import parse
 
 STARTS = Path("slurm") / "starts.json"
 

@@ -13,9 +13,9 @@ from ranks import cloze_ranks, succeed
 from recording import digest, record, recorded_steps
 from safetensors.numpy import load_file
 
-from cloze.cli import parse
 from cloze.data.loader import IGNORE_INDEX
 from cloze.errors import ConfigError, DataError
+from cloze.flags import parse
 from cloze.replay import rebuild, replay
 
 FLAGS = [*TINY_MODEL, "--num_train_epochs", "1.3", "--save_strategy", "epoch", "--learning_rate", "1e-3"]

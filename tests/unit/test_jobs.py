@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cloze.cli import parse
 from cloze.commands import submit
 from cloze.errors import ConfigError, LaunchError
+from cloze.flags import parse
 from cloze.jobs import count_start, main, newest_step
 
 ROOT = Path(__file__).resolve().parents[2]

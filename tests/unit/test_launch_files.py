@@ -17,8 +17,8 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from deepspeed.runtime.config import DeepSpeedConfig
 from packaging.requirements import Requirement
 
-from cloze.cli import parse
 from cloze.errors import ConfigError
+from cloze.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / ".ci/run", ROOT / "slurm/submit"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from cloze.cli import parse
 from cloze.config import TrainConfig
+from cloze.flags import parse
 from cloze.reproduce import commands, launcher
 
 DATA = {

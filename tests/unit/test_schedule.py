@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from cloze.cli import parse
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
+from cloze.flags import parse
 from cloze.train.schedule import learning_rate_schedule
 
 

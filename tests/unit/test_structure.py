@@ -14,8 +14,7 @@ PACKAGE = Path(cloze.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the outside in: a module may import its own layer and the ones after it.
 LAYERS = [
-    ["jobs"],
-    ["cli", "__main__"],
+    ["cli", "__main__", "jobs"],
     ["commands"],
     ["demo", "doctor", "metrics", "bench", "inspection", "replay"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
@@ -29,6 +28,7 @@ LAYERS = [
     ["data"],
     ["distributed"],
     ["tensorfile", "zerofiles"],
+    ["flags"],
     ["console", "files", "config", "memory", "intervals", "places"],
     ["errors"],
 ]

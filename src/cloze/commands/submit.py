@@ -16,6 +16,7 @@ from typing import Any
 from cloze.config import PrepareConfig, SubmitConfig, TrainConfig
 from cloze.console import say
 from cloze.errors import ConfigError, LaunchError
+from cloze.flags import parse
 
 TIME = re.compile(r"\d+(-\d+)?(:\d+){0,2}|UNLIMITED", re.IGNORECASE)
 
@@ -70,8 +71,6 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
 
     Raises ConfigError where something in them is wrong, or where they do not fit together.
     """
-    from cloze.cli import parse
-
     train = parse(["train", "--config", config.recipe, *shlex.split(config.train_flags)])[1]
     beside = prepare_recipe(config.recipe)
     if not beside.is_file():
