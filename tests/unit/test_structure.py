@@ -14,7 +14,7 @@ PACKAGE = Path(cloze.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the outside in: a module may import its own layer and the ones after it.
 LAYERS = [
-    ["cli", "__main__"],
+    ["cli", "__main__", "launcher"],
     ["commands"],
     ["demo", "metrics", "bench", "inspection", "replay"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
