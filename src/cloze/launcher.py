@@ -1,7 +1,7 @@
 """`accelerate launch`, but its exit code says what the ranks on this machine ended with: whether to start again.
 
-accelerate ends with 1 whatever happened, and shows 60 lines of itself, after a stop in good order too. The flags are the
-same, and `launch/multi_node` starts one on each machine:
+accelerate ends with 1 whatever happened, and shows 60 lines of itself, after a stop in good order too. The flags are
+the same, and `launch/multi_node` starts one on each machine:
 
     python -m cloze.launcher --config_file launch/accelerate/multi_node.yaml --machine_rank 1 ... -m cloze train ...
 """

@@ -12,6 +12,7 @@ A bridge in one more namespace joins them, so that nothing of it is seen outside
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 NETWORK = "10.77.1"
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def why_not() -> str | None:
@@ -47,6 +49,7 @@ class Host:
 
     def __init__(self, name: str, address: str, holder: int, hosts: Hosts):
         self.name, self.address, self._holder, self._hosts = name, address, holder, hosts
+        self._plug = f"to-{name}"  # what is put into the bridge
 
     def command(self, words: list[str]) -> list[str]:
         """What starts `words` on this host, from outside."""
@@ -61,26 +64,35 @@ class Host:
         """Run a program on this host to its end; what it printed. Raises CalledProcessError where it fails."""
         return _run(self.command(list(words)))
 
+    def move_in(self) -> None:
+        """Take this process, which has one thread, to this host's network and name; with the addresses of torch's."""
+        for kind in ("net", "uts"):
+            with open(f"/proc/{self._holder}/ns/{kind}") as namespace:
+                if _libc.setns(namespace.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), f"setns: {kind} of {self.name}")
+        os.environ["GLOO_SOCKET_IFNAME"] = "eth0"  # this process still reads the /etc/hosts of outside
+
     def cut(self) -> None:
         """Pull the cable: what is sent gets lost, and nobody is told."""
-        self._hosts.at_hub("ip", "link", "set", f"to-{self.name}", "nomaster")
+        self._hosts.at_hub("ip", "link", "set", self._plug, "nomaster")
 
     def mend(self) -> None:
         """Put the cable back."""
-        self._hosts.at_hub("ip", "link", "set", f"to-{self.name}", "master", "bridge0")
+        self._hosts.at_hub("ip", "link", "set", self._plug, "master", "bridge0")
 
     def lengthen(self, delay: float = 0.0, loss: float = 0.0) -> None:
         """Make its cable a long and bad one: `delay` in seconds each way, `loss` as a share of the frames."""
-        port, relay, at_hub = f"port-{self.name}", f"long-{self.name}", self._hosts.at_hub
+        near, relay, at_hub = self._plug, f"relay-{self.name}", self._hosts.at_hub
         self.cut()
+        self._plug = f"far-{self.name}"
         self.run(sys.executable, str(HERE / "whole_frames.py"), "eth0")
-        at_hub("ip", "link", "add", port, "type", "veth", "peer", "name", relay)
-        for name in (port, relay):
+        at_hub("ip", "link", "add", self._plug, "type", "veth", "peer", "name", relay)
+        for name in (self._plug, relay):
             at_hub(sys.executable, str(HERE / "whole_frames.py"), name)
             at_hub("ip", "link", "set", name, "up")
-        at_hub("ip", "link", "set", port, "master", "bridge0")
-        ends = [f"to-{self.name}", relay, "--delay", str(delay), "--loss", str(loss)]
+        ends = [near, relay, "--delay", str(delay), "--loss", str(loss)]
         self._hosts.at_hub_from_now_on(sys.executable, str(HERE / "slow_cable.py"), *ends)
+        self.mend()
 
     def bytes_sent(self) -> int:
         """Bytes that went out of this host's interface, with headers."""
@@ -142,8 +154,10 @@ class Hosts:
 
     def _make(self) -> None:
         addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(self._names, 1)}
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
+        lines += [f"::ffff:{address} {name}" for name, address in addresses.items()]  # torch asks for names in IPv6
         table = self._folder / "etc-hosts"
-        table.write_text("".join(f"{to} {name}\n" for name, to in {"localhost": "127.0.0.1", **addresses}.items()))
+        table.write_text("\n".join(lines) + "\n")
         self._hub = self._hold("--net")
         self.at_hub("ip", "link", "add", "bridge0", "type", "bridge")
         self.at_hub("ip", "link", "set", "bridge0", "up")

@@ -2,7 +2,7 @@
 
     python slow_cable.py one other --delay 0.005 --loss 0.01
 
-In user space, and not with `tc netem`, which many kernels come without; and so that the same frames get lost each time.
+In user space, and not with `tc netem`, which many kernels come without.
 """
 
 from __future__ import annotations

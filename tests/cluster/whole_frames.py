@@ -1,6 +1,6 @@
-"""Make the kernel cut what it sends through an interface into frames itself, with their checksums, as a cable needs it.
+"""Make the kernel cut what it sends through an interface into frames itself, with checksums, as a cable needs it.
 
-    python whole_frames.py eth0        # what `ethtool -K eth0 tx off tso off gso off` does
+python whole_frames.py eth0        # what `ethtool -K eth0 tx off tso off gso off` does
 """
 
 from __future__ import annotations

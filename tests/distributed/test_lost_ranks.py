@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import cloze_ranks, succeed
-from test_interruptions import at_call
+from ranks import at_call, cloze_ranks, succeed
 
 FLAGS = [*TINY_MODEL, "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3"]
 

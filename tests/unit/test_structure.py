@@ -28,7 +28,7 @@ LAYERS = [
     ["data"],
     ["distributed"],
     ["tensorfile", "zerofiles"],
-    ["console", "files", "config", "memory", "intervals", "places"],
+    ["console", "files", "config", "memory", "intervals", "places", "wire"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
