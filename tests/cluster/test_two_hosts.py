@@ -154,7 +154,7 @@ def test_a_cut_cable_is_named_by_both_hosts_and_the_next_start_goes_on(hosts, pr
     """Two processes on each host, all of it through launch/multi_node, with a checkpoint before the cut."""
     run, log = tmp_path / "run", tmp_path / "log.txt"
     argv = flags(prepared, run, 2, "--ddp_timeout", "8", "--save_strategy", "steps", "--save_steps", "2")
-    hosts["b"].lengthen(delay=0.05)  # so that there is time to cut it
+    hosts["b"].lengthen(delay=0.005)  # so that there is time to cut it
     options = ["--processes_per_node", "2", "--max_restarts", "1", "--log_dir", str(tmp_path / "logs")]
     words, environment = launch(hosts, argv, *options)
     with open(log, "w") as out:

@@ -21,7 +21,7 @@ from cloze.cli import parse
 from cloze.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / ".ci/run"]
+COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / "launch/multi_node", ROOT / ".ci/run"]
 SCRIPTS = [*COMMANDS, ROOT / "launch/env.sh", *sorted(ROOT.glob("slurm/*.sbatch"))]
 ACCELERATE_CONFIGS = sorted(ROOT.glob("launch/accelerate/*.yaml"))
 DS_CONFIGS = sorted(ROOT.glob("ds_configs/*.json"))
