@@ -17,6 +17,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from cloze.cli import parse
+from cloze.distributed import Launched, read_launcher
 from cloze.launcher import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ FAR = """#!/bin/sh
 host=$1
 shift
 [ "$host" != nowhere ] || exit 255
-sh -c "$*"
+env -i PATH="$PATH" sh -c "$*"
 code=$?
 [ "$host" != lost ] || exit 255
 exit $code
@@ -160,7 +161,9 @@ def test_when_one_ends_badly_the_others_are_ended(place: Path):
 
 def test_a_machine_that_does_not_end_is_ended_by_force(place: Path):
     act(place, "trap '' TERM; exec sleep 1000", "exit 1")
-    assert run(place, "--kill_after", "1", "--", "R.yaml")[0] == 1
+    code, output = run(place, "--kill_after", "1", "--", "R.yaml")
+    assert code == 1
+    assert "left alone" not in output
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=lambda n: str(n))
@@ -187,10 +190,11 @@ def test_one_machine_started_by_hand_passes_a_signal_on_to_its_ranks(place: Path
 
 
 def test_the_ranks_are_asked_to_stop_when_the_place_that_started_them_is_gone(place: Path):
+    """Each of them, also when another one does not end."""
     (place / "rank").write_text(RANK)
-    act(place, "exec bash rank 0", "exec bash rank 1")
-    process = start(place, "--", "R.yaml")
-    wait_for(place / "up-0", place / "up-1")
+    act(place, "exec bash rank 0", "exec bash rank 1", "trap '' TERM; touch up-2; exec sleep 1000")
+    process = start(place, "--", "R.yaml", hosts="a,b,c")
+    wait_for(*(place / f"up-{rank}" for rank in range(3)))
     process.kill()
     wait_for(place / "heard-0", place / "heard-1")
 
@@ -266,6 +270,12 @@ def test_help_tells_every_option():
 )
 def test_the_launchers_exit_code_tells_what_its_ranks_ended_with(codes: list[int], whole: int):
     assert exit_code(codes) == whole
+
+
+def test_what_was_launched_is_read_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPatch):
+    words = ["python", "-m", "cloze.launcher", "--config_file", str(ROOT / "launch/accelerate/multi_node.yaml")]
+    monkeypatch.setattr("cloze.distributed._ancestors", lambda: [["bash"], [*words, "--num_processes", "12", "a.py"]])
+    assert read_launcher() == Launched(num_processes=12, num_machines=2, deepspeed=True)
 
 
 @pytest.mark.slow
