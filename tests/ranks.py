@@ -153,3 +153,21 @@ def succeed(outcomes: list[Outcome]) -> None:
     """Fail, showing the output, unless every rank ended with exit code 0."""
     for rank, outcome in enumerate(outcomes):
         assert outcome.code == 0, f"rank {rank} ended with {outcome.code}:\n{outcome.output}"
+
+
+def at_call(module: str, name: str, number: int, act: Callable[[], None], rank: int = 1) -> Callable[[], None]:
+    """To be called in a rank: `act` happens inside the `number`-th call of a function, on one rank."""
+
+    def install() -> None:
+        where = importlib.import_module(module)
+        plain, calls = getattr(where, name), []
+
+        def disturbed(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == number and os.environ.get("RANK") == str(rank):
+                act()
+            return plain(*args, **kwargs)
+
+        setattr(where, name, disturbed)
+
+    return install

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         command, arguments = parse(sys.argv[1:] if argv is None else argv)
         code = importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
     except ClozeError as error:
-        if is_main or (isinstance(error, LostRank) and error.loud and os.environ.get("RANK") == "1"):
+        if error.is_ours_to_tell() if isinstance(error, LostRank) else is_main:
             print(f"cloze: error: {error}", file=sys.stderr)
         code = error.exit_code
         if not is_main and not isinstance(error, LostRank):

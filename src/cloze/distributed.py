@@ -132,7 +132,7 @@ def read_launcher() -> Launched:
         words = [Path(word).name for word in arguments[:4]]
         for position, word in enumerate(words):
             via_cli = word == "launch" and any(before.startswith("accelerate") for before in words[:position])
-            if via_cli or word in ("accelerate-launch", "accelerate.commands.launch"):
+            if via_cli or word in ("accelerate-launch", "accelerate.commands.launch", "cloze.launcher"):
                 return _read_accelerate(arguments[position + 1 :])
     return Launched()
 

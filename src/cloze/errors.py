@@ -8,6 +8,7 @@ and exits with code 2. Anything else that is raised is a bug in Cloze and keeps 
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -75,6 +76,12 @@ class LostRank(ClozeError):
     ):
         super().__init__(what, where=where, hint=hint)
         self.exit_code, self.loud = exit_code, loud
+
+    def is_ours_to_tell(self) -> bool:
+        """Whether this process is to say it: rank 0 is; where that one is lost, rank 1 and the first rank of each
+        machine are, since each machine may see the others no more."""
+        rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+        return rank == "0" or (self.loud and (rank == "1" or local_rank == "0"))
 
 
 class Stopped(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -261,8 +262,9 @@ def test_restarts_that_bring_nothing_come_to_an_end(cluster: Cluster, blocks: Pa
     (blocks / "slurm").unlink()
     shutil.copytree(Path(__file__).resolve().parents[2] / "slurm", blocks / "slurm")
     (blocks / "broken").mkdir()
-    (blocks / "broken" / "accelerate").write_text("#!/bin/sh\nexit 1\n")
-    (blocks / "broken" / "accelerate").chmod(0o755)
+    script = f'#!/bin/sh\ncase "$*" in *cloze.launcher*) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
+    (blocks / "broken" / "python").write_text(script)
+    (blocks / "broken" / "python").chmod(0o755)
     (blocks / "slurm" / "site.env").write_text('export PATH="$PWD/broken:$PATH" MAX_RESTARTS=1\n')
     job = train(cluster, blocks)
     cluster.wait(job, "FAILED", logs=lambda: logs_of(blocks))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL, make_prepared
-from ranks import Outcome, cloze_ranks, succeed
+from ranks import Outcome, at_call, cloze_ranks, succeed
 
 from cloze.train.checkpoint_files import verify_checkpoint
 
@@ -64,26 +64,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in names:
         assert filecmp.cmp(one / "checkpoint-6" / name, other / "checkpoint-6" / name, shallow=False), name
     assert not [path.name for path in other.glob("checkpoint-*") if path.suffix]
-
-
-def at_call(module: str, name: str, number: int, act: Callable[[], None], rank: int = 1) -> Callable[[], None]:
-    """To be called in a rank: `act` happens inside the `number`-th call of a function, on one rank."""
-
-    def install() -> None:
-        import importlib
-
-        where = importlib.import_module(module)
-        plain, calls = getattr(where, name), []
-
-        def disturbed(*args, **kwargs):
-            calls.append(1)
-            if len(calls) == number and os.environ.get("RANK") == str(rank):
-                act()
-            return plain(*args, **kwargs)
-
-        setattr(where, name, disturbed)
-
-    return install
 
 
 def sent(*numbers: int) -> Callable[[], None]:

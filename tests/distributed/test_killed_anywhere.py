@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import cloze_ranks, entering, start_ranks, succeed, warm_up
-from test_interruptions import at_call, sent
+from ranks import at_call, cloze_ranks, entering, start_ranks, succeed, warm_up
+from test_interruptions import sent
 
 STEPS = 10
 FLAGS = [

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import cloze_ranks, succeed
-from test_interruptions import at_call
+from ranks import at_call, cloze_ranks, succeed
 
 FLAGS = [*TINY_MODEL, "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3"]
 
@@ -95,6 +94,22 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(prepared: Path, tmp_path: Path
     stacks = [(tmp_path / "run" / "stacks" / f"rank-{each}.txt").read_text() for each in range(world_size)]
     assert "wait_for_ever_in_here" in stacks[rank]
     assert all("train_step" in text for text in stacks)
+
+
+def test_a_rank_that_does_not_answer_within_ddp_timeout(prepared: Path, tmp_path: Path):
+    """It lives, and says so, but it waits for something else than the others do."""
+    argv = flags(prepared, tmp_path / "run", "--ddp_timeout", "5")
+    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, wait_for_ever_in_here)
+    outcomes = cloze_ranks(argv, 2, "ddp", tmp_path / "a", before, timeout=60)
+    assert [outcome.code for outcome in outcomes] == [75, 75], outcomes[0].output
+    told = errors(outcomes[0].output)
+    assert len(told) == 1
+    assert (
+        f"rank 0 on {socket.gethostname()} got no answer from other ranks in train, step 3 (--ddp_timeout 5)"
+        in told[0]
+    )
+    assert f"last heard: rank 1 on {socket.gethostname()}, " in told[0]
+    assert "Traceback" not in outcomes[0].output
 
 
 def frozen_after_a_while() -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(cloze.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the outside in: a module may import its own layer and the ones after it.
 LAYERS = [
-    ["cli", "__main__", "jobs"],
+    ["cli", "__main__", "jobs", "launcher"],
     ["commands"],
     ["demo", "doctor", "metrics", "bench", "inspection", "replay"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
@@ -29,7 +29,7 @@ LAYERS = [
     ["distributed"],
     ["tensorfile", "zerofiles"],
     ["flags"],
-    ["console", "files", "config", "memory", "intervals", "places"],
+    ["console", "files", "config", "memory", "intervals", "places", "wire"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

@@ -167,8 +167,8 @@ def identify(config: TrainConfig, data: TrainData, plan: Plan, world_size: int) 
 
 def watch_ranks(config: TrainConfig, accelerator: Accelerator) -> Watch:
     """The watch over the ranks of this run."""
-    stacks = Path(config.output_dir) / "stacks"
-    return Watch(accelerator.process_index, accelerator.num_processes, config.hang_timeout, stacks)
+    rank, world_size, stacks = accelerator.process_index, accelerator.num_processes, Path(config.output_dir) / "stacks"
+    return Watch(rank, world_size, config.hang_timeout, stacks, config.ddp_timeout)
 
 
 def resume(run: Run) -> Start:

@@ -2,9 +2,10 @@
 
 A collective operation waits for a dead rank until its time-out, half an hour by default. So every rank keeps a
 connection to rank 0, apart from the process group, and says each second what it does. The kernel closes a dead
-process's connection at once; a machine that is gone is missed after a minute. The survivors get one line, and end.
+process's connection at once; a machine that is gone, or whose cable is cut, is missed after a minute, or after the
+collectives' time-out where that is shorter, on both sides. The survivors get one line, and end.
 
-    with Watch(rank, world_size, hang_timeout=600, stacks=run_dir / "stacks") as watch:
+    with Watch(rank, world_size, hang_timeout=600, stacks=run_dir / "stacks", ddp_timeout=1800) as watch:
         with watch.phase("evaluate"): ...
         watch.step = 120        # any of these is a sign of progress
 
@@ -31,9 +32,11 @@ from cloze.distributed import decide, gather
 from cloze.errors import ClozeError, LostRank, Stopped
 
 INTERVAL_SECONDS = 1.0
-SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost
+SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost; at most --ddp_timeout
 CONNECT_SECONDS = 20.0
 GRACE_SECONDS = 5.0  # for the main thread to come out of a collective by itself
+# What gloo and NCCL say when another rank does not answer, or its connection is gone.
+_UNANSWERED = re.compile(r"gloo/transport|Timed out waiting|Connection (closed|reset) by|ncclRemoteError|Broken pipe")
 
 
 @contextlib.contextmanager
@@ -49,11 +52,11 @@ def lost_while_joining() -> Iterator[None]:
 
 
 class Watch:
-    """One rank's part. Without other ranks it only looks for hangs."""
+    """One rank's part. Without other ranks it only looks for hangs. Both time-outs in seconds."""
 
-    def __init__(self, rank: int, world_size: int, hang_timeout: int | None, stacks: Path):
+    def __init__(self, rank: int, world_size: int, hang_timeout: int | None, stacks: Path, ddp_timeout: int):
         self.rank, self.world_size, self.host = rank, world_size, socket.gethostname()
-        self._hang_timeout, self._stacks = hang_timeout, stacks
+        self._hang_timeout, self._stacks, self._ddp_timeout = hang_timeout, stacks, ddp_timeout
         self._phase, self._step, self._progress = "set-up", 0, time.monotonic()
         self._links: dict[int, _Link] = {}
         self._lost: LostRank | None = None
@@ -105,7 +108,25 @@ class Watch:
             if self.world_size > 1 and self._noticed.wait(GRACE_SECONDS / 2) and self._lost is not None:
                 self._end("bye", None)
                 raise self._lost from None
+            if self.world_size > 1 and isinstance(error, RuntimeError | OSError) and _UNANSWERED.search(str(error)):
+                lost = self._unanswered()
+                self._end("failed", str(lost), lost.exit_code)
+                raise lost from error
             self._end("failed", f"{type(error).__name__}: {error}".splitlines()[0], 1)
+
+    def _unanswered(self) -> LostRank:
+        """A collective got no answer, but all ranks that this one hears of are alive."""
+        now = time.monotonic()
+        others = [
+            f"rank {rank} on {link.about['host']}, {now - link.heard:.0f} s ago, in {link.about['phase']}, "
+            f"step {link.about['step']}"
+            for rank, link in sorted(self._links.items())
+        ]
+        line = (
+            f"rank {self.rank} on {self.host} got no answer from other ranks in {self._phase}, step {self._step} "
+            f"(--ddp_timeout {self._ddp_timeout}); last heard: {'; '.join(others) or 'nobody'}"
+        )
+        return LostRank(line, loud=True)
 
     def _end(self, kind: str, line: str | None, code: int = 0) -> None:
         self._ended.set()
@@ -195,7 +216,7 @@ class Watch:
             self._dump()
         elif self._ended.wait(GRACE_SECONDS):
             return
-        if self.rank == 0 or (lost.loud and self.rank == 1):
+        if lost.is_ours_to_tell():
             os.write(2, f"cloze: error: {lost}\n".encode())
         os._exit(lost.exit_code)
 
@@ -208,11 +229,12 @@ class Watch:
                 faulthandler.dump_traceback(file)
 
     def _keep_watch(self) -> None:
+        silence = min(SILENT_SECONDS, self._ddp_timeout)
         while not self._ended.wait(INTERVAL_SECONDS):
             self._tell()
             for rank, link in self._links.items():
-                if not link.gone and time.monotonic() - link.heard > SILENT_SECONDS:
-                    self._notice(self._about(rank, link, f"said nothing for {SILENT_SECONDS:.0f} s"))
+                if not link.gone and time.monotonic() - link.heard > silence:
+                    self._notice(self._about(rank, link, f"said nothing for {silence:.0f} s"))
             waited = time.monotonic() - self._progress
             if self._hang_timeout is not None and waited > self._hang_timeout:
                 line = (

@@ -1,0 +1,50 @@
+"""`accelerate launch`, but its exit code says what the ranks on this machine ended with: whether to start again.
+
+accelerate ends with 1 whatever happened, and shows 60 lines of itself, after a stop in good order too. The flags are
+the same, and `launch/multi_node` starts one on each machine:
+
+    python -m cloze.launcher --config_file launch/accelerate/multi_node.yaml --machine_rank 1 ... -m cloze train ...
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+START_AGAIN, INTERRUPTED, MEND = 75, 130, 2
+
+
+def exit_code(codes: Iterable[int]) -> int:
+    """The code of a machine from those of its ranks, where a negative one is a signal: 2 (something to mend) before
+    any other failure, that before Ctrl-C (130), that before 75 (start again: stopped, or a rank killed or lost)."""
+    found = set(codes)
+    failed = sorted(code for code in found if code > 0 and code not in (START_AGAIN, INTERRUPTED, MEND))
+    for code in (MEND, *failed, INTERRUPTED):
+        if code in found:
+            return code
+    return START_AGAIN if found - {0} else 0
+
+
+def main() -> NoReturn:
+    """Launch, wait, and leave with `exit_code`."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args())
+    except ChildFailedError as error:
+        sys.exit(exit_code(failure.exitcode for failure in error.failures.values()))
+    except SignalException as error:
+        sys.exit(exit_code([128 + error.sigval] if error.sigval == 2 else [-int(error.sigval)]))
+    except DistError as error:
+        line = " ".join(str(error).split())
+        print(f"cloze: error: the machines cannot join ({line[:300]})", file=sys.stderr)
+        sys.exit(START_AGAIN)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
