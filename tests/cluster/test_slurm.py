@@ -125,8 +125,9 @@ def signalled(cluster: Cluster, job: str, workplace: Path) -> None:
 
 
 def out_of_time(cluster: Cluster, job: str, workplace: Path) -> None:
-    """One minute is less than the margin of 180 s: the controller tells so at its next tick."""
-    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    """The limit comes nearer than the margin that the job was submitted with; the controller looks every 30 s."""
+    hours, minutes, _ = map(int, cluster.facts(job)["RunTime"].split(":"))
+    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
 
 
 def not_running(cluster: Cluster, job: str) -> None:
@@ -184,9 +185,10 @@ def slow(disturb: Callable[..., None]) -> object:
 def test_a_job_that_is_ended_early_goes_on_and_ends_with_the_same_bits(
     cluster: Cluster, blocks: Path, undisturbed, disturb, figure
 ):
-    steps = 1000 if disturb is out_of_time else STEPS
+    steps = 400 if disturb is out_of_time else STEPS
     regularly = ("--save_steps", "10") if disturb in (powered_off, head_powered_off, cable_cut) else ()
-    job = train(cluster, blocks, steps=steps, flags=regularly)
+    margin = ("--signal=B:USR1@90",) if disturb is out_of_time else ()
+    job = train(cluster, blocks, *margin, steps=steps, flags=regularly)
     wait_for_steps(cluster, blocks, 25)
     disturb(cluster, job, blocks)
     begin, before = time.monotonic(), len(lines_of(blocks / "run"))
@@ -198,7 +200,8 @@ def test_a_job_that_is_ended_early_goes_on_and_ends_with_the_same_bits(
     facts = cluster.facts(job)
     assert facts["ExitCode"] == "0:0", logs_of(blocks)
     # Where a machine is gone the ranks know it before SLURM does, which may start the job there once more.
-    assert facts["Restarts"] in (("1", "2", "3") if regularly else ("1",)), logs_of(blocks)
+    # A limit of minutes may be reached more than once.
+    assert 1 <= int(facts["Restarts"]) <= (3 if regularly or margin else 1), logs_of(blocks)
     assert [line["step"] for line in lines_of(blocks / "run")] == list(range(1, steps + 1))
     assert contents(blocks / "run", steps) == contents(undisturbed(steps), steps)
     assert [cluster.processes(node) for node in ("node1", "node2")] == [[], []]
