@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
-from cloze.errors import ClozeError, LaunchError
+from cloze.errors import ClozeError, LaunchError, note_common
 
 T = TypeVar("T")
 
@@ -241,6 +241,7 @@ def decide(choose: Callable[[], T], group: Any = None) -> T:
     if unexpected is not None:
         raise unexpected
     if outcome[1] is not None:
+        note_common(outcome[1])
         raise outcome[1]
     return outcome[0]
 
@@ -254,6 +255,7 @@ def agree(problem: ClozeError | None) -> None:
     """Raise the first rank's problem on every rank, so that all of them stop at the same place."""
     for one in gather(problem):
         if one is not None:
+            note_common(one)
             raise one
 
 

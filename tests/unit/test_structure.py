@@ -28,6 +28,8 @@ LAYERS = [
     ["data"],
     ["distributed"],
     ["tensorfile", "zerofiles"],
+    ["telling"],
+    ["failures"],
     ["console", "files", "config", "memory", "intervals", "places"],
     ["errors"],
 ]

@@ -20,13 +20,14 @@ from safetensors import SafetensorError, safe_open
 
 from cloze.console import warn
 from cloze.distributed import agree, decide, gather
-from cloze.errors import CheckpointError
+from cloze.errors import CheckpointError, in_phase
 from cloze.train import state
 from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, list_checkpoints, verify_checkpoint
 from cloze.train.snapshot import Training
 from cloze.train.sums import add_sums, content_sum
 
 
+@in_phase("resume")
 def choose_checkpoint(
     output_dir: Path, choice: str | None, rank: int, world_size: int, at_most: int | None = None
 ) -> Path | None:

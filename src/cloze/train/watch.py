@@ -4,20 +4,19 @@ A collective operation waits for a dead rank until its time-out, half an hour by
 connection to rank 0, apart from the process group, and says each second what it does. The kernel closes a dead
 process's connection at once; a machine that is gone is missed after a minute. The survivors get one line, and end.
 
-    with Watch(rank, world_size, hang_timeout=600, stacks=run_dir / "stacks") as watch:
+    with Watch(rank, world_size, hang_timeout=600, log=FailureLog(run_dir, rank, world_size)) as watch:
         with watch.phase("evaluate"): ...
         watch.step = 120        # any of these is a sign of progress
 
-Without progress for `hang_timeout` seconds, all ranks write the stacks of their threads into files, and end.
+Without progress for `hang_timeout` seconds, all ranks write the stacks of their threads into files, and end. However a
+rank ends, but in good order, it leaves a record (see `cloze.failures`), once the run's folder is there (`opened`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
-import re
 import secrets
 import socket
 import threading
@@ -28,7 +27,10 @@ from typing import Any
 
 from cloze.console import warn
 from cloze.distributed import decide, gather
-from cloze.errors import ClozeError, LostRank, Stopped
+from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
+from cloze.failures import FailureLog, is_lost_connection, timestamp
+from cloze.telling import tell
+from cloze.train.stacks import STACKS, waits_for_others, write_stacks
 
 INTERVAL_SECONDS = 1.0
 SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost
@@ -43,18 +45,19 @@ def lost_while_joining() -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         line = " ".join(str(error).split())
-        if not re.search(r"[Cc]onnect|[Ss]ocket|[Tt]imed? ?out|gloo|NCCL", line):
+        if not is_lost_connection(line):
             raise
         raise LostRank(f"another rank ended while the processes were joining ({line[:200]})", loud=True) from error
 
 
 class Watch:
-    """One rank's part. Without other ranks it only looks for hangs."""
+    """One rank's part. Without other ranks it only looks for hangs. `is_open`: the run's folder is there already."""
 
-    def __init__(self, rank: int, world_size: int, hang_timeout: int | None, stacks: Path):
+    def __init__(self, rank: int, world_size: int, hang_timeout: int | None, log: FailureLog, is_open: bool = False):
         self.rank, self.world_size, self.host = rank, world_size, socket.gethostname()
-        self._hang_timeout, self._stacks = hang_timeout, stacks
-        self._phase, self._step, self._progress = "set-up", 0, time.monotonic()
+        self._hang_timeout, self._log, self._is_open = hang_timeout, log, is_open
+        self._stacks = log.run_dir / STACKS
+        self._phase, self._step, self._progress = "start", 0, time.monotonic()
         self._links: dict[int, _Link] = {}
         self._lost: LostRank | None = None
         self._noticed, self._ended = threading.Event(), threading.Event()
@@ -70,6 +73,11 @@ class Watch:
         self._step = value
         self.beat()
 
+    @property
+    def doing(self) -> tuple[str, int]:
+        """The phase it is in, and the steps done."""
+        return self._phase, self._step
+
     def beat(self) -> None:
         """A sign of progress."""
         self._progress = time.monotonic()
@@ -79,8 +87,17 @@ class Watch:
         """What this rank is doing."""
         before = self._phase
         self._enter(name)
-        yield
+        try:
+            yield
+        except Exception as error:
+            note_phase(error, name, self._step)
+            raise
         self._enter(before)  # not after an error: it happened in that phase
+
+    def opened(self, run_dir: Path) -> Path:
+        """The run's folder is there: from now on what goes wrong is kept in it."""
+        self._is_open = True
+        return run_dir
 
     def _enter(self, name: str) -> None:
         self._phase = name
@@ -96,21 +113,33 @@ class Watch:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Say goodbye, or what went wrong; an error that comes from another rank's end becomes one line about it."""
         if error is None or isinstance(error, Stopped):
-            self._end("bye", None)
-        elif isinstance(error, ClozeError):
-            self._end("failed", str(error), error.exit_code)
-        elif isinstance(error, KeyboardInterrupt):
-            self._end("failed", "interrupted", 130)
-        else:
-            if self.world_size > 1 and self._noticed.wait(GRACE_SECONDS / 2) and self._lost is not None:
-                self._end("bye", None)
-                raise self._lost from None
-            self._end("failed", f"{type(error).__name__}: {error}".splitlines()[0], 1)
+            self._end("bye")
+            return
+        note_phase(error, *self.doing)
+        if isinstance(error, KeyboardInterrupt):
+            self._end("failed", error, "interrupted", 130)
+            return
+        elsewhere = not isinstance(error, ClozeError) and self.world_size > 1
+        if elsewhere and self._noticed.wait(GRACE_SECONDS / 2) and self._lost is not None:
+            self._end("bye")
+            note_phase(self._lost, *phase_of(error))
+            self._keep(self._lost)
+            raise self._lost from None
+        self._keep(error)
+        self._end("failed", error, one_line(error), error.exit_code if isinstance(error, ClozeError) else 1)
 
-    def _end(self, kind: str, line: str | None, code: int = 0) -> None:
+    def _keep(self, error: BaseException) -> None:
+        if self._is_open:
+            self._log.leave(error)
+
+    def _end(self, kind: str, error: BaseException | None = None, line: str | None = None, code: int = 0) -> None:
         self._ended.set()
+        about = self._where()
+        if error is not None:
+            about["phase"], step = phase_of(error)
+            about |= {"step": self._step if step is None else step, "class": type(error).__name__}
         for link in self._links.values():
-            link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **self._where()})
+            link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **about})
 
     def _tell(self) -> None:
         for link in self._links.values():
@@ -134,10 +163,10 @@ class Watch:
                 self._links[0] = _Link(master)
                 self._links[0].send({"word": word, "rank": self.rank, **self._where()})
         except OSError as error:
-            warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only")
+            warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only", True)
         hosts = gather(self.host)
         for rank, link in self._links.items():
-            link.about = {"host": hosts[rank], "phase": "set-up", "step": 0}
+            link.about = {"host": hosts[rank], "phase": "start", "step": 0}
             threading.Thread(target=self._listen, args=(rank, link), name=f"watch-{rank}", daemon=True).start()
 
     def _accept(self, server: socket.socket, word: str) -> None:
@@ -163,56 +192,67 @@ class Watch:
                 link.gone = True
                 return
             elif kind == "lost":
-                self._notice(LostRank(said["line"], exit_code=said["code"]), tell=False)
+                self._notice(LostRank(said["line"], exit_code=said["code"], lost=said["lost"]), pass_on=False)
                 return
             elif kind == "hang":
-                self._notice(LostRank(said["line"], exit_code=said["code"]), tell=self.rank == 0, dump=True)
+                self._notice(LostRank(said["line"], exit_code=said["code"]), pass_on=self.rank == 0, dump=True)
                 return
             elif kind == "failed":
                 line = f"rank {rank} on {said['host']} failed in {said['phase']}, step {said['step']}: {said['line']}"
-                self._notice(LostRank(line, exit_code=said["code"]))
+                lost = _lost(rank, said, said["line"], said["class"], said["code"], time.time())
+                self._notice(LostRank(line, exit_code=said["code"], lost=lost))
                 return
         if not link.gone:
-            self._notice(self._about(rank, link, "died"))
+            self._notice(self._about(rank, link, "died", time.time()))
 
-    def _about(self, rank: int, link: _Link, what: str) -> LostRank:
+    def _about(self, rank: int, link: _Link, what: str, when: float) -> LostRank:
         about = link.about
         line = f"rank {rank} on {about['host']} {what} in {about['phase']}, step {about['step']}"
-        return LostRank(line, hint="--resume_from_checkpoint auto goes on from the last checkpoint", loud=rank == 0)
+        return LostRank(
+            line,
+            hint="--resume_from_checkpoint auto goes on from the last checkpoint",
+            loud=rank == 0,
+            lost=_lost(rank, about, line, LostRank.__name__, LostRank.exit_code, when),
+        )
 
-    def _notice(self, lost: LostRank, tell: bool = True, dump: bool = False) -> None:
+    def _notice(self, lost: LostRank, pass_on: bool = True, dump: bool = False) -> None:
         """Another rank is lost: tell the others, and end this process unless its main thread does so itself."""
         with self._lock:
             if self._ended.is_set() or self._noticed.is_set():
                 return
             self._lost = lost
             self._noticed.set()
-        if self.rank == 0 and tell:
-            message = {"kind": "hang" if dump else "lost", "line": str(lost), "code": lost.exit_code}
+        if self.rank == 0 and pass_on:
+            message = {
+                "kind": "hang" if dump else "lost",
+                "line": str(lost),
+                "code": lost.exit_code,
+                "lost": lost.lost,
+            }
             for link in self._links.values():
                 link.send(message)
         if dump:
-            self._dump()
+            write_stacks(self._stacks, self.rank, f"rank {self.rank} on {self.host}, {self._phase}, step {self._step}")
+            lost.lost = self._own_hang(str(lost))
         elif self._ended.wait(GRACE_SECONDS):
             return
-        if self.rank == 0 or (lost.loud and self.rank == 1):
-            os.write(2, f"cloze: error: {lost}\n".encode())
-        os._exit(lost.exit_code)
+        note_phase(lost, *self.doing)
+        self._keep(lost)
+        os._exit(tell(lost))
 
-    def _dump(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stacks.mkdir(parents=True, exist_ok=True)
-            with open(self._stacks / f"rank-{self.rank}.txt", "w", encoding="utf-8") as file:
-                file.write(f"rank {self.rank} on {self.host}, {self._phase}, step {self._step}\n")
-                file.flush()
-                faulthandler.dump_traceback(file)
+    def _own_hang(self, line: str) -> dict[str, Any]:
+        """This rank's part in a hang: to blame unless it waits for others; as old as its last sign of progress."""
+        since = time.time() - (time.monotonic() - self._progress)
+        about = _lost(self.rank, self._where(), line, LostRank.__name__, LostRank.exit_code, since)
+        return {**about, "follow_up": self.world_size > 1 and waits_for_others()}
 
     def _keep_watch(self) -> None:
         while not self._ended.wait(INTERVAL_SECONDS):
             self._tell()
             for rank, link in self._links.items():
                 if not link.gone and time.monotonic() - link.heard > SILENT_SECONDS:
-                    self._notice(self._about(rank, link, f"said nothing for {SILENT_SECONDS:.0f} s"))
+                    heard = time.time() - (time.monotonic() - link.heard)
+                    self._notice(self._about(rank, link, f"said nothing for {SILENT_SECONDS:.0f} s", heard))
             waited = time.monotonic() - self._progress
             if self._hang_timeout is not None and waited > self._hang_timeout:
                 line = (
@@ -225,6 +265,12 @@ class Watch:
                     if self._noticed.wait(GRACE_SECONDS):
                         return
                 self._notice(lost, dump=True)
+
+
+def _lost(rank: int, where: dict[str, Any], line: str, kind: str, code: int, when: float) -> dict[str, Any]:
+    """What error.json says of a rank that may not speak for itself."""
+    place = {key: where[key] for key in ("host", "phase", "step")}
+    return {"rank": rank, **place, "error": line, "kind": kind, "exit_code": code, "time": timestamp(when)}
 
 
 class _Link:
