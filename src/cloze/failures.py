@@ -144,7 +144,7 @@ def speaker_of(records: list[Record], one: Record) -> int:
 
 def is_same(one: Record, other: Record) -> bool:
     """Whether two ranks had the same error."""
-    return bool(one["kind"] == other["kind"] and one["error"] == other["error"])
+    return all(one[key] == other[key] for key in ("kind", "error", "follow_up"))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class FailureLog:
         for path in sorted((self.run_dir / FOLDER).glob("rank-*.json")):
             with contextlib.suppress(OSError, ValueError):
                 record = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(record, dict) and set(SHOWN) <= record.keys():
+                if isinstance(record, dict) and {*SHOWN, "follow_up"} <= record.keys():
                     found.append(record)
         return found
 

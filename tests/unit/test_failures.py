@@ -237,10 +237,9 @@ def test_of_all_ranks_with_one_error_one_speaks_though_it_asks_last(quick, monke
         leave(tmp_path, rank, error)
         said += say_on(rank, error, monkeypatch, capsys)
     assert said == "[rank 2 @ far] cloze: error: loss is nan\n"
+    errors = {rank: TrainingError("another") for rank in errors}
     for rank, error in errors.items():
-        other = TrainingError("another")
-        leave(tmp_path, rank, other)
-        errors[rank] = other
+        leave(tmp_path, rank, error)
     said = "".join(say_on(rank, error, monkeypatch, capsys) for rank, error in errors.items())
     assert said == "cloze: error: another (and on ranks 2-3)\n"
 

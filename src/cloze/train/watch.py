@@ -15,7 +15,6 @@ rank ends, but in good order, it leaves a record (see `cloze.failures`), once th
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import socket
@@ -30,6 +29,7 @@ from cloze.distributed import decide, gather
 from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
 from cloze.failures import FailureLog, is_lost_connection, timestamp
 from cloze.telling import tell
+from cloze.train.link import Link
 from cloze.train.stacks import STACKS, waits_for_others, write_stacks
 
 INTERVAL_SECONDS = 1.0
@@ -58,7 +58,7 @@ class Watch:
         self._hang_timeout, self._log, self._is_open = hang_timeout, log, is_open
         self._stacks = log.run_dir / STACKS
         self._phase, self._step, self._progress = "start", 0, time.monotonic()
-        self._links: dict[int, _Link] = {}
+        self._links: dict[int, Link] = {}
         self._lost: LostRank | None = None
         self._noticed, self._ended = threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -119,14 +119,24 @@ class Watch:
         if isinstance(error, KeyboardInterrupt):
             self._end("failed", error, "interrupted", 130)
             return
-        elsewhere = not isinstance(error, ClozeError) and self.world_size > 1
-        if elsewhere and self._noticed.wait(GRACE_SECONDS / 2) and self._lost is not None:
+        if self._comes_from_another(error):
+            assert self._lost is not None
             self._end("bye")
             note_phase(self._lost, *phase_of(error))
             self._keep(self._lost)
             raise self._lost from None
         self._keep(error)
         self._end("failed", error, one_line(error), error.exit_code if isinstance(error, ClozeError) else 1)
+
+    def _comes_from_another(self, error: BaseException) -> bool:
+        """Whether an error is what another rank's end looks like from here; not where both ended of the same. A
+        broken connection may be noticed here before the watch hears of its cause."""
+        if isinstance(error, ClozeError) or self.world_size == 1:
+            return False
+        line = one_line(error)
+        heard = self._noticed.wait(GRACE_SECONDS / 2 if is_lost_connection(line) else GRACE_SECONDS / 10)
+        lost = self._lost.lost if heard and self._lost is not None else None
+        return heard and (lost is None or lost["error"] != line)
 
     def _keep(self, error: BaseException) -> None:
         if self._is_open:
@@ -160,7 +170,7 @@ class Watch:
             else:
                 master = socket.create_connection((os.environ.get("MASTER_ADDR", "127.0.0.1"), port), CONNECT_SECONDS)
                 master.settimeout(None)
-                self._links[0] = _Link(master)
+                self._links[0] = Link(master)
                 self._links[0].send({"word": word, "rank": self.rank, **self._where()})
         except OSError as error:
             warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only", True)
@@ -175,13 +185,13 @@ class Watch:
             while len(self._links) < self.world_size - 1:
                 connection, _ = server.accept()
                 connection.settimeout(CONNECT_SECONDS)
-                link = _Link(connection)
+                link = Link(connection)
                 first = link.receive()
                 if first is not None and secrets.compare_digest(str(first.get("word")), word):
                     connection.settimeout(None)
                     self._links[int(first["rank"])] = link
 
-    def _listen(self, rank: int, link: _Link) -> None:
+    def _listen(self, rank: int, link: Link) -> None:
         """Hear what one rank says until it ends."""
         while (said := link.receive()) is not None:
             kind = said.pop("kind", "alive")
@@ -205,7 +215,7 @@ class Watch:
         if not link.gone:
             self._notice(self._about(rank, link, "died", time.time()))
 
-    def _about(self, rank: int, link: _Link, what: str, when: float) -> LostRank:
+    def _about(self, rank: int, link: Link, what: str, when: float) -> LostRank:
         about = link.about
         line = f"rank {rank} on {about['host']} {what} in {about['phase']}, step {about['step']}"
         return LostRank(
@@ -233,18 +243,20 @@ class Watch:
                 link.send(message)
         if dump:
             write_stacks(self._stacks, self.rank, f"rank {self.rank} on {self.host}, {self._phase}, step {self._step}")
-            lost.lost = self._own_hang(str(lost))
+            lost.lost = self._own_hang()
         elif self._ended.wait(GRACE_SECONDS):
             return
         note_phase(lost, *self.doing)
         self._keep(lost)
         os._exit(tell(lost))
 
-    def _own_hang(self, line: str) -> dict[str, Any]:
+    def _own_hang(self) -> dict[str, Any]:
         """This rank's part in a hang: to blame unless it waits for others; as old as its last sign of progress."""
-        since = time.time() - (time.monotonic() - self._progress)
-        about = _lost(self.rank, self._where(), line, LostRank.__name__, LostRank.exit_code, since)
-        return {**about, "follow_up": self.world_size > 1 and waits_for_others()}
+        silent = time.monotonic() - self._progress
+        waits = self.world_size > 1 and waits_for_others()
+        line = f"no progress for {silent:.0f} s (--hang_timeout)" + (", waiting for other ranks" if waits else "")
+        about = _lost(self.rank, self._where(), line, LostRank.__name__, LostRank.exit_code, time.time() - silent)
+        return {**about, "follow_up": waits}
 
     def _keep_watch(self) -> None:
         while not self._ended.wait(INTERVAL_SECONDS):
@@ -271,25 +283,3 @@ def _lost(rank: int, where: dict[str, Any], line: str, kind: str, code: int, whe
     """What error.json says of a rank that may not speak for itself."""
     place = {key: where[key] for key in ("host", "phase", "step")}
     return {"rank": rank, **place, "error": line, "kind": kind, "exit_code": code, "time": timestamp(when)}
-
-
-class _Link:
-    """A connection that carries one JSON object per line."""
-
-    def __init__(self, connection: socket.socket):
-        self._socket, self._file = connection, connection.makefile("r", encoding="utf-8")
-        self._lock = threading.Lock()
-        self.about: dict[str, Any] = {}
-        self.heard = time.monotonic()
-        self.gone = False
-
-    def send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError), self._lock:
-            self._socket.sendall((json.dumps(message) + "\n").encode())
-
-    def receive(self) -> dict[str, Any] | None:
-        try:
-            line = self._file.readline()
-            return json.loads(line) if line.endswith("\n") else None
-        except (OSError, ValueError):
-            return None
