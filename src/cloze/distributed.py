@@ -24,8 +24,11 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
 from cloze.errors import ClozeError, LaunchError, note_common
+from cloze.files import allow_open_files
 
 T = TypeVar("T")
+# Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.
+SOCKETS_PER_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def start(shape: RunShape) -> Accelerator:
 
     Raises LaunchError where the world differs from the one that was launched, or cannot do what is asked.
     """
+    allow_open_files(SOCKETS_PER_RANK * int(os.environ.get("WORLD_SIZE", "1")))
     on_cpu = shape.use_cpu or not torch.cuda.is_available()
     wants_deepspeed = shape.deepspeed is not None or _env_true("ACCELERATE_USE_DEEPSPEED")
     if wants_deepspeed and _env_true("ACCELERATE_USE_CPU"):
