@@ -18,9 +18,9 @@ from cloze.failures import FailureLog, forget, record_of, secret_values, summary
 from cloze.telling import spans, tell
 
 
-def lost(rank: int, when: float, kind: str = "LostRank", **more) -> dict:
+def lost(rank: int, when: float, kind: str = "LostRank", **more: object) -> dict:
     where = {"rank": rank, "host": "far", "phase": "train", "step": 7, "error": f"rank {rank} on far died"}
-    return {**where, "kind": kind, "exit_code": 75, "time": timestamp(when), **more}
+    return {**where, "kind": kind, "exit_code": 75, "time": timestamp(when)} | more
 
 
 def record(rank: int, when: float, error: Exception | None = None, phase: str = "train") -> dict:
@@ -103,7 +103,9 @@ def test_a_rank_that_speaks_for_itself_is_not_spoken_for():
 
 def test_in_a_hang_the_rank_that_waits_for_nobody_is_named_though_all_stopped_together():
     hangs = [
-        record(rank, 160.0, LostRank("...", lost=lost(rank, 100.0 + rank / 10, follow_up=rank != 2)))
+        record(
+            rank, 160.0, LostRank("...", lost=lost(rank, 100.0 + rank / 10, follow_up=rank != 2, error="no progress"))
+        )
         for rank in range(4)
     ]
     assert who(hangs) == [2, 0, 1, 3]
