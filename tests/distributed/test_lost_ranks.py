@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import cloze_ranks, succeed
+from ranks import cloze_ranks, entering, start_ranks, succeed
 from test_interruptions import at_call
 
 from cloze.errors import TrainingError
@@ -161,11 +161,21 @@ def frozen_after_a_while() -> None:
 def test_a_rank_that_was_frozen_is_missed(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its connection is open, but it says nothing: as when a machine is gone."""
     monkeypatch.setattr("cloze.train.watch.SILENT_SECONDS", 4.0)
+    monkeypatch.setattr("cloze.train.watch.GRACE_SECONDS", 1.0)
     before = at_call("cloze.train.trainer", "masked_loss_sum", 4, frozen_after_a_while)
-    outcomes = cloze_ranks(flags(prepared, tmp_path / "run"), 2, "ddp", tmp_path / "a", before, timeout=15)
-    assert outcomes[0].code == 75
-    assert f"rank 1 on {socket.gethostname()} said nothing for 4 s in train, step 3" in errors(outcomes[0].output)[0]
-    assert outcomes[1].code == "timeout"
+    argv = flags(prepared, tmp_path / "run")
+    pids, logs = start_ranks(entering(argv, "ddp", before), 2, tmp_path / "a")
+    begin = time.monotonic()
+    try:
+        while (ended := os.waitpid(pids[0], os.WNOHANG))[0] == 0:
+            assert time.monotonic() - begin < 60
+            time.sleep(0.05)
+    finally:
+        os.kill(pids[1], signal.SIGKILL)
+        os.waitpid(pids[1], 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 75
+    told = errors(logs[0].read_text())
+    assert f"rank 1 on {socket.gethostname()} said nothing for 4 s in train, step 3" in told[0]
     kept = error_json(tmp_path / "run")
     assert (kept["rank"], kept["phase"], kept["step"]) == (1, "train", 3)
     assert [other["rank"] for other in kept["others"]] == [0]

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -170,7 +171,9 @@ def test_a_disk_that_fails_keeps_no_process_from_ending(tmp_path: Path, monkeypa
     answers = threading.Event()
     monkeypatch.setattr("cloze.failures.sync", lambda path: answers.wait(30))
     (tmp_path / "errors").unlink()
+    begin = time.monotonic()
     leave(tmp_path, 0, ValueError("no good"))
+    assert time.monotonic() - begin < 5
     assert not list((tmp_path / "errors").glob("rank-*.json"))
     answers.set()
 
