@@ -3,22 +3,68 @@
 say("prepare", "12,000 blocks in prepared/eli5")
 with progress("tokenize", total=5000, unit="documents") as advance:
     advance(100, note="1.2 Mtok/s")
+
+Of many ranks only rank 0 speaks. What another has to say, an error, begins with `[rank 3 @ host]` in every line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import socket
 import sys
+import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 
 PLAIN_INTERVAL_SECONDS = 10.0
 
 
+def own_rank() -> int:
+    """This process's rank as its launcher says it; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
     """Whether this process is the one that talks (rank 0, or the only one)."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def front() -> str:
+    """What errors and warnings of this process begin with: `[rank 3 @ host] `; nothing where rank 0 is on the only
+    host."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if is_main() and world == os.environ.get("LOCAL_WORLD_SIZE", world):
+        return ""
+    return f"[rank {own_rank()} @ {socket.gethostname()}] "
+
+
+def complain(text: str) -> None:
+    """Write one or more lines to stderr, on whatever rank, each with `front`. In one piece: lines of two ranks that
+    share a terminal must not mix."""
+    sys.stderr.write("".join(f"{front()}{line}\n" for line in text.splitlines()))
+    sys.stderr.flush()
+
+
+def silence_other_ranks() -> None:
+    """On ranks other than 0, only errors of libraries are heard: no warnings, nothing of level info.
+
+    To be called before torch is imported, whose C++ part reads its level once.
+    """
+    if is_main():
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    threading.excepthook = _complain_of_thread
+
+
+def _complain_of_thread(what: threading.ExceptHookArgs) -> None:
+    if what.exc_type is not SystemExit:
+        complain("".join(traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)))
 
 
 def say(stage: str, line: str) -> None:
@@ -27,10 +73,10 @@ def say(stage: str, line: str) -> None:
         print(f"{stage:<12} {line}", flush=True)
 
 
-def warn(line: str) -> None:
-    """Print one warning line to stderr, on rank 0 only."""
-    if is_main():
-        print(f"cloze: warning: {line}", file=sys.stderr, flush=True)
+def warn(line: str, on_any_rank: bool = False) -> None:
+    """Print one warning line to stderr, on rank 0 only unless it is about this rank (`on_any_rank`)."""
+    if is_main() or on_any_rank:
+        complain(f"cloze: warning: {line}")
 
 
 def duration(seconds: float) -> str:

@@ -23,9 +23,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
-from cloze.errors import ClozeError, LaunchError
+from cloze.errors import ClozeError, LaunchError, note_common
+from cloze.files import allow_open_files
 
 T = TypeVar("T")
+# Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.
+SOCKETS_PER_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def start(shape: RunShape) -> Accelerator:
 
     Raises LaunchError where the world differs from the one that was launched, or cannot do what is asked.
     """
+    allow_open_files(SOCKETS_PER_RANK * int(os.environ.get("WORLD_SIZE", "1")))
     on_cpu = shape.use_cpu or not torch.cuda.is_available()
     wants_deepspeed = shape.deepspeed is not None or _env_true("ACCELERATE_USE_DEEPSPEED")
     if wants_deepspeed and _env_true("ACCELERATE_USE_CPU"):
@@ -241,6 +245,7 @@ def decide(choose: Callable[[], T], group: Any = None) -> T:
     if unexpected is not None:
         raise unexpected
     if outcome[1] is not None:
+        note_common(outcome[1])
         raise outcome[1]
     return outcome[0]
 
@@ -254,6 +259,7 @@ def agree(problem: ClozeError | None) -> None:
     """Raise the first rank's problem on every rank, so that all of them stop at the same place."""
     for one in gather(problem):
         if one is not None:
+            note_common(one)
             raise one
 
 

@@ -8,7 +8,9 @@ and exits with code 2. Anything else that is raised is a bug in Cloze and keeps 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -66,16 +68,24 @@ class TrainingError(ClozeError):
 class LostRank(ClozeError):
     """Another process of the run died, failed or hangs. Exit code 75 where starting again may help.
 
-    `loud`: it was rank 0, so that another one has to say it.
+    `loud`: it was rank 0, so that another one has to say it. `lost`: what is known of it, as in error.json (see
+    `cloze.failures`); None where nobody knows which rank it was, or where this rank itself hangs.
     """
 
     exit_code = 75
 
     def __init__(
-        self, what: str, *, where: object = None, hint: str | None = None, exit_code: int = 75, loud: bool = False
+        self,
+        what: str,
+        *,
+        where: object = None,
+        hint: str | None = None,
+        exit_code: int = 75,
+        loud: bool = False,
+        lost: dict[str, Any] | None = None,
     ):
         super().__init__(what, where=where, hint=hint)
-        self.exit_code, self.loud = exit_code, loud
+        self.exit_code, self.loud, self.lost = exit_code, loud, lost
 
     def is_ours_to_tell(self) -> bool:
         """Whether this process is to say it: rank 0 is; where that one is lost, rank 1 and the first rank of each
@@ -92,3 +102,43 @@ class Stopped(Exception):
     def __init__(self, line: str, exit_code: int = 75):
         super().__init__(line)
         self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def in_phase(phase: str, step: int | None = None) -> Iterator[None]:
+    """An error that passes knows from then on in which phase of a run it happened (the innermost counts), and after
+    how many steps. Also a decorator: `@in_phase("data")`."""
+    try:
+        yield
+    except Exception as error:
+        note_phase(error, phase, step)
+        raise
+
+
+def note_phase(error: BaseException, phase: str, step: int | None = None) -> None:
+    """Note where an error happened, unless that is known already."""
+    if not hasattr(error, "_cloze_phase"):
+        error._cloze_phase = (phase, step)  # type: ignore[attr-defined]
+
+
+def phase_of(error: BaseException) -> tuple[str, int | None]:
+    """The phase an error happened in, `start` where nobody said, and the steps done by then."""
+    return getattr(error, "_cloze_phase", ("start", None))
+
+
+def note_common(error: BaseException) -> None:
+    """Note that every rank raises this error, at the same place."""
+    error._cloze_common = True  # type: ignore[attr-defined]
+
+
+def is_common(error: BaseException) -> bool:
+    """Whether every rank is known to raise this error."""
+    return getattr(error, "_cloze_common", False)
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: no good`, the first line of it; of a ClozeError its own line."""
+    if isinstance(error, ClozeError):
+        return str(error)
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

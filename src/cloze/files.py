@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from cloze.errors import ConfigError, DiskError
 
+SPARE_FILES = 256
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BAD_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
@@ -120,3 +122,13 @@ def parse_size(text: str, flag: str) -> int:
     if size < 1:
         raise ConfigError(f"cannot read the size {text!r}", where=flag, hint="write 500MB or 5GB")
     return int(size)
+
+
+def allow_open_files(count: int) -> None:
+    """Ask for `count` files and sockets beside the usual ones, as far as the machine allows (`ulimit -Hn`): many
+    machines let a process have 1,024 unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import time
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import at_call, cloze_ranks, succeed
+from ranks import at_call, cloze_ranks, entering, start_ranks, succeed
+
+from cloze.errors import TrainingError
 
 FLAGS = [*TINY_MODEL, "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3"]
 
@@ -21,7 +25,11 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
 
 
 def errors(output: str) -> list[str]:
-    return [line for line in output.splitlines() if line.startswith("cloze: error: ")]
+    return [line for line in output.splitlines() if re.match(r"(\[rank \d+ @ \S+\] )?cloze: error: ", line)]
+
+
+def error_json(run: Path) -> dict:
+    return json.loads((run / "error.json").read_text())
 
 
 def killed_after_a_while() -> None:
@@ -56,7 +64,15 @@ def test_a_killed_rank(prepared: Path, tmp_path: Path, engine: str, dead: int):
         f"rank {dead} on {socket.gethostname()} died in train, step 3; --resume_from_checkpoint auto goes on"
         in told[0]
     )
+    kept = error_json(tmp_path / "run")
+    first = {name: kept[name] for name in ("rank", "host", "phase", "step", "kind", "exit_code")}
+    host = socket.gethostname()
+    assert first == {"rank": dead, "host": host, "phase": "train", "step": 3, "kind": "LostRank", "exit_code": 75}
+    assert kept["error"] == f"rank {dead} on {host} died in train, step 3"
+    assert sorted(other["rank"] for other in kept["others"]) == [rank for rank in range(3) if rank != dead]
+    assert all(f"rank {dead} on" in other["error"] for other in kept["others"])
     succeed(cloze_ranks(argv, 3, engine, tmp_path / "b"))
+    assert not [name for name in ("error.json", "errors") if (tmp_path / "run" / name).exists()]
 
 
 def test_a_rank_that_fails_is_quoted(prepared: Path, tmp_path: Path):
@@ -72,6 +88,39 @@ def test_a_rank_that_fails_is_quoted(prepared: Path, tmp_path: Path):
     assert len(told) == 1
     assert f"rank 1 on {socket.gethostname()} failed in train, step 3: ValueError: no good" in told[0]
     assert "Traceback" not in outcomes[0].output
+    text = outcomes[1].output
+    assert [line for line in text.splitlines() if not line.startswith(f"[rank 1 @ {socket.gethostname()}] ")] == []
+    assert text.count("Traceback (most recent call last)") == 1
+    kept = error_json(tmp_path / "run")
+    assert (kept["rank"], kept["phase"], kept["step"], kept["exit_code"]) == (1, "train", 3, 1)
+    assert (kept["kind"], kept["error"]) == ("ValueError", "ValueError: no good")
+    assert [(other["rank"], other["kind"]) for other in kept["others"]] == [(0, "LostRank")]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("kind", [TrainingError, ValueError])
+def test_an_error_of_all_ranks_at_once_is_told_once_by_rank_0(prepared: Path, tmp_path: Path, kind: type[Exception]):
+    def fail() -> None:
+        raise kind("no rank can go on")
+
+    def on_every_rank() -> None:
+        for rank in range(2):
+            at_call("cloze.train.trainer", "train_step", 3, fail, rank)()
+
+    outcomes = cloze_ranks(flags(prepared, tmp_path / "run"), 2, "ddp", tmp_path / "a", on_every_rank)
+    expected = 2 if kind is TrainingError else 1
+    assert [outcome.code for outcome in outcomes] == [expected] * 2, outcomes[0].output
+    line = "no rank can go on" if kind is TrainingError else "ValueError: no rank can go on"
+    assert errors(outcomes[0].output) == [f"cloze: error: {line} (and on rank 1)"]
+    if kind is TrainingError:
+        assert outcomes[1].output == ""
+    else:
+        told = f"[rank 1 @ {socket.gethostname()}] cloze: error: {line} (as on rank 0)\n"
+        assert outcomes[1].output == told
+        assert outcomes[0].output.count("Traceback (most recent call last)") == 1
+    kept = error_json(tmp_path / "run")
+    assert (kept["rank"], kept["phase"], kept["step"], kept["error"]) == (0, "train", 2, line)
+    assert [(other["rank"], other["error"]) for other in kept["others"]] == [(1, line)]
 
 
 def wait_for_ever_in_here() -> None:
@@ -94,6 +143,13 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(prepared: Path, tmp_path: Path
     stacks = [(tmp_path / "run" / "stacks" / f"rank-{each}.txt").read_text() for each in range(world_size)]
     assert "wait_for_ever_in_here" in stacks[rank]
     assert all("train_step" in text for text in stacks)
+    kept = error_json(tmp_path / "run")
+    assert (kept["rank"], kept["phase"], kept["step"], kept["exit_code"]) == (rank, "train", 3, 75)
+    assert re.match(r"no progress for [5-9] s", kept["error"])
+    assert len(kept["others"]) == world_size - 1
+    if world_size > 1:
+        lines = stacks[1].splitlines()
+        assert all(line.startswith(f"[rank 1 @ {socket.gethostname()}]") for line in lines)
 
 
 def test_a_rank_that_does_not_answer_within_ddp_timeout(prepared: Path, tmp_path: Path):
@@ -120,8 +176,21 @@ def frozen_after_a_while() -> None:
 def test_a_rank_that_was_frozen_is_missed(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its connection is open, but it says nothing: as when a machine is gone."""
     monkeypatch.setattr("cloze.train.watch.SILENT_SECONDS", 4.0)
+    monkeypatch.setattr("cloze.train.watch.GRACE_SECONDS", 1.0)
     before = at_call("cloze.train.trainer", "masked_loss_sum", 4, frozen_after_a_while)
-    outcomes = cloze_ranks(flags(prepared, tmp_path / "run"), 2, "ddp", tmp_path / "a", before, timeout=15)
-    assert outcomes[0].code == 75
-    assert f"rank 1 on {socket.gethostname()} said nothing for 4 s in train, step 3" in errors(outcomes[0].output)[0]
-    assert outcomes[1].code == "timeout"
+    argv = flags(prepared, tmp_path / "run")
+    pids, logs = start_ranks(entering(argv, "ddp", before), 2, tmp_path / "a")
+    begin = time.monotonic()
+    try:
+        while (ended := os.waitpid(pids[0], os.WNOHANG))[0] == 0:
+            assert time.monotonic() - begin < 60
+            time.sleep(0.05)
+    finally:
+        os.kill(pids[1], signal.SIGKILL)
+        os.waitpid(pids[1], 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 75
+    told = errors(logs[0].read_text())
+    assert f"rank 1 on {socket.gethostname()} said nothing for 4 s in train, step 3" in told[0]
+    kept = error_json(tmp_path / "run")
+    assert (kept["rank"], kept["phase"], kept["step"]) == (1, "train", 3)
+    assert [other["rank"] for other in kept["others"]] == [0]

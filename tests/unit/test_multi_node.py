@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from cloze.cli import parse
 from cloze.distributed import Launched, read_launcher
+from cloze.flags import parse
 from cloze.launcher import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]

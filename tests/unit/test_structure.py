@@ -29,6 +29,8 @@ LAYERS = [
     ["distributed"],
     ["tensorfile", "zerofiles"],
     ["flags"],
+    ["telling"],
+    ["failures"],
     ["console", "files", "config", "memory", "intervals", "places", "wire"],
     ["errors"],
 ]

@@ -7,7 +7,7 @@ blocks.read_segments(np.array([7, 3]))   # [2, 128] int32: which document of its
 
 from __future__ import annotations
 
-import resource
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from cloze.errors import DataError
 
-_SPARE_FILES = 256
+# Linux lets a process map 65,530 files (vm.max_map_count); training and validation blocks have each a part of that.
+MOST_MAPPED = 24_000
 Ints = NDArray[np.int32]
 
 
@@ -41,9 +42,8 @@ class Blocks:
         self.block_size, self.has_pieces = block_size, has_pieces
         self._files = files
         self._shards: list[list[Batch] | None] = [None] * len(files)
-        self._counts = np.array([count for _, count in files], np.int64)
-        self._ends = np.cumsum(self._counts)
-        _allow_open_files(len(files))
+        self._ends = np.cumsum(np.array([count for _, count in files], np.int64))
+        self._mapped: deque[int] = deque()  # shards, the one that was mapped first in front
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -74,8 +74,7 @@ class Blocks:
         """The batch and the row in it of every block: of a shuffled corpus, nearly every one in another shard."""
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"blocks are numbered 0 .. {len(self) - 1}")
-        shards = np.searchsorted(self._ends, indices, side="right")
-        rows = indices - (self._ends - self._counts)[shards]
+        shards, rows = find_rows(self._ends, indices)
         for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
             for batch in self._shard(number):
                 if row < len(batch.ids):
@@ -86,8 +85,21 @@ class Blocks:
     def _shard(self, number: int) -> list[Batch]:
         shard = self._shards[number]
         if shard is None:
+            if len(self._mapped) >= MOST_MAPPED:
+                self._shards[self._mapped.popleft()] = None
             shard = self._shards[number] = open_shard(*self._files[number], self.block_size)
+            self._mapped.append(number)
         return shard
+
+
+def find_rows(ends: NDArray[np.int64], indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where blocks lie: indices [n] -> the shard of each [n], and its row there [n].
+
+    ends: [shards], the blocks up to and with each shard; shards may be empty. A binary search: O(log shards).
+    """
+    shards = np.searchsorted(ends, indices, side="right")
+    begins = np.where(shards > 0, ends[shards - 1], 0)
+    return shards, indices - begins
 
 
 def open_shard(path: Path, count: int, block_size: int) -> list[Batch]:
@@ -111,12 +123,3 @@ def open_shard(path: Path, count: int, block_size: int) -> list[Batch]:
 def _as_numpy(values: Any) -> Ints:
     """An int32 Arrow array without nulls as the same memory (its own `to_numpy` would import pandas first)."""
     return np.frombuffer(values.buffers()[1], np.int32, len(values), 4 * values.offset)
-
-
-def _allow_open_files(count: int) -> None:
-    """A mapped file counts as an open one: ask for as many as there are shards, where that is allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

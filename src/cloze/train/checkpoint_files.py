@@ -19,11 +19,12 @@ from typing import Any
 
 from cloze.console import warn
 from cloze.errors import CheckpointError
-from cloze.files import publish, sha256, write_json
+from cloze.files import publish, sha256, write_json, write_text
 
 FORMAT_VERSION = 2
 MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
 HINT = "use an earlier checkpoint"
+MOST_READABLE_PIECES = 100_000
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)")
 
@@ -49,8 +50,12 @@ def list_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write checkpoint.json with a checksum of itself."""
-    write_json(folder / MANIFEST, signed(manifest))
+    """Write checkpoint.json with a checksum of itself: readable, unless it is of millions of pieces (see
+    launch/SCALING.md), where that would take most of the time of a save."""
+    if len(manifest.get("pieces", [])) > MOST_READABLE_PIECES:
+        write_text(folder / MANIFEST, json.dumps(signed(manifest), allow_nan=False) + "\n")
+    else:
+        write_json(folder / MANIFEST, signed(manifest))
 
 
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:

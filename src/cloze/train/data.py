@@ -33,7 +33,7 @@ from cloze.data.stream import BlockStream
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.units import Recipe
 from cloze.data.words import Words, words_of
-from cloze.errors import ConfigError, DataError
+from cloze.errors import ConfigError, DataError, in_phase
 
 PROBE_BLOCKS = 2
 
@@ -132,6 +132,7 @@ def _spread(rows: NDArray[np.int32] | None, places: NDArray[np.bool_]) -> NDArra
     return spread
 
 
+@in_phase("data")
 def words_for(config: TrainConfig, data: TrainData) -> Words | None:
     """What `mask_unit` needs to know of the tokenizer. Raises ConfigError where that has no notion of a word."""
     if config.mask_unit == "token":
@@ -154,6 +155,7 @@ def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: i
     )
 
 
+@in_phase("data")
 def open_data(config: TrainConfig) -> TrainData:
     """Open, prepare or begin to stream what `dataset_name` means. Raises ConfigError, DataError, ModelError."""
     name = config.dataset_name

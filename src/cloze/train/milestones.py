@@ -113,7 +113,7 @@ def _warned(run: Run, go_on: bool):
 def finish_saving(run: Run, quietly: bool = False) -> None:
     """Wait for a checkpoint that is being written. `quietly`: another error is on its way, only warn of this one."""
     try:
-        with _warned(run, quietly):
+        with run.watch.phase("save"), _warned(run, quietly):
             run.saver.wait()
     except RuntimeError:  # a rank is gone: that is the error on its way
         if not quietly:

@@ -19,14 +19,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cloze.console import warn
-from cloze.distributed import agree, decide, gather
-from cloze.errors import CheckpointError
+from cloze.distributed import agree, decide, gather, gather_to_main
+from cloze.errors import CheckpointError, in_phase
 from cloze.train import state
 from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, list_checkpoints, verify_checkpoint
 from cloze.train.snapshot import Training
 from cloze.train.sums import add_sums, content_sum
 
 
+@in_phase("resume")
 def choose_checkpoint(
     output_dir: Path, choice: str | None, rank: int, world_size: int, at_most: int | None = None
 ) -> Path | None:
@@ -171,7 +172,10 @@ def _check_contents(training: Training, held: list[state.Fragment], pieces: Piec
         for key in [state.WEIGHT, *state.tensor_keys(f.owner, optimizer_state)]
     }
     if state.is_partitioned(training.module):
-        parts = gather(here)
+        parts = gather_to_main(here)  # under ZeRO-3 each has one of every tensor: too much for each to hear of all
+        if training.rank > 0:
+            agree(None)
+            return
         here = {key: add_sums(part.get(key, 0) for part in parts) for key in {key for part in parts for key in part}}
     stored = pieces.sums()
     different = sorted(":".join(key) for key in here.keys() | stored.keys() if here.get(key) != stored.get(key))

@@ -6,6 +6,7 @@ runs/NAME/data.json       the manifest of the prepared data
 runs/NAME/metrics.jsonl   one line per logged step
 runs/NAME/sessions.json   each start: devices, ranks, engine, versions
 runs/NAME/status.json     running, stopped, finished or failed
+runs/NAME/error.json      of a start that failed: the first failing rank, where and why (see cloze.failures)
 runs/NAME/checkpoint-N/   see cloze.train.checkpoint
 """
 
@@ -13,14 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cloze.config import TrainConfig
-from cloze.console import is_main
-from cloze.errors import CheckpointError, ConfigError, DiskError
+from cloze.console import is_main, own_rank
+from cloze.errors import CheckpointError, ConfigError, DiskError, Stopped, in_phase
+from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import disk_errors, write_json, write_text
 from cloze.places import SECRETS, without_place
 from cloze.train.checkpoint_files import list_checkpoints
@@ -68,6 +72,7 @@ def run_identity(config: TrainConfig, global_batch: int, data_checksum: str) -> 
     return {**{key: values[key] for key in RUN_KEYS}, "global_batch_size": global_batch, "data": data_checksum}
 
 
+@in_phase("resume")
 def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise CheckpointError listing what differs between a checkpoint's run and this one.
 
@@ -92,6 +97,33 @@ def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) ->
 def resolved(config: TrainConfig) -> dict[str, Any]:
     """The configuration as it is kept beside a run: every value but the tokens."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in SECRETS}
+
+
+def failure_log(config: TrainConfig) -> FailureLog:
+    """This rank's hand in the run's error.json."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    return FailureLog(Path(config.output_dir), own_rank(), world_size, secret_values(config))
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether this start is to go on with a run whose folder is there; else the folder may be another run's."""
+    return config.resume_from_checkpoint is not None and (Path(config.output_dir) / IDENTITY_FILE).is_file()
+
+
+@contextlib.contextmanager
+def kept_failures(config: TrainConfig) -> Iterator[None]:
+    """What goes wrong before the ranks watch each other is kept too, where the run's folder is there already."""
+    log = failure_log(config) if goes_on(config) else None
+    if log is not None:
+        log.begin()
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception as error:
+        if log is not None:
+            log.leave(error)
+        raise
 
 
 def write_status(output_dir: Path, status: str, line: str) -> None:
@@ -120,5 +152,6 @@ def open_run_folder(config: TrainConfig, manifest: dict[str, Any], identity: dic
     write_text(output_dir / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
     write_json(output_dir / IDENTITY_FILE, identity)
     write_json(output_dir / "data.json", manifest)
+    forget(output_dir)
     write_status(output_dir, "running", "")
     return output_dir

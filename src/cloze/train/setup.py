@@ -22,6 +22,8 @@ from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, decide, describe, start
+from cloze.errors import in_phase
+from cloze.failures import forget
 from cloze.model.archs import decoder_start
 from cloze.model.load import build_model
 from cloze.model.packed import DocumentAttention
@@ -41,6 +43,7 @@ from cloze.train.equip import (
     trackers,
 )
 from cloze.train.fit import Trial, fit_memory
+from cloze.train.link import lost_while_joining
 from cloze.train.metrics import Pace
 from cloze.train.nonfinite import left_out
 from cloze.train.optim import build_optimizer
@@ -48,11 +51,11 @@ from cloze.train.plan import Plan, check_values, fit_layout, plan_run
 from cloze.train.precision import precision_here
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
-from cloze.train.run_folder import check_same_run, open_run_folder, resolved, run_identity
+from cloze.train.run_folder import check_same_run, failure_log, goes_on, open_run_folder, resolved, run_identity
 from cloze.train.schedule import learning_rate_schedule
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
-from cloze.train.watch import Watch, lost_while_joining
+from cloze.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)
     words = words_for(config, data)
-    model, tokenizer = build_model(config, data.tokenizer, data.block_size, config.seed)
+    model, tokenizer = in_phase("model")(build_model)(config, data.tokenizer, data.block_size, config.seed)
     documents, head = equip(model, config, data)
     stop.hold()
     with lost_while_joining(), stop.joining():
@@ -123,7 +126,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     identity = identify(config, data, plan, world_size)
     if checkpoint is not None and saved is not None:
         check_same_run(checkpoint, saved["run"], identity)
-    output_dir = decide(lambda: open_run_folder(config, data.manifest, identity))
+    output_dir = watch.opened(decide(lambda: open_run_folder(config, data.manifest, identity)))
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
@@ -167,8 +170,11 @@ def identify(config: TrainConfig, data: TrainData, plan: Plan, world_size: int) 
 
 def watch_ranks(config: TrainConfig, accelerator: Accelerator) -> Watch:
     """The watch over the ranks of this run."""
-    rank, world_size, stacks = accelerator.process_index, accelerator.num_processes, Path(config.output_dir) / "stacks"
-    return Watch(rank, world_size, config.hang_timeout, stacks, config.ddp_timeout)
+    log, is_open = failure_log(config), goes_on(config)
+    if is_open and accelerator.is_main_process:
+        forget(log.run_dir)  # all ranks have joined, and none goes on before this one
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return Watch(rank, world_size, config.hang_timeout, config.ddp_timeout, log, is_open)
 
 
 def resume(run: Run) -> Start:
@@ -176,10 +182,11 @@ def resume(run: Run) -> Start:
     if run.checkpoint is None:
         return Start(0, evaluate=run.config.eval_on_start)
     manifest = read_manifest(run.checkpoint)
-    with PieceReader(run.checkpoint, manifest) as pieces:
-        position = load_state(run.training, pieces)
-    restore_loss_scale(run.engine, manifest["loss_scale"])
-    loss = check_probe(run.engine, run.checkpoint, manifest["precision"])
+    with run.watch.phase("resume"):
+        with PieceReader(run.checkpoint, manifest) as pieces:
+            position = load_state(run.training, pieces)
+        restore_loss_scale(run.engine, manifest["loss_scale"])
+        loss = check_probe(run.engine, run.checkpoint, manifest["precision"])
     layout = run.plan.layout
     say(
         "resume",

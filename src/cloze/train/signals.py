@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from cloze.console import front
 from cloze.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -112,7 +113,9 @@ class StopSignals:
 
     def _leave_if_joining(self) -> None:
         if self._joining:
-            os.write(2, f"cloze: {self._reason}: stopped while waiting for other processes to join\n".encode())
+            os.write(
+                2, f"{front()}cloze: {self._reason}: stopped while waiting for other processes to join\n".encode()
+            )
             os._exit(self._code)
 
     def _note(self, number: int) -> None:
@@ -125,7 +128,7 @@ class StopSignals:
         if self._pressed is None:
             self._pressed = now
         elif now - self._pressed > SAME_PRESS_SECONDS:
-            os.write(2, b"cloze: interrupted twice; the last checkpoint is whole\n")
+            os.write(2, f"{front()}cloze: interrupted twice; the last checkpoint is whole\n".encode())
             os._exit(128 + signal.SIGINT)
 
 

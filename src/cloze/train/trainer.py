@@ -21,7 +21,7 @@ from cloze.config import TrainConfig
 from cloze.console import duration, progress, say
 from cloze.data.hashing import make_key
 from cloze.data.loader import StepBatches, TrainLoader
-from cloze.errors import ClozeError, LostRank, Stopped
+from cloze.errors import LostRank, Stopped, note_phase, one_line
 from cloze.model.packed import model_inputs
 from cloze.train.ema import decay_at
 from cloze.train.feed import HostCopy, arrive, host_values, to_device
@@ -29,7 +29,7 @@ from cloze.train.loss import masked_loss_sum
 from cloze.train.metrics import MetricsLog, Window
 from cloze.train.milestones import Place, deal_with_refused_step, evaluate, finish_saving, roll_back, save, stop_here
 from cloze.train.nonfinite import RollBack
-from cloze.train.run_folder import write_status
+from cloze.train.run_folder import kept_failures, write_status
 from cloze.train.sessions import note_session
 from cloze.train.setup import Run, Start, resume, set_up
 from cloze.train.signals import StopSignals
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> Path:
 
     Raises Stopped, with the checkpoint saved, where it was asked to stop.
     """
-    with StopSignals(config.save_before_time_limit) as stop:
+    with StopSignals(config.save_before_time_limit) as stop, kept_failures(config):
         try:
             with ExitStack() as stack:
                 run = set_up(config, stop, stack)
@@ -75,9 +75,11 @@ def train_safely(run: Run) -> None:
     """Train to the end; whatever comes in between, a checkpoint that is being written is finished first."""
     try:
         train_to_the_end(run)
-    except (ClozeError, Stopped) as error:
+    except Exception as error:
+        note_phase(error, *run.watch.doing)
         finish_saving(run, quietly=True)
-        write_status(run.output_dir, "stopped" if isinstance(error, Stopped) else "failed", str(error))
+        line = str(error) if isinstance(error, Stopped) else one_line(error)
+        write_status(run.output_dir, "stopped" if isinstance(error, Stopped) else "failed", line)
         raise
 
 

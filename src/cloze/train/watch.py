@@ -5,20 +5,18 @@ connection to rank 0, apart from the process group, and says each second what it
 process's connection at once; a machine that is gone, or whose cable is cut, is missed after a minute, or after the
 collectives' time-out where that is shorter, on both sides. The survivors get one line, and end.
 
-    with Watch(rank, world_size, hang_timeout=600, stacks=run_dir / "stacks", ddp_timeout=1800) as watch:
+    with Watch(rank, world_size, hang_timeout=600, ddp_timeout=1800, log=FailureLog(run_dir, ...)) as watch:
         with watch.phase("evaluate"): ...
         watch.step = 120        # any of these is a sign of progress
 
-Without progress for `hang_timeout` seconds, all ranks write the stacks of their threads into files, and end.
+Without progress for `hang_timeout` seconds, all ranks write the stacks of their threads into files, and end. However a
+rank ends, but in good order, it leaves a record (see `cloze.failures`), once the run's folder is there (`opened`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import json
 import os
-import re
 import secrets
 import socket
 import threading
@@ -29,36 +27,37 @@ from typing import Any
 
 from cloze.console import warn
 from cloze.distributed import decide, gather
-from cloze.errors import ClozeError, LostRank, Stopped
+from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
+from cloze.failures import FailureLog, is_lost_connection, is_unanswered, lost_record
+from cloze.telling import leave_code, tell
+from cloze.train.link import Link
+from cloze.train.stacks import STACKS, waits_for_others, write_stacks
 
 INTERVAL_SECONDS = 1.0
 SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost; at most --ddp_timeout
 CONNECT_SECONDS = 20.0
 GRACE_SECONDS = 5.0  # for the main thread to come out of a collective by itself
-# What gloo and NCCL say when another rank does not answer, or its connection is gone.
-_UNANSWERED = re.compile(r"gloo/transport|Timed out waiting|Connection (closed|reset) by|ncclRemoteError|Broken pipe")
-
-
-@contextlib.contextmanager
-def lost_while_joining() -> Iterator[None]:
-    """While the processes find each other nobody can say who is missing: one line instead of a library's error."""
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        line = " ".join(str(error).split())
-        if not re.search(r"[Cc]onnect|[Ss]ocket|[Tt]imed? ?out|gloo|NCCL", line):
-            raise
-        raise LostRank(f"another rank ended while the processes were joining ({line[:200]})", loud=True) from error
 
 
 class Watch:
-    """One rank's part. Without other ranks it only looks for hangs. Both time-outs in seconds."""
+    """One rank's part. Without other ranks it only looks for hangs. Both time-outs in seconds; `is_open`: the run's
+    folder is there already."""
 
-    def __init__(self, rank: int, world_size: int, hang_timeout: int | None, stacks: Path, ddp_timeout: int):
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        hang_timeout: int | None,
+        ddp_timeout: int,
+        log: FailureLog,
+        is_open: bool = False,
+    ):
         self.rank, self.world_size, self.host = rank, world_size, socket.gethostname()
-        self._hang_timeout, self._stacks, self._ddp_timeout = hang_timeout, stacks, ddp_timeout
-        self._phase, self._step, self._progress = "set-up", 0, time.monotonic()
-        self._links: dict[int, _Link] = {}
+        self._hang_timeout, self._ddp_timeout = hang_timeout, ddp_timeout
+        self._log, self._is_open = log, is_open
+        self._stacks = log.run_dir / STACKS
+        self._phase, self._step, self._progress = "start", 0, time.monotonic()
+        self._links: dict[int, Link] = {}
         self._lost: LostRank | None = None
         self._noticed, self._ended = threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -73,6 +72,11 @@ class Watch:
         self._step = value
         self.beat()
 
+    @property
+    def doing(self) -> tuple[str, int]:
+        """The phase it is in, and the steps done."""
+        return self._phase, self._step
+
     def beat(self) -> None:
         """A sign of progress."""
         self._progress = time.monotonic()
@@ -82,8 +86,17 @@ class Watch:
         """What this rank is doing."""
         before = self._phase
         self._enter(name)
-        yield
+        try:
+            yield
+        except Exception as error:
+            note_phase(error, name, self._step)
+            raise
         self._enter(before)  # not after an error: it happened in that phase
+
+    def opened(self, run_dir: Path) -> Path:
+        """The run's folder is there: from now on what goes wrong is kept in it."""
+        self._is_open = True
+        return run_dir
 
     def _enter(self, name: str) -> None:
         self._phase = name
@@ -99,20 +112,36 @@ class Watch:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Say goodbye, or what went wrong; an error that comes from another rank's end becomes one line about it."""
         if error is None or isinstance(error, Stopped):
-            self._end("bye", None)
-        elif isinstance(error, ClozeError):
-            self._end("failed", str(error), error.exit_code)
-        elif isinstance(error, KeyboardInterrupt):
-            self._end("failed", "interrupted", 130)
-        else:
-            if self.world_size > 1 and self._noticed.wait(GRACE_SECONDS / 2) and self._lost is not None:
-                self._end("bye", None)
-                raise self._lost from None
-            if self.world_size > 1 and isinstance(error, RuntimeError | OSError) and _UNANSWERED.search(str(error)):
-                lost = self._unanswered()
-                self._end("failed", str(lost), lost.exit_code)
-                raise lost from error
-            self._end("failed", f"{type(error).__name__}: {error}".splitlines()[0], 1)
+            self._end("bye")
+            return
+        note_phase(error, *self.doing)
+        if isinstance(error, KeyboardInterrupt):
+            self._end("failed", error, "interrupted", 130)
+            return
+        if self._comes_from_another(error):
+            assert self._lost is not None
+            self._end("bye")
+            note_phase(self._lost, *phase_of(error))
+            self._keep(self._lost)
+            raise self._lost from None
+        if self.world_size > 1 and is_unanswered(error):
+            lost = self._unanswered()
+            note_phase(lost, *phase_of(error))
+            self._keep(lost)
+            self._end("failed", lost, str(lost), lost.exit_code)
+            raise lost from error
+        self._keep(error)
+        self._end("failed", error, one_line(error), error.exit_code if isinstance(error, ClozeError) else 1)
+
+    def _comes_from_another(self, error: BaseException) -> bool:
+        """Whether an error is what another rank's end looks like from here; not where both ended of the same. A
+        broken connection may be noticed here before the watch hears of its cause."""
+        if isinstance(error, ClozeError) or self.world_size == 1:
+            return False
+        line = one_line(error)
+        heard = self._noticed.wait(GRACE_SECONDS / 2 if is_lost_connection(line) else GRACE_SECONDS / 10)
+        lost = self._lost.lost if heard and self._lost is not None else None
+        return heard and (lost is None or lost["error"] != line)
 
     def _unanswered(self) -> LostRank:
         """A collective got no answer, but all ranks that this one hears of are alive."""
@@ -128,10 +157,18 @@ class Watch:
         )
         return LostRank(line, loud=True)
 
-    def _end(self, kind: str, line: str | None, code: int = 0) -> None:
+    def _keep(self, error: BaseException) -> None:
+        if self._is_open:
+            self._log.leave(error)
+
+    def _end(self, kind: str, error: BaseException | None = None, line: str | None = None, code: int = 0) -> None:
         self._ended.set()
+        about = self._where()
+        if error is not None:
+            about["phase"], step = phase_of(error)
+            about |= {"step": self._step if step is None else step, "class": type(error).__name__}
         for link in self._links.values():
-            link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **self._where()})
+            link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **about})
 
     def _tell(self) -> None:
         for link in self._links.values():
@@ -152,13 +189,13 @@ class Watch:
             else:
                 master = socket.create_connection((os.environ.get("MASTER_ADDR", "127.0.0.1"), port), CONNECT_SECONDS)
                 master.settimeout(None)
-                self._links[0] = _Link(master)
+                self._links[0] = Link(master)
                 self._links[0].send({"word": word, "rank": self.rank, **self._where()})
         except OSError as error:
-            warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only")
+            warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only", True)
         hosts = gather(self.host)
         for rank, link in self._links.items():
-            link.about = {"host": hosts[rank], "phase": "set-up", "step": 0}
+            link.about = {"host": hosts[rank], "phase": "start", "step": 0}
             threading.Thread(target=self._listen, args=(rank, link), name=f"watch-{rank}", daemon=True).start()
 
     def _accept(self, server: socket.socket, word: str) -> None:
@@ -167,13 +204,13 @@ class Watch:
             while len(self._links) < self.world_size - 1:
                 connection, _ = server.accept()
                 connection.settimeout(CONNECT_SECONDS)
-                link = _Link(connection)
+                link = Link(connection)
                 first = link.receive()
                 if first is not None and secrets.compare_digest(str(first.get("word")), word):
                     connection.settimeout(None)
                     self._links[int(first["rank"])] = link
 
-    def _listen(self, rank: int, link: _Link) -> None:
+    def _listen(self, rank: int, link: Link) -> None:
         """Hear what one rank says until it ends."""
         while (said := link.receive()) is not None:
             kind = said.pop("kind", "alive")
@@ -184,49 +221,61 @@ class Watch:
                 link.gone = True
                 return
             elif kind == "lost":
-                self._notice(LostRank(said["line"], exit_code=said["code"]), tell=False)
+                self._notice(LostRank(said["line"], exit_code=said["code"], lost=said["lost"]), pass_on=False)
                 return
             elif kind == "hang":
-                self._notice(LostRank(said["line"], exit_code=said["code"]), tell=self.rank == 0, dump=True)
+                self._notice(LostRank(said["line"], exit_code=said["code"]), pass_on=self.rank == 0, dump=True)
                 return
             elif kind == "failed":
                 line = f"rank {rank} on {said['host']} failed in {said['phase']}, step {said['step']}: {said['line']}"
-                self._notice(LostRank(line, exit_code=said["code"]))
+                lost = lost_record(rank, said, said["line"], said["class"], said["code"], time.time())
+                self._notice(LostRank(line, exit_code=said["code"], lost=lost))
                 return
         if not link.gone:
-            self._notice(self._about(rank, link, "died"))
+            self._notice(self._about(rank, link, "died", time.time()))
 
-    def _about(self, rank: int, link: _Link, what: str) -> LostRank:
+    def _about(self, rank: int, link: Link, what: str, when: float) -> LostRank:
         about = link.about
         line = f"rank {rank} on {about['host']} {what} in {about['phase']}, step {about['step']}"
-        return LostRank(line, hint="--resume_from_checkpoint auto goes on from the last checkpoint", loud=rank == 0)
+        return LostRank(
+            line,
+            hint="--resume_from_checkpoint auto goes on from the last checkpoint",
+            loud=rank == 0,
+            lost=lost_record(rank, about, line, LostRank.__name__, LostRank.exit_code, when),
+        )
 
-    def _notice(self, lost: LostRank, tell: bool = True, dump: bool = False) -> None:
+    def _notice(self, lost: LostRank, pass_on: bool = True, dump: bool = False) -> None:
         """Another rank is lost: tell the others, and end this process unless its main thread does so itself."""
         with self._lock:
             if self._ended.is_set() or self._noticed.is_set():
                 return
             self._lost = lost
             self._noticed.set()
-        if self.rank == 0 and tell:
-            message = {"kind": "hang" if dump else "lost", "line": str(lost), "code": lost.exit_code}
+        if self.rank == 0 and pass_on:
+            kind = "hang" if dump else "lost"
+            message = {"kind": kind, "line": str(lost), "code": lost.exit_code, "lost": lost.lost}
             for link in self._links.values():
                 link.send(message)
         if dump:
-            self._dump()
+            write_stacks(self._stacks, self.rank, f"rank {self.rank} on {self.host}, {self._phase}, step {self._step}")
+            lost.lost = self._own_hang()
         elif self._ended.wait(GRACE_SECONDS):
             return
-        if lost.is_ours_to_tell():
-            os.write(2, f"cloze: error: {lost}\n".encode())
-        os._exit(lost.exit_code)
+        note_phase(lost, *self.doing)
+        self._keep(lost)
+        code = tell(lost)
+        leave_code(code)
+        os._exit(code)
 
-    def _dump(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stacks.mkdir(parents=True, exist_ok=True)
-            with open(self._stacks / f"rank-{self.rank}.txt", "w", encoding="utf-8") as file:
-                file.write(f"rank {self.rank} on {self.host}, {self._phase}, step {self._step}\n")
-                file.flush()
-                faulthandler.dump_traceback(file)
+    def _own_hang(self) -> dict[str, Any]:
+        """This rank's part in a hang: to blame unless it waits for others; as old as its last sign of progress."""
+        silent = time.monotonic() - self._progress
+        waits = self.world_size > 1 and waits_for_others()
+        line = f"no progress for {silent:.0f} s (--hang_timeout)" + (", waiting for other ranks" if waits else "")
+        about = lost_record(
+            self.rank, self._where(), line, LostRank.__name__, LostRank.exit_code, time.time() - silent
+        )
+        return {**about, "follow_up": waits}
 
     def _keep_watch(self) -> None:
         silence = min(SILENT_SECONDS, self._ddp_timeout)
@@ -234,7 +283,8 @@ class Watch:
             self._tell()
             for rank, link in self._links.items():
                 if not link.gone and time.monotonic() - link.heard > silence:
-                    self._notice(self._about(rank, link, f"said nothing for {silence:.0f} s"))
+                    heard = time.time() - (time.monotonic() - link.heard)
+                    self._notice(self._about(rank, link, f"said nothing for {silence:.0f} s", heard))
             waited = time.monotonic() - self._progress
             if self._hang_timeout is not None and waited > self._hang_timeout:
                 line = (
@@ -247,25 +297,3 @@ class Watch:
                     if self._noticed.wait(GRACE_SECONDS):
                         return
                 self._notice(lost, dump=True)
-
-
-class _Link:
-    """A connection that carries one JSON object per line."""
-
-    def __init__(self, connection: socket.socket):
-        self._socket, self._file = connection, connection.makefile("r", encoding="utf-8")
-        self._lock = threading.Lock()
-        self.about: dict[str, Any] = {}
-        self.heard = time.monotonic()
-        self.gone = False
-
-    def send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError), self._lock:
-            self._socket.sendall((json.dumps(message) + "\n").encode())
-
-    def receive(self) -> dict[str, Any] | None:
-        try:
-            line = self._file.readline()
-            return json.loads(line) if line.endswith("\n") else None
-        except (OSError, ValueError):
-            return None

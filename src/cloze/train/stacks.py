@@ -1,0 +1,52 @@
+"""What a process that does not go on is doing: the stacks of its threads.
+
+write_stacks(run_dir / "stacks", rank=3, title="rank 3 on host, train, step 120")
+waits_for_others()          # whether it is the one that hangs, or waits for the one that does
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import sys
+import threading
+from pathlib import Path
+
+from cloze.console import front
+
+STACKS = "stacks"
+# Code in which a rank waits for others, or for a device whose collectives do: (part of a file's name, function).
+_WAITING = (
+    ("torch/distributed/", ""),
+    ("deepspeed/comm/", ""),
+    ("deepspeed/runtime/zero/", ""),
+    ("accelerate/utils/operations", ""),
+    ("torch/autograd/graph", "_engine_run_backward"),
+    ("cloze/train/feed", "read"),
+)
+
+
+def write_stacks(folder: Path, rank: int, title: str) -> None:
+    """Write the stacks of all threads into `folder`/rank-N.txt, each line with `console.front`, so that the files can
+    be read together. A disk that fails is passed over."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"rank-{rank}.txt"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"{title}\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
+        if front():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("".join(f"{front()}{line}\n" for line in lines), encoding="utf-8")
+
+
+def waits_for_others() -> bool:
+    """Whether this process's main thread is inside code that waits for other ranks, as far as its stack tells."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        code = frame.f_code
+        if any(part in code.co_filename and name in code.co_name for part, name in _WAITING):
+            return True
+        frame = frame.f_back
+    return False
