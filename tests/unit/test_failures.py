@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 
 from cloze import console, telling
-from cloze.errors import DataError, LaunchError, LostRank, TrainingError, in_phase, phase_of
+from cloze.config import TrainConfig
+from cloze.errors import ConfigError, DataError, LaunchError, LostRank, TrainingError, in_phase, phase_of
 from cloze.failures import FailureLog, forget, record_of, secret_values, summary, timestamp
 from cloze.telling import spans, tell
+from cloze.train.run_folder import kept_failures, open_run_folder
 
 
 def lost(rank: int, when: float, kind: str = "LostRank", **more: object) -> dict:
@@ -189,6 +191,31 @@ def test_what_an_earlier_start_left_is_forgotten(tmp_path: Path):
     forget(tmp_path)
     assert list(tmp_path.iterdir()) == []
     forget(tmp_path)
+
+
+def test_a_new_start_in_the_folder_forgets_too_but_not_in_a_folder_that_holds_another_run(tmp_path: Path):
+    config = TrainConfig(dataset_name="data", output_dir=str(tmp_path))
+    leave(tmp_path, 0, ValueError("no good")).publish()
+    open_run_folder(config, {}, {})
+    assert not [name for name in ("error.json", "errors") if (tmp_path / name).exists()]
+    (tmp_path / "metrics.jsonl").touch()
+    leave(tmp_path, 0, ValueError("no good")).publish()
+    with pytest.raises(ConfigError, match="holds a run already"), kept_failures(config):
+        open_run_folder(config, {}, {})
+    assert json.loads((tmp_path / "error.json").read_text())["error"] == "ValueError: no good"
+
+
+def test_what_goes_wrong_before_the_ranks_have_joined_is_kept_where_a_run_goes_on(tmp_path: Path):
+    going_on = TrainConfig(dataset_name="data", output_dir=str(tmp_path / "run"), resume_from_checkpoint="auto")
+    for there in (False, True):
+        if there:
+            open_run_folder(going_on, {}, {})
+        with pytest.raises(DataError) as caught, kept_failures(going_on), in_phase("data"):
+            raise DataError("gone")
+        assert tell(caught.value) == 2
+        assert (tmp_path / "run").exists() == there
+    kept = json.loads((tmp_path / "run" / "error.json").read_text())
+    assert (kept["rank"], kept["phase"], kept["error"], kept["exit_code"]) == (0, "data", "gone", 2)
 
 
 def test_the_innermost_phase_of_an_error_counts():
