@@ -1,6 +1,7 @@
 """What a batch job asks before it starts a run: where it lies, and whether one more start makes sense.
 
     python -m cloze.jobs folder --config RECIPE.yaml [flags of cloze train]                     # prints OUTPUT_DIR
+    python -m cloze.jobs batch --processes 8 --config RECIPE.yaml [flags of cloze train]        # blocks of a step
     python -m cloze.jobs start --max_restarts 3 --config RECIPE.yaml [flags of cloze train]     # the same, and counts
 
 `start` counts starts that found no newer checkpoint than the one before did, in OUTPUT_DIR/slurm/starts.json. Exit
@@ -15,6 +16,7 @@ import os
 import sys
 from pathlib import Path
 
+from cloze.config import TrainConfig
 from cloze.errors import ClozeError
 from cloze.files import write_json
 from cloze.flags import parse
@@ -44,18 +46,27 @@ def count_start(run: Path, max_restarts: int) -> bool:
     return True
 
 
+def blocks_a_step(config: TrainConfig, processes: int) -> int:
+    """The global batch of a run on so many processes."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+
+
 def main(words: list[str]) -> int:
-    """Print the run's folder; the exit code."""
+    """Print the run's folder, or its global batch; the exit code."""
     what, *flags = words
-    max_restarts = 0
-    if what == "start":
-        max_restarts, flags = int(flags[1]), flags[2:]
+    number = 0
+    if what in ("start", "batch"):
+        number, flags = int(flags[1]), flags[2:]
     try:
-        run = Path(parse(["train", *flags])[1].output_dir)
-        if what == "start" and not count_start(run, max_restarts):
+        config = parse(["train", *flags])[1]
+        run = Path(config.output_dir)
+        if what == "batch":
+            print(config.global_batch_size or blocks_a_step(config, number))
+            return 0
+        if what == "start" and not count_start(run, number):
             job = os.environ.get("SLURM_JOB_ID", "")
             print(
-                f"cloze: error: {run}: {max_restarts + 1} starts ended without a checkpoint after step "
+                f"cloze: error: {run}: {number + 1} starts ended without a checkpoint after step "
                 f"{newest_step(run)}, so job {job} gives up; see its logs in {run / 'slurm'}",
                 file=sys.stderr,
             )

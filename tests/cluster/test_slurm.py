@@ -219,12 +219,21 @@ def test_a_job_does_not_notice_that_slurm_itself_was_away(cluster: Cluster, bloc
     assert [cluster.processes(node) for node in ("node1", "node2")] == [[], []]
 
 
+def wait_for_nodes(cluster: Cluster) -> None:
+    for _ in cluster.until(60):
+        if cluster.run("sinfo", "--noheader", "--format=%T").split() == ["idle"] * 2:
+            return
+    raise AssertionError(cluster.run("sinfo"))
+
+
 @pytest.mark.slow
 def test_where_a_node_is_lost_for_good_the_run_goes_on_with_the_other(cluster: Cluster, blocks: Path, undisturbed):
-    """Submitted with --nodes=1-2, as slurm/submit does for --min_nodes 1."""
+    """Submitted with --nodes=1-2 and FULL_NODES, as slurm/submit does for --min_nodes 1."""
+    wait_for_nodes(cluster)
     words = ["--nodes=1-2", *TRAIN[1:], "--max_steps", str(STEPS), "--save_steps", "10"]
-    job = cluster.sbatch(*words, cwd=blocks)
+    job = cluster.sbatch(*words, cwd=blocks, FULL_NODES="2")
     wait_for_steps(cluster, blocks, 25)
+    assert cluster.facts(job)["NumNodes"] == "2"
     cluster.tool("crash", "node2")
     try:
         not_running(cluster, job)
@@ -235,6 +244,13 @@ def test_where_a_node_is_lost_for_good_the_run_goes_on_with_the_other(cluster: C
     run = blocks / "run"
     assert losses(run) == pytest.approx(losses(undisturbed(STEPS)), rel=1e-5)
     assert [line["samples_seen"] for line in lines_of(run)] == [8 * step for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.slow
+def test_a_job_that_begins_on_fewer_nodes_takes_the_batch_of_all(cluster: Cluster, blocks: Path, undisturbed):
+    words = ["--nodes=1", *TRAIN[1:], "--max_steps", str(STEPS)]
+    cluster.wait(cluster.sbatch(*words, cwd=blocks, FULL_NODES="2"), "COMPLETED", logs=lambda: logs_of(blocks))
+    assert losses(blocks / "run") == pytest.approx(losses(undisturbed(STEPS)), rel=1e-5)
 
 
 def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, blocks: Path):

@@ -145,7 +145,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(prepared: Path, tmp_path: Path
     assert all("train_step" in text for text in stacks)
     kept = error_json(tmp_path / "run")
     assert (kept["rank"], kept["phase"], kept["step"], kept["exit_code"]) == (rank, "train", 3, 75)
-    assert re.match(r"no progress for [5-9] s", kept["error"])
+    assert re.match(r"no progress for \d+ s \(--hang_timeout\)", kept["error"])
     assert len(kept["others"]) == world_size - 1
     if world_size > 1:
         lines = stacks[1].splitlines()

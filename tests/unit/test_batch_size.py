@@ -145,6 +145,29 @@ def test_a_run_keeps_its_growth_on_other_ranks():
         assert layout.batch_sizes == BatchSizes(8, 2, 10)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8, 24])
+def test_a_global_batch_that_is_given_is_split_whatever_the_number_of_ranks(world_size: int):
+    layout = fit_layout(config(global_batch_size=24, per_device_train_batch_size=4), 0, world_size, None)
+    assert layout.global_batch == 24
+    assert layout.per_device <= 4
+    assert layout.accumulation == -(-24 // (4 * world_size))  # no more passes than it takes
+    saved = {"run": {"global_batch_size": 24}, "world_size": world_size,
+             "config": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}}  # fmt: skip
+    again = fit_layout(config(global_batch_size=24, per_device_train_batch_size=2), 0, world_size, saved)
+    assert (again.global_batch, again.per_device <= 2) == (24, True)
+
+
+def test_a_global_batch_that_cannot_be_is_refused():
+    saved = {"run": {"global_batch_size": 24}, "world_size": 2, "config": {}}
+    with pytest.raises(ConfigError, match="the run to go on with has 24"):
+        fit_layout(config(global_batch_size=32), 0, 2, saved)
+    with pytest.raises(ConfigError, match="too few for 25 processes"):
+        fit_layout(config(global_batch_size=24), 0, 25, None)
+    for wrong in ({"global_batch_size": 0}, {"global_batch_size": 8, "gradient_accumulation_steps": 2}):
+        with pytest.raises(ConfigError, match="global_batch_size"):
+            check_values(config(**wrong), has_validation=False)
+
+
 class Stream:
     """A stream that counts what is taken off it."""
 

@@ -56,7 +56,9 @@ def test_a_job_asks_for_its_run_with_the_flags_of_training(tmp_path: Path, monke
     (tmp_path / "r.yaml").write_text("dataset_name: blocks\noutput_dir: runs/x\n")
     assert main(["folder", "--config", "r.yaml"]) == 0
     assert main(["start", "--max_restarts", "0", "--config", "r.yaml", "--output_dir", "runs/y"]) == 0
-    assert capsys.readouterr().out == "runs/x\nruns/y\n"
+    assert main(["batch", "--processes", "16", "--config", "r.yaml", "--gradient_accumulation_steps", "3"]) == 0
+    assert main(["batch", "--processes", "16", "--config", "r.yaml", "--global_batch_size", "100"]) == 0
+    assert capsys.readouterr().out == "runs/x\nruns/y\n384\n100\n"
     assert main(["start", "--max_restarts", "0", "--config", "r.yaml", "--output_dir", "runs/y"]) == 1
     assert "1 starts ended without a checkpoint" in capsys.readouterr().err
     assert main(["start", "--max_restarts", "0", "--config", "r.yaml", "--max_stepz", "3"]) == 2
@@ -102,6 +104,7 @@ def test_each_job_waits_for_the_one_before_and_is_cancelled_where_that_fails(log
     for before, job in enumerate((join, train, evaluate, push), 1):
         assert {f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"} <= set(job)
     assert {"--nodes=2-4", "--gpus-per-node=8", "--partition=gpu", "--time=2-0"} <= set(train)
+    assert any(word.startswith("--export=ALL,") and "FULL_NODES=4" in word for word in train)
     assert train[-4:] == ["slurm/train.sbatch", RECIPE, "--max_steps", "7"]
     assert evaluate[-3:] == ["slurm/evaluate.sbatch", "runs/roberta-eli5-full", "prepared/roberta-eli5-full"]
     assert push[-3:] == ["slurm/push.sbatch", "runs/roberta-eli5-full", "me/x"]

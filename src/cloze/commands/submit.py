@@ -109,6 +109,8 @@ def chain(config: SubmitConfig, train: TrainConfig, prepare: PrepareConfig | Non
     gpus = _flags(partition=config.partition, gpus_per_node=config.gpus_per_node or None)
     shape = _flags(nodes=nodes, cpus_per_task=config.cpus_per_task, time=config.time)
     environment = {"DS_CONFIG": config.ds_config, "MAX_RESTARTS": str(config.max_restarts)}
+    if least < config.nodes:
+        environment["FULL_NODES"] = str(config.nodes)
     if config.processes_per_node:
         environment["PROCESSES_PER_NODE"] = str(config.processes_per_node)
     words = [config.recipe, *shlex.split(config.train_flags)]

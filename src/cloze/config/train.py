@@ -65,6 +65,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """blocks per process and forward pass"""
     gradient_accumulation_steps: int = 1
     """forward passes per optimizer step"""
+    global_batch_size: int | None = None
+    """blocks per optimizer step on all processes together, however many there are: per_device_train_batch_size is then
+    the most of a forward pass, and gradient_accumulation_steps follows (default: the product of the three)"""
     batch_size_warmup_steps: int = 0
     """let the global batch grow linearly, in whole blocks, for so many optimizer steps; until then a step takes only
     the forward passes it needs"""

@@ -74,16 +74,34 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
     """How the global batch is split here. `saved`: the manifest of the checkpoint to go on from.
 
     A run keeps its global batch: on another number of processes, or with another per_device_train_batch_size there,
-    the accumulation follows, and per_device_train_batch_size is the most blocks of a forward pass. Raises ConfigError
-    where the batch was changed on purpose, or there are more processes than blocks in it.
+    the accumulation follows, and per_device_train_batch_size is the most blocks of a forward pass. So it is from the
+    start where `global_batch_size` is given. Raises ConfigError where the batch was changed on purpose, or there are
+    more processes than blocks in it.
     """
     wanted = config.per_device_train_batch_size, config.gradient_accumulation_steps
     warmup = warmup_of(config)
     layout = Layout(*wanted, rank, world_size, None, *warmup)
-    if saved is None or layout.global_batch == saved["run"]["global_batch_size"]:
+    given = config.global_batch_size
+    size = given if saved is None else int(saved["run"]["global_batch_size"])
+    if given not in (None, size):
+        raise ConfigError(f"the run to go on with has {size}", where=f"--global_batch_size {given}", hint="leave it")
+    if size is None or (given is None and layout.global_batch == size):
         return layout
-    size = int(saved["run"]["global_batch_size"])
+    if given is None and saved is not None:
+        _refuse_change(wanted, layout, size, saved)
+    if world_size > size:
+        raise ConfigError(
+            f"a step of this run has {size} blocks, too few for {world_size} processes",
+            where="--num_processes",
+            hint=f"start from 1 to {size} processes",
+        )
+    return split_batch(layout, size, wanted[0])
+
+
+def _refuse_change(wanted: tuple[int, int], layout: Layout, size: int, saved: dict[str, Any]) -> None:
+    """Raise ConfigError where the same processes are to take other batches than before."""
     before = saved["config"]["per_device_train_batch_size"], saved["config"]["gradient_accumulation_steps"]
+    world_size = layout.world_size
     if world_size == saved["world_size"] and wanted != before:
         share = -(-size // world_size)
         fits = [f"{n} and {share // n}" for n in range(1, share + 1) if share % n == 0 and size % world_size == 0]
@@ -92,13 +110,6 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
             where="--per_device_train_batch_size and --gradient_accumulation_steps",
             hint=f"choose {', '.join(fits)}" if fits else "leave them as they were",
         )
-    if world_size > size:
-        raise ConfigError(
-            f"a step of this run has {size} blocks, too few for {world_size} processes",
-            where="--num_processes",
-            hint=f"start from 1 to {size} processes",
-        )
-    return split_batch(layout, size, wanted[0])
 
 
 def split_batch(layout: Layout, size: int, most: int) -> Layout:
@@ -118,6 +129,12 @@ def warmup_of(config: TrainConfig) -> tuple[int, int]:
 
 def check_values(config: TrainConfig, has_validation: bool) -> None:
     """Raise ConfigError for values that cannot be used, before any process starts."""
+    if config.global_batch_size is not None and config.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            "follows from --global_batch_size", where="--gradient_accumulation_steps", hint="leave one of them out"
+        )
+    if config.global_batch_size is not None and config.global_batch_size < 1:
+        raise ConfigError(f"must be at least 1, not {config.global_batch_size}", where="--global_batch_size")
     for name in (
         "per_device_train_batch_size",
         "per_device_eval_batch_size",
