@@ -46,10 +46,10 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_for_your_own_text_run_as_written(workplace: Path):
-    ours = [words for words in commands() if "--config" not in words and not words[0].startswith("./")]
+    ours = [words for words in commands() if "--config" not in words and "/" not in words[0]]
     assert [words[words.index("cloze") + 1] for words in ours] == [
         "tokenizer", "prepare", "train", "consolidate", "evaluate", "compare", "fill", "push", "inspect", "archs",
-        "replay",
+        "replay", "doctor",
     ]  # fmt: skip
     for words in ours:
         run(words, workplace)
@@ -76,6 +76,12 @@ def test_the_recipe_commands_run_on_other_text(workplace: Path):
     narrow = ["--config_overrides", "hidden_size=32,num_hidden_layers=6,num_attention_heads=2,intermediate_size=64"]
     run([*train, *scratch, *narrow, "--eval_on_start", "false"], workplace)
     assert (workplace / "runs" / "distilroberta-eli5" / "checkpoint-2").is_dir()
+
+
+def test_the_commands_for_many_machines_run_as_written(workplace: Path):
+    submit, multi_node = (words for words in commands() if words[0].split("/")[0] in ("slurm", "launch"))
+    assert run(submit, workplace).stdout.count("sbatch --parsable") == 4
+    assert "--rank 1" in run(multi_node, workplace).stdout
 
 
 def test_the_two_commands_exist_and_the_demo_runs(tmp_path: Path):
