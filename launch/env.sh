@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by launch/demo and launch/test: a Python environment in .venv with the pinned set, made where it is missing.
 #
 #   source launch/env.sh

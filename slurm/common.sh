@@ -1,8 +1,10 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by the batch scripts: the environment of a job, and how a step is run that may be stopped at any time.
 #
 #   source slurm/common.sh
-#   run_step srun ... cloze evaluate ...      # returns the step's exit code; on USR1 and TERM it passes TERM to the step
-#   finish "$code"                            # leave the job as the exit code asks: done, failed, or queued again
+#   run_step srun ... cloze evaluate ...     # returns the step's exit code; on USR1 and TERM it passes TERM to the step
+#   finish "$code"                           # leave the job as the exit code asks: done, failed, or queued again, at most
+#                                            # MAX_RESTARTS times for failures (`finish CODE counted`: the caller counts)
 
 export PATH="$PWD/.venv/bin:$PATH"
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # since SLURM 22.05 srun does not take it from the job
@@ -51,7 +53,12 @@ finish() {
         tell "not queued again: the job was cancelled, or has no time left"
         exit "$code"
     fi
-    [[ -z $stopping ]] || why="stopped by $stopping"
+    if [[ -n $stopping ]]; then
+        why="stopped by $stopping"
+    elif [[ ${2:-} != counted ]] && ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-3})); then
+        tell "not queued again: failed after ${SLURM_RESTART_COUNT:-0} restarts"
+        exit "$code"
+    fi
     tell "queued again ($why)"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # requeueing ends this shell

@@ -189,6 +189,8 @@ def test_a_job_that_is_ended_early_goes_on_and_ends_with_the_same_bits(
     regularly = ("--save_steps", "10") if disturb in (powered_off, head_powered_off, cable_cut) else ()
     margin = ("--signal=B:USR1@90",) if disturb is out_of_time else ()
     job = train(cluster, blocks, *margin, steps=steps, flags=regularly)
+    after = ("--dependency=afterok:" + job, "--kill-on-invalid-dep=yes", "--wrap", "true")
+    next_in_chain = cluster.sbatch(*after, cwd=blocks)
     wait_for_steps(cluster, blocks, 25)
     disturb(cluster, job, blocks)
     begin, before = time.monotonic(), len(lines_of(blocks / "run"))
@@ -202,6 +204,7 @@ def test_a_job_that_is_ended_early_goes_on_and_ends_with_the_same_bits(
     # Where a machine is gone the ranks know it before SLURM does, which may start the job there once more.
     # A limit of minutes may be reached more than once.
     assert 1 <= int(facts["Restarts"]) <= (3 if regularly or margin else 1), logs_of(blocks)
+    cluster.wait(next_in_chain, "COMPLETED")
     assert [line["step"] for line in lines_of(blocks / "run")] == list(range(1, steps + 1))
     assert contents(blocks / "run", steps) == contents(undisturbed(steps), steps)
     assert [cluster.processes(node) for node in ("node1", "node2")] == [[], []]
@@ -289,6 +292,20 @@ def test_restarts_that_bring_nothing_come_to_an_end(cluster: Cluster, blocks: Pa
     cluster.wait(job, "FAILED", logs=lambda: logs_of(blocks))
     assert (cluster.facts(job)["Restarts"], cluster.facts(job)["ExitCode"]) == ("2", "1:0")
     assert "2 starts ended without a checkpoint after step 0" in (blocks / f"cloze-train-{job}.out").read_text()
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_is_queued_again_and_gives_up_in_the_end(cluster: Cluster, workplace: Path):
+    """`cloze` is broken on the nodes: its exit code is 1, which may go well the next time."""
+    (workplace / "slurm").unlink()
+    shutil.copytree(Path(__file__).resolve().parents[2] / "slurm", workplace / "slurm")
+    (workplace / "broken").mkdir()
+    (workplace / "broken" / "cloze").write_text("#!/bin/sh\nexit 1\n")
+    (workplace / "broken" / "cloze").chmod(0o755)
+    (workplace / "slurm" / "site.env").write_text('export PATH="$PWD/broken:$PATH" MAX_RESTARTS=1\n')
+    job = cluster.sbatch("slurm/prepare.sbatch", "tiny.prepare.yaml", cwd=workplace)
+    cluster.wait(job, "FAILED", logs=lambda: logs_of(workplace))
+    assert (cluster.facts(job)["Restarts"], cluster.facts(job)["ExitCode"]) == ("1", "1:0")
 
 
 @pytest.mark.slow

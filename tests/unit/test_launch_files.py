@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def test_everything_that_is_promised_is_there():
 def test_bash_parses(path: Path):
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
+@named(SCRIPTS)
+def test_shellcheck_finds_nothing(path: Path):
+    words = ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", "--severity=warning", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 @named(COMMANDS)
