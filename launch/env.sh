@@ -7,7 +7,7 @@
 # PYTHON=/path/to/python chooses the interpreter. Works from any folder; leaves the shell in the repository root.
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
-cd -- "$ROOT"
+cd -- "$ROOT" || exit
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
 

@@ -53,7 +53,8 @@ def test_bash_parses(path: Path):
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
 @named(SCRIPTS)
 def test_shellcheck_finds_nothing(path: Path):
-    words = ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", "--severity=warning", str(path)]
+    words = ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", "--severity=warning"]
+    words += ["--exclude=SC2065", str(path)]  # takes `exec launch/test <file` for a comparison
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "")
 
