@@ -1,16 +1,21 @@
 """`accelerate launch`, but its exit code says what the ranks on this machine ended with: whether to start again.
 
-accelerate ends with 1 whatever happened, and shows 60 lines of itself, after a stop in good order too. The flags are
-the same, and `launch/multi_node` starts one on each machine:
+accelerate ends with 1 whatever happened, and shows 60 lines of itself, after a stop in good order too; and a signal to
+it kills the ranks 30 s later, in the middle of a large save. Here signals go on to the ranks, which end when they have
+saved. The flags are the same, and `launch/multi_node` and `slurm/train.sbatch` start one on each machine:
 
     python -m cloze.launcher --config_file launch/accelerate/multi_node.yaml --machine_rank 1 ... -m cloze train ...
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 START_AGAIN, INTERRUPTED, MEND = 75, 130, 2
 
@@ -26,13 +31,27 @@ def exit_code(codes: Iterable[int]) -> int:
     return START_AGAIN if found - {0} else 0
 
 
+def pass_on(number: int, _: Any) -> None:
+    """Give a signal to the processes that this one has started, and go on waiting for them."""
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for pid in file.read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), number)
+
+
 def main() -> NoReturn:
     """Launch, wait, and leave with `exit_code`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    api._terminate_process_handler = (
+        pass_on  # torch 2.13 registers it for TERM, INT, HUP and QUIT when it starts ranks
+    )
+    signal.signal(signal.SIGUSR1, pass_on)
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:

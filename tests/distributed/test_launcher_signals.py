@@ -83,3 +83,43 @@ def test_a_killed_rank_is_started_again_by_the_launcher(prepared: Path, tmp_path
     assert "resume       from" in log.read_text()
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 41))
+
+
+RANK = """
+import os, signal, sys, time
+def stop(number, frame):
+    global told
+    told = number
+told = 0
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, stop)
+open(f"{sys.argv[1]}/ready-{os.environ['RANK']}", "w").close()
+while not told:
+    time.sleep(0.02)
+time.sleep(float(sys.argv[2]))
+open(f"{sys.argv[1]}/saved-{os.environ['RANK']}", "w").write(signal.Signals(told).name)
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGUSR1, 1),
+        (signal.SIGINT, 1),
+        pytest.param(signal.SIGTERM, 40, marks=pytest.mark.slow),
+    ],
+)
+def test_our_launcher_lets_the_ranks_save_however_long_it_takes(tmp_path: Path, number: int, seconds: int):
+    """The ranks stand in for training that saves a large checkpoint: torch's launcher would kill them after 30 s."""
+    (tmp_path / "rank.py").write_text(RANK)
+    launch = [sys.executable, "-m", "cloze.launcher", "--config_file", "launch/accelerate/zero2.yaml"]
+    words = [*launch, "--num_processes", "2", str(tmp_path / "rank.py"), str(tmp_path), str(seconds)]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75, told
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in (0, 1)] == [signal.Signals(number).name] * 2
+    assert "Traceback" not in told
