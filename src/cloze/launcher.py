@@ -48,9 +48,8 @@ def main() -> NoReturn:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    api._terminate_process_handler = (
-        pass_on  # torch 2.13 registers it for TERM, INT, HUP and QUIT when it starts ranks
-    )
+    # What torch (2.13) registers for TERM, INT, HUP and QUIT when it starts ranks.
+    api._terminate_process_handler = pass_on  # type: ignore[assignment]
     signal.signal(signal.SIGUSR1, pass_on)
     try:
         launch_command(launch_command_parser().parse_args())
