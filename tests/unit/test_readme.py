@@ -41,7 +41,8 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    fits = (0, 2) if words[-1] == "doctor" else (0,)  # 2: this machine is not fit to train on, which is no fault here
+    assert done.returncode in fits, f"{words}\n{done.stdout}\n{done.stderr}"
     return done
 
 
