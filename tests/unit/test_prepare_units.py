@@ -135,7 +135,7 @@ def test_less_than_one_block_is_lost_in_the_whole_corpus(corpus: Path, tokenizer
         ({"text_field": "title"}, "source.text_field answers.text -> title"),
         ({"packing": "best_fit"}, "packing concat -> best_fit"),
         ({"unit_size": "50KB"}, "unit_size 40000 -> 50000"),
-        ({"validation_split_percentage": 5}, "split_rule.validation_percentage 10 -> 5"),
+        ({"validation_split_percentage": 5}, "split_rule.validation_percentage 10.0 -> 5.0"),
         ({"split_special_tokens": True}, "split_special_tokens False -> True"),
         ({"split": "train[:100]"}, "source.split train -> train[:100]"),
         ({"tokenizer_name": "other"}, "tokenizer.fingerprint "),
