@@ -116,7 +116,10 @@ def kill_many_times(prepared: Path, folder: Path, engine: str, kills: int, *more
         assert not [path.name for path in run.glob("checkpoint-*") if path.suffix]
 
 
-@pytest.mark.parametrize(("engine", "more"), [("zero2", []), ("ddp", ["--async_save"])], ids=["zero2", "ddp-async"])
+IN_BACKGROUND = pytest.param("ddp", ["--async_save"], id="ddp-async", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("engine", "more"), [pytest.param("zero2", [], id="zero2"), IN_BACKGROUND])
 def test_killed_ten_times(prepared: Path, tmp_path: Path, engine: str, more: list[str]):
     kill_many_times(prepared, tmp_path, engine, 10, *more)
 

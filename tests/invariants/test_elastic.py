@@ -147,6 +147,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared
 
 
+@pytest.mark.slow
 def test_twenty_interruptions_in_three_epochs_lose_and_double_nothing(odd: Path, tmp_path: Path, figure):
     """Every sample of three epochs exactly once in what was kept, with the one mask it has; the same curve."""
     blocks, rng = len(open_prepared(odd).blocks("train")), random.Random(20)

@@ -70,9 +70,13 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def start(place: Path, *words: str, hosts: str = "a,b") -> subprocess.Popen[str]:
     command = [str(place / "launch/multi_node"), "--hosts", hosts, "--ssh", "./far", *words]
-    return subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, text=True, start_new_session=True, preexec_fn=heed_interrupts, **out)
+
+
+def heed_interrupts() -> None:
+    """Tests that run in the background of a shell are deaf to SIGINT, and a script of theirs cannot change that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(place: Path, *words: str, hosts: str = "a,b") -> tuple[int, str]:
