@@ -18,7 +18,8 @@ WIDE += ["hidden_size=512,num_hidden_layers=3,num_attention_heads=8,intermediate
 LARGEST, PARAMETERS = 16000 * 512, 18_000_000
 FLAGS = [*WIDE, "--max_steps", "1", "--per_device_train_batch_size", "3", "--logging_steps", "1"]
 M_MMAP_THRESHOLD = -3  # malloc.h
-SLACK = 10e6
+# A fork of a process that has run other tests touches up to 40 MB of freed memory again; alone it is nearly none.
+SLACK = 40e6
 
 
 def measured(folder: Path) -> Callable[[], None]:
