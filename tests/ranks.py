@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import multiprocessing
 import os
 import socket
 import sys
@@ -51,6 +52,15 @@ def run_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, time
     pids, logs = start_ranks(function, world_size, log_dir, **kwargs)
     codes = _wait(pids, timeout)
     return [Outcome(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> None:
+    """Call a module's function in a process without a history, which its ranks are forks of: memory that other tests
+    have freed here would be touched again there, and counted as theirs."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def start_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, **kwargs: Any):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from ranks import run_ranks, succeed
+from ranks import in_fresh_process, run_ranks, succeed
 
 # 13 M parameters, of which the largest tensor is 1 MB: what is not a few tensors shows.
 MANY_SMALL = "hidden_size=256,num_hidden_layers=16,num_attention_heads=4,intermediate_size=1024,vocab_size=1000"
@@ -54,9 +54,13 @@ def measured(work: Callable[..., None], report: str, **how: str) -> None:
 
 
 def measure(work: Callable[..., None], folder: Path, **how: str) -> tuple[int, float]:
-    report = str(folder / "report.json")
+    report = folder / "report.json"
+    in_fresh_process(measured_alone, work, folder, str(report), how)
+    return tuple(json.loads(report.read_text()))
+
+
+def measured_alone(work: Callable[..., None], folder: Path, report: str, how: dict[str, str]) -> None:
     succeed(run_ranks(measured, 1, folder / "log", work=work, report=report, timeout=1500, **how))
-    return tuple(json.loads(Path(report).read_text()))
 
 
 def checkpoints(folder: Path, prepared: Path, overrides: str) -> tuple[int, int]:
