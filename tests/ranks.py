@@ -63,6 +63,14 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> None:
     assert process.exitcode == 0
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
+    """Until something is so; fails where it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def start_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, **kwargs: Any):
     """Fork the ranks; return their process numbers and the files they print into."""
     warm_up()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from cloze.card_metadata import (
 from cloze.console import duration
 from cloze.curve import CURVE, loss_curve
 from cloze.files import write_text
+from cloze.machine import versions_of
 from cloze.places import portable
 from cloze.reproduce import BLOCK_FLAGS, commands
 
@@ -130,7 +130,7 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
         _table("Training", "hyperparameter", {key: config.get(key) for key in HYPERPARAMETERS}),
         _effort_section(sessions, lines, data),
         _config_section(config, data),
-        _table("Versions", "library", versions or {name: _version(name) for name in LIBRARIES}),
+        _table("Versions", "library", versions or versions_of(LIBRARIES)),
         _reproduce_section(commands(config, data, sessions, repo or f"owner/{name}")),
         _limits_section(data),
     ]
@@ -270,13 +270,6 @@ def _table(title: str, column: str, values: dict[str, Any]) -> str:
         return ""
     rows = "\n".join(f"| {name} | {cell} |" for name, cell in cells.items())
     return f"## {title}\n\n| {column} | value |\n|---|---|\n{rows}"
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
 
 
 def _mask_token(model_dir: Path) -> str:

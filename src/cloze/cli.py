@@ -7,10 +7,12 @@ come at once.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,6 +20,24 @@ from cloze.console import front, is_main, silence_other_ranks
 from cloze.errors import Stopped
 from cloze.flags import parse
 from cloze.telling import leave_code, tell
+
+
+def run() -> NoReturn:
+    """`main`, and out: what libraries leave behind has no say any more in how the process ends.
+
+    Threads of pyarrow's, when a stream is left before its end, abort some interpreters on their way out ("terminate
+    called without an active exception", exit code -6). So what Python does at its end is done here, and then no more.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

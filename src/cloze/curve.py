@@ -1,4 +1,4 @@
-"""The curves of a run as a picture for its model card: an SVG, written by hand from the lines of metrics.jsonl.
+"""The curves of a run as a picture for its model card: an SVG, drawn from the lines of metrics.jsonl.
 
 text = loss_curve(read_lines)        # None where there are not two points to join
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any
+
+from cloze.card_metadata import is_number
 
 CURVE = "loss.svg"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 320, 56, 16, 16, 40
@@ -58,7 +60,7 @@ def loss_curve(lines: Sequence[dict[str, Any]]) -> str | None:
 def points_of(lines: Sequence[dict[str, Any]], key: str) -> Points:
     """(step, value) of the lines that have a finite value."""
     found: list[tuple[Any, Any]] = [(line.get("step"), line.get(key)) for line in lines]
-    return [(float(s), float(v)) for s, v in found if _is_number(s) and _is_number(v)]
+    return [(float(s), float(v)) for s, v in found if is_number(s) and is_number(v)]
 
 
 def thinned(points: Points) -> Points:
@@ -78,7 +80,3 @@ def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     first = math.floor(low / step)
     last = max(math.ceil(high / step), first + 1)
     return [round(number * step, 12) for number in range(first, last + 1)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -20,14 +20,15 @@ from cloze.config import TrainConfig
 from cloze.errors import ClozeError
 from cloze.files import write_json
 from cloze.flags import parse
+from cloze.train.checkpoint_files import list_checkpoints
 
 STARTS = Path("slurm") / "starts.json"
 
 
 def newest_step(run: Path) -> int:
     """The step of the newest checkpoint in a run's folder, by its name; 0 where there is none."""
-    steps = (path.name.removeprefix("checkpoint-") for path in run.glob("checkpoint-*") if path.is_dir())
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+    newest = list_checkpoints(run)[-1:]
+    return int(newest[0].name.removeprefix("checkpoint-")) if newest else 0
 
 
 def count_start(run: Path, max_restarts: int) -> bool:

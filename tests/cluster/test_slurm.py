@@ -149,23 +149,24 @@ def not_running(cluster: Cluster, job: str) -> None:
     raise AssertionError(cluster.facts(job))
 
 
-def powered_off(cluster: Cluster, job: str, workplace: Path) -> None:
-    cluster.tool("crash", "node2")
+def until_slurm_knows(cluster: Cluster, job: str, harm: str, mend: str, node: str) -> None:
+    """A node is harmed, and whole again when the job has been ended for it."""
+    cluster.tool(harm, node)
     not_running(cluster, job)
-    cluster.tool("boot", "node2")
+    cluster.tool(mend, node)
+
+
+def powered_off(cluster: Cluster, job: str, workplace: Path) -> None:
+    until_slurm_knows(cluster, job, "crash", "boot", "node2")
 
 
 def head_powered_off(cluster: Cluster, job: str, workplace: Path) -> None:
     """The node with the batch script and rank 0."""
-    cluster.tool("crash", "node1")
-    not_running(cluster, job)
-    cluster.tool("boot", "node1")
+    until_slurm_knows(cluster, job, "crash", "boot", "node1")
 
 
 def cable_cut(cluster: Cluster, job: str, workplace: Path) -> None:
-    cluster.tool("cut", "node2")
-    not_running(cluster, job)
-    cluster.tool("mend", "node2")
+    until_slurm_knows(cluster, job, "cut", "mend", "node2")
 
 
 def daemon_killed(cluster: Cluster, job: str, workplace: Path) -> None:
@@ -276,16 +277,16 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, blocks:
 
 
 def test_what_a_person_has_to_mend_ends_the_chain_at_once(cluster: Cluster, workplace: Path):
-    """The corpus is not there: preparing fails for good, and nothing waits for it."""
+    """The corpus has no such field: preparing fails for good, and nothing waits for it."""
     (workplace / "tiny.prepare.yaml").write_text(
-        (workplace / "tiny.prepare.yaml").read_text().replace("corpus.jsonl", "no-such-corpus.jsonl")
+        (workplace / "tiny.prepare.yaml").read_text().replace("answers.text", "no.such.field")
     )
     told = cluster.run("slurm/submit", "tiny.yaml", "--prepare_tasks", "2", "--cpus_per_task", "1", cwd=workplace)
     prepare, *others = re.findall(r"^submit +(\d+)  \w+", told, re.MULTILINE)
     cluster.wait(prepare, "FAILED")
     assert cluster.facts(prepare)["ExitCode"] == "2:0"
     assert [cluster.wait(job) for job in others] == ["CANCELLED"] * 3
-    assert "no-such-corpus.jsonl" in (workplace / "run" / "slurm" / f"prepare-{prepare}_0.out").read_text()
+    assert "no.such.field" in (workplace / "run" / "slurm" / f"prepare-{prepare}_0.out").read_text()
 
 
 @pytest.mark.slow

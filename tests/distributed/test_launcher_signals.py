@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
+from ranks import wait_for
 
 from cloze.train.checkpoint_files import list_checkpoints, verify_checkpoint
 
@@ -27,13 +27,6 @@ def words(prepared: Path, run: Path, config: str, steps: int, *launcher: str) ->
 
 def ranks_of(launcher: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
-
-
-def wait_for(condition, seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def steps_done(run: Path) -> int:

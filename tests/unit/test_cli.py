@@ -149,3 +149,21 @@ def test_a_switch_may_have_a_third_position(words: list[str], value: object):
     argv = ["train", "--dataset_name", "x", "--output_dir", "y"]
     assert parse([*argv, *words, "--bf16"])[1].torch_compile == value
     assert parse([*argv, "--torch_compile", "auto"])[1].torch_compile == "auto"
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["train", "--nope"], 2)])
+def test_what_a_library_does_at_the_very_end_does_not_change_the_exit_code(words: list[str], code: int):
+    """libc's abort() stands in for a library whose threads abort the process on its way out. What Python has to do at
+    its end is done."""
+    script = (
+        "import atexit, ctypes, sys\n"
+        "from cloze.cli import run\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc['__cxa_atexit'](libc.abort, None, None)\n"
+        "atexit.register(print, 'the last word')\n"
+        f"sys.argv = ['cloze', *{words}]\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.endswith("the last word\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloze.commands import submit
-from cloze.errors import ConfigError, LaunchError
+from cloze.errors import ClozeError, LaunchError
 from cloze.flags import parse
 from cloze.jobs import count_start, main, newest_step
 
@@ -43,7 +43,6 @@ def test_a_run_gives_up_after_restarts_without_a_new_checkpoint_and_not_before(t
 def test_only_whole_checkpoints_are_progress(tmp_path: Path):
     checkpoint(tmp_path, 5)
     (tmp_path / "checkpoint-7.tmp").mkdir()
-    (tmp_path / "checkpoint-9").write_text("a file")
     assert newest_step(tmp_path) == 5
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "starts.json").write_text("not json")
@@ -159,9 +158,10 @@ def test_a_dry_run_submits_nothing_and_shows_every_script(login_node: Path, caps
         ([RECIPE, "--time", "tomorrow"], "--time tomorrow: not a time"),
         ([RECIPE, "--train_flags", "--max_stepz 3"], "unknown option max_stepz"),
         ([RECIPE, "--train_flags", "--dataset_name other"], "trains on other, but"),
+        ([RECIPE, "--prepare_flags", "--dataset_name no/corpus.jsonl"], "no/corpus.jsonl: no such file or folder"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_submitted(login_node: Path, words: list[str], problem: str):
-    with pytest.raises(ConfigError, match=re.escape(problem)):
+    with pytest.raises(ClozeError, match=re.escape(problem)):
         submit.run(parse(["submit", *words])[1])
     assert not (login_node / "calls").exists()

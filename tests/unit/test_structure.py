@@ -31,7 +31,7 @@ LAYERS = [
     ["flags"],
     ["telling"],
     ["failures"],
-    ["console", "files", "config", "memory", "intervals", "places", "wire"],
+    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

@@ -15,6 +15,8 @@ from typing import Any
 
 from cloze.config import PrepareConfig, SubmitConfig, TrainConfig
 from cloze.console import say
+from cloze.data.local_files import is_local, local_splits
+from cloze.data.shards import MANIFEST
 from cloze.errors import ConfigError, LaunchError
 from cloze.flags import parse
 
@@ -69,7 +71,8 @@ def check(config: SubmitConfig) -> None:
 def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
     """The recipe's settings with --train_flags on top, and those of its RECIPE.prepare.yaml where there is one.
 
-    Raises ConfigError where something in them is wrong, or where they do not fit together.
+    Raises ConfigError where something in them is wrong, or where they do not fit together; DataError where the corpus
+    is not there.
     """
     train = parse(["train", "--config", config.recipe, *shlex.split(config.train_flags)])[1]
     beside = prepare_recipe(config.recipe)
@@ -78,6 +81,8 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
             raise ConfigError("there is no such recipe to prepare with", where=beside)
         return train, None
     prepare = parse(["prepare", "--config", str(beside), *shlex.split(config.prepare_flags)])[1]
+    if is_local(prepare.dataset_name):
+        local_splits(prepare.dataset_name)  # refuses a path where nothing is, which a job would find out in an hour
     if train.dataset_name != prepare.output:
         raise ConfigError(
             f"trains on {train.dataset_name}, but {beside} makes {prepare.output}",
@@ -96,7 +101,7 @@ def chain(config: SubmitConfig, train: TrainConfig, prepare: PrepareConfig | Non
     """The jobs in their order."""
     cpu = _flags(partition=config.cpu_partition or config.partition, cpus_per_task=config.cpus_per_task)
     jobs = []
-    if prepare is not None and not (Path(prepare.output) / "manifest.json").is_file():
+    if prepare is not None and not (Path(prepare.output) / MANIFEST).is_file():
         words = [str(prepare_recipe(config.recipe)), *shlex.split(config.prepare_flags)]
         at_once = f"%{config.prepare_tasks_at_once}" if config.prepare_tasks_at_once else ""
         array = [f"--array=0-{config.prepare_tasks - 1}{at_once}"]
@@ -116,7 +121,7 @@ def chain(config: SubmitConfig, train: TrainConfig, prepare: PrepareConfig | Non
     words = [config.recipe, *shlex.split(config.train_flags)]
     jobs.append(Job("train", "slurm/train.sbatch", words, gpus + shape + array, environment))
     after = "aftercorr" if config.seeds else "afterok"
-    if prepare is not None or (Path(str(train.dataset_name)) / "manifest.json").is_file():
+    if prepare is not None or (Path(str(train.dataset_name)) / MANIFEST).is_file():
         words = [train.output_dir, str(train.dataset_name)]
         one = _flags(partition=config.partition, gpus_per_node=min(config.gpus_per_node, 1) or None)
         one += _flags(cpus_per_task=config.cpus_per_task)

@@ -6,7 +6,6 @@ facts = find_facts(place, offload="none")
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ from typing import Any
 
 import cloze
 from cloze.doctor.place import Place
+from cloze.machine import versions_of
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "huggingface_hub")
 HUB_SECONDS = 8.0
@@ -57,11 +57,7 @@ def find_versions() -> dict[str, str]:
     commit = _output(["git", "-C", str(Path(cloze.__file__).parent), "describe", "--always", "--dirty"])
     if commit and (Path(cloze.__file__).parents[2] / ".git").exists():
         found["cloze"] += f" ({commit})"
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
+    found |= dict.fromkeys(PACKAGES, "missing") | versions_of(PACKAGES)
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
         if torch.distributed.is_nccl_available():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
 
 import torch
 
@@ -13,6 +12,7 @@ from cloze.console import say, warn
 from cloze.distributed import decide, engine_name, gather
 from cloze.errors import DiskError, TrainingError
 from cloze.evaluation import Interrupted, Scores, score_blocks
+from cloze.machine import versions_of
 from cloze.model.compiled import eagerly
 from cloze.model.packed import model_inputs
 from cloze.train.checkpoint_files import checkpoint_path
@@ -84,7 +84,7 @@ def save(run: Run, global_step: int, place: Place, last: bool = True, evaluation
             "stream": None if place is None else gather(place),
             "run": run.identity,
             "config": resolved(run.config),
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": versions_of(LIBRARIES),
             "engine": engine_name(run.engine.accelerator),
             "precision": run.engine.accelerator.mixed_precision,
             "loss_scale": loss_scale_state(run.engine),

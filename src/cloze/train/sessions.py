@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import socket
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from accelerate import Accelerator
 from cloze.distributed import engine_name, gather
 from cloze.errors import DiskError
 from cloze.files import write_json
+from cloze.machine import processor, versions_of
 
 FILE = "sessions.json"
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed")
@@ -40,7 +40,7 @@ def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) ->
         "devices": dict(Counter(device for _, device in everyone)),
         "engine": engine_name(accelerator),
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
-        "versions": {name: found for name in LIBRARIES if (found := _version(name))},
+        "versions": versions_of(LIBRARIES),
     }
     kept = [one for one in read_sessions(output_dir) if one["first_step"] < first_step]
     try:
@@ -61,15 +61,4 @@ def device_name(device: torch.device) -> str:
     """`NVIDIA H100 80GB HBM3`, or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return device.type
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), device.type)
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
+    return processor() if device.type == "cpu" else device.type
