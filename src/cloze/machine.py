@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 
 
@@ -17,8 +17,8 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """The version of each package that is installed, in the order given."""
     found = {}
     for name in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 

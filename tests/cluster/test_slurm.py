@@ -289,6 +289,14 @@ def test_what_a_person_has_to_mend_ends_the_chain_at_once(cluster: Cluster, work
     assert "no.such.field" in (workplace / "run" / "slurm" / f"prepare-{prepare}_0.out").read_text()
 
 
+def test_training_that_a_person_has_to_mend_is_not_tried_again(cluster: Cluster, blocks: Path):
+    """Two nodes whose launchers and srun end with codes of their own: what counts is rank 0's."""
+    job = train(cluster, blocks, flags=("--dataset_name", "./nowhere"))
+    cluster.wait(job, "FAILED", logs=lambda: logs_of(blocks))
+    assert (cluster.facts(job)["Restarts"], cluster.facts(job)["ExitCode"]) == ("0", "2:0"), logs_of(blocks)
+    assert "error: nowhere: no such folder" in (blocks / f"cloze-train-{job}.out").read_text()
+
+
 @pytest.mark.slow
 def test_restarts_that_bring_nothing_come_to_an_end(cluster: Cluster, blocks: Path):
     """A launcher that fails each time, found through the site's settings."""
