@@ -98,5 +98,5 @@ def test_pretrained_weights_take_what_needs_no_other_weights(tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["num_hidden_layers=1", "num_hidden_layers=3", "hidden_size=64", "vocab_size=301"])
 def test_pretrained_weights_are_never_dropped_or_made_up(tmp_path: Path, text: str):
-    with pytest.raises(ConfigError, match="pretrained weights have their own shapes, and .* would be"):
+    with pytest.raises(ConfigError, match="pretrained weights have their own shapes"):
         pretrained(tmp_path, text)
