@@ -21,7 +21,7 @@ def make_model(overrides: str) -> Any:
     """A roberta with random weights."""
     from transformers import AutoConfig, AutoModelForMaskedLM
 
-    from cloze.model.load import apply_overrides, parse_overrides
+    from cloze.model.overrides import apply_overrides, parse_overrides
 
     config = AutoConfig.for_model("roberta")
     apply_overrides(config, parse_overrides(overrides))

@@ -195,7 +195,22 @@ def test_a_training_recipe_reads_what_its_prepare_recipe_writes(path: Path):
     _, prepared = parse(["prepare", "--config", str(prepare)])
     _, config = parse(["train", "--config", str(path)])
     assert config.dataset_name == prepared.output
-    assert prepared.tokenizer_name == config.model_name_or_path
+    if path.stem in ("distilroberta-eli5", "roberta-eli5-full"):  # they begin with a published model
+        assert prepared.tokenizer_name == config.model_name_or_path
+    hints = [line for line in prepare.read_text().splitlines() if line.startswith("#  ")]
+    assert any(f"launch/recipes/{prepare.name}" in line for line in hints), "it says how to run it"
+
+
+@named([path for path in RECIPES if command_of(path) == "train"])
+def test_a_training_recipe_says_how_to_run_it_and_where_its_values_are_from(path: Path):
+    header = path.read_text().partition("\nmodel_")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert f"launch/recipes/{path.name}" in header
+    assert re.search(
+        r"et al\. \d{4}, \"|The masked language modeling tutorial of transformers", header.replace("\n# ", " ")
+    )
+    for file in re.findall(r"(?:launch|ds_configs|slurm)/[\w./-]+\w", header):
+        assert (ROOT / file).exists(), file
 
 
 def test_a_recipe_can_be_trained_from_random_weights():

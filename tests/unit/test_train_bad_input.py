@@ -59,11 +59,7 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
         ),
         (["--model_type", "gpt2"], "no masked language model of type gpt2"),
         (["--model_type", "null"], "which model?"),
-        (["--model_name_or_path", "./nowhere"], "pretrained weights have their own configuration"),
-        (
-            ["--model_name_or_path", "./nowhere", "--config_overrides", "null"],
-            "./nowhere: cannot load the configuration",
-        ),
+        (["--model_name_or_path", "./nowhere"], "./nowhere: cannot load the configuration"),
         (["--resume_from_checkpoint", "./nowhere"], "not a checkpoint"),
         (["--deepspeed", "./nowhere.json"], "nowhere.json"),
     ],

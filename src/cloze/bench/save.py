@@ -20,7 +20,7 @@ from cloze.bench.table import Table
 from cloze.config import BenchConfig
 from cloze.console import say
 from cloze.memory import PeakMemory
-from cloze.model.load import apply_overrides, parse_overrides
+from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import Position, read_manifest, verify_checkpoint
 from cloze.train.optim import decay_groups

@@ -23,7 +23,7 @@ from cloze.data.packing import BestFit, Concat
 from cloze.data.shards import Prepared, ShardWriter, describe_split, open_prepared, shard_name, write_manifest
 from cloze.data.tokenize import describe
 from cloze.errors import ConfigError
-from cloze.model.load import apply_overrides, parse_overrides
+from cloze.model.overrides import apply_overrides, parse_overrides
 
 _BASE = "max_position_embeddings=514"
 _LARGE = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"

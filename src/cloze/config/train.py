@@ -21,7 +21,8 @@ class ModelConfig:
     config_name: str | None = None
     """from scratch: take the configuration of this model (Hub name or folder)"""
     config_overrides: str | None = None
-    """from scratch: changes to the configuration: `hidden_size=256,num_hidden_layers=4`"""
+    """changes to the configuration: `hidden_size=256,num_hidden_layers=4`; of pretrained weights only such as need no
+    other weights: `hidden_dropout_prob=0`"""
     attn_implementation: str | None = None
     """how attention is computed: eager, sdpa, flex_attention, flash_attention_2 (3, 4), or a flash kernel on the Hub
     such as kernels-community/flash-attn2 (default: the best one the model and this machine have)"""

@@ -5,13 +5,11 @@ model, tokenizer = build_model(config, prepared.tokenizer_dir, block_size=128)
 
 from __future__ import annotations
 
-import re
-from functools import reduce
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -26,6 +24,7 @@ from cloze.config import ModelConfig
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError, ConfigError, ModelError
 from cloze.model.archs import POSITIONS_AFTER_PADDING, adapt_config, check_block_size, check_model_type
+from cloze.model.overrides import apply_overrides, check_same_weights, parse_overrides
 
 transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
 
@@ -92,12 +91,6 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
     overrides = parse_overrides(config.config_overrides)
     source = config.model_name_or_path or config.config_name
     if source is not None:
-        if overrides and config.model_name_or_path:
-            raise ConfigError(
-                "pretrained weights have their own configuration",
-                where="--config_overrides",
-                hint="use it with --config_name or --model_type, from scratch",
-            )
         try:
             model_config = AutoConfig.from_pretrained(source, **_hub_arguments(config))
         except (OSError, ValueError, KeyError) as error:
@@ -115,6 +108,10 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
         _fit_to_tokenizer(model_config.get_text_config(), tokenizer, block_size, overrides)
         adapt_config(model_config, tokenizer, block_size)
         apply_overrides(model_config, overrides)
+    elif overrides:
+        stored = copy.deepcopy(model_config)
+        apply_overrides(model_config, overrides)
+        check_same_weights(stored, model_config, config.trust_remote_code)
     return model_config
 
 
@@ -160,48 +157,6 @@ def _fit_to_tokenizer(
     length = usable_length(config)
     if length is not None and length < block_size and "max_position_embeddings" not in overrides:
         config.max_position_embeddings += block_size - length
-
-
-def parse_overrides(text: str | None) -> dict[str, str]:
-    """`a=1,b=x` -> {"a": "1", "b": "x"}. Raises ConfigError."""
-    if not text:
-        return {}
-    pairs = [part.split("=", 1) for part in re.split(r",(?![^\[]*\])", text)]  # commas outside of brackets
-    if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
-        raise ConfigError(f"cannot read {text!r}", where="--config_overrides", hint="write it as a=1,b=[2,3],c.d=4")
-    return {name.strip(): value.strip() for name, value in pairs}
-
-
-def apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None:
-    """Set values of a configuration, read as the type they have; `text_config.hidden_size` goes into a nested one.
-
-    Raises ConfigError.
-    """
-    for name, value in overrides.items():
-        *outer, last = name.split(".")
-        try:
-            inner = reduce(getattr, outer, config)
-            before = getattr(inner, last, "")
-            if isinstance(before, bool | int | float | str):
-                inner.update_from_string(f"{last}={value}")
-            else:  # a list, a table, or nothing yet
-                read = yaml.safe_load(value)
-                setattr(inner, last, tuple(read) if isinstance(before, tuple) else read)
-        except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise ConfigError(
-                f"{name}={value}: {error}", where="--config_overrides", hint=f"see {type(config).__name__}"
-            ) from None
-    if "layer_types" not in overrides:
-        _follow_depth(config)
-
-
-def _follow_depth(config: PretrainedConfig) -> None:
-    """Where the number of layers was changed, the list of their types follows, here and in nested configurations."""
-    for inner in (config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))):
-        types, depth = getattr(inner, "layer_types", None), getattr(inner, "num_hidden_layers", None)
-        if types is not None and depth is not None and len(types) != depth:
-            fresh = type(inner)(**{name: v for name, v in inner.to_dict().items() if name != "layer_types"})
-            inner.layer_types = fresh.layer_types
 
 
 def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
