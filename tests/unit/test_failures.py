@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ranks
 
 from cloze import console, telling
 from cloze.config import TrainConfig
@@ -321,3 +322,16 @@ def test_other_ranks_let_only_errors_of_libraries_through():
     assert len(own) >= 2
     assert all(line.startswith("[rank 3 @ ") for line in own)
     assert console.front() == ""
+
+
+def test_rank_0_leaves_its_exit_code_for_who_started_the_launcher(tmp_path: Path):
+    """A launcher ends with a code of its own; slurm/train.sbatch reads this file to know whether to queue again."""
+    argv = ["train", "--dataset_name", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "run")]
+
+    def environment() -> None:
+        os.environ["CLOZE_EXIT_FILE"] = str(tmp_path / f"exit-{os.environ['RANK']}")
+
+    outcomes = ranks.cloze_ranks(argv, 2, "ddp", tmp_path / "log", environment)
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert [path.name for path in tmp_path.glob("exit-*")] == ["exit-0"]
+    assert (tmp_path / "exit-0").read_text() == "2\n"
