@@ -1,8 +1,8 @@
 """One rank of a measurement of memory: what an engine really holds, and its peak. Started by `cloze bench memory`.
 
-    python -m cloze.bench.held '{"model_type": "roberta", ...}'        # RANK, WORLD_SIZE, ... say which rank it is
+python -m cloze.bench.held '{"model_type": "roberta", ...}'        # RANK, WORLD_SIZE, ... say which rank it is
 
-    held_by(engine)        # bytes of parameters, gradients and optimizer, found by walking through its objects
+held_by(engine)        # bytes of parameters, gradients and optimizer, found by walking through its objects
 """
 
 from __future__ import annotations
@@ -70,9 +70,8 @@ def backward(engine: Engine, head: MaskedHead, recipe: Recipe, layout: Layout) -
         ids = torch.randint(5, 1000, (blocks, size))
         positions = torch.linspace(0, ids.numel() - 1, rows).long()
         with engine.forward_context(last):
-            logits = head.logits(engine.model, {"input_ids": ids}, positions)
+            logits = head.logits(engine.model, {"input_ids": ids}, positions)  # stays, as in `train_step`
             loss = masked_loss_sum(logits, ids.reshape(-1)[positions]) / rows
-            del logits
             engine.backward(loss, last)
 
 
@@ -113,7 +112,9 @@ def main(settings: dict[str, Any]) -> None:
     from cloze.bench.memory import recipe_of
 
     recipe = recipe_of(settings)
-    found = measure(recipe, settings["unused"], settings["checkpointing"], settings["deepspeed"], settings["precision"])
+    found = measure(
+        recipe, settings["unused"], settings["checkpointing"], settings["deepspeed"], settings["precision"]
+    )
     rank = int(os.environ["RANK"])
     Path(settings["folder"], f"rank-{rank}.json").write_text(json.dumps(found))
 

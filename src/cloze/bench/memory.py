@@ -12,7 +12,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from cloze.console import say
 from cloze.errors import ConfigError
 from cloze.files import write_json
 from cloze.model.load import apply_overrides, parse_overrides
+from cloze.planning.activations import quiet
 from cloze.planning.choose import Weighing
 from cloze.planning.gpus import Gpu
 from cloze.planning.memory import Memory, memory_of
@@ -95,9 +95,10 @@ def recipe_of(settings: dict[str, Any]) -> Recipe:
 
 def predict(recipe: Recipe, choice: Choice) -> tuple[Memory, list[str]]:
     """What the plan says of `RANKS` ranks on this CPU, and which parameters it takes to be unused."""
-    weighing = Weighing(recipe, _CPU, RANKS, 1)
     blocks = recipe.train.per_device_train_batch_size
-    trace, sizes, world = weighing.trace(choice), weighing.sizes(choice), weighing.world(blocks)
+    with quiet():
+        weighing = Weighing(recipe, _CPU, RANKS, 1)
+        trace, sizes, world = weighing.trace(choice), weighing.sizes(choice), weighing.world(blocks)
     rows = recipe.rows(blocks, on_gpu=False)
     facts = weighing.facts
     memory = memory_of(choice, facts, world, sizes, trace, blocks, rows, blocks * recipe.block_size)
@@ -115,13 +116,13 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
         port = str(probe.getsockname()[1])
     world = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     words = [sys.executable, "-m", "cloze.bench.held", json.dumps(settings)]
+    logs = [folder / f"rank-{rank}.log" for rank in range(RANKS)]
     running = []
-    for rank in range(RANKS):
+    for rank, log in enumerate(logs):
         env = {**os.environ, **_MALLOC, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        log = tempfile.TemporaryFile("w+")
-        running.append((subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT, text=True), log))
-    for process, log in running:
+        with open(log, "w") as out:
+            running.append(subprocess.Popen(words, env=env, stdout=out, stderr=subprocess.STDOUT))
+    for process, log in zip(running, logs, strict=True):
         if process.wait():
-            log.seek(0)
-            raise RuntimeError(log.read()[-3000:])
+            raise RuntimeError(log.read_text()[-3000:])
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class PlanConfig:
-    """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network: memory of each
+    """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network: memory of a
     GPU for every ZeRO stage, offload and activation checkpointing, the largest micro-batch that fits, host memory,
     bytes on wire and disk, and an estimate of speed and days; and which choice to take.
 

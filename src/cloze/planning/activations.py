@@ -10,10 +10,8 @@ from the call that makes it until nothing refers to it, as in eager PyTorch; so 
 in which gradients appear and what the head needs are all as they will be. Every count is a + b * blocks + c * rows
 (rows: positions that the head predicts), known from three small passes.
 
-What a GPU does otherwise than the reference code is put in place: attention keeps its inputs, its output and one
-number a row (FlashAttention, Dao et al. 2022; the memory-efficient kernel likewise), dropout keeps one byte an element,
-and autocast follows PyTorch's lists ("CUDA Ops that can autocast to float16" and "to float32"). Workspaces of kernels
-and fragmentation are not seen.
+What a GPU does otherwise than the reference code is put in place (`cloze.planning.device`). Workspaces of kernels and
+fragmentation are not seen.
 """
 
 from __future__ import annotations
@@ -27,19 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.utils import logging as transformers_logging
 
 from cloze.model.archs import decoder_start
 from cloze.model.packed import model_inputs
 from cloze.model.sparse_head import MaskedHead
+from cloze.planning.device import AsDevice
 from cloze.train.loss import masked_loss_sum
 
-_HALF = {"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "conv1d", "conv2d", "einsum"}
-_FLOAT = {"layer_norm", "softmax", "log_softmax", "cross_entropy", "norm", "pow", "exp", "cumsum", "rsqrt"}
-_ATTENTION = "scaled_dot_product_attention"
 _SHAPES = ((2, 2), (3, 2), (2, 3))  # blocks, and units of rows: three points of a plane. One block has shortcuts
 
 
@@ -90,14 +85,14 @@ def trace_pass(
         except Exception as error:  # a forward that looks at its data: whatever it raises, it is not counted
             reason = str(error).strip().splitlines()[0][:80] if str(error).strip() else ""
             raise Untraceable(f"{type(error).__name__}: {reason}") from None
-    first, more_blocks, more_rows = runs
     if len({len(run.live) for run in runs}) != 1 or len({run.marks for run in runs}) != 1:
         raise Untraceable("the number of its operations depends on the size of the batch")
     live = [np.array(run.live, np.float64) for run in runs]
-    by_block, by_row = live[1] - live[0], (live[2] - live[0]) / rows
-    (blocks, units), marks = _SHAPES[0], first.marks
+    (blocks, units), first = _SHAPES[0], runs[0]
+    by_block = (live[1] - live[0]) / (_SHAPES[1][0] - blocks)
+    by_row = (live[2] - live[0]) / (_SHAPES[2][1] - units) / rows
     plane = np.stack([live[0] - by_block * blocks - by_row * units * rows, by_block, by_row], 1)
-    return Trace(plane, np.array(first.finished, np.float64), np.array(first.just, np.float64), *marks)
+    return Trace(plane, np.array(first.finished, np.float64), np.array(first.just, np.float64), *first.marks)
 
 
 def untrained(twin: Any, block_size: int) -> list[str]:
@@ -176,73 +171,6 @@ class _Ledger(TorchDispatchMode):
         return out
 
 
-class _Device(TorchFunctionMode):
-    """Attention, dropout and autocast as the device to plan for has them, for tensors on the meta device."""
-
-    def __init__(self, on_gpu: bool, cast: torch.dtype | None):
-        super().__init__()
-        self._on_gpu, self._cast = on_gpu, cast
-        self._copies: dict[int, torch.Tensor] | None = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
-        if self._cast is not None and (name in _HALF or name == _ATTENTION):
-            args, kwargs = self._all(args, self._half), self._all(kwargs, self._half)
-        elif self._cast is not None and self._on_gpu and name in _FLOAT:
-            args, kwargs = self._all(args, _float), self._all(kwargs, _float)
-        if name == _ATTENTION and (self._on_gpu or not _value(args, kwargs, 4, "dropout_p", 0.0)):
-            return _Attention.apply(*(_value(args, kwargs, i, n, None) for i, n in enumerate(("query", "key", "value"))))
-        if func is F.dropout and self._on_gpu:
-            share = _value(args, kwargs, 1, "p", 0.5)
-            if not _value(args, kwargs, 2, "training", True) or share == 0:
-                return args[0] if args else kwargs["input"]
-            return torch.native_dropout(args[0] if args else kwargs["input"], share, True)[0]
-        return func(*args, **kwargs)
-
-    def _all(self, values: Any, change: Any) -> Any:
-        return torch.utils._pytree.tree_map(lambda v: change(v) if isinstance(v, torch.Tensor) else v, values)
-
-    def _half(self, value: torch.Tensor) -> torch.Tensor:
-        """As autocast does: copies of weights are kept until the forward pass ends."""
-        if value.dtype is not torch.float32:
-            return value
-        if not (value.is_leaf and value.requires_grad):
-            return value.to(self._cast)
-        if self._copies is None:
-            return value.to(self._cast)
-        if id(value) not in self._copies:
-            self._copies[id(value)] = value.to(self._cast)
-        return self._copies[id(value)]
-
-    def forget(self) -> None:
-        """The forward pass is over: drop the copies of weights, but for those that the backward pass needs, and keep
-        none when activations are computed anew."""
-        self._copies = None
-
-
-def _float(value: torch.Tensor) -> torch.Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _value(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name, default)
-
-
-class _Attention(torch.autograd.Function):
-    """What fused attention keeps: query, key, value, output [B, H, S, D], and [B, H, S] sums in fp32."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
 def _run(
     twin: Any, block_size: int, blocks: int, rows: int, cast: torch.dtype | None, on_gpu: bool, sparse: bool
 ) -> _Ledger:
@@ -252,15 +180,13 @@ def _run(
     batch = {"input_ids": ids, "labels": ids}
     inputs = model_inputs(batch, meta, None, decoder_start(twin.config))
     ledger = _Ledger([*twin.parameters(), *twin.buffers(), ids, positions, *inputs.values()])
-    device = _Device(on_gpu, cast)
+    device = AsDevice(on_gpu, cast)
     if twin.is_gradient_checkpointing:  # a mode of functions is not on where activations are computed anew
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), device)}
         twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
-    head = MaskedHead(twin, sparse)
-    backbone = getattr(twin, twin.base_model_prefix, twin)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_hooks(twin, backbone, ledger))
-        stack.enter_context(_quiet())
+        stack.enter_context(_hooks(twin, ledger))
+        head = MaskedHead(twin, sparse)
         stack.enter_context(ledger)
         stack.enter_context(device)
         stack.enter_context(meta)
@@ -268,15 +194,15 @@ def _run(
         device.forget()
         loss = masked_loss_sum(logits, positions)
         ledger.mark()
-        del logits
-        torch.autograd.backward([loss])  # the method would turn `device` off
+        torch.autograd.backward([loss])  # the method would turn `device` off; the logits stay, as in `train_step`
     return ledger
 
 
 @contextlib.contextmanager
-def _hooks(twin: Any, backbone: Any, ledger: _Ledger) -> Iterator[None]:
+def _hooks(twin: Any, ledger: _Ledger) -> Iterator[None]:
     """While a pass is traced: the end of the backbone and finished gradients are noted; all gradients are dropped, and
     the head's own hook is taken off, afterwards."""
+    backbone = getattr(twin, twin.base_model_prefix, twin)
     before = dict(backbone._forward_hooks)
     handles = [p.register_post_accumulate_grad_hook(ledger.gradient) for p in twin.parameters() if p.requires_grad]
     handles.append(backbone.register_forward_hook(lambda *_: ledger.mark(), prepend=True))
@@ -291,7 +217,13 @@ def _hooks(twin: Any, backbone: Any, ledger: _Ledger) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        yield
+def quiet() -> Iterator[None]:
+    """Inside, libraries say nothing of what a model without data cannot do, and random state stays as it was."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)

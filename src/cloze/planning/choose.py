@@ -19,7 +19,7 @@ import torch
 from cloze.config import TrainConfig
 from cloze.data.loader import Layout
 from cloze.errors import ConfigError
-from cloze.planning.activations import Trace, Untraceable, trace_pass
+from cloze.planning.activations import Trace, Untraceable, quiet, trace_pass
 from cloze.planning.gpus import Gpu
 from cloze.planning.memory import Memory, World, checkpoint_bytes, host_at_start, memory_of, parts_of, peak_of
 from cloze.planning.recipe import Recipe
@@ -146,9 +146,10 @@ def make_plan(
 
     Raises ConfigError, ModelError.
     """
-    weighing = Weighing(recipe, gpu, ranks_a_node, nodes)
-    choices = all_choices(weighing.facts.can_checkpoint, gpu.is_gpu)
-    rows = [weigh(weighing, choice, network, host_memory) for choice in choices]
+    with quiet():
+        weighing = Weighing(recipe, gpu, ranks_a_node, nodes)
+        choices = all_choices(weighing.facts.can_checkpoint, gpu.is_gpu)
+        rows = [weigh(weighing, choice, network, host_memory) for choice in choices]
     recommended, reason = recommend(rows, gpu)
     batch, steps = weighing.layout.global_batch, recipe.train.max_steps
     tokens = recipe.tokens

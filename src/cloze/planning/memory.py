@@ -10,12 +10,12 @@ counts is what DeepSpeed 0.19 and torch's DDP really hold:
 - DDP: weights, gradients and moments in fp32, and with several ranks the buckets in which gradients travel, as large
   as all gradients (gradient_as_bucket_view is off in accelerate). In 16 bit, autocast's copies are activations.
 - Every stage of DeepSpeed has fp32 weights beside those that the model computes with, in fp32 too, but for stage 0
-  in fp32, which is a plain optimizer. Gradients have the model's type (engine.get_data_types), and become fp32 in the step.
-- Stage 0: gradients are copied flat for the all-reduce, up to 5 x 10^8 at a time (engine.buffered_allreduce_fallback).
-- Stages 1 and 2 (zero/stage_1_and_2.py): one flat tensor of each group; a rank has 1/N of its fp32 weights and moments,
-  padded to 2 N elements; the gradients of the parameters in its part, whole (copy_grads_in_partition); two buckets
-  (setup_buckets). A parameter larger than a bucket goes alone, and stage 1 keeps its gradient to the end of the
-  pass. Stage 2 keeps an earlier micro-batch's gradients beside those of the present one; stage 1 keeps all of them.
+  in fp32, which is a plain optimizer. Gradients have the model's type (engine.get_data_types), fp32 only in the step.
+- Stage 0: gradients are copied flat for the all-reduce, up to 5 x 10^8 at a time (buffered_allreduce_fallback).
+- Stages 1 and 2 (zero/stage_1_and_2.py): one flat tensor of each group; a rank has 1/N of its fp32 weights and of its
+  moments, padded to 2 N elements; the gradients of the parameters in its part, whole (copy_grads_in_partition); two
+  buckets (setup_buckets). A parameter larger than a bucket goes alone, and stage 1 keeps its gradient to the end of
+  the pass. Stage 2 keeps an earlier micro-batch's gradients beside those of the present one; stage 1 keeps them all.
 - Stage 3 (zero/stage3.py): of each parameter 1/N, rounded up; small ones whole too; a flat tensor of its gradients;
   weights that were gathered, of which those needed again within max_reuse_distance stay: from the forward pass to the
   backward pass of a model of half of it, so of all models up to 5 x 10^8 parameters.
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from cloze.planning.activations import Trace
 from cloze.planning.settings import Choice, Sizes
 from cloze.planning.shapes import ModelFacts
+from cloze.train.holdings import has_own_weights, optimizer_bytes
 
 _ALL_REDUCE = 5 * 10**8  # elements at a time, stage 0
 
@@ -89,7 +90,14 @@ class Parts:
 
 
 def memory_of(
-    choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, trace: Trace | None, blocks: int, rows: int, dense: int
+    choice: Choice,
+    facts: ModelFacts,
+    world: World,
+    sizes: Sizes,
+    trace: Trace | None,
+    blocks: int,
+    rows: int,
+    dense: int,
 ) -> Memory:
     """`rows`: positions of `blocks` blocks that the head predicts, `dense` without the sparse head."""
     parts = parts_of(choice, facts, world, sizes)
@@ -133,7 +141,7 @@ def parts_of(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, rank
 
 def _ddp(facts: ModelFacts, world: World) -> Parts:
     weights, trained = 4.0 * facts.elements, 4.0 * facts.trained
-    moments = facts.moments * trained
+    moments = optimizer_bytes(facts.trained, facts.moments, None, world.precision != "no")
     lasting = trained if world.ranks > 1 else 0.0
     once = world.accumulation == 1
     return Parts(
@@ -145,14 +153,14 @@ def _ddp(facts: ModelFacts, world: World) -> Parts:
 def _stage_0(facts: ModelFacts, world: World) -> Parts:
     width = world.width(0)
     trained = float(facts.trained)
-    optimizer = 4 * trained * (facts.moments + (width == 2))
+    optimizer = optimizer_bytes(trained, facts.moments, 0, width == 2)
     travelling = width * min(trained, _ALL_REDUCE) if world.ranks > 1 else 0.0
     once = world.accumulation == 1
     step = max(travelling, 4 * trained if width == 2 else 0.0)
     return Parts(
         parameters=width * float(facts.elements), optimizer=optimizer, lasting=0.0, gradients=width * trained,
         waiting=0.0 if once else width * trained, kept=float(once), copies=0.0, buffers=0.0, step=step,
-        start=width * facts.elements + 4 * trained, host=0.0, nvme=0.0,
+        start=width * facts.elements + 4 * trained * has_own_weights(0, width == 2), host=0.0, nvme=0.0,
     )  # fmt: skip
 
 
@@ -178,7 +186,7 @@ def _stage_1_2(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, ra
     part, largest = sum(flat) / ranks, max(flat) / ranks
     everyone = range(ranks) if rank is None else [rank]
     own = float(max(sum(overlapping(group, ranks, one) for group in facts.groups) for one in everyone))
-    optimizer = part * 4 * (1 + facts.moments)
+    optimizer = optimizer_bytes(part, facts.moments, choice.stage, width == 2)
     offload, once = choice.offload != "none", world.accumulation == 1
     biggest = max(map(max, facts.groups))
     alone = sum(size for group in facts.groups for size in group if size > sizes.reduce_bucket)
@@ -215,12 +223,14 @@ def _stage_3(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes) -> P
     group = min(part, float(sizes.sub_group))
     offload = choice.offload != "none"
     away = choice.offload in ("all", "nvme")
-    optimizer = part * 4 * (1 + facts.moments)
+    optimizer = optimizer_bytes(part, facts.moments, choice.stage, width == 2)
     parameters = width * ((0.0 if away else part) + whole)
     host = nvme = 0.0
     if choice.offload in ("optimizer", "all"):
         host = optimizer + part * (4 + width) + (width * part if away else 0.0)
-    elif choice.offload == "nvme":  # buffers: 4 of the optimizer's tensors of a sub-group, 5 of weights; weights in CPU
+    elif (
+        choice.offload == "nvme"
+    ):  # buffers: 4 of the optimizer's tensors of a sub-group, 5 of weights; weights in CPU
         host = 4 * 4 * group * 2 + width * (5 * 10**8 + min(part, 10**9)) + width * part
         nvme = optimizer + width * part
     return Parts(

@@ -25,7 +25,7 @@ from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError, ConfigError
 from cloze.flags import parse
 from cloze.model.archs import check_block_size, check_model_type
-from cloze.model.load import check_fits, read_config, usable_length
+from cloze.model.load import check_fits, parse_overrides, read_config, usable_length
 from cloze.train.plan import split_batch, warmup_of
 
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
@@ -128,7 +128,7 @@ def own_config(train: TrainConfig) -> PretrainedConfig:
     except (OSError, ValueError, KeyError):
         hint = (
             "a plan asks nothing of the network: give a folder with its config.json, --train_flags "
-            "'--model_name_or_path FOLDER', or for a start from scratch '--model_name_or_path null --config_name FOLDER'"
+            "'--model_name_or_path FOLDER', or from scratch '--model_name_or_path null --config_name FOLDER'"
         )
         raise ConfigError("its configuration is not on this machine", where=source, hint=hint) from None
 
@@ -151,7 +151,8 @@ def _fitted(
 ) -> PretrainedConfig:
     """The configuration that `cloze train` will use: from scratch it follows tokenizer and blocks."""
     text = own.get_text_config()
-    size = asked or (len(tokenizer) if tokenizer is not None else int(getattr(text, "vocab_size", 0)))
+    usual = parse_overrides(train.config_overrides).get("vocab_size", getattr(text, "vocab_size", 0))
+    size = asked or (len(tokenizer) if tokenizer is not None else int(usual))
     if asked is not None or tokenizer is None:
         if asked is None and train.model_name_or_path is None:
             notes.append(f"no tokenizer is at hand: a vocabulary of {size:,}, the model's own (or give --vocab_size)")

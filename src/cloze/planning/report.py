@@ -1,7 +1,7 @@
 """A plan as a table on a terminal, as plain lines elsewhere, and as JSON.
 
-    show(plan, row, notes)          # to stdout
-    as_json(plan, row, notes)       # what --json writes: bytes, seconds, tokens per second
+show(plan, row, notes)          # to stdout
+as_json(plan, row, notes)       # what --json writes: bytes, seconds, tokens per second
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The model of a recipe without its weights: parameters, groups, and how many operations a block takes.
 
-    facts = model_facts(recipe)              # on torch's meta device: no memory, no data, any size
-    facts.elements, facts.groups             # 124,697,433; elements of each parameter of each optimizer group
-    twin = make_twin(recipe, torch.bfloat16, checkpointing=True)
+facts = model_facts(recipe)              # on torch's meta device: no memory, no data, any size
+facts.elements, facts.groups             # 124,697,433; elements of each parameter of each optimizer group
+twin = make_twin(recipe, torch.bfloat16, checkpointing=True)
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
 
 
 def moments_of(recipe: Recipe, twin: Any) -> float:
-    """Tensors that the optimizer keeps for each trained element (Muon: its matrices have one, the rest AdamW's two)."""
+    """Tensors that the optimizer keeps for each trained element (Muon: its matrices 1, the rest AdamW's 2)."""
     train = recipe.train
     arguments = parse_arguments(train.optim_args)
     found = float(_MOMENTS[train.optim])
@@ -141,7 +141,7 @@ def precision_for(recipe: Recipe, gpu: Gpu) -> str:
     Raises ConfigError for what the GPU or the architecture does not have.
     """
     train, model_type = recipe.train, recipe.model_config.model_type
-    asked = "bf16" if train.bf16 else "fp16" if train.fp16 else train.precision
+    asked: str = "bf16" if train.bf16 else "fp16" if train.fp16 else train.precision
     if asked == "auto":
         return "no" if not gpu.is_gpu or model_type in NO_BF16 else gpu.half
     asked = {"fp32": "no"}.get(asked, asked)

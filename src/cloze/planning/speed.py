@@ -45,7 +45,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Pace:
-    """`seconds` of a step: fast, slow; tokens per second and MFU: low, high. `wire`: bytes that a rank sends a step."""
+    """`seconds` of a step: fast, slow; tokens per second and MFU: low, high; `wire`: bytes a rank sends in a step."""
 
     seconds: Range
     tokens_per_second: Range

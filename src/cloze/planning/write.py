@@ -1,6 +1,6 @@
 """The files of a choice: what `accelerate launch --config_file` and DeepSpeed read.
 
-    write_configs("launch/mine", row, plan, ...)     # ds_config.json (but for DDP) and accelerate.yaml, or nothing
+write_configs("launch/mine", row, plan, ...)     # ds_config.json (but for DDP) and accelerate.yaml, or nothing
 """
 
 from __future__ import annotations
