@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ["cli", "__main__", "jobs", "launcher"],
     ["commands"],
-    ["demo", "doctor", "metrics", "bench", "inspection", "replay"],
+    ["demo", "doctor", "metrics", "bench", "inspection", "replay", "planning"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
     ["consolidate", "opening"],
     ["foreign"],

@@ -188,7 +188,7 @@ class DoctorConfig:
 class BenchConfig:
     """Measure Cloze beside its peers, in one run on this machine, and print a table."""
 
-    what: Literal["prepare", "loader", "save", "train", "step"]
+    what: Literal["prepare", "loader", "save", "train", "step", "memory"]
     """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
     of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
     waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns;

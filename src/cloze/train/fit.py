@@ -31,6 +31,7 @@ from cloze.model.packed import DocumentAttention, model_inputs
 from cloze.model.sparse_head import MaskedHead
 from cloze.train.data import TrainData
 from cloze.train.engine import uses_offload
+from cloze.train.holdings import optimizer_bytes
 from cloze.train.loss import masked_loss_sum
 from cloze.train.plan import split_batch
 
@@ -165,16 +166,16 @@ def peak_bytes(trial: Trial, num_blocks: int) -> int | None:
 
 def bytes_to_come(trial: Trial) -> int:
     """What the engine will hold beside weights and gradients: two moments per trained element, in fp32, and the moving
-    average where one is kept; the fp32 weights under DeepSpeed in half precision; under DDP the buckets in which
-    gradients travel."""
+    average where one is kept; the fp32 weights that DeepSpeed has of its own; under DDP the buckets in which gradients
+    travel."""
     accelerator = trial.accelerator
     elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
-    stage, kept = zero_stage(accelerator), 8 if trial.config.ema_decay is None else 12
+    stage, half = zero_stage(accelerator), accelerator.mixed_precision != "no"
+    whole = int(optimizer_bytes(elements, 2 + (trial.config.ema_decay is not None), stage, half))
     if stage is None:
-        return elements * (kept + 4 * (accelerator.num_processes > 1))
+        return whole + 4 * elements * (accelerator.num_processes > 1)
     if uses_offload(accelerator) and accelerator.device.type != "cpu":
         return 0
-    whole = elements * (kept + 4 * (accelerator.mixed_precision != "no"))
     return whole if stage == 0 else -(-whole // accelerator.num_processes)
 
 

@@ -1,0 +1,51 @@
+"""`cloze plan RECIPE`: what a run will take, and how to set it up, before anything is paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloze.config import PlanConfig
+from cloze.console import say
+from cloze.errors import ConfigError
+from cloze.files import write_json
+from cloze.memory import free_memory
+from cloze.planning.choose import choose, make_plan
+from cloze.planning.gpus import parse_gpus, this_machine
+from cloze.planning.recipe import read_recipe
+from cloze.planning.report import as_json, show
+from cloze.planning.write import command_line, write_configs
+
+
+def run(config: PlanConfig) -> None:
+    """Work it out, show it, and write what was asked for. Raises ConfigError, DataError, ModelError, DiskError."""
+    for name in ("nodes", "network_gbit", "host_memory_gib", "tokens"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"must be above 0, not {value}", where=f"--{name}")
+    gpu, count = this_machine() if config.gpus is None else parse_gpus(config.gpus)
+    if config.write is not None and Path(config.write).exists():
+        raise ConfigError("is there already", where=f"--write {config.write}", hint="give a folder that is not")
+    recipe = read_recipe(config)
+    host = config.host_memory_gib
+    host_memory = host * 2**30 if host is not None else float(free_memory()) if config.gpus is None else None
+    plan = make_plan(recipe, gpu, count, config.nodes, config.network_gbit * 1e9 / 8, host_memory)
+    row = choose(plan, config.choose)
+    notes = recipe.notes + _notes(plan.untraced, plan.facts.unused)
+    show(plan, row, notes)
+    if config.json is not None:
+        write_json(Path(config.json), as_json(plan, row, notes))
+        say("plan", f"written to {config.json}")
+    if config.write is not None:
+        if row is None:
+            raise ConfigError(f"there is nothing to write: {plan.reason}", where=f"--write {config.write}")
+        write_configs(config.write, row, plan, config)
+        say("written", f"{config.write}; {command_line(config.write, row, plan, config)}")
+
+
+def _notes(untraced: str | None, unused: list[str]) -> list[str]:
+    notes = []
+    if untraced is not None:
+        notes.append(f"activations are left out ('?'): the model cannot be traced without data ({untraced})")
+    if unused:
+        notes.append(f"{len(unused)} parameters have no part in the output and are not trained, as in {unused[0]}")
+    return notes

@@ -1,0 +1,45 @@
+"""What a run will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class PlanConfig:
+    """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network: memory of a
+    GPU for every ZeRO stage, offload and activation checkpointing, the largest micro-batch that fits, host memory,
+    bytes on wire and disk, and an estimate of speed and days; and which choice to take.
+
+    cloze plan launch/recipes/distilroberta-eli5.yaml --gpus 8xH100-80GB --nodes 2;
+    cloze plan my.yaml --gpus A10G --train_flags '--gradient_accumulation_steps 4' --write launch/mine
+
+    Recommended is the fastest choice that fits with a tenth of the memory to spare; of those within 5 % of it the
+    least partitioned one, and one without offload and recomputation where there is one.
+    """
+
+    recipe: str
+    """the recipe of `cloze train`, a YAML file; RECIPE.prepare.yaml beside it says how its blocks are made"""
+    gpus: str | None = None
+    """GPUs of each node: `8xH100-80GB`, `A10G` (default: what is in this machine; without a GPU its CPU)"""
+    nodes: int = 1
+    """nodes, each with so many GPUs"""
+    network_gbit: float = 100.0
+    """Gbit/s between two nodes"""
+    host_memory_gib: float | None = None
+    """GiB of host memory of each node; choices that need more are left out (default: this machine's where --gpus is
+    not given, else there is no limit)"""
+    block_size: int | None = None
+    """tokens per block (default: those of the prepared folder, else as RECIPE.prepare.yaml says)"""
+    vocab_size: int | None = None
+    """tokens of the vocabulary, for a model from scratch whose tokenizer is not here"""
+    tokens: float | None = None
+    """tokens that the run is to read, such as 10e9 (default: as the recipe's epochs or max_steps say)"""
+    train_flags: str = ""
+    """flags of `cloze train` that win over the recipe: `--max_steps 1000 --bf16`"""
+    choose: str | None = None
+    """take this choice instead of the recommended one: ddp, zero2, zero3+offload, ... and `+checkpointing`"""
+    write: str | None = None
+    """make this folder, with files for DeepSpeed and `accelerate launch --config_file` of the choice"""
+    json: str | None = None
+    """write all that was worked out to this file too"""
