@@ -8,6 +8,7 @@ these classes into command lines; the docstring under a field is its help text.
 from __future__ import annotations
 
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from cloze.config.grow import GrowConfig
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
     ArchsConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "FillConfig",
+    "GrowConfig",
     "InspectConfig",
     "MeasureConfig",
     "ModelConfig",

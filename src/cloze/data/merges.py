@@ -2,7 +2,7 @@
 
     merges = learn_merges([(["Ġmyo", "card", "ium"], 120), ...], number=1000, min_frequency=2, taken=vocabulary)
 
-Each merge is the pair that saves most tokens at that moment, so the first N are the N tokens that a greedy choice adds.
+Each merge is the pair that saves most tokens at that moment: a greedy choice of N tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable
+from itertools import pairwise
 
 from cloze.console import progress
 
@@ -26,8 +27,8 @@ def learn_merges(
 ) -> list[Pair]:
     """At most `number` merges, in order: the most frequent pair first, of equally frequent ones the first by name.
 
-    `cuts`: the tokens of each word, and how often it stands in the corpus; `taken`: tokens that are there already, which
-    no merge makes again; `fit`: whether a token may be part of a merge.
+    `cuts`: the tokens of each word, and how often it stands in the corpus; `taken`: tokens that are there already,
+    which no merge makes again; `fit`: whether a token may be part of a merge.
     """
     words = [list(tokens) for tokens, count in cuts]
     frequency = [count for _, count in cuts]
@@ -35,7 +36,7 @@ def learn_merges(
     counts: dict[Pair, int] = defaultdict(int)
     where: dict[Pair, set[int]] = defaultdict(set)
     for place, tokens in enumerate(words):
-        for pair in zip(tokens, tokens[1:], strict=False):
+        for pair in pairwise(tokens):
             counts[pair] += frequency[place]
             where[pair].add(place)
     heap = [(-count, pair) for pair, count in counts.items() if count >= min_frequency]
@@ -54,10 +55,10 @@ def learn_merges(
             touched: set[Pair] = set()
             for place in where.pop(pair):
                 before, after = words[place], _merged(words[place], pair, token)
-                for other in zip(before, before[1:], strict=False):
+                for other in pairwise(before):
                     counts[other] -= frequency[place]
                     touched.add(other)
-                for other in zip(after, after[1:], strict=False):
+                for other in pairwise(after):
                     counts[other] += frequency[place]
                     where[other].add(place)
                     touched.add(other)

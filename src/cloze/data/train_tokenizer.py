@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
@@ -151,11 +152,13 @@ def _train_wordpiece(config: TokenizerConfig, texts: Texts) -> PreTrainedTokeniz
 def _wordpieces(
     texts: Iterator[str], vocab_size: int, first: list[str], alphabet: list[str] | None, min_frequency: int
 ) -> dict[str, int]:
-    """Token -> id of a WordPiece vocabulary that begins with `first`; `alphabet`: the characters that words are made of
-    (None: all there are)."""
+    """Token -> id of a WordPiece vocabulary that begins with `first`; `alphabet`: the characters that words are made
+    of (None: all there are)."""
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    limits = {} if alphabet is None else {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
+    limits: dict[str, Any] = (
+        {} if alphabet is None else {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
+    )
     trainer = WordPieceTrainer(
         vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=first, show_progress=False, **limits
     )

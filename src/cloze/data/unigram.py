@@ -30,8 +30,8 @@ Edges = list[list[tuple[int, str]]]  # for each place in a word, the pieces that
 
 
 def train_unigram(words: Mapping[str, int], num_pieces: int) -> list[tuple[str, float]]:
-    """Words and how often they stand in the corpus -> `num_pieces` pieces (fewer where the corpus has not so many) with
-    the logarithm of their probability, the likeliest first.
+    """Words and how often they stand in the corpus -> `num_pieces` pieces (fewer where the corpus has not so many)
+    with the logarithm of their probability, the likeliest first.
 
     Raises DataError where the characters of the corpus alone are more than that.
     """
@@ -177,9 +177,7 @@ def best_cut(word: str, pieces: Mapping[str, float], without: str | None = None)
     return cut[::-1]
 
 
-def _pruned(
-    words: list[tuple[str, int]], pieces: dict[str, float], known: set[str], number: int
-) -> dict[str, float]:
+def _pruned(words: list[tuple[str, int]], pieces: dict[str, float], known: set[str], number: int) -> dict[str, float]:
     """The `number` pieces whose loss would cost the corpus most likelihood; all characters are among them."""
     used: Counter[str] = Counter()
     for word, count in words:

@@ -1,6 +1,6 @@
 """How often each word stands in a stream of texts, in bounded memory.
 
-    counts = count_words(texts, str.split)          # {"the": 51234, ...}, in the order of the alphabet
+counts = count_words(texts, str.split)          # {"the": 51234, ...}, in the order of the alphabet
 """
 
 from __future__ import annotations
