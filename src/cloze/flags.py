@@ -22,8 +22,9 @@ from cloze.errors import ConfigError
 COMMANDS: dict[str, tuple[type, str, bool]] = {
     "prepare": (config.PrepareConfig, "turn a corpus into fixed blocks of tokens", False),
     "inspect": (config.InspectConfig, "show what is in a prepared folder", True),
-    "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus", False),
+    "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus, or extend a pretrained one", False),
     "plan": (config.PlanConfig, "tell what a run will take, before it is paid for", True),
+    "grow": (config.GrowConfig, "make a model to begin with out of a trained one", True),
     "train": (config.TrainConfig, "train a model", False),
     "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
     "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),

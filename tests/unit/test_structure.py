@@ -17,6 +17,7 @@ LAYERS = [
     ["cli", "__main__", "jobs", "launcher"],
     ["commands"],
     ["demo", "doctor", "metrics", "bench", "inspection", "replay", "planning"],
+    ["grow"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
     ["consolidate", "opening"],
     ["foreign"],

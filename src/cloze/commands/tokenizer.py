@@ -1,4 +1,4 @@
-"""`cloze tokenizer`: train a tokenizer on a corpus."""
+"""`cloze tokenizer`: train a tokenizer on a corpus, or extend a pretrained one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import time
 
 from cloze.config import TokenizerConfig
 from cloze.console import duration, say
+from cloze.data.extend_tokenizer import extend_tokenizer
 from cloze.data.train_tokenizer import train_tokenizer
 
 
 def run(config: TokenizerConfig) -> None:
-    """Train, then say what there is now."""
+    """Train or extend, then say what there is now."""
     begin = time.monotonic()
-    tokenizer = train_tokenizer(config)
+    if config.extend is None:
+        tokenizer = train_tokenizer(config)
+    else:
+        tokenizer, saving = extend_tokenizer(config)
+        less = 100 * (1 - saving.after / saving.before)
+        say(
+            "tokenizer",
+            f"{saving.added:,} tokens added; the corpus' words: {saving.before:,} tokens before, {saving.after:,} now "
+            f"({less:.2f} % fewer)",
+        )
+        say("next", f"cloze grow MODEL --tokenizer {config.output} --output GROWN")
     say("tokenizer", f"{len(tokenizer):,} tokens -> {config.output} in {duration(time.monotonic() - begin)}")

@@ -8,6 +8,7 @@ these classes into command lines; the docstring under a field is its help text.
 from __future__ import annotations
 
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from cloze.config.grow import GrowConfig
 from cloze.config.plan import PlanConfig
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
@@ -35,6 +36,7 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "FillConfig",
+    "GrowConfig",
     "InspectConfig",
     "MeasureConfig",
     "ModelConfig",

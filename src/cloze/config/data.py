@@ -96,13 +96,22 @@ class InspectConfig:
 
 @dataclass(kw_only=True)
 class TokenizerConfig(SourceConfig):
-    """Train a byte-level BPE tokenizer with RoBERTa's special tokens on a corpus."""
+    """Train a tokenizer on a corpus, or extend a pretrained one with what the corpus needs."""
 
     output: str
     """the folder to make"""
+    kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    """`bpe`: byte-level, with RoBERTa's special tokens; `wordpiece`: BERT's; `unigram`: SentencePiece's, with XLM-R's
+    special tokens"""
     vocab_size: int = 8192
     """number of tokens, special tokens included"""
     min_frequency: int = 2
-    """how often a pair must occur to be merged"""
+    """how often a pair must occur to be merged, and a word to become a token"""
+    do_lower_case: bool = False
+    """with wordpiece and unigram: take all letters for small ones"""
     model_max_length: int = 512
     """the longest input that models with this tokenizer will take"""
+    extend: str | None = None
+    """a tokenizer on the Hub, or a local folder: keep all its tokens, and add those that save most on this corpus"""
+    new_tokens: int = 1000
+    """with extend: how many to add at most; `cloze grow` gives a model embeddings for them"""

@@ -157,7 +157,7 @@ def _flags(tokens: list[str], begins: Callable[[str], bool], ends: Callable[[str
 
 def _byte_level(tokens: list[str]) -> Edges:
     """The tables of a vocabulary whose tokens are bytes, written as GPT-2 writes them."""
-    alphabet, count = _byte_alphabet(), len(tokens)
+    alphabet, count = byte_alphabet(), len(tokens)
     first, last = np.full(count, OTHER, np.uint8), np.full(count, OTHER, np.uint8)
     begins, ends, lone = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
     for number, token in enumerate(tokens):
@@ -175,7 +175,7 @@ def _byte_level(tokens: list[str]) -> Edges:
     return Edges(begins, ends, first, last, lone)
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The character that stands for each byte: itself where it can be seen, else one from U+0100 on (GPT-2)."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in seen]

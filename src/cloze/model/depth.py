@@ -42,6 +42,11 @@ def parameter_depths(model: Any) -> tuple[dict[str, int], int]:
     return {name: smallest[id(parameter)] for name, parameter in named}, num_layers
 
 
+def layer_depths(model: Any) -> dict[str, int]:
+    """How the names of each layer's parameters begin (`roberta.encoder.layer.3.`) -> its depth, from 1 on."""
+    return _layers(model)[0]
+
+
 def _layers(model: Any) -> tuple[dict[str, int], int]:
     """How the names of each layer's parameters begin (`roberta.encoder.layer.3.`) -> its depth; how many layers."""
     inside = _prefix(model)

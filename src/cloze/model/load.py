@@ -6,6 +6,7 @@ model, tokenizer = build_model(config, prepared.tokenizer_dir, block_size=128)
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def build_model(
                 **attention,
             )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _load_error(error, config.model_name_or_path or model_config.model_type) from None
+        raise load_error(error, config.model_name_or_path or model_config.model_type) from None
     return model, tokenizer
 
 
@@ -68,7 +69,7 @@ def load_pretrained(folder: str, trust_remote_code: bool = False) -> PreTrainedM
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _load_error(error, folder) from None
+        raise load_error(error, folder) from None
     return model.eval()
 
 
@@ -94,7 +95,7 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
         try:
             model_config = AutoConfig.from_pretrained(source, **_hub_arguments(config))
         except (OSError, ValueError, KeyError) as error:
-            raise _load_error(error, source, kind="configuration") from None
+            raise load_error(error, source, kind="configuration") from None
     elif config.model_type is not None:
         check_model_type(config.model_type)
         model_config = AutoConfig.for_model(config.model_type)
@@ -142,7 +143,7 @@ def check_fits(config: PretrainedConfig, tokenizer_size: int, block_size: int) -
         raise ModelError(
             f"the tokenizer has {tokenizer_size} tokens, but the model has embeddings for {vocab_size}",
             where=config.model_type,
-            hint="prepare with the model's own tokenizer",
+            hint="prepare with the model's own tokenizer, or make a model for this one with `cloze grow --tokenizer`",
         )
 
 
@@ -150,13 +151,20 @@ def _fit_to_tokenizer(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, block_size: int, overrides: dict[str, str]
 ) -> None:
     """From scratch: vocabulary, special ids and positions follow the tokenizer and the blocks unless overridden."""
+    fit_vocabulary(config, tokenizer, overrides)
     config.vocab_size = len(tokenizer)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"):
-        if hasattr(config, name) and name not in overrides:
-            setattr(config, name, getattr(tokenizer, name, None))
     length = usable_length(config)
     if length is not None and length < block_size and "max_position_embeddings" not in overrides:
         config.max_position_embeddings += block_size - length
+
+
+def fit_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, kept: Collection[str]) -> None:
+    """Size of the vocabulary and ids of special tokens follow the tokenizer, all but the values in `kept`."""
+    if "vocab_size" not in kept:
+        config.vocab_size = len(tokenizer)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"):
+        if hasattr(config, name) and name not in kept:
+            setattr(config, name, getattr(tokenizer, name, None))
 
 
 def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
@@ -168,7 +176,8 @@ def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _load_error(error: Exception, name: object, kind: str = "model") -> ClozeError:
+def load_error(error: Exception, name: object, kind: str = "model") -> ClozeError:
+    """One line for what loading a model or a configuration raised."""
     text = str(error).strip().split("\n")[0]
     if "trust_remote_code" in str(error):
         hint = "it comes with Python code of its own: read it, then give --trust_remote_code"
