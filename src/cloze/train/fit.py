@@ -24,6 +24,7 @@ from cloze.data.loader import Layout, fixed_capacity, make_batch
 from cloze.data.masking import Masking
 from cloze.distributed import agree, gather, zero_stage
 from cloze.errors import ConfigError
+from cloze.fully_sharded import is_fsdp
 from cloze.memory import PeakMemory, free_memory
 from cloze.model.archs import decoder_start
 from cloze.model.compiled import eagerly
@@ -170,6 +171,8 @@ def bytes_to_come(trial: Trial) -> int:
     accelerator = trial.accelerator
     elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
     stage, kept = zero_stage(accelerator), 8 if trial.config.ema_decay is None else 12
+    if is_fsdp(accelerator):  # what it gathers is no more than the whole weights and gradients of the trial
+        return -(-elements * kept // accelerator.num_processes)
     if stage is None:
         return elements * (kept + 4 * (accelerator.num_processes > 1))
     if uses_offload(accelerator) and accelerator.device.type != "cpu":
