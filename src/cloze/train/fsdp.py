@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
+from cloze.model.archs import GATHERED_AS_ONE
 from cloze.model.depth import layer_modules
 
 
@@ -70,7 +71,9 @@ def shard(accelerator: Accelerator, model: Any, optimizer: torch.optim.Optimizer
 
 def units(model: Any) -> list[torch.nn.Module]:
     """The modules that are gathered one at a time: the layers that hold matrices of their own. The rest, embeddings
-    and head, is gathered as a whole, so that weights may be tied in it."""
+    and head, is gathered as a whole, so that weights may be tied in it. None in architectures that do not allow it."""
+    if model.config.model_type in GATHERED_AS_ONE:
+        return []
     users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     found = []
     for layer in layer_modules(model):
