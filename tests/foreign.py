@@ -1,4 +1,4 @@
-"""Checkpoints of other tools, made by those tools: DeepSpeed's engine, accelerate, transformers' Trainer.
+"""Checkpoints of other tools, made by those tools: DeepSpeed's engine, accelerate, transformers' Trainer, torch.
 
 Each function is what one rank does (see `ranks.run_ranks`). All train the same small model, with a frozen parameter,
 tied weights, two parameter groups, and sizes that divide by no number of ranks; rank 0 writes `truth.pt`, the fp32
@@ -150,4 +150,102 @@ def by_trainer(folder: str, stage: int, precision: str, tokenizer: str) -> None:
     truth = whole_weights(model)
     if torch.distributed.get_rank() == 0:
         torch.save(truth, Path(folder) / "truth.pt")
+    _leave()
+
+
+def fsdp_on_cpu() -> None:
+    """Let accelerate's FSDP2 run here: it leaves FSDP out on a CPU, and all else of it works there."""
+    from accelerate import Accelerator
+
+    from cloze.fully_sharded import keep_on_cpu
+
+    plain = Accelerator.__init__
+
+    def init(self: Any, *args: Any, **more: Any) -> None:
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        plain(self, *args, **more)
+        plugin = more.get("fsdp_plugin") or FullyShardedDataParallelPlugin(fsdp_version=2)
+        keep_on_cpu(self, plugin)
+
+    Accelerator.__init__ = init  # type: ignore[method-assign]
+
+
+def whole_of_parts(model: Any) -> dict[str, torch.Tensor]:
+    """Every weight of a model that `fully_shard` has divided; every rank calls it."""
+    whole = {name: p.detach().full_tensor() for name, p in model.named_parameters()}
+    return whole | {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def by_accelerates_fsdp(folder: str) -> None:
+    """`accelerator.save_state` under FSDP2: folder/pytorch_model_fsdp_0/ and folder/optimizer_0/."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    fsdp_on_cpu()
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["RobertaLayer"]
+    )
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+    assert accelerator.is_fsdp2
+    model = small_model()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups(model), lr=1e-2))
+    for step in range(2):
+        ids = batch(step)
+        accelerator.backward(model(input_ids=ids, labels=ids).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.save_state(folder)
+    truth = whole_of_parts(model)
+    if accelerator.process_index == 0:
+        torch.save(truth, Path(folder) / "truth.pt")
+        model.config.save_pretrained(Path(folder) / "config")
+    _leave()
+
+
+def by_torch(folder: str, tied: bool = True) -> None:
+    """`torch.distributed.checkpoint.save` of a plain model state dict, after `fully_shard`: folder/.metadata."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    model = small_model(tied=tied)
+    for layer in model.roberta.encoder.layer:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(2):
+        ids = batch(step)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    dcp.save(model.state_dict(), storage_writer=dcp.FileSystemWriter(folder))
+    truth = whole_of_parts(model)
+    if torch.distributed.get_rank() == 0:
+        torch.save(truth, Path(folder) / "truth.pt")
+        model.config.save_pretrained(Path(folder) / "config")
+    _leave()
+
+
+def by_trainers_fsdp(folder: str, tokenizer: str) -> None:
+    """`Trainer.train` with FSDP2: folder/checkpoint-2/pytorch_model_fsdp_0/."""
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    fsdp_on_cpu()
+    tok = AutoTokenizer.from_pretrained(tokenizer)
+    arguments = TrainingArguments(
+        folder, max_steps=2, per_device_train_batch_size=2, use_cpu=True, learning_rate=1e-2, report_to="none",
+        save_steps=2, disable_tqdm=True, ddp_backend="gloo", dataloader_num_workers=0, fsdp="full_shard",
+        fsdp_config={"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"},
+    )  # fmt: skip
+    model = small_model()
+    rows = [{"input_ids": torch.randint(5, len(tok), (16,)).tolist()} for _ in range(8)]
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(tok), processing_class=tok
+    )
+    trainer.train()
+    truth = whole_of_parts(trainer.model)
+    if torch.distributed.get_rank() == 0:
+        torch.save(truth, Path(folder) / "truth.pt")
+        model.config.save_pretrained(Path(folder) / "config")
     _leave()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
+ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3", "fsdp2")
 
 
 @dataclass
@@ -159,6 +159,8 @@ def entering(argv: list[str], engine: str, before: Callable[[], None] | None = N
 
         if engine.startswith("zero"):
             os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": engine[4:]}
+        if engine == "fsdp2":
+            os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         if engine == "single":
             for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 os.environ.pop(name)

@@ -1,8 +1,8 @@
 """The processes of a run: start them as one world, check that it is the world that was launched, and describe it.
 
-Launchers fail silently: under some flags every rank believes to be alone and trains on the same data, DeepSpeed is
-dropped, or two worlds of one process start instead of one of two. So `start` compares what it got with what the
-launcher was asked for, read from the launcher's own command line, and refuses to train otherwise.
+Launchers fail silently: under some flags every rank believes to be alone and trains on the same data, DeepSpeed or
+FSDP is dropped, or two worlds of one process start instead of one of two. So `start` compares what it got with what
+the launcher was asked for, read from the launcher's own command line, and refuses to train otherwise.
 
     accelerator = start(RunShape(use_cpu=True, precision="no", gradient_accumulation_steps=2))
     say("world", describe(accelerator))     # 2 ranks on 1 host, DeepSpeed ZeRO-2, fp32, gloo
@@ -25,6 +25,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupK
 
 from cloze.errors import ClozeError, LaunchError, note_common
 from cloze.files import allow_open_files
+from cloze.fully_sharded import fsdp_plugin, is_fsdp, keep_on_cpu, wants_fsdp
 
 T = TypeVar("T")
 # Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.
@@ -51,6 +52,7 @@ class Launched:
     num_processes: int | None = None
     num_machines: int | None = None
     deepspeed: bool = False
+    fsdp: bool = False
 
 
 def start(shape: RunShape) -> Accelerator:
@@ -67,11 +69,14 @@ def start(shape: RunShape) -> Accelerator:
             where="ACCELERATE_USE_CPU / use_cpu",
             hint="leave use_cpu out: without a GPU, DeepSpeed runs on the CPU by itself",
         )
+    plugin = fsdp_plugin() if wants_fsdp() else None
+    if wants_deepspeed and plugin is not None:
+        raise LaunchError("DeepSpeed and FSDP were asked for at once", hint="choose one")
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that there is no GPU
     if on_cpu and wants_deepspeed:
         _prepare_deepspeed_on_cpu()
-    if wants_deepspeed:
+    if wants_deepspeed or plugin is not None:
         for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -86,11 +91,14 @@ def start(shape: RunShape) -> Accelerator:
         mixed_precision=shape.precision,
         gradient_accumulation_steps=shape.gradient_accumulation_steps,
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=shape.deepspeed) if shape.deepspeed else None,
+        fsdp_plugin=plugin,
         kwargs_handlers=[group] * (wants_deepspeed or "LOCAL_RANK" in os.environ) + _fp8_recipe(shape.precision),
         log_with=list(shape.log_with) or None,
         project_dir=shape.project_dir,
         step_scheduler_with_optimizer=False,
     )
+    if plugin is not None:
+        keep_on_cpu(accelerator, plugin)
     check_world(accelerator, read_launcher())
     return accelerator
 
@@ -123,6 +131,8 @@ def check_world(accelerator: Accelerator, launched: Launched) -> None:
         raise LaunchError(
             "DeepSpeed was asked for, but accelerate dropped it", hint="remove use_cpu from its settings"
         )
+    if launched.fsdp and not is_fsdp(accelerator):
+        raise LaunchError("FSDP was asked for, but accelerate dropped it", hint="remove use_cpu from its settings")
     if torch.distributed.is_initialized():
         ranks: list[Any] = [None] * seen
         torch.distributed.all_gather_object(ranks, accelerator.process_index)
@@ -151,11 +161,12 @@ def _read_accelerate(arguments: list[str]) -> Launched:
     num_processes = args.num_processes or getattr(saved, "num_processes", None)
     num_machines = args.num_machines or getattr(saved, "num_machines", None)
     kind = getattr(getattr(saved, "distributed_type", None), "value", None)
-    other = args.multi_gpu or args.cpu or args.use_fsdp
+    other = args.multi_gpu or args.cpu
     return Launched(
         num_processes=num_processes if num_processes and num_processes > 0 else None,
         num_machines=num_machines,
-        deepspeed=bool(args.use_deepspeed) or (kind == "DEEPSPEED" and not other),
+        deepspeed=bool(args.use_deepspeed) or (kind == "DEEPSPEED" and not other and not args.use_fsdp),
+        fsdp=bool(args.use_fsdp) or (kind == "FSDP" and not other and not args.use_deepspeed),
     )
 
 
@@ -189,7 +200,9 @@ def describe(accelerator: Accelerator) -> str:
 
 
 def engine_name(accelerator: Accelerator) -> str:
-    """`DeepSpeed ZeRO-2`, `DDP` or `single process`."""
+    """`DeepSpeed ZeRO-2`, `FSDP2`, `DDP` or `single process`."""
+    if is_fsdp(accelerator):
+        return "FSDP2"
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return f"DeepSpeed ZeRO-{zero_stage(accelerator)}"
     return "DDP" if accelerator.num_processes > 1 else "single process"

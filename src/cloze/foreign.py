@@ -1,8 +1,10 @@
-"""A masked language model out of a ZeRO checkpoint that transformers' Trainer, accelerate or DeepSpeed itself wrote.
+"""A masked language model out of a checkpoint that transformers' Trainer, accelerate, DeepSpeed or torch wrote.
 
     find_zero_files(Path("runs/old/checkpoint-500"))      # Trainer: latest + global_step500/
     find_zero_files(Path("state"))                        # accelerate's save_state: state/pytorch_model/
     find_zero_files(Path("checkpoints"))                  # engine.save_checkpoint: latest + its tag
+    find_dcp_files(Path("runs/old/checkpoint-500"))       # FSDP, by Trainer or accelerate: pytorch_model_fsdp_0/
+    find_dcp_files(Path("state"))                         # torch.distributed.checkpoint.save: .metadata
     source = foreign_source(folder, config_name, tokenizer_name)
 
 Neither DeepSpeed nor a process group is needed. Which tensors there are, which of them are tied, and what shapes they
@@ -21,6 +23,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from cloze.data.tokenize import load_tokenizer
+from cloze.dcpfiles import Chunked, DcpFiles, holds_metadata
 from cloze.errors import CheckpointError, ConfigError, ModelError
 from cloze.stored import Source, Stored, chunks
 from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
@@ -29,6 +32,9 @@ from cloze.zerofiles import Placed, ZeroFiles, holds_files, verify_files
 # How far a weight in half precision is from the fp32 one it was rounded from, relative to it (and below the smallest
 # normal number, absolutely).
 _ROUNDING = {torch.float32: (0.0, 0.0), torch.bfloat16: (2.0**-8, 2.0**-133), torch.float16: (2.0**-11, 2.0**-25)}
+
+
+Files = ZeroFiles | DcpFiles
 
 
 def find_zero_files(path: Path) -> Path | None:
@@ -50,8 +56,20 @@ def find_zero_files(path: Path) -> Path | None:
     return find_zero_files(newest[0]) if newest else None
 
 
+def find_dcp_files(path: Path) -> Path | None:
+    """The folder with torch.distributed.checkpoint's files of a model that `path` means; None where there is none."""
+    if not path.is_dir() or (path / MANIFEST).is_file():
+        return None
+    if holds_metadata(path):
+        return path
+    if holds_metadata(path / "pytorch_model_fsdp_0"):
+        return path / "pytorch_model_fsdp_0"
+    newest = list_checkpoints(path)[-1:]
+    return find_dcp_files(newest[0]) if newest else None
+
+
 def foreign_source(folder: Path, given: Path, config_name: str | None, tokenizer_name: str | None) -> Source:
-    """The model in DeepSpeed's files in `folder`; `given`: the checkpoint's folder as the user named it.
+    """The model in DeepSpeed's or DCP's files in `folder`; `given`: the checkpoint's folder as the user named it.
 
     Configuration and tokenizer are taken from what is named, else from beside the files, where Trainer puts them.
     Raises ConfigError, ModelError or CheckpointError, all before anything is written.
@@ -64,8 +82,7 @@ def foreign_source(folder: Path, given: Path, config_name: str | None, tokenizer
         )
     config, tokenizer = _config(name), _tokenizer(tokenizer_name, [beside, name])
     _check_vocabulary(config, tokenizer)
-    verify_files(folder)
-    files = ZeroFiles(folder)
+    files = _opened(folder)
     shapes, tied, class_name = expected_tensors(config)
     config.architectures = [class_name]
     tensors = _assign(files, shapes, tied, name)
@@ -75,6 +92,15 @@ def foreign_source(folder: Path, given: Path, config_name: str | None, tokenizer
         tokenizer.save_pretrained(output)
 
     return Source(tensors, save_model_files, partial(_check, files, {t.name: t for t in tensors}))
+
+
+def _opened(folder: Path) -> Files:
+    if holds_metadata(folder):
+        files = DcpFiles(folder)
+        files.verify()
+        return files
+    verify_files(folder)
+    return ZeroFiles(folder)
 
 
 def expected_tensors(config: PretrainedConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
@@ -129,14 +155,12 @@ def _is_bare(name: Path | str) -> bool:
 
 
 def _assign(
-    files: ZeroFiles, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], config_name: str
+    files: Files, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], config_name: str
 ) -> list[Stored]:
     """For every tensor of the model the one in the files: under its own name, one that is tied to it, or the one that
     the files say it shares."""
-    there = {**files.trained, **files.frozen}
-    dtypes = {
-        name: placed.extents[0].flat.dtype if placed.extents else torch.float32 for name, placed in there.items()
-    }
+    there: dict[str, Placed | Chunked] = {**files.trained, **files.frozen}
+    dtypes = {name: placed.dtype for name, placed in there.items()}
     for name in files.buffers:
         tensor = files.module[name]
         there[name], dtypes[name] = Placed(tuple(tensor.shape), []), tensor.dtype
@@ -176,7 +200,7 @@ def _wrong_config(name: str) -> str:
 
 
 def _stored(
-    files: ZeroFiles, there: dict[str, Placed], dtypes: dict[str, torch.dtype], source: str, name: str
+    files: Files, there: dict[str, Placed | Chunked], dtypes: dict[str, torch.dtype], source: str, name: str
 ) -> Stored:
     dtype = torch.float32 if dtypes[source].is_floating_point else dtypes[source]
     pieces = partial(_pieces, files, there, source, dtype)
@@ -184,7 +208,7 @@ def _stored(
 
 
 def _pieces(
-    files: ZeroFiles, there: dict[str, Placed], name: str, dtype: torch.dtype
+    files: Files, there: dict[str, Placed | Chunked], name: str, dtype: torch.dtype
 ) -> Iterator[tuple[int, torch.Tensor]]:
     if name in files.buffers:
         yield 0, files.module[name].reshape(-1).to(dtype)
@@ -193,11 +217,11 @@ def _pieces(
             yield offset, piece.to(dtype)
 
 
-def _check(files: ZeroFiles, tensors: dict[str, Stored], model: torch.nn.Module) -> str:
+def _check(files: Files, tensors: dict[str, Stored], model: torch.nn.Module) -> str:
     """Compare the loaded model with the copy of its weights that the training engine computed with, where there is one
     in the checkpoint; say what was compared. Raises CheckpointError where they differ by more than rounding."""
     copies = files.module if files.stage in (1, 2) else _beside(files.folder)
-    where = files.model_file.name if files.stage in (1, 2) else "model.safetensors"
+    where = files.model_file.name if isinstance(files, ZeroFiles) and files.stage in (1, 2) else "model.safetensors"
     if files.stage == 0:
         kind = str(next(iter(files.module.values())).dtype).removeprefix("torch.")
         return f"the engine's own {kind} weights were taken, for ZeRO-0 keeps no others under their names"

@@ -76,6 +76,8 @@ def launcher(sessions: list[dict[str, Any]]) -> str:
     if engine.startswith("DeepSpeed ZeRO-"):
         stage = engine.removeprefix("DeepSpeed ZeRO-")
         how = f"--config_file launch/accelerate/zero{stage}.yaml" if stage != "0" else "--use_deepspeed --zero_stage 0"
+    elif engine == "FSDP2":
+        how = "--config_file launch/accelerate/fsdp2.yaml"
     elif ranks > 1:
         on_gpu = any("NVIDIA" in name for name in last.get("devices", {}))
         how = f"--config_file launch/accelerate/{'multi_gpu' if on_gpu else 'cpu'}.yaml"

@@ -65,6 +65,11 @@ class Placed:
     shape: tuple[int, ...]
     extents: list[Extent]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which it lies there."""
+        return self.extents[0].flat.dtype if self.extents else torch.float32
+
     def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(offset, elements [n]), mapped."""
         for one in self.extents:

@@ -119,6 +119,14 @@ def test_the_chain_ends_with_the_perplexity_of_one_machine(
     assert here == pytest.approx(there, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_another_engine_than_deepspeed_is_named_by_accelerates_configuration(cluster, blocks, undisturbed):
+    (blocks / "slurm" / "site.env").write_text("export ACCELERATE_CONFIG=launch/accelerate/fsdp2.yaml\n")
+    cluster.wait(train(cluster, blocks, steps=20), "COMPLETED", logs=lambda: logs_of(blocks))
+    assert "2 ranks on 2 hosts, FSDP2" in logs_of(blocks)
+    assert losses(blocks / "run") == pytest.approx(losses(undisturbed(20)), rel=1e-5)
+
+
 def preempted(cluster: Cluster, job: str, workplace: Path) -> None:
     urgent = cluster.sbatch("--partition=urgent", "--exclusive", "--nodes=2", "--wrap", "true", cwd=workplace)
     cluster.wait(urgent, "COMPLETED")

@@ -78,6 +78,9 @@ def test_it_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch):
         assert choose_compile(config(), model_type, device, stage) is None
     assert choose_compile(config(torch_compile=False), "roberta", "cuda", None) is None
     assert choose_compile(config(torch_compile=True), "roberta", "cpu", None) == "default"
+    assert choose_compile(config(), "roberta", "cuda", None, by_layer=True) == "default"
+    with pytest.raises(ConfigError, match="CUDA graphs"):
+        choose_compile(config(torch_compile_mode="max-autotune"), "roberta", "cuda", None, by_layer=True)
     with pytest.raises(ConfigError, match="ZeRO-3"):
         choose_compile(config(torch_compile=True), "roberta", "cuda", 3)
     monkeypatch.setattr(compiled, "_has_triton", lambda: False)
@@ -87,7 +90,7 @@ def test_it_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "fsdp2"])
 def test_a_compiled_run_has_the_curve_of_one_that_is_not(prepared: Path, tmp_path: Path, engine: str):
     """Through the command line, with the compiler that GPUs use (here for the CPU)."""
     plain = curve(prepared, tmp_path / "plain", engine)

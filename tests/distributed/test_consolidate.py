@@ -43,7 +43,9 @@ def run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(prepared, tmp_path_factory.mktemp("zero3"), "zero3")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(engine, marks=pytest.mark.slow if engine == "fsdp2" else ()) for engine in ENGINES]
+)
 def test_every_engine_consolidates_to_the_training_models_answers(prepared: Path, tmp_path: Path, engine: str):
     folder = trained(prepared, tmp_path, engine)
     compared = consolidate(folder / "checkpoint-2", folder / "model", 10**9)

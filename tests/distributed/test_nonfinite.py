@@ -17,8 +17,9 @@ from cloze.replay import rebuild
 
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
-FEWER = ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero0", "zero1", "zero2")), "zero3"]
-SLOW = [("zero0", "fp32"), ("zero1", "fp32"), *((engine, "bf16") for engine in ENGINES if engine != "zero2")]
+FEWER = ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero0", "zero1", "zero2", "fsdp2")), "zero3"]
+SLOW = [(engine, "fp32") for engine in ("zero0", "zero1", "fsdp2")]
+SLOW += [(engine, "bf16") for engine in ENGINES if engine != "zero2"]
 BAD = 4  # 0-based: "step 5" in messages
 
 

@@ -26,7 +26,7 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
         assert manifests[0][key] == manifests[1][key], key
 
 
-SLOW = [("zero0", "bf16"), ("zero1", "bf16"), ("zero3", "bf16")]
+SLOW = [("zero0", "bf16"), ("zero1", "bf16"), ("zero3", "bf16"), ("fsdp2", "fp32"), ("fsdp2", "bf16")]
 
 
 @pytest.mark.parametrize(

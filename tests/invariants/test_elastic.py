@@ -74,7 +74,8 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "engine", ["ddp", pytest.param("zero0", marks=SLOW), pytest.param("zero1", marks=SLOW), "zero2", "zero3"]
+    "engine",
+    ["ddp", *(pytest.param(e, marks=SLOW) for e in ("zero0", "zero1", "fsdp2")), "zero2", "zero3"],
 )
 def test_stopped_three_times_and_moved_from_2_ranks_to_1_to_3_to_2(prepared, tmp_path, reference, engine, figure):
     move_about(prepared, tmp_path, [engine, "single" if engine == "ddp" else engine, engine, engine], 5, [[]] * 4)
@@ -85,7 +86,10 @@ def test_stopped_three_times_and_moved_from_2_ranks_to_1_to_3_to_2(prepared, tmp
 @pytest.mark.parametrize(
     "engines",
     [
-        ["zero3", "single", "zero1", "ddp"],
+        ["zero3", "single", "fsdp2", "ddp"],
+        pytest.param(["zero3", "single", "zero1", "ddp"], marks=SLOW),
+        pytest.param(["fsdp2", "zero3", "fsdp2", "zero2"], marks=SLOW),
+        pytest.param(["ddp", "fsdp2", "zero1", "fsdp2"], marks=SLOW),
         pytest.param(["ddp", "zero3", "zero2", "zero0"], marks=SLOW),
         pytest.param(["zero0", "zero2", "zero3", "zero1"], marks=SLOW),
     ],
@@ -184,8 +188,11 @@ def test_offloaded_or_not(prepared: Path, tmp_path: Path, reference: np.ndarray)
 
 
 @pytest.mark.slow
-def test_between_bf16_and_fp32(prepared: Path, tmp_path: Path, reference: np.ndarray):
+@pytest.mark.parametrize(
+    "engines", [["zero1", "zero3", "ddp", "zero2"], ["fsdp2", "fsdp2", "zero3", "fsdp2"]], ids="-".join
+)
+def test_between_bf16_and_fp32(prepared: Path, tmp_path: Path, reference: np.ndarray, engines: list[str]):
     """Weights and moments move exactly; what is computed with them is rounded."""
     bf16 = ["--bf16"]
-    move_about(prepared, tmp_path, ["zero1", "zero3", "ddp", "zero2"], 17, [bf16, bf16, [], bf16])
+    move_about(prepared, tmp_path, engines, 17, [bf16, bf16, [], bf16])
     assert np.abs(curve(tmp_path / "run")[:, 0] / reference[:, 0] - 1).max() < 2e-2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from corpus import TINY_MODEL_NO_DROPOUT
-from ranks import cloze_ranks, succeed
+from ranks import ENGINES, cloze_ranks, succeed
 
 from cloze.config import TrainConfig
 from cloze.data.loader import Layout, step_batches
@@ -21,6 +21,7 @@ from cloze.model.load import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
+SLOW = pytest.mark.slow
 # ranks x blocks per device x accumulation: a global batch of 8
 SPLITS = [(1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4)]
 FLAGS = [*TINY_MODEL_NO_DROPOUT, "--max_steps", str(STEPS), "--logging_steps", "1", "--save_strategy", "no"]
@@ -54,21 +55,30 @@ def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> np.nd
     return curve(folder / "run")
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero0", "zero1", "zero2", "zero3"])
-@pytest.mark.parametrize("split", SPLITS, ids=lambda split: "x".join(map(str, split)))
+@pytest.mark.parametrize(
+    ("split", "engine"),
+    [
+        # FSDP2 in every run of the tests where it is most put to the test: two ranks, two micro-batches.
+        pytest.param(s, e, id=f"{'x'.join(map(str, s))}-{e}", marks=SLOW if e == "fsdp2" and s != (2, 2, 2) else ())
+        for s in SPLITS
+        for e in ENGINES
+    ],
+)
 def test_every_split_and_engine_gives_the_same_losses_and_norms(prepared, tmp_path, reference, split, engine):
     run = tmp_path / "run"
     succeed(cloze_ranks(flags(prepared, run, split), split[0], engine, tmp_path / "log"))
     assert_same_curve(curve(run), reference)
 
 
-@pytest.mark.parametrize("config", ["cpu", "zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "config", ["cpu", "zero2", pytest.param("zero3", marks=SLOW), pytest.param("fsdp2", marks=SLOW)]
+)
 def test_so_do_runs_started_with_the_shipped_accelerate_configurations(prepared, tmp_path, reference, config):
     words = ["-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{config}.yaml"]
     words += ["--main_process_port", "0", "-m", "cloze", *flags(prepared, tmp_path / "run", (2, 2, 2))]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    engine = "DDP" if config == "cpu" else f"DeepSpeed ZeRO-{config[-1]}"
+    engine = {"cpu": "DDP", "fsdp2": "FSDP2"}.get(config, f"DeepSpeed ZeRO-{config[-1]}")
     assert f"2 ranks on 1 host, {engine}, fp32, cpu, gloo" in done.stdout
     assert_same_curve(curve(tmp_path / "run"), reference)
 

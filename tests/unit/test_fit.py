@@ -115,6 +115,7 @@ def test_more_memory_is_needed_for_more_blocks_and_none_is_one_line(
         (DistributedType.DEEPSPEED, 4, 2, "bf16", 3),
         (DistributedType.DEEPSPEED, 4, 0, "no", 8),
         (DistributedType.DEEPSPEED, 4, 1, "no", 3),  # fp32 weights of its own in fp32 too
+        (DistributedType.FSDP, 4, None, "bf16", 2),
     ],
 )
 def test_room_is_kept_for_what_the_engine_will_hold(
@@ -130,7 +131,7 @@ def test_room_is_kept_for_what_the_engine_will_hold(
         distributed_type=kind,
         state=SimpleNamespace(deepspeed_plugin=plugin),
     )
-    share = processes if stage else 1
+    share = processes if stage or kind == DistributedType.FSDP else 1
     for ema_decay, more in ((None, 0), (0.999, 4 // share)):
         one = SimpleNamespace(model=model, accelerator=accelerator, config=SimpleNamespace(ema_decay=ema_decay))
         assert fit.bytes_to_come(one) == 1000 * (bytes_per_element + more)

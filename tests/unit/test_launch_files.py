@@ -37,7 +37,7 @@ def named(paths: list[Path]) -> Any:
 
 
 def test_everything_that_is_promised_is_there():
-    accelerate = {"cpu", "single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "multi_node"}
+    accelerate = {"cpu", "single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "multi_node", "fsdp2"}
     assert {path.stem for path in ACCELERATE_CONFIGS} >= accelerate
     assert {path.stem for path in DS_CONFIGS} == set(STAGES)
     assert {path.stem for path in ROOT.glob("slurm/*.sbatch")} >= {"prepare", "train", "evaluate", "push"}
@@ -121,6 +121,9 @@ def test_accelerate_reads_its_configurations(path: Path):
         assert (ROOT / settings["deepspeed_config_file"]).is_file()
         assert settings["zero3_init_flag"] is False
         assert config.to_dict().get("mixed_precision") is None, "accelerate refuses it beside a DeepSpeed file"
+    if config.distributed_type == DistributedType.FSDP:
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.fsdp_config["fsdp_cpu_ram_efficient_loading"] is False
     if config.num_machines > 1:
         assert config.deepspeed_config["deepspeed_multinode_launcher"] == "standard"
         assert config.rdzv_backend == "static"

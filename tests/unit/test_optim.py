@@ -228,17 +228,19 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, optim: str)
 
 @pytest.mark.parametrize("optim", ["stable_adamw", "muon", "adamw_torch"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
-def test_an_optimizer_that_needs_whole_tensors_gets_them_or_is_refused(stage: int | None, precision: str, optim: str):
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3, "FSDP2"])
+def test_an_optimizer_that_needs_whole_tensors_gets_them_or_is_refused(stage, precision: str, optim: str):
     """DDP and DeepSpeed's plain optimizer (stage 0 in fp32) have one tensor for each parameter."""
     plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
-    kind = DistributedType.MULTI_CPU if stage is None else DistributedType.DEEPSPEED
+    others = {None: DistributedType.MULTI_CPU, "FSDP2": DistributedType.FSDP}
+    kind = others.get(stage, DistributedType.DEEPSPEED)
     state = SimpleNamespace(deepspeed_plugin=plugin)
     accelerator = SimpleNamespace(distributed_type=kind, state=state, mixed_precision=precision)
     if optim == "adamw_torch" or stage is None or (stage == 0 and precision == "no"):
         check_update(config(optim=optim), accelerator)
         return
-    with pytest.raises(ConfigError, match=f"{optim} needs whole parameters, which DeepSpeed ZeRO-{stage}") as caught:
+    name = stage if stage == "FSDP2" else f"DeepSpeed ZeRO-{stage}"
+    with pytest.raises(ConfigError, match=f"{optim} needs whole parameters, which {name} ") as caught:
         check_update(config(optim=optim), accelerator)
     assert "\n" not in str(caught.value)
 

@@ -93,6 +93,7 @@ def test_the_launcher_starts_as_many_ranks_of_the_same_engine():
     two = {"ranks": 2, "devices": {"NVIDIA H100": 2}}
     assert launcher([two | {"engine": "DDP"}]).endswith("multi_gpu.yaml --num_processes 2")
     assert launcher([{"ranks": 2, "engine": "DDP", "devices": {"AMD": 2}}]).endswith("cpu.yaml --num_processes 2")
+    assert launcher([two | {"engine": "FSDP2"}]).endswith("fsdp2.yaml --num_processes 2")
     assert launcher([{"ranks": 1}, two | {"engine": "DeepSpeed ZeRO-3"}]).endswith("zero3.yaml --num_processes 2")
 
 

@@ -28,6 +28,8 @@ LAYERS = [
     ["card", "card_metadata", "curve", "dataset_card", "reproduce", "evaluation", "model", "sample", "pll"],
     ["data"],
     ["distributed"],
+    ["fully_sharded"],
+    ["dcpfiles"],
     ["tensorfile", "zerofiles"],
     ["flags"],
     ["telling"],

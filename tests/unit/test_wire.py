@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloze.wire import bytes_per_step
+from cloze.wire import bytes_per_step, fsdp_bytes_per_step
 
 
 @pytest.mark.parametrize(("stage", "units"), [(0, 2), (1, 3), (2, 3), (3, 3)])
@@ -19,3 +19,11 @@ def test_micro_batches_cost_where_gradients_or_weights_are_divided(stage: int, u
 
 def test_one_rank_sends_nothing():
     assert bytes_per_step(10**6, 4, 1, 3) == 0
+
+
+def test_fsdp_in_fp32_with_all_in_layers_sends_what_zero3_sends():
+    assert fsdp_bytes_per_step(10**6, 10**6, 4, 8) == bytes_per_step(10**6, 4, 8, 3)
+
+
+def test_fsdp_gathers_in_every_micro_batch_and_reduces_in_the_last():
+    assert fsdp_bytes_per_step(10**6, 400_000, 2, 2, micro_batches=3) == (3 * 1_400_000 * 2 + 4e6) / 2

@@ -23,7 +23,7 @@ from cloze.config import BenchConfig, TrainConfig
 from cloze.console import say
 from cloze.errors import ConfigError
 from cloze.files import write_json
-from cloze.model.load import apply_overrides, parse_overrides
+from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.planning.activations import quiet
 from cloze.planning.choose import Weighing
 from cloze.planning.gpus import Gpu

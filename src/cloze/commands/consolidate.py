@@ -9,9 +9,10 @@ from pathlib import Path
 from cloze.config import ConsolidateConfig
 from cloze.console import duration, say
 from cloze.consolidate import choose_checkpoint, choose_last, write_model
+from cloze.dcpfiles import holds_metadata
 from cloze.errors import ConfigError
 from cloze.files import parse_size
-from cloze.foreign import find_zero_files, foreign_source
+from cloze.foreign import find_dcp_files, find_zero_files, foreign_source
 from cloze.stored import Source, own_source
 
 
@@ -22,8 +23,9 @@ def run(config: ConsolidateConfig) -> None:
         raise ConfigError("must be at least 1", where="--average")
     begin = time.monotonic()
     with ExitStack() as stack:
-        zero_files = find_zero_files(Path(config.checkpoint))
-        source, output = _own(config, stack) if zero_files is None else _foreign(config, zero_files)
+        path = Path(config.checkpoint)
+        foreign = find_zero_files(path) or find_dcp_files(path)
+        source, output = _own(config, stack) if foreign is None else _foreign(config, foreign)
         compared = write_model(source, output, max_shard_bytes, config.dtype)
     say("consolidate", f"checksums as in the checkpoint; reloaded; {compared}; {duration(time.monotonic() - begin)}")
     say("next", f"cloze evaluate {output.parent if config.output is None else output} --data PREPARED")
@@ -43,12 +45,13 @@ def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
     return own_source(folders, stack, config.weights), output
 
 
-def _foreign(config: ConsolidateConfig, zero_files: Path) -> tuple[Source, Path]:
+def _foreign(config: ConsolidateConfig, files: Path) -> tuple[Source, Path]:
     if config.output is None:
         raise ConfigError("where is the model to be put?", where="--output", hint="give a folder")
     for name, plain in (("average", 1), ("weights", "trained")):
         if getattr(config, name) != plain:
             raise ConfigError("only for checkpoints of Cloze", where=f"--{name}", hint="leave it out")
-    say("consolidate", f"{zero_files} (DeepSpeed) -> {config.output}")
-    source = foreign_source(zero_files, Path(config.checkpoint), config.config_name, config.tokenizer_name)
+    kind = "torch.distributed.checkpoint" if holds_metadata(files) else "DeepSpeed"
+    say("consolidate", f"{files} ({kind}) -> {config.output}")
+    source = foreign_source(files, Path(config.checkpoint), config.config_name, config.tokenizer_name)
     return source, Path(config.output)

@@ -11,8 +11,8 @@ class ConsolidateConfig:
     """Turn a checkpoint into a folder that `from_pretrained` and `pipeline("fill-mask")` load."""
 
     checkpoint: str
-    """a run's folder (its newest checkpoint is taken) or one checkpoint-N; or a ZeRO checkpoint of transformers'
-    Trainer, of accelerate or of DeepSpeed"""
+    """a run's folder (its newest checkpoint is taken) or one checkpoint-N; or a ZeRO or FSDP checkpoint of
+    transformers' Trainer, of accelerate, of DeepSpeed or of torch (torch.distributed.checkpoint)"""
     output: str | None = None
     """the folder to make (default: `model` in the run's folder; must be given for checkpoints of other tools)"""
     max_shard_size: str = "5GB"

@@ -31,7 +31,8 @@ from cloze.grow.vocabulary import Rows, special_tokens, vocabulary_rows
 from cloze.machine import versions_of
 from cloze.model.archs import POSITIONS_AFTER_PADDING
 from cloze.model.depth import layer_depths
-from cloze.model.load import apply_overrides, fit_vocabulary, load_checked, load_error, parse_overrides
+from cloze.model.load import fit_vocabulary, load_checked, load_error
+from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.places import without_place
 from cloze.stored import Stored
 

@@ -40,6 +40,8 @@ ENCODER_DECODER = {"bart", "mbart", "mvp"}
 REVERSIBLE = {"reformer"}
 # Their backbone does not become one graph under torch.compile; that of all others does.
 BREAKS_GRAPH = {"ibert", "longformer", "mra", "reformer", "yoso"}
+# They call their layers past the hooks in which FSDP2 gathers a layer's weights.
+GATHERED_AS_ONE = {"reformer", "squeezebert"}
 # Left alone, their forward pass fails under autocast to bfloat16 (deberta, xmod) or with such weights (fnet, mra).
 NO_BF16 = {"deberta", "fnet", "mra", "xmod"}
 # Without their CUDA kernel, attention silently returns zeros.

@@ -3,6 +3,7 @@
     mode = choose_compile(config, model.config.model_type, device_type="cuda", stage=None)
     if mode is not None:
         compile_backbone(model, mode)        # before anything wraps the model; names of parameters stay as they are
+    compile_layers(layers, mode)             # the same for engines that gather weights a layer at a time
     with eagerly(): ...                      # evaluation and checks: other shapes, which are not worth a compilation
 
 Batches of training have one shape (see `fixed_capacity`), so that there is one compilation and no more.
@@ -11,6 +12,7 @@ Batches of training have one shape (see `fixed_capacity`), so that there is one 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,15 +21,25 @@ from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.model.archs import BREAKS_GRAPH
 
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that record them
 
-def choose_compile(config: TrainConfig, model_type: str, device_type: str, stage: int | None) -> str | None:
+
+def choose_compile(
+    config: TrainConfig, model_type: str, device_type: str, stage: int | None, by_layer: bool = False
+) -> str | None:
     """The mode in which the backbone is to be compiled; None where it is not.
 
     `--torch_compile auto` compiles on GPUs, for architectures whose backbone becomes one graph. `stage`:
-    DeepSpeed's ZeRO stage; ZeRO-3 fetches weights in hooks, at which graphs break. Raises ConfigError for what was
-    asked for and cannot be.
+    DeepSpeed's ZeRO stage; ZeRO-3 fetches weights in hooks, at which graphs break. `by_layer`: FSDP2, which does so
+    around each layer (see `compile_layers`). Raises ConfigError for what was asked for and cannot be.
     """
     mode = config.torch_compile_mode or "default"
+    if by_layer and mode in _CUDA_GRAPHS and config.torch_compile:
+        raise ConfigError(
+            "CUDA graphs need weights that stay where they are, and FSDP2 gathers them anew",
+            where="--torch_compile_mode",
+            hint="use default or max-autotune-no-cudagraphs",
+        )
     if config.torch_compile == "auto":
         pays = device_type == "cuda" and stage != 3 and model_type not in BREAKS_GRAPH and _has_triton()
         return mode if pays else None
@@ -55,8 +67,17 @@ def compile_backbone(model: Any, mode: str, backend: str = "inductor") -> None:
     backbone.forward = torch.compile(
         backbone.forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False
     )
-    if mode in ("reduce-overhead", "max-autotune"):
+    if mode in _CUDA_GRAPHS:
         model.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+
+
+def compile_layers(layers: Sequence[torch.nn.Module], mode: str, backend: str = "inductor") -> None:
+    """Compile layers in place, each by itself, as those that FSDP2 gathers have to be: their weights come and go in
+    hooks around the forward that is compiled. `mode`: of torch.compile, one without CUDA graphs."""
+    for layer in layers:
+        layer.forward = torch.compile(  # type: ignore[method-assign]
+            layer.forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False
+        )
 
 
 def eagerly() -> Any:

@@ -47,6 +47,11 @@ def layer_depths(model: Any) -> dict[str, int]:
     return _layers(model)[0]
 
 
+def layer_modules(model: Any) -> list[torch.nn.Module]:
+    """The layers of the backbone, in order."""
+    return [model.get_submodule(path.removesuffix(".")) for path in _layers(model)[0]]
+
+
 def _layers(model: Any) -> tuple[dict[str, int], int]:
     """How the names of each layer's parameters begin (`roberta.encoder.layer.3.`) -> its depth; how many layers."""
     inside = _prefix(model)

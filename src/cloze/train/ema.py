@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cloze.train.state import EMA, fragments, inner_optimizer
+from cloze.train.state import EMA, fragments, inner_optimizer, local
 
 
 def decay_at(decay: float | None, global_step: int) -> float | None:
@@ -47,5 +47,5 @@ class MovingAverage:
         for owner in self._owners:
             if owner in before:
                 self._state[owner][EMA] = before[owner]
-            average = self._state[owner][EMA]
-            average.lerp_(owner.detach(), share.to(device=average.device, dtype=average.dtype))
+            average = local(self._state[owner][EMA])
+            average.lerp_(local(owner), share.to(device=average.device, dtype=average.dtype))

@@ -1,4 +1,4 @@
-"""Forward, backward and step, the same three calls for a single process, DDP and DeepSpeed.
+"""Forward, backward and step, the same three calls for a single process, DDP, FSDP2 and DeepSpeed.
 
 engine = prepare_engine(accelerator, model, optimizer, config)
 for micro_batch in micro_batches:
@@ -10,6 +10,7 @@ grad_norm, refused = engine.step(learning_rate)      # both on the device
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from accelerate import Accelerator
 
 from cloze.data.loader import Layout
 from cloze.distributed import zero_stage
+from cloze.fully_sharded import is_fsdp
 from cloze.train.ema import MovingAverage
+from cloze.train.fsdp import clip_gradients, shard
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
 
 
@@ -50,7 +53,7 @@ class Engine:
         (scaler.scale(loss) if scaler is not None else loss).backward()
 
     def forward_context(self, is_last: bool) -> Any:
-        """Where forward and backward of a micro-batch run: DDP exchanges gradients only with the last one."""
+        """Where forward and backward of a micro-batch run: DDP and FSDP2 exchange gradients with the last one only."""
         if self.zero_stage is None and not is_last:
             return self.accelerator.no_sync(self.model)
         return nullcontext()
@@ -120,6 +123,8 @@ class Engine:
 
     def _clip(self) -> torch.Tensor:
         limit = self._max_grad_norm if self._max_grad_norm > 0 else float("inf")
+        if is_fsdp(self.accelerator):
+            return clip_gradients(self._params, limit)
         return torch.nn.utils.clip_grad_norm_(self._params, limit)
 
 
@@ -146,7 +151,8 @@ def prepare_engine(
     model.train()
     rounds = stage is not None and accelerator.mixed_precision != "no"
     weights = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds else None
-    wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
+    prepare = partial(shard, accelerator) if is_fsdp(accelerator) else accelerator.prepare
+    wrapped, wrapped_optimizer = prepare(model, optimizer)
     engine = Engine(accelerator, wrapped, wrapped_optimizer, max_grad_norm)
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)

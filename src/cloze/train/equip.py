@@ -21,15 +21,17 @@ from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
 from cloze.distributed import gather, zero_stage
 from cloze.errors import ConfigError
+from cloze.fully_sharded import is_fsdp
 from cloze.model.archs import check_kernels, check_precision
 from cloze.model.attention import as_usual, attention_names, check_attention, check_half
-from cloze.model.compiled import choose_compile, compile_backbone
+from cloze.model.compiled import choose_compile, compile_backbone, compile_layers
 from cloze.model.flops import peak_flops, step_flops
 from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.data import TrainData
 from cloze.train.engine import Engine
+from cloze.train.fsdp import check_fsdp, units
 from cloze.train.metrics import Pace
 from cloze.train.optim import check_optimizer, check_update
 from cloze.train.plan import Plan
@@ -103,12 +105,18 @@ def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) ->
     check_precision(model.config, accelerator.mixed_precision)
     check_half(model.config._attn_implementation, accelerator.mixed_precision)
     check_update(config, accelerator)
+    check_fsdp(accelerator)
     found = sorted(set(gather(accelerator.mixed_precision)))
     if len(found) > 1:
         hint = "choose one with --precision"
         raise ConfigError(f"the GPUs of this run differ ({', '.join(found)})", where="--precision", hint=hint)
-    mode = choose_compile(config, model.config.model_type, accelerator.device.type, zero_stage(accelerator))
-    if mode is not None:
+    divided = is_fsdp(accelerator)
+    stage = zero_stage(accelerator)
+    mode = choose_compile(config, model.config.model_type, accelerator.device.type, stage, by_layer=divided)
+    if mode is not None and divided:
+        compile_layers(units(model), mode)
+        say("model", f"each layer of the {model.base_model_prefix} is compiled ({mode})")
+    elif mode is not None:
         compile_backbone(model, mode)
         say("model", f"the {model.base_model_prefix} is compiled ({mode})")
 

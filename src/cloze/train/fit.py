@@ -24,6 +24,7 @@ from cloze.data.loader import Layout, fixed_capacity, make_batch
 from cloze.data.masking import Masking
 from cloze.distributed import agree, gather, zero_stage
 from cloze.errors import ConfigError
+from cloze.fully_sharded import is_fsdp
 from cloze.memory import PeakMemory, free_memory
 from cloze.model.archs import decoder_start
 from cloze.model.compiled import eagerly
@@ -172,6 +173,8 @@ def bytes_to_come(trial: Trial) -> int:
     elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
     stage, half = zero_stage(accelerator), accelerator.mixed_precision != "no"
     whole = int(optimizer_bytes(elements, 2 + (trial.config.ema_decay is not None), stage, half))
+    if is_fsdp(accelerator):  # what it gathers is no more than the whole weights and gradients of the trial
+        return -(-whole // accelerator.num_processes)
     if stage is None:
         return whole + 4 * elements * (accelerator.num_processes > 1)
     if uses_offload(accelerator) and accelerator.device.type != "cpu":

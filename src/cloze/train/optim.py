@@ -23,6 +23,7 @@ from cloze.config import TrainConfig
 from cloze.console import warn
 from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ConfigError
+from cloze.fully_sharded import is_fsdp
 from cloze.model.depth import parameter_depths
 
 Groups = list[tuple[dict[str, Any], list[str]]]
@@ -180,13 +181,14 @@ def check_update(config: TrainConfig, accelerator: Accelerator) -> None:
     """Raise ConfigError where the optimizer needs whole parameters and the engine keeps them flat or in pieces: its
     update would depend on how they are cut."""
     stage = zero_stage(accelerator)
-    if config.optim not in WHOLE_TENSORS or stage is None or (stage == 0 and accelerator.mixed_precision == "no"):
+    whole = stage is None and not is_fsdp(accelerator)
+    if config.optim not in WHOLE_TENSORS or whole or (stage == 0 and accelerator.mixed_precision == "no"):
         return
-    precision = "" if stage else f" in {accelerator.mixed_precision}"
+    precision = "" if stage != 0 else f" in {accelerator.mixed_precision}"
     raise ConfigError(
         f"{config.optim} needs whole parameters, which {engine_name(accelerator)}{precision} does not keep",
         where="--optim",
-        hint="train without DeepSpeed (launch/accelerate/multi_gpu.yaml), or use adamw_torch_fused",
+        hint="train with DDP (launch/accelerate/multi_gpu.yaml), or use adamw_torch_fused",
     )
 
 

@@ -216,7 +216,7 @@ def _run_shape(config: TrainConfig, model_type: str) -> RunShape:
 
 
 def _save_model_files(module: Any, tokenizer: Any, folder: Path) -> None:
-    module.config.architectures = [type(module).__name__]
+    module.config.architectures = [type(module).__name__.removeprefix("FSDP")]  # fully_shard makes a class of it
     module.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,13 +1,13 @@
 """The training state per parameter, whatever engine holds it.
 
 Every engine keeps, somewhere, the fp32 weight of each trainable parameter and its optimizer state: DDP in the
-parameter itself, ZeRO-1/2 in one flat tensor per parameter group of which each rank has a piece, ZeRO-3 in flat
-tensors of padded pieces. `fragments` says, for this rank, which part of which parameter lies where:
+parameter itself, FSDP2 in rows of it, ZeRO-1/2 in one flat tensor per parameter group of which each rank has a piece,
+ZeRO-3 in flat tensors of padded pieces. `fragments` says, for this rank, which part of which parameter lies where:
 
     parameter `name`, elements [offset, offset + length)   <->   owner.view(-1)[start : start + length]
 
-with `owner` the tensor under which the inner optimizer keeps its state. Reading and writing checkpoints needs no more
-than that, so any engine at any world size reads what any other wrote.
+with `owner` the tensor under which the inner optimizer keeps its state (of which FSDP2 has rows on each rank). Reading
+and writing checkpoints needs no more than that, so any engine at any world size reads what any other wrote.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 WEIGHT = "weight"  # the state key of the fp32 weight, beside the optimizer's own (exp_avg, exp_avg_sq, ...)
 EMA = "ema"  # that of the moving average of the weights, where one is kept (see cloze.train.ema)
@@ -36,7 +37,7 @@ class Fragment:
     def view(self, key: str, state: dict[torch.Tensor, dict[str, Any]]) -> torch.Tensor:
         """The elements themselves, [length], for the weight or for one of the optimizer's tensors."""
         whole = self.owner if key == WEIGHT else state[self.owner][key]
-        return whole.detach().view(-1).narrow(0, self.start, self.length)
+        return local(whole).view(-1).narrow(0, self.start, self.length)
 
 
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
@@ -49,6 +50,19 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 def zero_optimizer(optimizer: Any) -> Any:
     """DeepSpeed's own optimizer inside accelerate's wrapper; the same object without DeepSpeed."""
     return optimizer.optimizer if type(optimizer).__module__.startswith("accelerate.") else optimizer
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What of a tensor lies on this rank, sharing its memory: rows of it under FSDP2, all of it else."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()  # type: ignore[attr-defined]
+
+
+def own_rows(parameter: DTensor) -> tuple[int, int]:
+    """(offset, length) of this rank's elements of a parameter under FSDP2, which gives ranks the rows that
+    `torch.chunk` gives: the last ranks may have fewer, or none."""
+    rows, mesh = parameter.shape[0], parameter.device_mesh
+    first = min(mesh.get_local_rank() * -(-rows // mesh.size()), rows)
+    return first * (parameter.numel() // max(rows, 1)), local(parameter).numel()
 
 
 def shape_of(parameter: Any) -> tuple[int, ...]:
@@ -72,6 +86,9 @@ def fragments(module: torch.nn.Module, optimizer: Any, rank: int) -> list[Fragme
 
 def _locate(parameter: Any, zero: Any, rank: int) -> tuple[int, int, torch.Tensor, int] | None:
     """(offset in the parameter, length, owner, start in the owner), None where this rank holds nothing of it."""
+    if isinstance(parameter, DTensor):
+        offset, length = own_rows(parameter)
+        return (offset, length, parameter, 0) if length else None
     if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter is cut into equal pieces, the last ones padded
         group, start, piece = zero.grad_position[zero.get_param_id(parameter)]
         offset = rank * parameter.ds_tensor.numel()
@@ -94,12 +111,14 @@ def _locate(parameter: Any, zero: Any, rank: int) -> tuple[int, int, torch.Tenso
 
 
 def is_partitioned(module: torch.nn.Module) -> bool:
-    """Whether each rank holds only a part of the training state (ZeRO-1 and up)."""
-    return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in module.parameters())
+    """Whether each rank holds only a part of the training state (ZeRO-1 and up, FSDP2)."""
+    return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") or isinstance(p, DTensor) for p in module.parameters())
 
 
 def whole(parameter: Any) -> torch.Tensor:
-    """A parameter's full value as the model computes with it; under ZeRO-3 every rank must call it."""
+    """A parameter's full value as the model computes with it; under ZeRO-3 and FSDP2 every rank must call it."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor()  # type: ignore[attr-defined]
     if not hasattr(parameter, "ds_id"):
         return parameter.detach()
     import deepspeed
@@ -152,7 +171,10 @@ def set_weights(module: torch.nn.Module, optimizer: Any, rank: int, weights: dic
 def refresh_model(parameter: Any, full: torch.Tensor, rank: int) -> None:
     """Set the copy that the model computes with. full: the whole fp32 weight, any device."""
     with torch.no_grad():
-        if hasattr(parameter, "ds_id"):
+        if isinstance(parameter, DTensor):
+            offset, length = own_rows(parameter)
+            local(parameter).view(-1).copy_(full.reshape(-1)[offset : offset + length])
+        elif hasattr(parameter, "ds_id"):
             piece = parameter.ds_tensor.numel()
             offset = min(rank * piece, full.numel())
             own = full.reshape(-1)[offset : offset + piece]

@@ -1,0 +1,262 @@
+"""The files of torch.distributed.checkpoint (DCP), which FSDP of transformers' Trainer, accelerate and torch write.
+
+    .metadata             a pickle: name, shape and type of each tensor, where its chunks lie in it and in which file
+    __0_0.distcp ...      what each rank wrote: a stream of torch.save for every chunk, one after the other
+
+Of the pickle only the classes of DCP's own metadata are admitted, and as records without any code of theirs; chunks
+are read with `weights_only`, one at a time.
+
+    files = DcpFiles(folder)
+    files.trained["bert.pooler.dense.weight"].pieces()     # (offset, elements [n])
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import torch
+
+from cloze.console import progress
+from cloze.errors import CheckpointError, ConfigError
+from cloze.zerofiles import plain_name
+
+METADATA = ".metadata"
+_HINT = "use an earlier checkpoint"
+_RECORDS = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+}
+
+
+class _Record:
+    """Stands in for an object of the metadata: its fields, and no code."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+
+class _Metadata(pickle.Unpickler):
+    """Reads records, numbers, text, shapes and types; everything else is refused before anything of it is made."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _RECORDS.get(module, ()):
+            return type(name, (_Record,), {})
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) == ("torch", "Size"):
+            return tuple
+        if (module, name) == ("torch.serialization", "_get_layout"):
+            return str
+        if module.split(".")[0] == "pathlib" and name in ("PosixPath", "WindowsPath", "PurePosixPath"):
+            return PurePosixPath
+        raise pickle.UnpicklingError(f"it holds a Python object, {module}.{name}, and reading it could run code")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A rectangle of a tensor: it begins at `offsets`, has `sizes`, and lies in `file` at [start, start + length)."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: Path
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Where one tensor lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: list[Chunk]
+
+    def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(offset, elements [n]); one chunk is in memory at a time. Raises CheckpointError where one is damaged."""
+        for chunk in self.chunks:
+            flat = _load(chunk, self).reshape(-1)
+            for place, offset, length in runs(self.shape, chunk.offsets, chunk.sizes):
+                yield offset, flat[place : place + length]
+
+
+class DcpFiles:
+    """An opened checkpoint. `trained`: the tensors of its model by name, trained or not; the other names are those of
+    `zerofiles.ZeroFiles`, and empty: DCP does not tell what was trained, tied or a buffer."""
+
+    stage = None
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            self.trained = _model_tensors(_read_metadata(folder / METADATA), folder)
+        except (AttributeError, TypeError, LookupError, ValueError) as error:
+            raise CheckpointError(f"it is damaged ({error})", where=folder / METADATA, hint=_HINT) from None
+        self.frozen: dict[str, Chunked] = {}
+        self.module: dict[str, torch.Tensor] = {}
+        self.buffers: list[str] = []
+        self.aliases: dict[str, str] = {}
+
+    def verify(self) -> None:
+        """Compare every chunk with the checksums inside (CRC-32 of each record of torch.save). Raises CheckpointError
+        naming file and tensor."""
+        with progress("verify", total=len(self.trained), unit="tensors") as advance:
+            for tensor in self.trained.values():
+                for chunk in tensor.chunks:
+                    try:
+                        with _opened(chunk) as stream, zipfile.ZipFile(stream) as records:
+                            bad = records.testzip()
+                    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError) as error:
+                        raise _damaged(chunk, tensor.name, error) from None
+                    if bad is not None:
+                        raise _damaged(chunk, tensor.name, f"checksum of {bad}")
+                advance()
+
+
+def holds_metadata(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of DCP."""
+    return (folder / METADATA).is_file()
+
+
+def runs(shape: tuple[int, ...], offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """The elements of a rectangle of a tensor that lie side by side in both: (place in the rectangle, offset in the
+    tensor, length), in the order of the rectangle. One run where only rows are cut, as FSDP does."""
+    cut = max((d for d in range(len(shape)) if sizes[d] != shape[d]), default=0)
+    length = math.prod(sizes[cut:])
+    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    begin = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
+    for number, places in enumerate(itertools.product(*(range(size) for size in sizes[:cut]))):
+        if length:
+            yield number * length, begin + sum(p * s for p, s in zip(places, strides, strict=False)), length
+
+
+def _read_metadata(file: Path) -> Any:
+    try:
+        with open(file, "rb") as stream:
+            found = _Metadata(stream).load()
+        if not isinstance(getattr(found, "state_dict_metadata", None), dict):
+            raise pickle.UnpicklingError("it is no metadata of torch.distributed.checkpoint")
+        return found
+    except pickle.UnpicklingError as error:
+        if "could run code" in str(error):
+            raise ConfigError(str(error), where=file, hint="load it with torch if you trust who made it") from None
+        raise CheckpointError(f"it is damaged ({error})", where=file, hint=_HINT) from None
+    except Exception as error:  # whatever a damaged pickle provokes
+        raise CheckpointError(f"it is damaged ({type(error).__name__}: {error})", where=file, hint=_HINT) from None
+
+
+def _model_tensors(metadata: Any, folder: Path) -> dict[str, Chunked]:
+    """The tensors of the model: those under `model`, where Trainer and accelerate put it, else all."""
+    paths = metadata.planner_data if isinstance(getattr(metadata, "planner_data", None), dict) else {}
+    named = {name: tuple(map(str, paths.get(name, (name,)))) for name in metadata.state_dict_metadata}
+    nested = any(path[0] == "model" and len(path) > 1 for path in named.values())
+    where = {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items()}
+    found = {}
+    for name, facts in metadata.state_dict_metadata.items():
+        path = named[name]
+        if not hasattr(facts, "chunks") or (nested and path[0] != "model"):
+            continue
+        plain = plain_name(".".join(path[1:] if nested else path))
+        found[plain] = _chunked(plain, name, facts, where, folder)
+    if not found:
+        raise CheckpointError("no tensors of a model are in it", where=folder)
+    return found
+
+
+def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: Path) -> Chunked:
+    shape, chunks = tuple(facts.size), []
+    for one in facts.chunks:
+        info = where.get((name, tuple(one.offsets)))
+        if info is None:
+            raise CheckpointError(f"a part of {plain} is not there", where=folder, hint=_HINT)
+        if Path(info.relative_path).name != info.relative_path:
+            raise ConfigError(f"it names a file outside, {info.relative_path}", where=folder / METADATA)
+        if getattr(info, "transform_descriptors", None):
+            raise ConfigError("compressed checkpoints are not read", where=folder)
+        file = folder / info.relative_path
+        if not file.is_file():
+            raise CheckpointError(f"it is missing, with a part of {plain}", where=file, hint=_HINT)
+        chunks.append(Chunk(tuple(one.offsets), tuple(one.sizes), file, info.offset, info.length))
+    position = 0
+    for offset, length in sorted(run[1:] for one in chunks for run in runs(shape, one.offsets, one.sizes)):
+        if offset != position:
+            raise CheckpointError(f"the parts of {plain} do not fit together", where=folder, hint=_HINT)
+        position += length
+    if position != math.prod(shape):
+        raise CheckpointError(f"{position} of {math.prod(shape)} elements of {plain} are there", where=folder)
+    return Chunked(plain, shape, facts.properties.state[0], chunks)
+
+
+class _Part(io.RawIOBase):
+    """Bytes [start, start + length) of a file, as a file."""
+
+    def __init__(self, chunk: Chunk):
+        self._file = open(chunk.file, "rb")  # noqa: SIM115 (`close` closes it)
+        self._chunk, self._at = chunk, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._chunk.length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._chunk.start + self._at)
+        count = self._file.readinto(memoryview(buffer)[: max(0, self._chunk.length - self._at)])
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _opened(chunk: Chunk) -> IO[bytes]:
+    return io.BufferedReader(_Part(chunk))
+
+
+def _load(chunk: Chunk, tensor: Chunked) -> torch.Tensor:
+    try:
+        with _opened(chunk) as stream:
+            found = torch.load(stream, map_location="cpu", weights_only=True)
+        if not torch.is_tensor(found) or tuple(found.shape) != chunk.sizes or found.dtype != tensor.dtype:
+            raise ValueError(f"not a {tensor.dtype} tensor of shape {chunk.sizes}")
+        return found
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"the part of {tensor.name} in it is more than a tensor, and reading it could run code", where=chunk.file
+        ) from None
+    except Exception as error:  # whatever a damaged file provokes in torch
+        raise _damaged(chunk, tensor.name, error) from None
+
+
+def _damaged(chunk: Chunk, name: str, why: object) -> CheckpointError:
+    first = str(why).strip().split("\n")[0][:120]
+    return CheckpointError(f"the part of {name} in it is damaged ({first})", where=chunk.file, hint=_HINT)
