@@ -18,7 +18,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,8 +36,8 @@ def weights_in_files(folder: Path) -> Iterator[None]:
     plain = torch.nn.Module.register_parameter
     thread, asynchronous = threading.get_ident(), os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
 
-    def register_parameter(module: Any, name: str, param: Any) -> None:
-        plain(module, name, param)
+    def register_parameter(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        plain(self, name, param)
         if param is not None and threading.get_ident() == thread:
             move_to_file(param, folder)
 
@@ -66,6 +65,12 @@ def move_to_file(parameter: torch.nn.Parameter, folder: Path) -> None:
     parameter.data = new.copy_(old)
 
 
+def zeros_in_file(numel: int, dtype: torch.dtype, folder: Path) -> torch.Tensor:
+    """Zeros [numel] in a nameless file of `folder`. Raises DiskError where there is no room."""
+    storage = _mapped_storage(numel * dtype.itemsize, folder)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, (numel,))  # type: ignore[call-overload]
+
+
 def is_mapped(tensor: torch.Tensor) -> bool:
     """Whether a file is behind a tensor's elements (Linux; elsewhere never)."""
     address = tensor.data_ptr()
@@ -83,7 +88,7 @@ def _mapped_storage(num_bytes: int, folder: Path) -> torch.UntypedStorage:
         fd, name = tempfile.mkstemp(prefix=".weights-", dir=folder)
         try:
             os.posix_fallocate(fd, 0, num_bytes)  # a full disk is an error here, and not a signal when it is written
-            return torch.UntypedStorage.from_file(name, shared=True, nbytes=num_bytes)
+            return torch.UntypedStorage.from_file(name, shared=True, nbytes=num_bytes)  # type: ignore[return-value]
         finally:
             os.close(fd)
             os.unlink(name)

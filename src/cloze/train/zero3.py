@@ -1,7 +1,7 @@
 """ZeRO-3 from the first weight on: no process ever holds the whole model in memory of its own.
 
     model, tokenizer = build(config, data)                  # before the processes join; ZeRO-3: in mapped files
-    partition(model, deepspeed_settings, torch.bfloat16)    # each rank keeps its share of one parameter after the other
+    partition(model, deepspeed_settings, torch.bfloat16)    # each rank keeps its share, parameter by parameter
 
 The weights are those of every other engine, to the bit: drawn or loaded whole, by transformers' own code, but into
 files (see `cloze.model.mapped`). DeepSpeed's own way, `zero.Init` while modules are made, gives other weights.
