@@ -46,7 +46,7 @@ def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> np.nd
     ("engine", "more"),
     [
         ("ddp", ["--gradient_checkpointing"]),
-        ("zero3", ["--gradient_checkpointing"]),
+        ("zero3", ["--gradient_checkpointing", "--gradient_checkpointing_every_n_layers", "2"]),
         ("ddp", ["--attn_implementation", "eager"]),
         ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero1.json")]),
         ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero2_offload.json")]),

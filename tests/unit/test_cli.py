@@ -23,6 +23,7 @@ RUN_MLM = {
 OWN = {"attn_implementation", "mask_replace_prob", "random_replace_prob", "deepspeed", "prepared_cache_dir",
        "streaming_train", "async_save", "on_save_error", "on_nonfinite", "save_before_time_limit", "freeze",
        "hang_timeout", "sparse_head", "mlm_probability_end", "mask_unit", "batch_size_warmup_steps",
+       "gradient_checkpointing_every_n_layers",
        "batch_size_warmup_start", "layerwise_lr_decay", "precision", "ema_decay", "global_batch_size", "license",
        "language"}  # fmt: skip
 PREPARE = {field.name for field in dataclasses.fields(config.BlocksConfig)}  # as in `cloze prepare`

@@ -42,6 +42,8 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
         (["--mlm_probability", "0"], "nothing would be masked"),
         (["--mask_replace_prob", "0.9", "--random_replace_prob", "0.2"], "must not be above 1 together"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size: must be at least 1"),
+        (["--gradient_checkpointing_every_n_layers", "2"], "needs --gradient_checkpointing"),
+        (["--gradient_checkpointing_every_n_layers", "0"], "must be at least 1"),
         (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing to train"),
         (["--bf16", "--fp16"], "choose one"),
         (["--fp16"], "fp16 needs a GPU"),

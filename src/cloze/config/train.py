@@ -129,6 +129,8 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """compute scores for the vocabulary at masked positions only; architectures that cannot are noticed"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass to save memory"""
+    gradient_checkpointing_every_n_layers: int = 1
+    """with it: of every so many layers recompute the first only, so that less is computed twice and more is kept"""
     deepspeed: str | None = None
     """a DeepSpeed configuration (JSON); normally given to `accelerate launch` instead"""
     ddp_timeout: int = 1800

@@ -47,12 +47,21 @@ def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
         return []
     was_training = model.training
     model.train(model.config.model_type in REVERSIBLE)
+    used: set[torch.nn.Parameter] = set()
+
+    def note(parameter: Any) -> None:  # and let go of it: all gradients together are as large as the model
+        used.add(parameter)
+        parameter.grad = None
+
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(note) for _, p in trained]
     with torch.enable_grad():
         logits = model(input_ids=torch.from_numpy(blocks[:1].astype(np.int64))).logits
         logits.float().square().mean().backward()
     model.train(was_training)
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    model.zero_grad(set_to_none=True)
+    for hook in hooks:
+        hook.remove()
+    unused = [name for name, p in trained if p not in used]
     for name in unused:
         model.get_parameter(name).requires_grad = False
     return unused

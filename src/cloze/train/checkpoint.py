@@ -106,7 +106,7 @@ class CheckpointSaver:
         held = state.fragments(training.module, training.optimizer, training.rank)
         pieces = []
         for fragment in share_to_write(held, training):
-            for key in [state.WEIGHT, *state.tensor_keys(fragment.owner, optimizer_state)]:
+            for key in [state.WEIGHT, *state.tensor_keys(fragment, optimizer_state)]:
                 tensor = fragment.view(key, optimizer_state)
                 pieces.append(Piece(fragment.name, key, fragment.offset, self._kept(fragment.name, key, tensor)))
         frozen = {name: self._kept(name, "frozen", tensor) for name, tensor in frozen_tensors(training).items()}

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from cloze.train.state import EMA, fragments, inner_optimizer, local
+from cloze.train.state import EMA, average_on_disk, fragments, inner_optimizer, local
+from cloze.train.swapped import on_disk
 
 
 def decay_at(decay: float | None, global_step: int) -> float | None:
@@ -32,20 +33,30 @@ class MovingAverage:
 
     def __init__(self, module: torch.nn.Module, optimizer: Any, rank: int):
         self._state = inner_optimizer(optimizer).state
-        self._owners = list({id(f.owner): f.owner for f in fragments(module, optimizer, rank)}.values())
+        self._owners = {f.owner: f.swap for f in fragments(module, optimizer, rank)}
 
+    @torch.no_grad()
     def begin(self) -> dict[torch.Tensor, torch.Tensor]:
         """Before a step: the weights, where there is no average yet. Optimizers make their state in their first step,
         and take it for made where there is any: so the average is put there after it."""
-        return {owner: owner.detach().clone() for owner in self._owners if EMA not in self._state.get(owner, {})}
+        found = {}
+        for owner, swap in self._owners.items():
+            if EMA not in self._state.get(owner, {}):
+                copy = owner.detach().clone() if swap is None else average_on_disk(swap).copy_(on_disk(swap, owner))
+                found[owner] = copy
+        return found
 
     @torch.no_grad()
     def update(self, before: dict[torch.Tensor, torch.Tensor], decay: float, refused: torch.Tensor) -> None:
         """After a step: average = decay * average + (1 - decay) * weights. `refused`: a scalar on the device; where it
         is true the average stays as it is, and nobody waits for it."""
         share = torch.where(refused, 0.0, 1.0 - decay)
-        for owner in self._owners:
+        for owner, swap in self._owners.items():
             if owner in before:
                 self._state[owner][EMA] = before[owner]
             average = local(self._state[owner][EMA])
-            average.lerp_(local(owner), share.to(device=average.device, dtype=average.dtype))
+            average.lerp_(_weights(owner, swap), share.to(device=average.device, dtype=average.dtype))
+
+
+def _weights(owner: torch.Tensor, swap: Any) -> torch.Tensor:
+    return local(owner) if swap is None else on_disk(swap, owner)

@@ -22,6 +22,9 @@ from cloze.fully_sharded import is_fsdp
 from cloze.train.ema import MovingAverage
 from cloze.train.fsdp import clip_gradients, shard
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
+from cloze.train.zero3 import partition
+
+_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
@@ -150,7 +153,10 @@ def prepare_engine(
         leave_sizes(settings["zero_optimization"], model.config)
     model.train()
     rounds = stage is not None and accelerator.mixed_precision != "no"
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds else None
+    # The tensors themselves, not copies: DeepSpeed puts others in their place.
+    weights = {name: p.detach() for name, p in model.named_parameters()} if rounds else None
+    if stage == 3:
+        partition(model, settings, _DTYPES[accelerator.mixed_precision])
     prepare = partial(shard, accelerator) if is_fsdp(accelerator) else accelerator.prepare
     wrapped, wrapped_optimizer = prepare(model, optimizer)
     engine = Engine(accelerator, wrapped, wrapped_optimizer, max_grad_norm)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cloze.config import TrainConfig
 from cloze.console import say
@@ -75,7 +76,7 @@ def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAtt
     with as_usual(model):
         choose_trained(model, config, data)
     if config.gradient_checkpointing:
-        enable_checkpointing(model)
+        enable_checkpointing(model, config.gradient_checkpointing_every_n_layers)
     return documents, MaskedHead(model, config.sparse_head)
 
 
@@ -89,11 +90,25 @@ def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
         say("model", f"{unused[0]}{more} have no part in the output, and are not trained")
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass. Raises ConfigError where the architecture cannot."""
+def enable_checkpointing(model: Any, every: int = 1) -> None:
+    """Recompute activations of every `every`-th layer in the backward pass. Raises ConfigError where the architecture
+    cannot, or not layer by layer."""
+    where = "--gradient_checkpointing"
     if not model.supports_gradient_checkpointing:
-        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing", where="--gradient_checkpointing")
+        hint = (
+            "save memory with a smaller --per_device_train_batch_size and more --gradient_accumulation_steps, or ZeRO"
+        )
+        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing", where=where, hint=hint)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if every == 1:
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if len(layers) < 2:
+        hint = "leave it out: all layers are recomputed then"
+        what = f"{type(model).__name__} recomputes all of its layers or none"
+        raise ConfigError(what, where=f"{where}_every_n_layers", hint=hint)
+    for place, layer in enumerate(layers):
+        layer.gradient_checkpointing = place % every == 0
 
 
 def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:

@@ -141,9 +141,12 @@ def check_values(config: TrainConfig, has_validation: bool) -> None:
         "gradient_accumulation_steps",
         "logging_steps",
         "save_steps",
+        "gradient_checkpointing_every_n_layers",
     ):
         if getattr(config, name) < 1:
             raise ConfigError(f"must be at least 1, not {getattr(config, name)}", where=f"--{name}")
+    if config.gradient_checkpointing_every_n_layers > 1 and not config.gradient_checkpointing:
+        raise ConfigError("needs --gradient_checkpointing", where="--gradient_checkpointing_every_n_layers")
     for name in ("mlm_probability", "mask_replace_prob", "random_replace_prob"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ConfigError(f"must be between 0 and 1, not {getattr(config, name)}", where=f"--{name}")

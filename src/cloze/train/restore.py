@@ -134,11 +134,11 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
     manifest = pieces.manifest
     _compare_parameters(training.module, manifest, pieces.folder)
     inner = state.inner_optimizer(training.optimizer)
-    inner.state.clear()
+    state.forget(training.optimizer)
     held = state.fragments(training.module, training.optimizer, training.rank)
     for fragment in held:  # what was read is not named: a name would keep it while the next is read
         keys = pieces.keys(fragment.name)
-        state.create_state(inner, fragment.owner, keys, manifest["parameters"][fragment.name]["scalars"])
+        state.create_state(inner, fragment, keys, manifest["parameters"][fragment.name]["scalars"])
         for key in [state.WEIGHT, *keys]:
             fragment.view(key, inner.state).copy_(pieces.read(fragment.name, key, fragment.offset, fragment.length))
     _restore_steps(training, manifest)
@@ -169,7 +169,7 @@ def _check_contents(training: Training, held: list[state.Fragment], pieces: Piec
     here = {
         (f.name, key): content_sum(f.view(key, optimizer_state), f.offset)
         for f in held
-        for key in [state.WEIGHT, *state.tensor_keys(f.owner, optimizer_state)]
+        for key in [state.WEIGHT, *state.tensor_keys(f, optimizer_state)]
     }
     if state.is_partitioned(training.module):
         parts = gather_to_main(here)  # under ZeRO-3 each has one of every tensor: too much for each to hear of all

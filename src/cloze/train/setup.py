@@ -22,12 +22,11 @@ from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, decide, describe, start
-from cloze.errors import in_phase
 from cloze.failures import forget
 from cloze.model.archs import decoder_start
-from cloze.model.load import build_model
 from cloze.model.packed import DocumentAttention
 from cloze.model.sparse_head import MaskedHead
+from cloze.train import zero3
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, masking_rule, open_data, words_for
@@ -107,7 +106,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)
     words = words_for(config, data)
-    model, tokenizer = in_phase("model")(build_model)(config, data.tokenizer, data.block_size, config.seed)
+    model, tokenizer = zero3.build(config, data)
     documents, head = equip(model, config, data)
     stop.hold()
     with lost_while_joining(), stop.joining():

@@ -7,17 +7,22 @@ ZeRO-3 in flat tensors of padded pieces. `fragments` says, for this rank, which 
     parameter `name`, elements [offset, offset + length)   <->   owner.view(-1)[start : start + length]
 
 with `owner` the tensor under which the inner optimizer keeps its state (of which FSDP2 has rows on each rank). Reading
-and writing checkpoints needs no more than that, so any engine at any world size reads what any other wrote.
+and writing checkpoints needs no more than that, so any engine at any world size reads what any other wrote. What
+DeepSpeed has put on a disk (NVMe offload) is mapped from there, between steps: see `cloze.train.swapped`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+
+from cloze.model.mapped import zeros_in_file
+from cloze.train.swapped import add_tensor, forget_state, on_disk, swapped_part, swapped_state
 
 WEIGHT = "weight"  # the state key of the fp32 weight, beside the optimizer's own (exp_avg, exp_avg_sq, ...)
 EMA = "ema"  # that of the moving average of the weights, where one is kept (see cloze.train.ema)
@@ -25,7 +30,8 @@ EMA = "ema"  # that of the moving average of the weights, where one is kept (see
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of elements of one parameter that this rank holds."""
+    """A run of elements of one parameter that this rank holds. `swap`: DeepSpeed's record of where the owner is, where
+    it is on a disk."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,11 +39,13 @@ class Fragment:
     length: int
     owner: torch.Tensor
     start: int
+    swap: Any = None
 
     def view(self, key: str, state: dict[torch.Tensor, dict[str, Any]]) -> torch.Tensor:
         """The elements themselves, [length], for the weight or for one of the optimizer's tensors."""
         whole = self.owner if key == WEIGHT else state[self.owner][key]
-        return local(whole).view(-1).narrow(0, self.start, self.length)
+        whole = local(whole) if self.swap is None else on_disk(self.swap, whole).detach()
+        return whole.view(-1).narrow(0, self.start, self.length)
 
 
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
@@ -80,7 +88,7 @@ def fragments(module: torch.nn.Module, optimizer: Any, rank: int) -> list[Fragme
         shape = shape_of(parameter)
         where = _locate(parameter, zero, rank)
         if where is not None:
-            found.append(Fragment(name, shape, *where))
+            found.append(Fragment(name, shape, *where, swapped_state(zero, where[2])))
     return found
 
 
@@ -91,7 +99,7 @@ def _locate(parameter: Any, zero: Any, rank: int) -> tuple[int, int, torch.Tenso
         return (offset, length, parameter, 0) if length else None
     if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter is cut into equal pieces, the last ones padded
         group, start, piece = zero.grad_position[zero.get_param_id(parameter)]
-        offset = rank * parameter.ds_tensor.numel()
+        offset = rank * parameter.ds_tensor.ds_numel
         length = min(piece, parameter.ds_numel - offset)
         return (offset, length, zero.fp32_partitioned_groups_flat[group], start) if length > 0 else None
     if hasattr(parameter, "_hp_mapping"):  # ZeRO-1/2, and ZeRO-1 in bf16 (DeepSpeed's BF16_Optimizer)
@@ -127,10 +135,13 @@ def whole(parameter: Any) -> torch.Tensor:
         return parameter.detach().clone()
 
 
-def tensor_keys(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> list[str]:
-    """Names of the optimizer's tensors that have one element per element of `owner` (exp_avg, ...)."""
-    entries = state.get(owner, {})
-    return sorted(key for key, value in entries.items() if torch.is_tensor(value) and value.shape == owner.shape)
+def tensor_keys(fragment: Fragment, state: dict[torch.Tensor, dict[str, Any]]) -> list[str]:
+    """Names of the optimizer's tensors that have one element per element of the owner (exp_avg, ...)."""
+    sizes = {fragment.owner.shape}
+    if fragment.swap is not None:  # on the disk, what stands for a tensor in memory is empty
+        sizes.add(torch.Size([fragment.swap.numel()]))
+    entries = state.get(fragment.owner, {}).items()
+    return sorted(key for key, value in entries if torch.is_tensor(value) and value.shape in sizes)
 
 
 def scalars(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> dict[str, float]:
@@ -143,27 +154,43 @@ def scalars(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> d
     }
 
 
-def create_state(optimizer: torch.optim.Optimizer, owner: torch.Tensor, keys: list[str], numbers: dict[str, float]):
-    """Give `owner` an optimizer state with these tensors (zeros where new) and these numbers."""
+def forget(optimizer: Any) -> None:
+    """Forget the optimizer's state: the start of a run, or of loading one."""
+    inner_optimizer(optimizer).state.clear()
+    forget_state(zero_optimizer(optimizer))
+
+
+def create_state(optimizer: torch.optim.Optimizer, fragment: Fragment, keys: list[str], numbers: dict[str, float]):
+    """Give the owner an optimizer state with these tensors (zeros where new) and these numbers."""
+    owner, swap = fragment.owner, fragment.swap
     is_torch = type(optimizer).__module__.startswith("torch.")
     fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     device = owner.device if fused else torch.device("cpu")
     entries: dict[str, Any] = dict(optimizer.state.get(owner, {}))
     for key in keys:
-        if key not in entries:
+        if key in entries:
+            continue
+        if swap is None:
             entries[key] = torch.zeros_like(owner.detach())
+        else:  # DeepSpeed swaps moments, not the average
+            entries[key] = average_on_disk(swap) if key == EMA else add_tensor(swap, owner, key)
     for key, value in numbers.items():
         entries[key] = torch.tensor(value, dtype=torch.float32, device=device) if is_torch else int(value)
     optimizer.state[owner] = entries
 
 
+def average_on_disk(swap: Any) -> torch.Tensor:
+    """Zeros [numel] for the moving average of weights that are on a disk, beside them."""
+    return zeros_in_file(swap.numel(), swap.dtype(), Path(swap.swap_folder))
+
+
 def set_weights(module: torch.nn.Module, optimizer: Any, rank: int, weights: dict[str, torch.Tensor]) -> None:
     """Put whole fp32 weights, by name, into the engine, and forget the optimizer's state: the start of a run."""
-    inner = inner_optimizer(optimizer)
-    inner.state.clear()
+    forget(optimizer)
+    state = inner_optimizer(optimizer).state
     for fragment in fragments(module, optimizer, rank):
         values = weights[fragment.name].reshape(-1)[fragment.offset : fragment.offset + fragment.length]
-        fragment.view(WEIGHT, inner.state).copy_(values)
+        fragment.view(WEIGHT, state).copy_(values)
     for name, parameter in module.named_parameters():
         refresh_model(parameter, weights[name], rank)
 
@@ -175,11 +202,11 @@ def refresh_model(parameter: Any, full: torch.Tensor, rank: int) -> None:
             offset, length = own_rows(parameter)
             local(parameter).view(-1).copy_(full.reshape(-1)[offset : offset + length])
         elif hasattr(parameter, "ds_id"):
-            piece = parameter.ds_tensor.numel()
-            offset = min(rank * piece, full.numel())
-            own = full.reshape(-1)[offset : offset + piece]
-            parameter.ds_tensor.zero_()
-            parameter.ds_tensor[: own.numel()].copy_(own)
+            part = swapped_part(parameter)
+            offset = min(rank * part.numel(), full.numel())
+            own = full.reshape(-1)[offset : offset + part.numel()]
+            part.zero_()
+            part[: own.numel()].copy_(own)
             if parameter.data.numel() == parameter.ds_numel:  # small parameters are kept whole beside their piece
                 parameter.data.copy_(full.view(parameter.data.shape))
         else:

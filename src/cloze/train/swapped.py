@@ -1,0 +1,67 @@
+"""What DeepSpeed's NVMe offload has put on a disk, as tensors: mapped from its files, which are as raw as tensors are.
+
+Between two steps the fp32 weights, the moments and, where parameters are offloaded too, each rank's part of them lie
+in files under `nvme_path`. Reading or writing a few elements of one is no reason to read all of a sub-group into
+memory, as DeepSpeed would: so they are mapped, and take no memory of their own.
+
+    swap = swapped_state(zero, owner)          # None where the optimizer's tensors are in memory
+    on_disk(swap, exp_avg)                     # [numel], shared with the file
+    swapped_part(parameter)                    # this rank's part of a parameter, wherever it is
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+_ROUND = 1 << 20  # bytes; DeepSpeed reads whole multiples of 1 KiB times the threads of a request
+
+
+def swapped_state(zero: Any, owner: torch.Tensor) -> Any:
+    """DeepSpeed's record (OptimizerStateSwapInfo) of an fp32 tensor and its state on a disk; None where there is none.
+    Small tensors stay in memory."""
+    swapper = getattr(zero, "optimizer_swapper", None)
+    return None if swapper is None else swapper.swap_params_info.get(getattr(owner, "ds_id", None))
+
+
+def on_disk(swap: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """The elements [numel] of the weights or of a moment, by the tensor that stands for them in memory while they are
+    out; the tensor itself where it is not one of those."""
+    for one in swap.tensors:
+        if one.compute_tensor is tensor:
+            return _map(one.swap_path, swap.numel(), swap.dtype())
+    return tensor
+
+
+def add_tensor(swap: Any, owner: torch.Tensor, key: str) -> torch.Tensor:
+    """A new tensor of the optimizer's state, all zeros, on the disk; what stands for it in memory is returned."""
+    tensor = torch.empty(0, dtype=swap.dtype())
+    tensor.ds_id = f"{key}-{owner.ds_id}"  # type: ignore[attr-defined]
+    swap.add_state_tensors([tensor])
+    size = swap.numel() * tensor.element_size()
+    with open(swap.tensors[-1].swap_path, "wb") as file:
+        os.truncate(file.fileno(), -(-size // _ROUND) * _ROUND)
+    return tensor
+
+
+def forget_state(zero: Any) -> None:
+    """Forget the moments on the disk, not the weights, as `optimizer.state.clear()` does in memory."""
+    swapper = getattr(zero, "optimizer_swapper", None)
+    for swap in swapper.swap_params_info.values() if swapper is not None else ():
+        del swap.tensors[1:]
+        swap.has_state_tensors = False
+
+
+def swapped_part(parameter: Any) -> torch.Tensor:
+    """This rank's part of a parameter under ZeRO-3, [ds_tensor.ds_numel], which may be on a disk."""
+    swapper = getattr(parameter, "nvme_swapper", None)
+    if swapper is None or parameter.ds_tensor.status.name == "AVAILABLE":
+        return parameter.ds_tensor
+    return _map(swapper.get_path(parameter, must_exist=True), parameter.ds_tensor.ds_numel, swapper.dtype)
+
+
+def _map(path: str, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    storage = torch.UntypedStorage.from_file(path, shared=True, nbytes=numel * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, (numel,))  # type: ignore[call-overload]

@@ -1,0 +1,83 @@
+"""ZeRO-3 from the first weight on: no process ever holds the whole model in memory of its own.
+
+    model, tokenizer = build(config, data)                  # before the processes join; ZeRO-3: in mapped files
+    partition(model, deepspeed_settings, torch.bfloat16)    # each rank keeps its share, parameter by parameter
+
+The weights are those of every other engine, to the bit: drawn or loaded whole, by transformers' own code, but into
+files (see `cloze.model.mapped`). DeepSpeed's own way, `zero.Init` while modules are made, gives other weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloze.config import TrainConfig
+from cloze.errors import in_phase
+from cloze.model.load import build_model
+from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
+from cloze.train.data import TrainData
+
+
+@in_phase("model")
+def build(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
+    """The model in fp32 on the CPU and its tokenizer, as `build_model` makes them; where ZeRO-3 is asked for its
+    weights lie in mapped files. Raises DiskError where there is no room for those."""
+    arguments = config, data.tokenizer, data.block_size, config.seed
+    if asked_stage(config.deepspeed) != 3:
+        return build_model(*arguments)
+    folder = folder_for_weights(Path(config.output_dir))
+    with weights_in_files(folder):
+        model, tokenizer = build_model(*arguments)
+    for parameter in model.parameters():  # a module that was copied has not registered its parameters
+        move_to_file(parameter, folder)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # of the run; other folders are not empty, or not ours
+    return model, tokenizer
+
+
+def asked_stage(deepspeed: str | None) -> int | None:
+    """The ZeRO stage that `--deepspeed` or the launcher asks for, before any process has joined; None without
+    DeepSpeed. A file that cannot be read is reported elsewhere."""
+    environment = os.environ
+    if deepspeed is None and environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("1", "true", "yes"):
+        return None
+    file = deepspeed or environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if file is None:
+        return int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return int(json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0))
+    return None
+
+
+def partition(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """Cut every parameter into the ranks' shares, one after the other, and let go of the whole; every rank calls it.
+
+    `settings`: DeepSpeed's, with batch sizes; `dtype`: what the model computes with.
+    """
+    import deepspeed
+
+    known = {name: settings[name] for name in settings if name.startswith("train_") or name == "aio"}
+    zero = {name: value for name, value in settings["zero_optimization"].items() if value != "auto"}
+    known |= {"gradient_accumulation_steps": settings["gradient_accumulation_steps"], "zero_optimization": zero}
+    deepspeed.zero.Init(module=_OneByOne(model, dtype), config_dict_or_path=known, dtype=dtype)
+
+
+class _OneByOne(torch.nn.Module):
+    """Hands out another model's parameters, each in `dtype` when its turn comes: DeepSpeed cuts it before the next."""
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self._parameters_of, self._dtype = model.parameters, dtype
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        for parameter in self._parameters_of():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(self._dtype)
+            yield parameter
