@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from cloze.train.loss import masked_loss_sum
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
-    "vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
 }  # fmt: skip
 SHIPPED = {
     "zero0": Choice(0), "zero1": Choice(1), "zero2": Choice(2), "zero3": Choice(3),
@@ -77,7 +79,8 @@ def test_what_a_trace_keeps_is_what_autograd_keeps_on_real_tensors(model_type: s
     assert loss.requires_grad
     found = trace_pass(twin(model_type), size, 3, None, on_gpu=False)
     predicted = found.activations(blocks) + found.logits(blocks, rows)
-    assert predicted == pytest.approx(real, rel=0.01)
+    scores = rows * SMALL["vocab_size"] * 4  # which the training loop holds beside what the loss keeps
+    assert predicted == pytest.approx(real + scores, rel=0.001)
 
 
 def test_a_pass_of_any_size_is_a_plane_through_three_small_ones(monkeypatch: pytest.MonkeyPatch):
@@ -98,41 +101,37 @@ def test_attention_keeps_its_weights_only_where_no_kernel_is_fused():
         return long - short
 
     assert a_token(on_gpu=True) == pytest.approx(0, abs=1)
-    assert a_token(on_gpu=False) > 2 * 2 * 192 * 4  # layers, heads, more tokens to look at, bytes
+    assert a_token(on_gpu=False) > 2 * 192 * 4  # heads, more tokens to look at, bytes
     assert a_token(on_gpu=False, attention_probs_dropout_prob=0.0) == pytest.approx(0, abs=1)
-    assert a_token(on_gpu=True, attn_implementation="eager") > 2 * 2 * 192 * 4
+    assert a_token(on_gpu=True, attn_implementation="eager") > 2 * 192 * 4
 
 
 def test_half_precision_halves_what_is_kept_and_recomputation_keeps_little():
-    whole = trace_pass(twin(), 64, 8, None, on_gpu=True).activations(8)
-    half = trace_pass(twin(dtype=torch.bfloat16), 64, 8, None, on_gpu=True).activations(8)
+    def traced(dtype: torch.dtype, cast: torch.dtype | None, checkpointing: bool = False) -> activations.Trace:
+        return trace_pass(twin(dtype=dtype, checkpointing=checkpointing, num_hidden_layers=2), 64, 8, cast, True)
+
+    whole, half = traced(torch.float32, None).activations(8), traced(torch.bfloat16, None).activations(8)
     assert 0.4 * whole < half < 0.65 * whole  # masks of dropout are as large in both
-    autocast = trace_pass(twin(), 64, 8, torch.bfloat16, on_gpu=True).activations(8)
-    assert half < autocast < whole
-    for dtype, cast in ((torch.bfloat16, None), (torch.float32, torch.bfloat16), (torch.float32, None)):
-        plain, again = (
-            trace_pass(twin(dtype=dtype, checkpointing=one, num_hidden_layers=6), 64, 8, cast, on_gpu=True)
-            for one in (False, True)
-        )
-        assert again.activations(32) < 0.35 * plain.activations(32)
-        assert again.peak(32, 256) < 0.6 * plain.peak(32, 256)
+    autocast, again = (traced(torch.float32, torch.bfloat16, one) for one in (False, True))
+    assert half < autocast.activations(8) < whole
+    assert again.activations(8) < 0.35 * autocast.activations(8)
+    assert again.peak(32, 256) < 0.75 * autocast.peak(32, 256)
 
 
 def test_gradients_that_travel_at_once_take_no_room_until_the_end():
     found = trace_pass(twin(), 16, 2, None, on_gpu=True)
     elements = sum(p.numel() for p in twin().parameters())
     assert found.finished[-1] == 4 * elements
-    assert found.peak(1, 2, kept=1.0) >= 4 * elements > found.peak(1, 2, kept=0.0)
-    assert found.peak(1, 2, kept=0.0, copies=1.0) > found.peak(1, 2, kept=0.0)
+    assert found.peak(1, 2, kept=1.0) >= max(4 * elements, found.peak(1, 2, kept=0.0) + elements)
+    assert found.peak(1, 2, kept=0.0, copies=4.0) > found.peak(1, 2, kept=0.0)
 
 
 def test_a_trace_leaves_the_model_as_it_was():
     model = twin()
-    for _ in range(2):
-        found = trace_pass(model, 16, 2, None, on_gpu=True)
+    first, second = (trace_pass(model, 16, 2, None, on_gpu=True) for _ in range(2))
     assert not model.roberta._forward_hooks
     assert all(p.grad is None and not p._post_accumulate_grad_hooks for p in model.parameters())
-    assert found.peak(4, 8) == trace_pass(twin(), 16, 2, None, on_gpu=True).peak(4, 8)
+    assert first.peak(4, 8) == second.peak(4, 8)
 
 
 def test_a_model_that_looks_at_its_data_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -304,11 +303,22 @@ def run_plan(folder: Path, recipe: dict[str, Any] | None = None, **flags: Any) -
     return json.loads(target.read_text())
 
 
-def test_a_plan_of_a_recipe_has_every_choice_and_one_to_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    found = run_plan(tmp_path, gpus="2xA10G", nodes=2)
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[choose.Plan, PlanConfig, dict[str, Any], str]:
+    """A plan for 2 nodes of 2 A10G, as the command makes it: the plan, its command, its JSON, what was shown."""
+    folder, made, shown = tmp_path_factory.mktemp("plan"), [], io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+        patch.setattr(command, "make_plan", lambda *arguments: made.append(choose.make_plan(*arguments)) or made[0])
+        found = run_plan(folder, gpus="2xA10G", nodes=2)
+    return made[0], PlanConfig(recipe=str(folder / "recipe.yaml"), nodes=2), found, shown.getvalue()
+
+
+def test_a_plan_of_a_recipe_has_every_choice_and_one_to_take(planned: Any):
+    _, _, found, shown = planned
     names = [one["name"] for one in found["choices"]]
     assert names == [one.name for one in all_choices(True, True)]
-    assert (found["ranks"], found["precision"], found["recommended"]) == (4, "bf16", "ddp")
+    assert (found["ranks"], found["precision"]) == (4, "bf16")
+    assert found["recommended"] in names
     assert found["tokens"] == 10 * 4 * 8 * 64
     elements = found["parameters"]
     assert found["checkpoint_bytes"] == 12 * elements
@@ -316,21 +326,35 @@ def test_a_plan_of_a_recipe_has_every_choice_and_one_to_take(tmp_path: Path, cap
     assert (memory["parameters"], memory["optimizer"]) == (4 * elements, 8 * elements)
     assert memory["logits"] < memory["logits_dense"]
     assert found["choices"][0]["bytes_sent_a_step"] == 2 * 3 / 4 * 4 * elements
-    shown = capsys.readouterr().out
-    assert "recommended  ddp: " in shown
+    assert f"recommended  {found['recommended']}: " in shown
     assert "an estimate from data sheets that no GPU has confirmed" in shown
 
 
+def test_a_choice_that_is_none_is_one_line_with_those_there_are(planned: Any):
+    with pytest.raises(ConfigError, match=r"--choose zero9: no such choice here; they are: ddp, ddp[+]checkpointing"):
+        choose.choose(planned[0], "zero9")
+
+
 def test_a_batch_that_does_not_fit_is_split_into_passes_and_stays_the_same(tmp_path: Path):
-    recipe = {"per_device_train_batch_size": 2**18, "block_size": 64}
-    found = run_plan(tmp_path, recipe, gpus="T4", choose="zero3")
-    chosen = next(one for one in found["choices"] if one["name"] == "zero3")
-    assert found["precision"] == "fp16"
-    assert 0 < chosen["micro_batch"] <= chosen["largest_micro_batch"] < 2**18
-    flags = parse(["train", "--output_dir", "x", *chosen["flags"]])[1]
+    recipe = read_recipe(PlanConfig(recipe=recipe_file(tmp_path, per_device_train_batch_size=2**18)))
+    weighing = choose.Weighing(recipe, GPUS["T4"], 1, 1)
+    found = choose.weigh(weighing, Choice(3), 1e9, None)
+    assert weighing.precision == "fp16"
+    assert found.largest
+    assert 0 < found.blocks <= found.largest < 2**18
+    assert found.memory.peak
+    assert found.memory.peak <= 0.9 * 16e9
+    assert weighing.peak(Choice(3), found.largest + 1) > 0.9 * 16e9
+    flags = parse(["train", "--output_dir", "x", *found.flags])[1]
     split = flags.per_device_train_batch_size * flags.gradient_accumulation_steps
     assert flags.global_batch_size == 2**18 or split == 2**18
-    assert chosen["memory"]["peak"] <= 0.9 * 16e9
+
+
+def test_a_node_with_too_little_host_memory_is_left_out(tmp_path: Path):
+    recipe = read_recipe(PlanConfig(recipe=recipe_file(tmp_path)))
+    weighing = choose.Weighing(recipe, GPUS["A10G"], 8, 1)
+    assert choose.weigh(weighing, Choice(None), 1e9, 1e4).problem == "a node needs 0 GiB of host memory"
+    assert choose.weigh(weighing, Choice(None), 1e9, 1e9).problem is None
 
 
 def test_this_machine_is_planned_for_where_no_gpus_are_named(tmp_path: Path):
@@ -365,7 +389,6 @@ def test_blocks_and_vocabulary_come_from_what_is_there(prepared: Path, tmp_path:
         ({"model_type": None}, {}, "which model?"),
         ({}, {"gpus": "H1000"}, "no GPU H1000 is known here"),
         ({}, {"nodes": 0}, "--nodes: must be above 0"),
-        ({}, {"gpus": "A10G", "choose": "zero9"}, "--choose zero9: no such choice here"),
         ({"bf16": True}, {"gpus": "T4"}, "--precision: T4 has no bf16"),
         ({"global_batch_size": 3}, {"gpus": "8xT4"}, "a step has 3 blocks, too few for 8 GPUs"),
         ({"learning_rat": 1}, {}, "unknown option learning_rat"),
@@ -387,35 +410,39 @@ def test_a_recipe_that_is_not_there_is_one_line(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["ddp", "zero1", "zero2+offload", "zero3+nvme+checkpointing"])
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_files_that_are_written_are_read_by_accelerate_and_deepspeed(name: str, nodes: int, tmp_path: Path):
-    folder = tmp_path / "made"
-    run_plan(tmp_path, gpus="2xA10G", nodes=nodes, choose=name, write=str(folder))
+def test_files_that_are_written_are_read_by_accelerate_and_deepspeed(
+    name: str, nodes: int, planned: Any, tmp_path: Path
+):
+    folder, plan = tmp_path / "made", dataclasses.replace(planned[0], nodes=nodes)
+    write_configs(str(folder), choose.choose(plan, name), plan, planned[1])
     read = load_config_from_file(str(folder / "accelerate.yaml"))
-    assert (read.num_processes, read.num_machines) == (2 * nodes, nodes)
+    assert (read.num_processes, read.num_machines) == (4, nodes)
     if name == "ddp":
         assert (read.distributed_type, sorted(p.name for p in folder.iterdir())) == ("MULTI_GPU", ["accelerate.yaml"])
         return
     assert read.deepspeed_config["deepspeed_config_file"] == str(folder / "ds_config.json")
+    assert ("deepspeed_multinode_launcher" in read.deepspeed_config) == (nodes > 1)
     plugin = DeepSpeedPlugin(hf_ds_config=str(folder / "ds_config.json"))
     assert plugin.zero_stage == int(name[4])
     filled = json.loads((folder / "ds_config.json").read_text().replace('"auto"', "1"))
     filled["bf16"], filled["fp16"] = {"enabled": True}, {"enabled": False}
-    filled["gradient_accumulation_steps"], filled["train_micro_batch_size_per_gpu"] = 1, 1
     assert DeepSpeedConfig(filled).zero_optimization_stage == int(name[4])
     text = (folder / "accelerate.yaml").read_text()
     assert ("--gradient_checkpointing true" in text) == ("checkpointing" in name)
 
 
-def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_are_whole_or_not_there(planned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any) -> None:
         raise RuntimeError("the machine stops here")
 
+    plan, config = planned[:2]
     monkeypatch.setattr("cloze.planning.write.write_text", fail)
     with pytest.raises(RuntimeError):
-        run_plan(tmp_path, gpus="A10G", choose="zero2", write=str(tmp_path / "made"))
-    assert not (tmp_path / "made").exists()
-    assert not list(tmp_path.glob("made*"))
-    assert write_configs is not None
+        write_configs(str(tmp_path / "made"), choose.choose(plan, "zero2"), plan, config)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "made").mkdir()
+    with pytest.raises(ConfigError, match="is there already"):
+        write_configs(str(tmp_path / "made"), choose.choose(plan, "zero2"), plan, config)
 
 
 def test_optimizers_keep_what_they_keep(tmp_path: Path):
