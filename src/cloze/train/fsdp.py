@@ -4,9 +4,9 @@
     grad_norm = clip_gradients(parameters, max_norm)
 
 torch's `fully_shard` is called here rather than by `accelerator.prepare`, so that all architectures are divided by one
-rule and that what is computed in bf16 is what DDP computes in bf16: accelerate's own way (1.15, fsdp2_prepare_model)
-goes by names of classes that not all models have, computes all of a model in bf16 and adds up gradients in bf16.
-What `accelerate launch` says of FSDP is taken from accelerate's plugin.
+rule and that what is computed in bf16 is what DDP computes in bf16. accelerate's own way (1.15, fsdp2_prepare_model)
+divides a head apart from the bias that BERT and RoBERTa share with it, which torch (2.13) refuses, goes by names of
+classes, computes all of a model in bf16 and adds up gradients in bf16. Its settings are those of `accelerate launch`.
 """
 
 from __future__ import annotations
