@@ -49,13 +49,16 @@ def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
     """UTF-8 bytes of the text that each token stands for, [V], a space before it included; 0 for special tokens.
 
     Of byte-level vocabularies every character of a token is one byte. Others are decoded after another token, so that
-    marks of continuation and of spaces mean what they mean inside of a text.
+    marks of continuation and of spaces mean what they mean inside of a text; and where the decoder puts spaces between
+    tokens that no text had (those of proteins), a token is as long as its name.
     """
     size = len(tokenizer)
     special = set(tokenizer.all_special_ids)
     names = tokenizer.convert_ids_to_tokens(list(range(size)))
     if _is_byte_level(tokenizer):
         lengths = [len(name or "") for name in names]
+    elif _invents_spaces(tokenizer, [name for token, name in enumerate(names) if name and token not in special]):
+        lengths = [len((name or "").encode()) for name in names]
     else:
         before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:] or [0]
         alone = len(_decode(tokenizer, before).encode())
@@ -68,6 +71,16 @@ def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _invents_spaces(tokenizer: Any, names: list[str]) -> bool:
+    """Whether a text of two tokens side by side is decoded with a space between them, by a tokenizer of which that is
+    not known better."""
+    if getattr(tokenizer, "backend_tokenizer", None) is not None or len(names) < 2:
+        return False
+    text = "".join(names[:2])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.convert_ids_to_tokens(ids) == names[:2] and _decode(tokenizer, ids) == " ".join(names[:2])
 
 
 def _is_byte_level(tokenizer: Any) -> bool:

@@ -44,7 +44,7 @@ class BlocksConfig(SourceConfig):
     packing: Literal["concat", "best_fit"] = "concat"
     """`concat`: documents end to end, cut into full blocks, as in the tutorial; `best_fit`: documents kept whole where
     they fit, blocks padded, attention inside documents"""
-    tokenizer_backend: Literal["auto", "gigatoken", "tokenizers", "transformers"] = "auto"
+    tokenizer_backend: Literal["auto", "gigatoken", "tokenizers", "characters", "transformers"] = "auto"
     """what encodes (default: the fastest one that gives the tokenizer's own ids)"""
     split_special_tokens: bool = False
     """encode text that spells a special token (`<mask>`) as text; default: as the special token, as tokenizers do"""

@@ -1,7 +1,7 @@
 """Which backend encodes a corpus: the fastest whose ids are equal to the tokenizer's own, tried before the work.
 
 spec = choose_encoder(tokenizer, "auto", False, sample_texts)
-spec.backend                                      # "gigatoken", "tokenizers" or "transformers"
+spec.backend                                      # "gigatoken", "tokenizers", "characters" or "transformers"
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def choose_encoder(
     sample: list[str],
     trust_remote_code: bool = False,
 ) -> EncoderSpec:
-    """The encoder for a tokenizer: `wanted` (gigatoken, tokenizers or transformers), or for `auto` the fastest one.
+    """The encoder for a tokenizer: `wanted` (one of `cloze.data.encode.BACKENDS`), or for `auto` the fastest one.
 
     Raises ConfigError where a wanted one cannot be had or gives other ids; ModelError where none gives the same.
     """
@@ -51,7 +51,10 @@ def choose_encoder(
     source = fast.to_str() if fast is not None else tokenizer.name_or_path
     texts = [*sample, *NASTY_TEXTS, *_special_texts(tokenizer)]
     expected = reference(tokenizer, texts, split_special_tokens)
-    candidates = (["gigatoken"] if find_spec("gigatoken") else []) + ["tokenizers"] if fast else ["transformers"]
+    candidates = (["gigatoken"] if find_spec("gigatoken") else []) + ["tokenizers"] if fast else []
+    candidates = candidates or ["characters", "transformers"]
+    if fast is None and split_special_tokens:
+        _check_splitting(tokenizer, sample)
     for backend in candidates if wanted == "auto" else [wanted]:
         spec = EncoderSpec(backend, source, prefix, suffix, split_special_tokens, trust_remote_code)
         reason = _unfit(spec, fast is not None, texts, expected)
@@ -70,10 +73,11 @@ def choose_encoder(
 
 def _unfit(spec: EncoderSpec, is_fast: bool, texts: list[str], expected: list[list[int]]) -> str | None:
     """Why a backend cannot be used; None where it can."""
-    if spec.backend != "transformers" and not find_spec(spec.backend):
-        return f"it is not installed (pip install {spec.backend})"
-    if spec.backend != "transformers" and not is_fast:
-        return "this tokenizer has no tokenizer.json"
+    if spec.backend in ("gigatoken", "tokenizers"):
+        if not find_spec(spec.backend):
+            return f"it is not installed (pip install {spec.backend})"
+        if not is_fast:
+            return "this tokenizer has no tokenizer.json"
     try:
         tokens, lengths = Encoder(spec)(texts)
     except Exception as error:  # gigatoken refuses what it does not know (WordPiece, ...) in several ways
@@ -83,6 +87,19 @@ def _unfit(spec: EncoderSpec, is_fast: bool, texts: list[str], expected: list[li
         if tokens[end - length : end].tolist() != ids:
             return f"it gives other ids for {text[:40]!r}"
     return None
+
+
+def _check_splitting(tokenizer: Any, sample: list[str]) -> None:
+    """Raise ConfigError where a tokenizer that is told to split special tokens cuts other texts otherwise too: ESM's
+    then no longer finds its letters, and makes every sequence one unknown token (transformers 5.23)."""
+    special = [str(token) for token in tokenizer.all_special_tokens]
+    plain = [text for text in sample if not any(token in text for token in special)]
+    if reference(tokenizer, plain, True) != reference(tokenizer, plain, False):
+        raise ConfigError(
+            f"{type(tokenizer).__name__} cuts ordinary text otherwise with it",
+            where="--split_special_tokens",
+            hint="leave it out",
+        )
 
 
 def reference(tokenizer: Any, texts: list[str], split_special_tokens: bool) -> list[list[int]]:

@@ -1,10 +1,11 @@
-"""Token ids of many texts at once, by one of three backends that give the same ids.
+"""Token ids of many texts at once, by one of four backends that give the same ids.
 
     encoder = Encoder(spec)                               # spec: EncoderSpec, small and picklable
     tokens, lengths = encoder(["one text", "another"])    # one int32 stream, and the length of each document in it
 
-`gigatoken` (byte-level and SentencePiece BPE, the fastest), `tokenizers` (every fast tokenizer), `transformers` (the
-rest). Imports none of them before it is used, so that worker processes start quickly.
+`gigatoken` (byte-level and SentencePiece BPE, the fastest), `tokenizers` (every fast tokenizer), `characters` (those
+of proteins, whose tokens are letters), `transformers` (the rest). Imports none of them before it is used, so that
+worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Encoder:
 
 def backend_version(backend: str) -> str:
     """`gigatoken 0.10.0`: the backend and its version, for the manifest."""
-    return f"{backend} {version(backend)}"
+    return f"{backend} {version('transformers' if backend == 'characters' else backend)}"
 
 
 def batches(texts: list[str], characters: int = BATCH_CHARACTERS) -> list[list[str]]:
@@ -136,4 +137,41 @@ def _transformers(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray
     return encode
 
 
-BACKENDS = {"gigatoken": _gigatoken, "tokenizers": _tokenizers, "transformers": _transformers}
+def character_table(tokenizer: Any) -> NDArray[np.int32] | None:
+    """Ids of the ASCII characters that are tokens, [128], -1 for others; None where a text of such characters could
+    hold a longer token too, so that it takes more than a look into a table."""
+    table = np.full(128, -1, np.int32)
+    vocabulary = tokenizer.get_vocab()
+    for token, number in vocabulary.items():
+        if len(token) == 1 and token.isascii() and not token.isspace():
+            table[ord(token)] = number
+    longer = (token for token in vocabulary if len(token) > 1 and token.isascii())
+    if (table < 0).all() or any(all(table[ord(character)] >= 0 for character in token) for token in longer):
+        return None
+    return table
+
+
+def _characters(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray[np.int64]]]:
+    from transformers import AutoTokenizer
+
+    table = character_table(AutoTokenizer.from_pretrained(spec.tokenizer, trust_remote_code=spec.trust_remote_code))
+    if table is None:
+        raise ValueError("its tokens are not single characters")
+    slowly = _transformers(spec)
+
+    def encode(texts: list[str]) -> tuple[Ids, NDArray[np.int64]]:
+        parts: list[Ids] = [np.empty(0, np.int64)]
+        for text in texts:
+            ids = table[np.frombuffer(text.encode(), np.uint8)] if text.isascii() else None
+            parts.append(slowly([text])[0] if ids is None or (ids < 0).any() else ids)
+        return np.concatenate(parts), np.array([len(part) for part in parts[1:]], np.int64)
+
+    return encode
+
+
+BACKENDS = {
+    "gigatoken": _gigatoken,
+    "tokenizers": _tokenizers,
+    "characters": _characters,
+    "transformers": _transformers,
+}

@@ -25,7 +25,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
 from cloze.config import TokenizerConfig
-from cloze.console import progress
+from cloze.console import progress, warn
 from cloze.data.sources import Corpus, open_corpus
 from cloze.data.unigram import train_unigram
 from cloze.data.word_counts import count_words
@@ -171,6 +171,8 @@ def _train_unigram(config: TokenizerConfig, texts: Texts) -> PreTrainedTokenizer
     normalizer = normalizers.Sequence(steps)
     words = count_words(texts, lambda text: [f"▁{word}" for word in normalizer.normalize_str(text).split()])
     pieces = train_unigram(words, config.vocab_size - len(SPECIAL_TOKENS))
+    if len(pieces) < config.vocab_size - len(SPECIAL_TOKENS):
+        warn(f"the corpus gives {len(pieces) + len(SPECIAL_TOKENS):,} tokens, not {config.vocab_size:,}")
     special = [(token, 0.0) for token in SPECIAL_TOKENS]
     backend = Tokenizer(models.Unigram([*special, *pieces], SPECIAL_TOKENS.index("<unk>"), False))
     backend.normalizer = normalizer

@@ -36,7 +36,7 @@ def train_unigram(words: Mapping[str, int], num_pieces: int) -> list[tuple[str, 
     Raises DataError where the characters of the corpus alone are more than that.
     """
     counted = _cut_up(words)
-    characters = _alphabet(counted)
+    characters = _alphabet(counted, num_pieces // 4)
     if len(characters) > num_pieces:
         raise DataError(
             f"its {len(characters)} characters alone are more than {num_pieces} pieces",
@@ -48,8 +48,9 @@ def train_unigram(words: Mapping[str, int], num_pieces: int) -> list[tuple[str, 
     wanted = max(int(SPARE * num_pieces), len(known))
     with progress("unigram", total=None, unit="rounds") as advance:
         while True:
+            least = 0.5 if len(pieces) > wanted else 0.0  # at the end none that is wanted goes
             for _ in range(EM_STEPS):
-                pieces = _maximized(_expected(counted, pieces), known)
+                pieces = _maximized(_expected(counted, pieces), known, least)
             advance(note=f"{len(pieces):,} pieces")
             if len(pieces) <= wanted:
                 break
@@ -69,15 +70,15 @@ def _cut_up(words: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(parts.items())
 
 
-def _alphabet(words: list[tuple[str, int]]) -> list[str]:
-    """The characters that make up COVERAGE of the corpus, the most frequent first."""
+def _alphabet(words: list[tuple[str, int]], plenty: int) -> list[str]:
+    """The most frequent characters: those that make up COVERAGE of the corpus, and `plenty` at least."""
     counts: Counter[str] = Counter()
     for word, count in words:
         for character in word:
             counts[character] += count
     left = (1 - COVERAGE) * sum(counts.values())
     ranked = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    while ranked and ranked[-1][1] <= left:
+    while len(ranked) > plenty and ranked[-1][1] <= left:
         left -= ranked.pop()[1]
     return [character for character, _ in ranked]
 
@@ -139,10 +140,10 @@ def _expected(words: list[tuple[str, int]], pieces: Mapping[str, float]) -> dict
     return total
 
 
-def _maximized(expected: Mapping[str, float], known: set[str]) -> dict[str, float]:
+def _maximized(expected: Mapping[str, float], known: set[str], least: float) -> dict[str, float]:
     """New scores from expected counts, with the sparse prior of SentencePiece (digamma); pieces that are used less
-    than half a time go, characters stay."""
-    kept = {piece: max(count, 0.5) for piece, count in expected.items() if count >= 0.5 or piece in known}
+    than `least` times go, characters stay."""
+    kept = {piece: max(count, 0.5) for piece, count in expected.items() if count >= least or piece in known}
     total = _digamma(sum(kept.values()))
     return {piece: _digamma(count) - total for piece, count in kept.items()}
 

@@ -82,10 +82,12 @@ def first_of(config: PretrainedConfig, names: tuple[str, ...]) -> int | None:
 
 
 def heads_of(config: PretrainedConfig) -> Heads:
-    """The width and the heads of a model; one head where it has none. Raises ModelError where no width is known."""
-    hidden, heads = first_of(config, HIDDEN), first_of(config, HEADS) or 1
+    """The width and the heads of a model; without attention, every place is a head. Raises ModelError where no width
+    is known."""
+    hidden = first_of(config, HIDDEN)
     if hidden is None:
         raise ModelError("its width is not in the configuration", where=config.model_type)
+    heads = first_of(config, HEADS) or hidden
     kv_heads = first_of(config, ("num_key_value_heads",)) or heads
     return Heads(hidden, heads, kv_heads, first_of(config, ("head_dim",)) or hidden // heads)
 

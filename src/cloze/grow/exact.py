@@ -80,7 +80,7 @@ def before_decoder(model: Any) -> set[str]:
     hooks.append(decoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])))
     try:
         with _computing(model):
-            model(input_ids=_random_ids(torch.arange(len(model.get_input_embeddings().weight)), model.config)[:1])
+            model(input_ids=_random_ids(torch.arange(_vocab_size(model)), model.config)[:1])
     finally:
         for hook in hooks:
             hook.remove()
@@ -96,11 +96,11 @@ def before_decoder(model: Any) -> set[str]:
 def compare(old: Any, new: Any, rows: Rows | None, reshaped: bool) -> str:
     """What was compared, in words. Raises ModelError where the new model does not answer as the old one.
 
-    `rows`: of the new vocabulary; None where it stayed the same; `reshaped`: whether layers or widths changed. Texts and answers are of tokens that both have.
+    `rows`: of the new vocabulary; None where it stayed the same; `reshaped`: whether layers or widths changed. Texts
+    and answers are of tokens that both have.
     """
-    size = len(old.get_input_embeddings().weight)
     if rows is None:
-        here = there = torch.arange(size)
+        here = there = torch.arange(_vocab_size(old))
     else:
         single = torch.diff(rows.starts, append=torch.tensor([len(rows.old)])) == 1
         here = single.nonzero().reshape(-1)
@@ -125,6 +125,10 @@ def compare(old: Any, new: Any, rows: Rows | None, reshaped: bool) -> str:
             else "the code of this architecture has ids of special tokens in it; it cannot get this tokenizer",
         )
     return f"answers as the old model does, to {difference:.0e} of the largest logit"
+
+
+def _vocab_size(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _random_ids(tokens: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
