@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 
-from cloze.errors import DiskError
+from cloze.errors import ConfigError, DiskError
 from cloze.model import mapped
 from cloze.model.mapped import folder_for_weights, is_mapped, move_to_file, weights_in_files, zeros_in_file
 from cloze.model.trained import freeze_unused
-from cloze.train.zero3 import asked_stage
+from cloze.train.zero3 import asked_stage, check_zero
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -126,3 +126,35 @@ def test_finding_unused_parameters_keeps_one_gradient_at_a_time():
     assert freeze_unused(model, np.arange(5, 17).reshape(1, 12)) == []
     assert most == 1
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        ({"stage": 3, "zero_quantized_weights": True}, "zero_quantized_weights needs CUDA kernels"),
+        ({"stage": 3, "zero_quantized_gradients": True}, "zero_quantized_gradients needs CUDA kernels"),
+        ({"stage": 2, "zero_hpz_partition_size": 2}, "a part of ZeRO-3, not of stage 2"),
+        ({"stage": 3, "zero_hpz_partition_size": 4}, "6 processes are no multiple of zero_hpz_partition_size=4"),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload to a disk needs a nvme_path"),
+    ],
+)
+def test_what_zero_cannot_do_here_is_one_line(tmp_path: Path, monkeypatch, zero: dict, expected: str):
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"zero_optimization": zero}))
+    with pytest.raises(ConfigError, match=expected):
+        check_zero(str(settings), on_gpu=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    settings.write_text(json.dumps({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 4}}))
+    check_zero(str(settings), on_gpu=False)
+
+
+def test_offload_to_a_disk_without_libaio_says_what_to_install(tmp_path: Path, monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self: False)
+    settings = tmp_path / "settings.json"
+    offload = {"device": "nvme", "nvme_path": str(tmp_path / "disk")}
+    settings.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": offload}}))
+    with pytest.raises(ConfigError, match="needs libaio, which is not here; apt-get install libaio-dev"):
+        check_zero(str(settings), on_gpu=False)

@@ -38,6 +38,7 @@ from cloze.train.optim import check_optimizer, check_update
 from cloze.train.plan import Plan
 from cloze.train.precision import precision_here
 from cloze.train.probe import make_probe
+from cloze.train.zero3 import check_zero
 
 
 def check_machine(config: TrainConfig) -> None:
@@ -52,6 +53,7 @@ def check_machine(config: TrainConfig) -> None:
             raise ConfigError(
                 f"cannot read it ({error})", where=config.deepspeed, hint="give a file such as ds_configs/zero2.json"
             ) from None
+    check_zero(config.deepspeed, on_gpu(config))
     installed = {str(tracker.value) for tracker in get_available_trackers()}
     for name in trackers(config):
         if name not in installed:

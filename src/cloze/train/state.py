@@ -207,6 +207,7 @@ def refresh_model(parameter: Any, full: torch.Tensor, rank: int) -> None:
             own = full.reshape(-1)[offset : offset + part.numel()]
             part.zero_()
             part[: own.numel()].copy_(own)
+            parameter.ds_secondary_tensor = None  # ZeRO++'s second partition is made of the new weights
             if parameter.data.numel() == parameter.ds_numel:  # small parameters are kept whole beside their piece
                 parameter.data.copy_(full.view(parameter.data.shape))
         else:

@@ -10,6 +10,7 @@ files (see `cloze.model.mapped`). DeepSpeed's own way, `zero.Init` while modules
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 
 from cloze.config import TrainConfig
-from cloze.errors import in_phase
+from cloze.errors import ConfigError, in_phase
+from cloze.files import disk_errors
 from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
 from cloze.train.data import TrainData
@@ -42,18 +44,65 @@ def build(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def asked_stage(deepspeed: str | None) -> int | None:
-    """The ZeRO stage that `--deepspeed` or the launcher asks for, before any process has joined; None without
-    DeepSpeed. A file that cannot be read is reported elsewhere."""
+def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
+    """`zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any process has
+    joined; None without DeepSpeed. A file that cannot be read is reported elsewhere."""
     environment = os.environ
     if deepspeed is None and environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("1", "true", "yes"):
         return None
     file = deepspeed or environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file is None:
-        return int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        return {"stage": int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return int(json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0))
-    return None
+        return dict(json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}))
+    return {}
+
+
+def asked_stage(deepspeed: str | None) -> int | None:
+    """The ZeRO stage of those settings; None without DeepSpeed."""
+    zero = asked_zero(deepspeed)
+    return None if zero is None else int(zero.get("stage", 0))
+
+
+def check_zero(deepspeed: str | None, on_gpu: bool) -> None:
+    """Raise ConfigError for parts of ZeRO that this machine or this number of processes cannot do: offload to a disk
+    without libaio, ZeRO++ (Wang et al. 2023) without what it needs."""
+    zero = asked_zero(deepspeed) or {}
+    where = deepspeed or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    for name in ("offload_optimizer", "offload_param"):
+        offload = zero.get(name) or {}
+        if offload.get("device") == "nvme":
+            if not on_gpu:
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that there is no GPU
+            _check_disk(offload.get("nvme_path"), f"{where}: {name}")
+    quantized = [name for name in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(name)]
+    if quantized and not on_gpu:
+        hint = "leave it out: there is no network between GPUs to save on"
+        raise ConfigError(f"{quantized[0]} needs CUDA kernels", where=where, hint=hint)
+    group, world_size = int(zero.get("zero_hpz_partition_size", 1)), int(os.environ.get("WORLD_SIZE", "1"))
+    if (quantized or group > 1) and zero.get("stage") != 3:
+        raise ConfigError(f"ZeRO++ is a part of ZeRO-3, not of stage {zero.get('stage')}", where=where)
+    if world_size % group:
+        hint = "it is the number of processes of a machine"
+        raise ConfigError(
+            f"{world_size} processes are no multiple of zero_hpz_partition_size={group}", where=where, hint=hint
+        )
+
+
+def _check_disk(nvme_path: str | None, where: str) -> None:
+    if nvme_path is None:
+        raise ConfigError("offload to a disk needs a nvme_path", where=where, hint="name a folder on a local disk")
+    with disk_errors(nvme_path):
+        Path(nvme_path).mkdir(parents=True, exist_ok=True)
+        if not os.access(nvme_path, os.W_OK):
+            raise ConfigError(f"{nvme_path} is not ours to write", where=where, hint="name a folder on a local disk")
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        works = AsyncIOBuilder().is_compatible()
+    if not works:
+        hint = "apt-get install libaio-dev g++ (libaio-devel on Red Hat), or offload to cpu"
+        raise ConfigError("offload to a disk needs libaio, which is not here", where=where, hint=hint)
 
 
 def partition(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dtype) -> None:

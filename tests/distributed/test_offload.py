@@ -1,0 +1,78 @@
+"""Offload to host memory and to a disk: checkpoints, resuming on other ranks and engines, the moving average."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import cloze_ranks, succeed
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+# DeepSpeed leaves tensors below 1 MiB in memory: two thirds of 4 MB are above it.
+MODEL = ["--model_type", "roberta", "--config_overrides"]
+MODEL += [
+    "hidden_size=512,num_hidden_layers=2,num_attention_heads=4,intermediate_size=2048,"
+    "hidden_dropout_prob=0.0,attention_probs_dropout_prob=0.0"
+]
+FLAGS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-4"]
+FLAGS += ["--ema_decay", "0.9", "--weight_decay", "0.1", "--resume_from_checkpoint", "auto"]
+
+
+def settings(name: str, folder: Path) -> str:
+    """A shipped configuration; on the disk, everything that can be there."""
+    found = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())
+    zero = found["zero_optimization"]
+    if name == "zero3_nvme":
+        zero["sub_group_size"] = 1_000_000
+        zero["offload_optimizer"] |= {"nvme_path": str(folder / "disk")}
+        zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 600_000, "buffer_count": 12}
+        zero["offload_param"]["max_in_cpu"] = 0
+    if zero["stage"] == 3:
+        zero["stage3_param_persistence_threshold"] = 0
+    path = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    return str(path)
+
+
+def train(prepared: Path, folder: Path, world_size: int, *more: str) -> np.ndarray:
+    """The losses of the whole run in `folder`."""
+    argv = ["train", *MODEL, *FLAGS, "--dataset_name", str(prepared), "--output_dir", str(folder / "run"), *more]
+    argv += ["--per_device_train_batch_size", str(6 // world_size)]
+    succeed(cloze_ranks(argv, world_size, "ddp", folder / f"log-{world_size}", timeout=900))
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return np.array([line["loss"] for line in lines if "loss" in line])
+
+
+def consolidated(folder: Path, weights: str) -> dict[str, np.ndarray]:
+    argv = ["consolidate", str(folder / "run"), "--weights", weights, "--output", str(folder / weights)]
+    succeed(cloze_ranks(argv, 1, "single", folder / "log"))
+    return {name: value.numpy() for name, value in load_file(folder / weights / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def plain(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, dict[str, dict]]:
+    folder = tmp_path_factory.mktemp("plain")
+    curve = train(prepared, folder, 1)
+    return curve, {weights: consolidated(folder, weights) for weights in ("trained", "ema")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload", "zero3_nvme"])
+def test_an_offloaded_run_is_saved_resumed_and_consolidated_as_any_other(prepared, tmp_path: Path, plain, name: str):
+    curve, weights = plain
+    how = ["--deepspeed", settings(name, tmp_path)]
+    np.testing.assert_allclose(train(prepared, tmp_path, 2, *how), curve, rtol=1e-5)
+    for world_size, engine in ((3, how), (2, how), (1, [])):  # from its checkpoint, also without DeepSpeed
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+        np.testing.assert_allclose(train(prepared, tmp_path, world_size, *engine), curve, rtol=1e-5)
+        for kind, expected in weights.items():
+            found = consolidated(tmp_path, kind)
+            shutil.rmtree(tmp_path / kind)
+            assert found.keys() == expected.keys()
+            for tensor, value in found.items():
+                np.testing.assert_allclose(value, expected[tensor], atol=2e-6, err_msg=f"{kind} {tensor}")
