@@ -19,6 +19,7 @@ import torch
 from cloze.data.loader import Layout
 from cloze.distributed import RunShape, start
 from cloze.memory import PeakMemory, give_back
+from cloze.model.flops import undivided
 from cloze.model.sparse_head import MaskedHead
 from cloze.planning.recipe import Recipe
 from cloze.planning.shapes import freeze
@@ -44,7 +45,8 @@ def measure(recipe: Recipe, unused: list[str], checkpointing: bool, deepspeed: s
     give_back()
     with PeakMemory() as peak:
         torch.manual_seed(0)
-        model = AutoModelForMaskedLM.from_config(recipe.model_config, dtype=torch.float32)
+        with undivided():  # whole on every rank, as `cloze train` makes it before the processes join
+            model = AutoModelForMaskedLM.from_config(recipe.model_config, dtype=torch.float32)
         freeze(model, train.freeze, unused)
         if checkpointing:
             enable_checkpointing(model)

@@ -33,10 +33,11 @@ from cloze.planning.settings import Choice, ds_config
 
 RANKS = 2
 _USUAL = "hidden_size=512,num_hidden_layers=6,num_attention_heads=8,intermediate_size=2048"
+_SPECIAL = "pad_token_id=1,bos_token_id=0,eos_token_id=2,cls_token_id=0,sep_token_id=2"  # within the vocabulary
 MODELS = {
     "roberta": f"{_USUAL},vocab_size=30000",
     "bert": f"{_USUAL},vocab_size=30000",
-    "modernbert": f"{_USUAL},vocab_size=30000,pad_token_id=1,bos_token_id=0,eos_token_id=2,cls_token_id=0,sep_token_id=2",
+    "modernbert": f"{_USUAL},vocab_size=30000,{_SPECIAL}",
     "deberta-v2": f"{_USUAL},vocab_size=30000",
     "electra": f"{_USUAL},vocab_size=30000,embedding_size=512",
     "xlm-roberta-xl": f"{_USUAL},vocab_size=30000",

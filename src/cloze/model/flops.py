@@ -58,7 +58,7 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"  # plain matrix products, which can be counted
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _undivided():
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), undivided():
         twin = type(model)(config).eval()
         ids = torch.zeros((1, block_size), dtype=torch.long)
     inputs = {"input_ids": ids}
@@ -70,7 +70,7 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _undivided() -> Iterator[None]:
+def undivided() -> Iterator[None]:
     """Models made in the block are whole: under ZeRO-3 transformers would divide the parts that it makes by itself
     (ModernVBert's text model) among the ranks, and wait for them."""
     reference = integration._hf_deepspeed_config_weak_ref

@@ -211,11 +211,11 @@ def train_flags(train: TrainConfig, choice: Choice, split: Layout) -> list[str]:
 
 def recommend(rows: list[Row], gpu: Gpu) -> tuple[Row | None, str]:
     """The row to take by the rule of this module, and why."""
-    fitting = [row for row in rows if row.problem is None]
+    fitting = [row for row in rows if row.problem is None and row.largest is not None]
     if not any(row.largest is not None for row in rows):
         return None, "activations could not be traced, so what fits is not known; compare the other parts"
     if not fitting:
-        least = min(rows, key=lambda row: row.memory.peak or float("inf"))
+        least = min(rows, key=lambda row: row.memory.peak or float("inf"))  # untraced ones have none
         need = (least.memory.peak or 0) / 2**30
         return None, (
             f"nothing fits into {gpu.memory / 2**30:.0f} GiB with a tenth to spare: {least.choice.name} takes the "

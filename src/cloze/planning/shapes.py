@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM
 from cloze.errors import ConfigError, ModelError
 from cloze.model.archs import NO_BF16
 from cloze.model.attention import supported
-from cloze.model.flops import _undivided, block_flops
+from cloze.model.flops import block_flops, undivided
 from cloze.model.trained import freeze_matching
 from cloze.planning.activations import Untraceable, untrained
 from cloze.planning.gpus import Gpu
@@ -60,7 +60,7 @@ def make_twin(recipe: Recipe, dtype: torch.dtype, checkpointing: bool = False) -
     """The model on the meta device, in training mode. Raises ModelError where it cannot be made there."""
     config = copy.deepcopy(recipe.model_config)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), _undivided():
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), undivided():
             twin = AutoModelForMaskedLM.from_config(config, dtype=dtype, **_attention(recipe)).train()
     except Exception as error:  # code of 51 architectures
         what = f"cannot be made without weights ({type(error).__name__}: {error})"
