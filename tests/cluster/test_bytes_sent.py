@@ -11,7 +11,7 @@ import pytest
 from hosts import Hosts, why_not
 from ranks import cloze_ranks, succeed
 
-from cloze.wire import bytes_per_step
+from cloze.wire import bytes_per_step, fsdp_bytes_per_step
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "hidden_size=192,num_hidden_layers=3,num_attention_heads=2,intermediate_size=768"
@@ -31,6 +31,7 @@ def counted(hosts: Hosts, folder: Path) -> Any:
 
     def install() -> None:
         import cloze.train.trainer as trainer
+        from cloze.train.fsdp import units
 
         rank = int(os.environ["RANK"])
         hosts["ab"[rank]].move_in()
@@ -40,9 +41,11 @@ def counted(hosts: Hosts, folder: Path) -> Any:
         def train_step(run: Any, batch: Any) -> Any:
             seen.append(sent_so_far())
             if len(seen) == END + 1:
-                parameters = sum(getattr(p, "ds_numel", p.numel()) for p in run.engine.module.parameters())
+                module = run.engine.module
+                parameters = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+                in_layers = sum(p.numel() for layer in units(module) for p in layer.parameters())
                 a_step = (seen[END] - seen[BEGIN]) / (END - BEGIN)
-                (folder / f"sent-{rank}").write_text(json.dumps([parameters, a_step]))
+                (folder / f"sent-{rank}").write_text(json.dumps([parameters, in_layers, a_step]))
             return plain(run, batch)
 
         trainer.train_step = train_step
@@ -56,20 +59,25 @@ def counted(hosts: Hosts, folder: Path) -> Any:
         *(pytest.param(stage, m, marks=pytest.mark.slow) for stage, m in ((0, 1), (1, 1), (2, 1), (3, 1))),
         *(pytest.param(stage, m, marks=pytest.mark.slow) for stage, m in ((0, 2), (1, 2), (3, 2))),
         (2, 2),
+        pytest.param("fsdp2", 1, marks=pytest.mark.slow),
+        pytest.param("fsdp2", 2, marks=pytest.mark.slow),
     ],
 )
-def test_a_step_sends_what_the_formula_says(prepared, tmp_path, figure, stage: int, micro_batches: int):
+def test_a_step_sends_what_the_formula_says(prepared, tmp_path, figure, stage, micro_batches: int):
     argv = ["train", "--model_type", "roberta", "--config_overrides", MODEL, "--max_steps", str(END + 1)]
     argv += ["--save_strategy", "no", "--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run")]
     argv += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", str(micro_batches)]
-    argv += ["--deepspeed", str(ROOT / f"ds_configs/zero{stage}.json")]
+    engine, name = ("fsdp2", "FSDP2") if stage == "fsdp2" else ("ddp", f"ZeRO-{stage}")
+    argv += [] if stage == "fsdp2" else ["--deepspeed", str(ROOT / f"ds_configs/zero{stage}.json")]
     with Hosts(["a", "b"], tmp_path) as hosts:
-        succeed(cloze_ranks(argv, 2, "ddp", tmp_path / "log", counted(hosts, tmp_path)))
+        succeed(cloze_ranks(argv, 2, engine, tmp_path / "log", counted(hosts, tmp_path)))
     for rank in range(2):
-        parameters, sent = json.loads((tmp_path / f"sent-{rank}").read_text())
-        expected = bytes_per_step(parameters, 4, 2, stage, micro_batches, backend="gloo")
-        figure(
-            f"MB a step and rank, ZeRO-{stage}, {micro_batches} micro-batches, {parameters:,} parameters", sent / 1e6
+        parameters, in_layers, sent = json.loads((tmp_path / f"sent-{rank}").read_text())
+        expected = (
+            fsdp_bytes_per_step(parameters, in_layers, 4, 2, micro_batches, backend="gloo")
+            if stage == "fsdp2"
+            else bytes_per_step(parameters, 4, 2, stage, micro_batches, backend="gloo")
         )
-        figure(f"bytes counted / formula, ZeRO-{stage}, {micro_batches} micro-batches", sent / expected)
+        figure(f"MB a step and rank, {name}, {micro_batches} micro-batches, {parameters:,} parameters", sent / 1e6)
+        figure(f"bytes counted / formula, {name}, {micro_batches} micro-batches", sent / expected)
         assert sent == pytest.approx(expected, rel=0.05)

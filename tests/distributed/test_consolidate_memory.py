@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic
@@ -24,8 +25,16 @@ def make(folder: str, tokenizer: str, overrides: str) -> None:
     model = synthetic.make_model(overrides)
     synthetic.write_own(model, Path(tokenizer), Path(folder) / "own" / "checkpoint-1")
     synthetic.write_zero3(model, Path(folder) / "zero3")
+    write_dcp(model, Path(folder) / "dcp")
     numbers = [p.numel() for p in model.parameters()]
     (Path(folder) / "size.json").write_text(json.dumps([sum(numbers), max(numbers)]))
+
+
+def write_dcp(model: Any, folder: Path) -> None:
+    """What torch.distributed.checkpoint writes."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(model.state_dict(), storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
 
 
 def consolidate(checkpoint: str, output: str, **more: str) -> None:
@@ -72,9 +81,9 @@ def checkpoints(folder: Path, prepared: Path, overrides: str) -> tuple[int, int]
     return tuple(json.loads((folder / "size.json").read_text()))
 
 
-def foreign(folder: Path, prepared: Path) -> dict[str, str]:
+def foreign(folder: Path, prepared: Path, kind: str = "zero3") -> dict[str, str]:
     names = {"config_name": folder / "zero3" / "config", "tokenizer_name": prepared.parent / "tokenizer"}
-    return {"checkpoint": str(folder / "zero3"), **{name: str(path) for name, path in names.items()}}
+    return {"checkpoint": str(folder / kind), **{name: str(path) for name, path in names.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +92,16 @@ def small(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, *checkpoints(folder, prepared, MANY_SMALL)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("own", "bf16"), ("zero3", "fp32")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("own", "bf16"), ("zero3", "fp32"), pytest.param("dcp", "fp32", marks=pytest.mark.slow)]
+)
 def test_memory_is_that_of_a_few_tensors_not_of_the_model(small, prepared, tmp_path, kind: str, dtype: str, figure):
     folder, parameters, largest = small
     assert 4 * parameters > 3 * (4 * 4 * largest + SLACK)
-    how = {"checkpoint": str(folder / "own")} if kind == "own" else foreign(folder, prepared)
+    how = {"checkpoint": str(folder / "own")} if kind == "own" else foreign(folder, prepared, kind)
     grown, _ = measure(consolidate, tmp_path, output=str(tmp_path / "model"), dtype=dtype, **how)
-    figure(f"consolidating 53 MB of {'Cloze' if kind == 'own' else 'DeepSpeed'} into {dtype}: MB at most", grown / 1e6)
+    name = {"own": "Cloze", "zero3": "DeepSpeed", "dcp": "torch.distributed.checkpoint"}[kind]
+    figure(f"consolidating 53 MB of {name} into {dtype}: MB at most", grown / 1e6)
     assert grown < 4 * 4 * largest + SLACK
 
 

@@ -107,7 +107,7 @@ def test_parts_are_those_of_the_weights_that_every_engine_begins_with(prepared, 
     found = json.loads((tmp_path / "rank-0.json").read_text())
     figure(f"FSDP2 on {world_size} ranks, dividing {found['numel'] / 1e6:.0f} M parameters: MB above the whole model",
            found["peak"] / 1e6)  # fmt: skip
-    assert found["peak"] < 4 * found["numel"] / world_size + 20e6
+    assert found["peak"] < 4 * found["numel"] / 2, "a second copy of the model"
 
 
 def test_parts_are_right_where_ranks_get_fewer_rows_or_none(prepared: Path, tmp_path: Path):

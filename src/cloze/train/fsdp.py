@@ -66,6 +66,8 @@ def shard(accelerator: Accelerator, model: Any, optimizer: torch.optim.Optimizer
     parts = dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [parts[name] for name in group["params"]]
+        if isinstance(optimizer, torch.optim.SGD):  # torch (2.13) has the fused one for whole tensors only
+            group["fused"] = None
     return model, accelerator.prepare_optimizer(optimizer)
 
 
