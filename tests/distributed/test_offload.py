@@ -75,4 +75,7 @@ def test_an_offloaded_run_is_saved_resumed_and_consolidated_as_any_other(prepare
             shutil.rmtree(tmp_path / kind)
             assert found.keys() == expected.keys()
             for tensor, value in found.items():
-                np.testing.assert_allclose(value, expected[tensor], atol=2e-6, err_msg=f"{kind} {tensor}")
+                apart = np.abs(value - expected[tensor])
+                # Where a gradient is nothing but rounding, AdamW makes a step of it that is as large as any.
+                assert apart.mean() < 1e-8, (kind, tensor)
+                assert apart.max() < 1e-4, (kind, tensor)

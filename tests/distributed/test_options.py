@@ -50,7 +50,10 @@ def reference(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> np.nd
         ("ddp", ["--attn_implementation", "eager"]),
         ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero1.json")]),
         ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero2_offload.json")]),
-        ("single-json", ["--deepspeed", str(ROOT / "ds_configs" / "zero3_offload.json")]),
+        (
+            "single-json",
+            ["--deepspeed", str(ROOT / "ds_configs" / "zero3_offload.json"), "--gradient_checkpointing"],
+        ),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else value,
 )

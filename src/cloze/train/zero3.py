@@ -10,7 +10,6 @@ files (see `cloze.model.mapped`). DeepSpeed's own way, `zero.Init` while modules
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -98,9 +97,7 @@ def _check_disk(nvme_path: str | None, where: str) -> None:
             raise ConfigError(f"{nvme_path} is not ours to write", where=where, hint="name a folder on a local disk")
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        works = AsyncIOBuilder().is_compatible()
-    if not works:
+    if not AsyncIOBuilder().is_compatible():
         hint = "apt-get install libaio-dev g++ (libaio-devel on Red Hat), or offload to cpu"
         raise ConfigError("offload to a disk needs libaio, which is not here", where=where, hint=hint)
 
