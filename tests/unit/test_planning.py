@@ -78,7 +78,7 @@ def test_what_a_trace_keeps_is_what_autograd_keeps_on_real_tensors(model_type: s
     real = sum(size for pointer, size in saved.items() if pointer not in buffers)
     assert loss.requires_grad
     found = trace_pass(twin(model_type), size, 3, None, on_gpu=False)
-    predicted = found.activations(blocks) + found.logits(blocks, rows)
+    predicted = found.activations(blocks) + found.logits(rows)
     scores = rows * SMALL["vocab_size"] * 4  # which the training loop holds beside what the loss keeps
     assert predicted == pytest.approx(real + scores, rel=0.001)
 
@@ -115,6 +115,7 @@ def test_half_precision_halves_what_is_kept_and_recomputation_keeps_little():
     autocast, again = (traced(torch.float32, torch.bfloat16, one) for one in (False, True))
     assert half < autocast.activations(8) < whole
     assert again.activations(8) < 0.35 * autocast.activations(8)
+    assert again.logits(64) == autocast.logits(64) > 64 * SMALL["vocab_size"] * 4
     assert again.peak(32, 256) < 0.75 * autocast.peak(32, 256)
 
 
@@ -259,6 +260,13 @@ def test_the_fastest_that_fits_is_taken_and_among_equals_the_least_divided():
     assert best(zero3=96.0, **{"zero1+offload": 100.0, "ddp+checkpointing": 98.0}) == "zero3"
     assert best(zero3=50.0, **{"ddp+checkpointing": 98.0}) == "ddp+checkpointing"
     assert best() == "none"
+
+
+def test_a_choice_that_could_not_be_traced_is_not_recommended():
+    unknown = dataclasses.replace(row(Choice(None), None), largest=None)
+    found, _ = choose.recommend([unknown, row(Choice(2), 10.0)], GPUS["T4"])
+    assert found
+    assert found.choice.name == "zero2"
 
 
 def test_a_plan_says_why():

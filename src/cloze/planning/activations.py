@@ -2,7 +2,7 @@
 
     trace = trace_pass(twin, block_size=128, rows=20, dtype=None, cast=torch.bfloat16, on_gpu=True)
     trace.peak(blocks=32, rows=640)          # bytes at the highest, beside the weights
-    trace.activations(blocks=32)             # of them kept for the backward pass when the backbone ends
+    trace.activations(blocks=32)             # of them kept for the backward pass; trace.logits(rows=640)
 
 Formulas (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4) are for
 one architecture. Here the model itself runs on torch's meta device, which has shapes and no data: each storage counts
@@ -17,6 +17,7 @@ fragmentation are not seen.
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -46,12 +47,11 @@ class Untraceable(Exception):
 class Trace:
     """One pass, event by event. `plane` [E, 3]: live bytes are plane @ (1, blocks, rows), without finished gradients;
     `finished` [E]: bytes of gradients finished by then; `just` [E]: bytes of the gradient finished at this event;
-    `backbone_end`, `forward_end`: events at which they end."""
+    `forward_end`: the event at which the backward pass begins."""
 
     plane: NDArray[np.float64]
     finished: NDArray[np.float64]
     just: NDArray[np.float64]
-    backbone_end: int
     forward_end: int
 
     def live(self, blocks: float, rows: float) -> NDArray[np.float64]:
@@ -64,12 +64,12 @@ class Trace:
         return float((self.live(blocks, rows) + kept * self.finished + copies * self.just).max())
 
     def activations(self, blocks: float) -> float:
-        """Bytes kept for the backward pass at the end of the backbone."""
-        return float(self.live(blocks, 0.0)[self.backbone_end])
+        """Bytes kept for the backward pass when it begins, but for those that the head keeps for each position."""
+        return float(self.live(blocks, 0.0)[self.forward_end])
 
-    def logits(self, blocks: float, rows: float) -> float:
-        """Bytes that head and loss add until the backward pass begins, most of them scores for the vocabulary."""
-        return float(self.live(blocks, rows)[self.forward_end]) - self.activations(blocks)
+    def logits(self, rows: float) -> float:
+        """Bytes that head and loss keep then for so many positions, most of them scores for the vocabulary."""
+        return float(self.plane[self.forward_end, 2]) * rows
 
 
 def trace_pass(
@@ -85,14 +85,14 @@ def trace_pass(
         except Exception as error:  # a forward that looks at its data: whatever it raises, it is not counted
             reason = str(error).strip().splitlines()[0][:80] if str(error).strip() else ""
             raise Untraceable(f"{type(error).__name__}: {reason}") from None
-    if len({len(run.live) for run in runs}) != 1 or len({run.marks for run in runs}) != 1:
+    if len({len(run.live) for run in runs}) != 1 or len({run.forward_end for run in runs}) != 1:
         raise Untraceable("the number of its operations depends on the size of the batch")
     live = [np.array(run.live, np.float64) for run in runs]
     (blocks, units), first = _SHAPES[0], runs[0]
     by_block = (live[1] - live[0]) / (_SHAPES[1][0] - blocks)
     by_row = (live[2] - live[0]) / (_SHAPES[2][1] - units) / rows
     plane = np.stack([live[0] - by_block * blocks - by_row * units * rows, by_block, by_row], 1)
-    return Trace(plane, np.array(first.finished, np.float64), np.array(first.just, np.float64), *first.marks)
+    return Trace(plane, np.array(first.finished, np.float64), np.array(first.just, np.float64), first.forward_end)
 
 
 def untrained(twin: Any, block_size: int) -> list[str]:
@@ -123,17 +123,12 @@ class _Ledger(TorchDispatchMode):
         self.live: list[int] = []
         self.finished: list[int] = []
         self.just: list[int] = []
-        self._marks: list[int] = []
+        self.forward_end = 0
 
-    @property
-    def marks(self) -> tuple[int, int]:
-        """Events at which the backbone and the forward pass ended."""
-        return self._marks[0], self._marks[-1]
-
-    def mark(self) -> None:
-        """Note that a part of the forward pass ends here."""
+    def end_forward(self) -> None:
+        """Note that the backward pass begins here."""
         self._event()
-        self._marks.append(len(self.live) - 1)
+        self.forward_end = len(self.live) - 1
 
     def gradient(self, parameter: torch.Tensor) -> None:
         """Note that a parameter's gradient is finished."""
@@ -193,22 +188,23 @@ def _run(
         logits = head.logits(twin, inputs, positions)
         device.forget()
         loss = masked_loss_sum(logits, positions)
-        ledger.mark()
+        ledger.end_forward()
         torch.autograd.backward([loss])  # the method would turn `device` off; the logits stay, as in `train_step`
     return ledger
 
 
 @contextlib.contextmanager
 def _hooks(twin: Any, ledger: _Ledger) -> Iterator[None]:
-    """While a pass is traced: the end of the backbone and finished gradients are noted; all gradients are dropped, and
-    the head's own hook is taken off, afterwards."""
+    """While a pass is traced, finished gradients are noted; afterwards all are dropped, and the head's hook is off.
+    Nothing is collected meanwhile: what waits for that would be freed at any event."""
     backbone = getattr(twin, twin.base_model_prefix, twin)
     before = dict(backbone._forward_hooks)
     handles = [p.register_post_accumulate_grad_hook(ledger.gradient) for p in twin.parameters() if p.requires_grad]
-    handles.append(backbone.register_forward_hook(lambda *_: ledger.mark(), prepend=True))
+    gc.disable()
     try:
         yield
     finally:
+        gc.enable()
         for handle in handles:
             handle.remove()
         backbone._forward_hooks.clear()

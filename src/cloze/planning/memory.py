@@ -103,8 +103,7 @@ def memory_of(
     parts = parts_of(choice, facts, world, sizes)
     activations = logits = logits_dense = peak = None
     if trace is not None:
-        activations, logits = trace.activations(blocks), trace.logits(blocks, rows)
-        logits_dense = trace.logits(blocks, dense)
+        activations, logits, logits_dense = trace.activations(blocks), trace.logits(rows), trace.logits(dense)
         peak = peak_of(parts, trace, blocks, rows)
     return Memory(
         parameters=parts.parameters,

@@ -21,6 +21,9 @@ ESTIMATE = "speed is an estimate from data sheets that no GPU has confirmed"
 _COLUMNS = ("choice", "fits", "micro-batch\n(largest)", "peak", "para-\nmeters", "gra-\ndients", "opti-\nmizer",
             "activa-\ntions", "logits\n(dense)", "buffers", "host,\na node", "sent a\nstep", "tokens/s", "MFU, %",
             "days")  # fmt: skip
+_EVERY = list(range(len(_COLUMNS)))
+# How wide a terminal must be for one table, and for two; narrower ones get lines.
+_LAYOUTS = [(170, [_EVERY]), (118, [_EVERY[:10], [0, *_EVERY[10:]]])]
 
 
 def size(value: float | None) -> str:
@@ -80,13 +83,13 @@ def show(plan: Plan, row: Row | None, notes: list[str]) -> None:
     say("plan", f"{amount} tokens to read; a checkpoint is {size(plan.checkpoint)} on disk")
     for note in notes:
         say("note", note)
-    if sys.stdout.isatty():
-        Console().print(_table(plan, row))
+    console = Console()
+    parts = [columns for wide, columns in _LAYOUTS if console.width >= wide]
+    if sys.stdout.isatty() and parts:
+        for columns in parts[0]:
+            console.print(_table(plan, row, columns))
     else:
-        for one in plan.rows:
-            named = zip(_COLUMNS[1:], cells(plan, one)[1:], strict=True)
-            words = [f"{name.replace('-' + chr(10), '').replace(chr(10), ' ')} {cell}" for name, cell in named]
-            say(one.choice.name, "; ".join(words))
+        _lines(plan)
     if any(one.pace is not None for one in plan.rows):
         say("note", ESTIMATE)
     if plan.recommended is not None:
@@ -97,14 +100,21 @@ def show(plan: Plan, row: Row | None, notes: list[str]) -> None:
         say("flags", " ".join(row.flags))
 
 
-def _table(plan: Plan, chosen: Row | None) -> Table:
+def _table(plan: Plan, chosen: Row | None, columns: list[int]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="memory of one GPU; G is GiB, M is MiB")
-    for number, name in enumerate(_COLUMNS):
-        shown.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for number in columns:
+        shown.add_column(_COLUMNS[number], justify="right" if number else "left", no_wrap=True)
     for row in plan.rows:
-        style = "bold" if row is chosen else "dim" if row.problem else None
-        shown.add_row(*cells(plan, row), style=style)
+        style, texts = "bold" if row is chosen else "dim" if row.problem else None, cells(plan, row)
+        shown.add_row(*(texts[number] for number in columns), style=style)
     return shown
+
+
+def _lines(plan: Plan) -> None:
+    names = [name.replace("-\n", "").replace("\n", " ") for name in _COLUMNS]
+    for row in plan.rows:
+        named = zip(names[1:], cells(plan, row)[1:], strict=True)
+        say(row.choice.name, "; ".join(f"{name} {cell}" for name, cell in named))
 
 
 def as_json(plan: Plan, row: Row | None, notes: list[str]) -> dict[str, Any]:
