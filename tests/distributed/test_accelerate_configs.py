@@ -52,6 +52,13 @@ def test_zero3_starts_two_processes_with_deepspeed_stage_3():
     assert worlds(launch("zero3")) == [world, world]
 
 
+@pytest.mark.slow
+def test_fsdp2_is_dropped_by_plain_accelerate_where_no_gpu_is():
+    """Why `cloze.fully_sharded.keep_on_cpu` is there."""
+    world = {"ranks": [0, 1], "engine": "DistributedDataParallel", "stage": None, "device": "cpu"}
+    assert worlds(launch("fsdp2")) == [world, world]
+
+
 def test_multi_node_joins_two_launchers_to_one_world():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

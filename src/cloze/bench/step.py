@@ -13,7 +13,7 @@ time at their beginnings and ends. How each row is measured:
 - communication: the collectives that the loop itself calls, by wall clock, plus what the exchange of gradients adds to
   a step. Under DDP the latter is a difference: steps as they run, less steps under `no_sync`, in turns. So it is the
   time that training waits, not the time that cables are busy: what hides behind the backward pass is not in it. The
-  rows above are of steps under `no_sync` then. With DeepSpeed it cannot be taken apart, and is in backward and
+  rows above are of steps under `no_sync` then. With DeepSpeed and FSDP2 it cannot be taken apart, and is in backward and
   optimizer;
 - rest: everything else: logging, the loop, wrappers.
 
@@ -39,6 +39,7 @@ from cloze.bench.train import gpu_facts
 from cloze.config import BenchConfig, TrainConfig
 from cloze.distributed import gather
 from cloze.errors import ConfigError, Stopped
+from cloze.fully_sharded import is_fsdp
 from cloze.train import trainer
 
 PARTS = ["data", "backbone", "head and loss", "backward", "optimizer", "communication", "rest"]
@@ -100,8 +101,9 @@ class Clock:
 
 
 def exchanges(run: Any) -> bool:
-    """Whether gradients are exchanged in a way that can be left out."""
-    return run.plan.layout.world_size > 1 and run.engine.zero_stage is None
+    """Whether gradients are exchanged in a way that can be left out, and nothing else is: by DDP."""
+    engine = run.engine
+    return run.plan.layout.world_size > 1 and engine.zero_stage is None and not is_fsdp(engine.accelerator)
 
 
 def attach(run: Any, clock: Clock) -> None:

@@ -20,12 +20,12 @@ from accelerate import Accelerator
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.model.archs import GATHERED_AS_ONE
 from cloze.model.depth import layer_modules
+from cloze.train.state import local
 
 
 def check_fsdp(accelerator: Accelerator) -> None:
@@ -96,8 +96,9 @@ def _let_go(model: FSDPModule, *_: Any) -> None:
 def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale the gradients to a norm of `max_norm` at most; return the norm that the whole gradient, of all ranks, had:
     a scalar on the device, the same on every rank, as `torch.nn.utils.clip_grad_norm_` computes it."""
-    gradients = [parameter.grad.to_local() for parameter in parameters if isinstance(parameter.grad, DTensor)]
-    square = torch.nn.utils.get_total_norm(gradients).float().square()
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient.numel()])
+    square = norm.to(gradients[0].device).float().square()
     torch.distributed.all_reduce(square)
     norm = square.sqrt()
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
