@@ -4,57 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+from proteins import ESM, prepare_proteins, sequences, train_esm, write_esm
 from ranks import cloze_ranks, succeed
-from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
-from cloze.config import PrepareConfig
 from cloze.data.backend import choose_encoder, reference
 from cloze.data.encode import Encoder, character_table
-from cloze.data.prepare import prepare
 from cloze.data.shards import open_prepared
 from cloze.data.words import words_of
 from cloze.errors import ConfigError
 from cloze.vocabulary import token_bytes
-
-# The vocabulary of ESM-2 (facebook/esm2_*), in its order.
-ESM = [*"LAGVSERTIDPKQNFYMHWCXBUZO.-"]
-ESM = ["<cls>", "<pad>", "<eos>", "<unk>", *ESM, "<null_1>", "<mask>"]
-
-
-def sequences(count: int) -> list[str]:
-    """Made-up proteins of two families, each of which has ten amino acids."""
-    draw = random.Random(0)
-    families = ["MKTAYIQRFV", "GLSPHWDENC"]
-    return ["".join(draw.choices(draw.choice(families), k=draw.randint(40, 120))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """esm, the tokenizer, and proteins.txt."""
     folder = tmp_path_factory.mktemp("proteins")
-    (folder / "esm").mkdir()
-    (folder / "esm" / "vocab.txt").write_text("\n".join(ESM))
-    (folder / "esm" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}))
+    write_esm(folder / "esm")
     (folder / "proteins.txt").write_text("\n".join(sequences(200)) + "\n")
     return folder
 
 
 def prepared(places: Path, output: Path, **more) -> Path:
-    config = PrepareConfig(
-        dataset_name=str(places / "proteins.txt"),
-        tokenizer_name=str(places / "esm"),
-        output=str(output),
-        block_size=32,
-        num_proc=1,
-        **more,
-    )
-    prepare(config)
-    return output
+    return prepare_proteins(places / "proteins.txt", places / "esm", output, **more)
 
 
 def test_every_sequence_becomes_its_letters_between_the_special_tokens(places: Path, tmp_path: Path):
@@ -83,7 +59,6 @@ def test_looking_letters_up_gives_the_tokenizers_own_ids(places: Path):
 
 def test_only_where_no_token_is_longer_than_a_letter_is_a_table_enough(places: Path):
     assert character_table(AutoTokenizer.from_pretrained(places / "esm"))[ord("L")] == 4
-    assert character_table(CanineTokenizer())[ord("L")] == ord("L")
     vocabulary = dict.fromkeys("ab", 1) | {"ab": 2}
     assert character_table(type("Pairs", (), {"get_vocab": lambda self: vocabulary})()) is None
     assert character_table(ByT5Tokenizer()) is None
@@ -112,11 +87,7 @@ def test_proteins_have_no_words_to_mask(places: Path):
 def test_esm_learns_from_a_text_file_of_sequences(places: Path, tmp_path: Path):
     """From the file to a model that has seen what there is to learn: the family is told by the letters around."""
     data = prepared(places, tmp_path / "p", validation_split_percentage=10)
-    small = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=64"
-    flags = ["--model_type", "esm", "--config_overrides", small, "--max_steps", "40", "--learning_rate", "1e-2"]
-    flags += ["--per_device_train_batch_size", "16", "--logging_steps", "10", "--output_dir", str(tmp_path / "run")]
-    flags += ["--save_strategy", "no"]
-    succeed(cloze_ranks(["train", "--dataset_name", str(data), *flags], 1, "single", tmp_path / "log"))
+    succeed(cloze_ranks(train_esm(data, tmp_path / "run"), 1, "single", tmp_path / "log"))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[0] > math.log(20) - 0.1  # all letters are equally frequent
     assert losses[-1] < math.log(10) + 0.35
