@@ -19,6 +19,7 @@ from cloze.data.loader import Layout
 from cloze.distributed import zero_stage
 from cloze.train.ema import MovingAverage
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
+from cloze.train.swapped import check_alignment
 from cloze.train.zero3 import partition
 
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -154,6 +155,7 @@ def prepare_engine(
         partition(model, settings, _DTYPES[accelerator.mixed_precision])
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     engine = Engine(accelerator, wrapped, wrapped_optimizer, max_grad_norm)
+    check_alignment(zero_optimizer(engine.optimizer))
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
     return engine
