@@ -24,8 +24,10 @@ FLAGS += ["--ema_decay", "0.9", "--weight_decay", "0.1", "--resume_from_checkpoi
 
 def settings(name: str, folder: Path, sub_group_size: int = 1_000_000) -> str:
     """A shipped configuration; on the disk, everything that can be there."""
-    found = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())
+    found = json.loads((ROOT / "ds_configs" / f"{name.removesuffix('_hpz')}.json").read_text())
     zero = found["zero_optimization"]
+    if name.endswith("_hpz"):
+        zero["zero_hpz_partition_size"] = 2
     if name == "zero3_nvme":
         zero["sub_group_size"] = sub_group_size
         zero["offload_optimizer"] |= {"nvme_path": str(folder / "disk")}
@@ -82,8 +84,17 @@ def test_an_offloaded_run_is_saved_resumed_and_consolidated_as_any_other(prepare
 
 
 @pytest.mark.slow
+def test_a_run_with_a_second_partition_inside_a_machine_is_resumed_as_any_other(prepared, tmp_path: Path, plain):
+    """hpZ of ZeRO++: what a machine keeps for the backward pass follows the weights that are loaded."""
+    for _ in range(2):
+        found = train(prepared, tmp_path, 2, "--deepspeed", settings("zero3_hpz", tmp_path))
+        np.testing.assert_allclose(found, plain[0], rtol=1e-5)
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+
+
+@pytest.mark.slow
 def test_gradients_that_deepspeed_could_not_read_back_are_refused_before_the_first_step(prepared, tmp_path: Path):
-    """Parts of 3,071 * 768 / 2 elements one after the other: DeepSpeed would go on without a word, and with other losses."""
+    """Parts of 3,071 * 768 / 2 elements in a row: DeepSpeed would go on without a word, and with other losses."""
     odd = MODEL[3].replace("intermediate_size=3072", "intermediate_size=3071")
     argv = ["train", *MODEL[:3], odd, *FLAGS, "--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run")]
     argv += ["--deepspeed", settings("zero3_nvme", tmp_path, sub_group_size=10**7)]

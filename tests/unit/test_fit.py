@@ -114,6 +114,7 @@ def test_more_memory_is_needed_for_more_blocks_and_none_is_one_line(
         (DistributedType.DEEPSPEED, 4, 0, "bf16", 12),
         (DistributedType.DEEPSPEED, 4, 2, "bf16", 3),
         (DistributedType.DEEPSPEED, 4, 1, "no", 2),
+        (DistributedType.DEEPSPEED, 4, 3, "no", 3),
     ],
 )
 def test_room_is_kept_for_what_the_engine_will_hold(
