@@ -46,6 +46,8 @@ def settings(folder: Path) -> Path:
     zero["offload_optimizer"] |= {"nvme_path": str(folder / "disk")}
     zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 3_500_000, "buffer_count": 6}
     zero["offload_param"]["max_in_cpu"] = 0
+    for offload in (zero["offload_optimizer"], zero["offload_param"]):
+        offload["pin_memory"] = False  # it is done by copying, for which there is no room
     path = folder / "settings.json"
     path.write_text(json.dumps(found))
     return path

@@ -79,7 +79,7 @@ def test_an_offloaded_run_is_saved_resumed_and_consolidated_as_any_other(prepare
             for tensor, value in found.items():
                 apart = np.abs(value - expected[tensor])
                 # Where a gradient is nothing but rounding, AdamW makes a step of it that is as large as any.
-                assert apart.mean() < 1e-8, (kind, tensor)
+                assert apart.mean() < 1e-6, (kind, tensor)
                 assert apart.max() < 1e-4, (kind, tensor)
 
 
