@@ -12,24 +12,26 @@ from ranks import cloze_ranks, succeed
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-# DeepSpeed leaves tensors below 1 MiB in memory: two thirds of 4 MB are above it.
+# DeepSpeed leaves tensors below 1 MiB in memory; a third of 9.4 MB is above it.
 MODEL = ["--model_type", "roberta", "--config_overrides"]
 MODEL += [
-    "hidden_size=512,num_hidden_layers=2,num_attention_heads=4,intermediate_size=2048,"
+    "hidden_size=768,num_hidden_layers=2,num_attention_heads=4,intermediate_size=3072,"
     "hidden_dropout_prob=0.0,attention_probs_dropout_prob=0.0"
 ]
 FLAGS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-4"]
 FLAGS += ["--ema_decay", "0.9", "--weight_decay", "0.1", "--resume_from_checkpoint", "auto"]
 
 
-def settings(name: str, folder: Path) -> str:
+def settings(name: str, folder: Path, sub_group_size: int = 1_000_000) -> str:
     """A shipped configuration; on the disk, everything that can be there."""
-    found = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())
+    found = json.loads((ROOT / "ds_configs" / f"{name.removesuffix('_hpz')}.json").read_text())
     zero = found["zero_optimization"]
+    if name.endswith("_hpz"):
+        zero["zero_hpz_partition_size"] = 2
     if name == "zero3_nvme":
-        zero["sub_group_size"] = 1_000_000
+        zero["sub_group_size"] = sub_group_size
         zero["offload_optimizer"] |= {"nvme_path": str(folder / "disk")}
-        zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 600_000, "buffer_count": 12}
+        zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 1_200_000, "buffer_count": 12}
         zero["offload_param"]["max_in_cpu"] = 0
     if zero["stage"] == 3:
         zero["stage3_param_persistence_threshold"] = 0
@@ -67,7 +69,7 @@ def test_an_offloaded_run_is_saved_resumed_and_consolidated_as_any_other(prepare
     curve, weights = plain
     how = ["--deepspeed", settings(name, tmp_path)]
     np.testing.assert_allclose(train(prepared, tmp_path, 2, *how), curve, rtol=1e-5)
-    for world_size, engine in ((3, how), (2, how), (1, [])):  # from its checkpoint, also without DeepSpeed
+    for world_size, engine in ((3, how), (1, [])):  # from its checkpoint, also without DeepSpeed
         shutil.rmtree(tmp_path / "run" / "checkpoint-4")
         np.testing.assert_allclose(train(prepared, tmp_path, world_size, *engine), curve, rtol=1e-5)
         for kind, expected in weights.items():
@@ -77,5 +79,25 @@ def test_an_offloaded_run_is_saved_resumed_and_consolidated_as_any_other(prepare
             for tensor, value in found.items():
                 apart = np.abs(value - expected[tensor])
                 # Where a gradient is nothing but rounding, AdamW makes a step of it that is as large as any.
-                assert apart.mean() < 1e-8, (kind, tensor)
+                assert apart.mean() < 1e-6, (kind, tensor)
                 assert apart.max() < 1e-4, (kind, tensor)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_second_partition_inside_a_machine_is_resumed_as_any_other(prepared, tmp_path: Path, plain):
+    """hpZ of ZeRO++: what a machine keeps for the backward pass follows the weights that are loaded."""
+    for _ in range(2):
+        found = train(prepared, tmp_path, 2, "--deepspeed", settings("zero3_hpz", tmp_path))
+        np.testing.assert_allclose(found, plain[0], rtol=1e-5)
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+
+
+@pytest.mark.slow
+def test_gradients_that_deepspeed_could_not_read_back_are_refused_before_the_first_step(prepared, tmp_path: Path):
+    """Parts of 3,071 * 768 / 2 elements in a row: DeepSpeed would go on without a word, and with other losses."""
+    odd = MODEL[3].replace("intermediate_size=3072", "intermediate_size=3071")
+    argv = ["train", *MODEL[:3], odd, *FLAGS, "--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run")]
+    argv += ["--deepspeed", settings("zero3_nvme", tmp_path, sub_group_size=10**7)]
+    outcomes = cloze_ranks(argv, 2, "ddp", tmp_path / "log")
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert "gradients begin at element" in outcomes[0].output.splitlines()[-1]

@@ -116,6 +116,7 @@ def test_more_memory_is_needed_for_more_blocks_and_none_is_one_line(
         (DistributedType.DEEPSPEED, 4, 0, "no", 8),
         (DistributedType.DEEPSPEED, 4, 1, "no", 3),  # fp32 weights of its own in fp32 too
         (DistributedType.FSDP, 4, None, "bf16", 2),
+        (DistributedType.DEEPSPEED, 4, 3, "no", 4),  # and the gradients
     ],
 )
 def test_room_is_kept_for_what_the_engine_will_hold(

@@ -22,6 +22,7 @@ from cloze.fully_sharded import is_fsdp
 from cloze.train.ema import MovingAverage
 from cloze.train.fsdp import clip_gradients, shard
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
+from cloze.train.swapped import check_alignment
 from cloze.train.zero3 import partition
 
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -160,6 +161,7 @@ def prepare_engine(
     prepare = partial(shard, accelerator) if is_fsdp(accelerator) else accelerator.prepare
     wrapped, wrapped_optimizer = prepare(model, optimizer)
     engine = Engine(accelerator, wrapped, wrapped_optimizer, max_grad_norm)
+    check_alignment(zero_optimizer(engine.optimizer))
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
     return engine

@@ -67,13 +67,24 @@ class Trial:
         device = self.accelerator.device
         batch = self.batch(num_blocks)
         dtype = _AUTOCAST.get(self.accelerator.mixed_precision)
+        divided = zero_stage(self.accelerator) == 3  # then nobody ever has all gradients at once
+        hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in self._trained() if divided]
         try:
             with eagerly(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                 inputs = model_inputs(batch, device, self.documents, decoder_start(self.model.config))
                 logits = self.head.logits(self.model, inputs, batch["positions"].to(device))
             masked_loss_sum(logits, batch["targets"].to(device)).backward()
         finally:
+            for hook in hooks:
+                hook.remove()
             self.model.zero_grad(set_to_none=True)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def _let_go(parameter: torch.Tensor) -> None:
+    parameter.grad = None
 
 
 def fit_memory(layout: Layout, trial: Trial) -> Layout:
@@ -87,7 +98,7 @@ def fit_memory(layout: Layout, trial: Trial) -> Layout:
     before = next(model.parameters()).device
     states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    was_training = model.training
+    was_training, weights = model.training, [(p, p.data) for p in model.parameters()]
     model.to(device).train()
     share = -(-layout.global_batch // layout.world_size)
     try:
@@ -95,6 +106,8 @@ def fit_memory(layout: Layout, trial: Trial) -> Layout:
         free = _free(device)
         blocks = most_blocks(lambda n: peak_bytes(trial, n), free - bytes_to_come(trial), share)
     finally:
+        for parameter, data in weights:  # where they were, which may be a mapped file
+            parameter.data = data
         model.train(was_training).to(before)
         with torch.no_grad():
             for buffer, value in zip(model.buffers(), (value for _, value in buffers), strict=True):
@@ -168,7 +181,7 @@ def peak_bytes(trial: Trial, num_blocks: int) -> int | None:
 def bytes_to_come(trial: Trial) -> int:
     """What the engine will hold beside weights and gradients: two moments per trained element, in fp32, and the moving
     average where one is kept; the fp32 weights that DeepSpeed has of its own; under DDP the buckets in which gradients
-    travel."""
+    travel; under ZeRO-3 the gradients, of which trials keep none."""
     accelerator = trial.accelerator
     elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
     stage, half = zero_stage(accelerator), accelerator.mixed_precision != "no"
@@ -179,6 +192,7 @@ def bytes_to_come(trial: Trial) -> int:
         return whole + 4 * elements * (accelerator.num_processes > 1)
     if uses_offload(accelerator) and accelerator.device.type != "cpu":
         return 0
+    whole += 4 * elements * (stage == 3)
     return whole if stage == 0 else -(-whole // accelerator.num_processes)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from cloze.errors import ConfigError
+
 _ROUND = 1 << 20  # bytes; DeepSpeed reads whole multiples of 1 KiB times the threads of a request
 
 
@@ -52,6 +54,23 @@ def forget_state(zero: Any) -> None:
     for swap in swapper.swap_params_info.values() if swapper is not None else ():
         del swap.tensors[1:]
         swap.has_state_tensors = False
+
+
+def check_alignment(zero: Any) -> None:
+    """Raise ConfigError where DeepSpeed (0.19.8) would train on gradients that it cannot read back: those of a
+    parameter go to the disk as a file of their own, and are read into the middle of a buffer, where direct reading
+    wants addresses that are multiples of 1 KiB times the threads of a request; it fails silently elsewhere."""
+    swapper = getattr(zero, "optimizer_swapper", None)
+    if swapper is None:
+        return
+    for group, start, length in zero.grad_position.values():
+        swapped = zero._swappable_optimizer_subgroup(group) and swapper.is_swappable_tensor(numel=length)
+        if swapped and start % swapper.numel_alignment:
+            raise ConfigError(
+                f"a rank's gradients begin at element {start} of a buffer, no multiple of {swapper.numel_alignment}",
+                where="offload_optimizer: nvme",
+                hint="choose a number of processes that divides the model's sizes, or offload the optimizer to cpu",
+            )
 
 
 def swapped_part(parameter: Any) -> torch.Tensor:
