@@ -13,8 +13,8 @@ time at their beginnings and ends. How each row is measured:
 - communication: the collectives that the loop itself calls, by wall clock, plus what the exchange of gradients adds to
   a step. Under DDP the latter is a difference: steps as they run, less steps under `no_sync`, in turns. So it is the
   time that training waits, not the time that cables are busy: what hides behind the backward pass is not in it. The
-  rows above are of steps under `no_sync` then. With DeepSpeed and FSDP2 it cannot be taken apart, and is in backward and
-  optimizer;
+  rows above are of steps under `no_sync` then. With DeepSpeed and FSDP2 it cannot be taken apart, and is in the other
+  rows;
 - rest: everything else: logging, the loop, wrappers.
 
 Figures are medians over steps, and means over ranks.
