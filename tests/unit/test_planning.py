@@ -263,7 +263,7 @@ def test_the_fastest_that_fits_is_taken_and_among_equals_the_least_divided():
 
 
 def test_a_choice_that_could_not_be_traced_is_not_recommended():
-    unknown = dataclasses.replace(row(Choice(None), None), largest=None)
+    unknown = dataclasses.replace(row(Choice(None), None), largest=None, blocks=100)
     found, _ = choose.recommend([unknown, row(Choice(2), 10.0)], GPUS["T4"])
     assert found
     assert found.choice.name == "zero2"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class PlanConfig:
-    """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network: memory of a
-    GPU for every ZeRO stage, offload and activation checkpointing, the largest micro-batch that fits, host memory,
-    bytes on wire and disk, and an estimate of speed and days; and which choice to take.
+    """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network.
 
-    cloze plan launch/recipes/distilroberta-eli5.yaml --gpus 8xH100-80GB --nodes 2;
-    cloze plan my.yaml --gpus A10G --train_flags '--gradient_accumulation_steps 4' --write launch/mine
+    That is: memory of a GPU for every ZeRO stage, offload and activation checkpointing; the largest micro-batch that
+    fits; host memory, bytes on wire and disk; an estimate of speed and days; and which choice to take. As in
+    `cloze plan launch/recipes/distilroberta-eli5.yaml --gpus 8xH100-80GB --nodes 2`, or
+    `cloze plan my.yaml --gpus A10G --train_flags '--gradient_accumulation_steps 4' --write launch/mine`.
 
     Recommended is the fastest choice that fits with a tenth of the memory to spare; of those within 5 % of it the
     least partitioned one, and one without offload and recomputation where there is one.

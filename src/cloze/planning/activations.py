@@ -10,8 +10,8 @@ from the call that makes it until nothing refers to it, as in eager PyTorch; so 
 in which gradients appear and what the head needs are all as they will be. Every count is a + b * blocks + c * rows
 (rows: positions that the head predicts), known from three small passes.
 
-What a GPU does otherwise than the reference code is put in place (`cloze.planning.device`). Workspaces of kernels and
-fragmentation are not seen.
+What a GPU does otherwise than the reference code is put in place (`cloze.planning.device`). Workspaces of kernels,
+fragmentation and what torch.compile saves are not seen, nor is the mask that keeps documents of a block apart.
 """
 
 from __future__ import annotations
