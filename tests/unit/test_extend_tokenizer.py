@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from tokenizers import models
 
 from cloze.cli import main
 from cloze.commands import tokenizer as command
@@ -133,6 +135,27 @@ def test_no_other_choice_of_one_token_saves_more(places: Path, tmp_path: Path):
     )
     _, saving = extend_tokenizer(config)
     assert saving.before - saving.after == max(counts.values())
+
+
+def test_no_other_word_saves_a_wordpiece_tokenizer_more(places: Path, tmp_path: Path):
+    """Every word of the domain tried as the new token, also for the words that only begin with it."""
+    old = load_tokenizer(str(places / "wordpiece"))
+    vocabulary = old.backend_tokenizer.get_vocab()
+    words = Counter(word for text in domain_texts(150) for word in text.split())
+
+    def tokens_with(new: dict[str, int]) -> int:
+        model = models.WordPiece(vocab={**vocabulary, **new}, unk_token="[UNK]")
+        return sum(len(model.tokenize(word)) * count for word, count in words.items())
+
+    config = TokenizerConfig(
+        dataset_name=str(places / "domain.txt"),
+        output=str(tmp_path / "one"),
+        extend=str(places / "wordpiece"),
+        new_tokens=1,
+    )
+    _, saving = extend_tokenizer(config)
+    assert saving.before == tokens_with({})
+    assert saving.after == min(tokens_with({word: len(vocabulary)}) for word in words)
 
 
 def test_gigatoken_gives_the_ids_of_an_extended_tokenizer(extended):

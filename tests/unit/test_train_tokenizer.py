@@ -173,7 +173,7 @@ def test_a_unigram_model_finds_the_words_that_a_text_was_made_of():
 
 
 def test_the_best_cut_is_the_likeliest_of_all():
-    pieces = {"a": -3.0, "b": -3.5, "ab": -5.0, "ba": -4.0, "aba": -8.0}
+    pieces = {"a": -3.0, "b": -3.5, "ab": -5.0, "ba": -4.0, "aba": -6.5}
 
     def all_cuts(word: str) -> list[list[str]]:
         if not word:
