@@ -33,7 +33,7 @@ MODEL += [
 PARAMETERS = 428_000_000
 LIMIT = 12 * PARAMETERS // 3
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--max_steps", "3", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-4", "--seed", "1"]
+FLAGS = ["--max_steps", "3", "--save_steps", "1", "--logging_steps", "1", "--learning_rate", "1e-4", "--seed", "1"]
 WORLD = 3
 
 
@@ -63,7 +63,8 @@ def run(argv: list[str], groups: list[MemoryGroup | None], log_dir: Path, timeou
     for rank, group in enumerate(groups):
         code = (group.enter if group else "") + before
         code += "import torch; torch.set_num_threads(1)\nimport cloze.cli, sys; cloze.cli.main(sys.argv[1:])"
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        # What is freed goes back to the system: else holes in glibc's heap count too.
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
         if len(groups) > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(groups))}
             environment |= {"LOCAL_WORLD_SIZE": str(len(groups)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -127,8 +128,8 @@ def test_the_limit_bites_without_offload_and_says_so(prepared: Path, tmp_path: P
     if engine == "alone":
         before = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))\n"
         codes, outputs = run(argv, [None], tmp_path / "log", before=before)
-        assert codes[0] not in (0, -signal.SIGKILL)
-        assert "memory" in outputs[0].splitlines()[-1]
+        assert codes == [2]
+        assert "cloze: error: there is not enough memory for the whole model" in outputs[0].splitlines()[-1]
         return
     argv += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
     with memory_group("a", LIMIT) as a, memory_group("b", LIMIT) as b, memory_group("c", LIMIT) as c:

@@ -87,7 +87,8 @@ def _mapped_storage(num_bytes: int, folder: Path) -> torch.UntypedStorage:
         folder.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(prefix=".weights-", dir=folder)
         try:
-            os.posix_fallocate(fd, 0, num_bytes)  # a full disk is an error here, and not a signal when it is written
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not a signal when it is written
+                os.posix_fallocate(fd, 0, num_bytes)
             return torch.UntypedStorage.from_file(name, shared=True, nbytes=num_bytes)  # type: ignore[return-value]
         finally:
             os.close(fd)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from cloze.config import TrainConfig
-from cloze.errors import ConfigError, in_phase
+from cloze.errors import ConfigError, ModelError, in_phase
 from cloze.files import disk_errors
 from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
@@ -29,10 +29,17 @@ from cloze.train.data import TrainData
 @in_phase("model")
 def build(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
     """The model in fp32 on the CPU and its tokenizer, as `build_model` makes them; where ZeRO-3 is asked for its
-    weights lie in mapped files. Raises DiskError where there is no room for those."""
+    weights lie in mapped files. Raises DiskError where there is no room for those, and ModelError where a whole model
+    has no room in memory."""
     arguments = config, data.tokenizer, data.block_size, config.seed
     if asked_stage(config.deepspeed) != 3:
-        return build_model(*arguments)
+        try:
+            return build_model(*arguments)
+        except (MemoryError, RuntimeError) as error:  # torch has no class of its own for host memory
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+                raise
+            hint = "ZeRO-3 never holds it whole: launch/accelerate/zero3.yaml, ds_configs/zero3_nvme.json"
+            raise ModelError("there is not enough memory for the whole model in each process", hint=hint) from None
     folder = folder_for_weights(Path(config.output_dir))
     with weights_in_files(folder):
         model, tokenizer = build_model(*arguments)
