@@ -184,7 +184,7 @@ def weigh(weighing: Weighing, choice: Choice, network: float, host_memory: float
     dense = blocks * recipe.block_size
     rows = weighing.rows(blocks)
     memory = memory_of(choice, facts, world, weighing.sizes(choice), trace, blocks, rows, dense)
-    host_node = weighing.ranks_a_node * max(memory.host, host_at_start(choice, facts, world))
+    host_node = weighing.ranks_a_node * max(memory.host, host_at_start(choice, facts))
     problem = None
     if largest == 0:
         problem = f"not even one block fits: {memory.peak / 2**30:.1f} GiB" if memory.peak else "does not fit"

@@ -115,7 +115,7 @@ def memory_of(
         logits_dense=logits_dense,
         peak=peak,
         host=parts.host,
-        host_start=host_at_start(choice, facts, world),
+        host_start=host_at_start(choice, facts),
         nvme=parts.nvme,
     )
 
@@ -237,14 +237,16 @@ def _stage_3(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes) -> P
         gradients=0.0 if offload else width * part, waiting=0.0 if offload else width * part, kept=0.0, copies=1.0,
         buffers=width * (sizes.reduce_bucket + gathered),
         step=width * sizes.reduce_bucket + (0.0 if offload else group * (4 + (width if width == 2 else 0))),
-        start=width * facts.elements + width * part, host=host, nvme=nvme,
+        start=width * (part + biggest), host=host, nvme=nvme,
     )  # fmt: skip
 
 
-def host_at_start(choice: Choice, facts: ModelFacts, world: World) -> float:
-    """Bytes of host memory while a rank builds its model: in fp32, and once more under DeepSpeed in 16 bit, which
-    makes its fp32 weights from rounded ones (see `prepare_engine`)."""
-    return 4.0 * facts.elements * (1 + (world.width(choice.stage) == 2))
+def host_at_start(choice: Choice, facts: ModelFacts) -> float:
+    """Bytes of host memory while a rank builds its model in fp32; under ZeRO-3 it lies in mapped files, which are the
+    operating system's to drop (see `cloze.train.zero3`), all but one tensor."""
+    if choice.stage == 3:
+        return 4.0 * max(size for group in facts.groups for size in group)
+    return 4.0 * facts.elements
 
 
 def checkpoint_bytes(facts: ModelFacts) -> float:
