@@ -297,6 +297,7 @@ def test_what_a_person_has_to_mend_ends_the_chain_at_once(cluster: Cluster, work
     assert "no.such.field" in (workplace / "run" / "slurm" / f"prepare-{prepare}_0.out").read_text()
 
 
+@pytest.mark.slow
 def test_training_that_a_person_has_to_mend_is_not_tried_again(cluster: Cluster, blocks: Path):
     """Two nodes whose launchers and srun end with codes of their own: what counts is rank 0's."""
     job = train(cluster, blocks, flags=("--dataset_name", "./nowhere"))

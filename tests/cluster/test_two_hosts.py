@@ -130,6 +130,7 @@ def test_a_cable_that_is_cut_in_a_step_is_named_on_both_sides(hosts, prepared, t
         assert "Traceback" not in outcome.output
 
 
+@pytest.mark.slow
 def test_a_long_and_bad_cable_makes_training_slower_and_nothing_else(hosts, prepared, tmp_path, reference):
     """10 ms each way, and every hundredth frame lost."""
     hosts["b"].lengthen(delay=0.01, loss=0.01)

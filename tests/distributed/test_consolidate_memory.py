@@ -93,7 +93,8 @@ def small(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("own", "bf16"), ("zero3", "fp32"), pytest.param("dcp", "fp32", marks=pytest.mark.slow)]
+    ("kind", "dtype"),
+    [("own", "bf16"), *(pytest.param(kind, "fp32", marks=pytest.mark.slow) for kind in ("zero3", "dcp"))],
 )
 def test_memory_is_that_of_a_few_tensors_not_of_the_model(small, prepared, tmp_path, kind: str, dtype: str, figure):
     folder, parameters, largest = small

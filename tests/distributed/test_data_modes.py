@@ -33,7 +33,10 @@ def corpus_flags(prepared: Path) -> list[str]:
 CHANGING = ["--batch_size_warmup_steps", "8", "--batch_size_warmup_start", "2", "--mlm_probability_end", "0.4"]
 
 
-@pytest.mark.parametrize(("packing", "more"), [("concat", []), ("best_fit", [*CHANGING, "--mask_unit", "word"])])
+@pytest.mark.parametrize(
+    ("packing", "more"),
+    [pytest.param("concat", [], marks=pytest.mark.slow), ("best_fit", [*CHANGING, "--mask_unit", "word"])],
+)
 def test_a_stream_goes_on_exactly_where_it_was(prepared: Path, tmp_path: Path, packing: str, more: list[str]):
     """Stopped twice, once inside a chunk and once in a later epoch; prefetched steps are not lost."""
     flags = [*TINY_MODEL, *BATCH, *BLOCKS, *corpus_flags(prepared), "--streaming_train", "--unit_size", "20KB"]

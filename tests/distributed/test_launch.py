@@ -95,6 +95,7 @@ def test_two_worlds_of_one_process_are_refused(prepared: Path, tmp_path: Path, l
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_zero3_starts_from_the_same_weights_whatever_its_settings_say(prepared: Path, tmp_path: Path):
     """accelerate's zero3_init_flag makes transformers draw other weights for the same seed."""
     perplexities = set()

@@ -18,8 +18,8 @@ from cloze.replay import rebuild
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
 FEWER = ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero0", "zero1", "zero2", "fsdp2")), "zero3"]
-SLOW = [(engine, "fp32") for engine in ("zero0", "zero1", "fsdp2")]
-SLOW += [(engine, "bf16") for engine in ENGINES if engine != "zero2"]
+SLOW = [(engine, "fp32") for engine in ("zero0", "zero1", "zero3", "fsdp2")]
+SLOW += [(engine, "bf16") for engine in ENGINES if engine != "zero3"]
 BAD = 4  # 0-based: "step 5" in messages
 
 
@@ -90,7 +90,8 @@ def test_stop_names_step_samples_and_rank_and_keeps_the_state_before(prepared, t
     more = ["--bf16"] if precision == "bf16" else []
     outcomes = train(prepared, tmp_path, engine, "stop", poison(), *more)
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes[0].output + outcomes[1].output
-    told = [line for line in outcomes[0].output.splitlines() if line.startswith("cloze: error: ")]
+    lines = (outcomes[0].output + outcomes[1].output).splitlines()
+    told = [line for line in lines if "cloze: error: " in line]  # by the rank that had it first
     assert len(told) == 1
     # 8 samples a step: the second micro-batch of rank 1 holds the last two.
     assert f"loss is nan at step {BAD + 1} (rank 1, samples 38-39)" in told[0]

@@ -65,10 +65,10 @@ def measured(folder: Path) -> Callable[[], None]:
 
 def build_plainly(config, data):
     """The model as every other engine has it, in memory."""
-    from cloze.model.flops import _undivided
+    from cloze.model.flops import undivided
     from cloze.model.load import build_model
 
-    with _undivided():
+    with undivided():
         return build_model(config, data.tokenizer, data.block_size, config.seed)[0]
 
 

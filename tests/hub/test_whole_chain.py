@@ -57,6 +57,7 @@ def scores_of(folder: Path) -> dict[str, float]:
     return {name: found[name] for name in ("loss", "perplexity", "masked_accuracy", "bits_per_byte", "masked_tokens")}
 
 
+@pytest.mark.slow
 def test_real_text_goes_all_the_way_to_the_hub_and_back(
     shared_data: Path, hub: LocalHub, type_in: Callable[..., str], tmp_path: Path
 ):

@@ -22,7 +22,7 @@ from cloze.model.attention import (
     check_dropout,
     check_half,
 )
-from cloze.model.load import _load_error
+from cloze.model.load import load_error
 from cloze.model.packed import (
     document_attention,
     document_block_mask,
@@ -104,7 +104,7 @@ def test_attention_that_cannot_be_is_refused_in_one_line():
     check_half("sdpa", "no")
     with pytest.raises(ValueError, match="does not support") as theirs:
         make("deberta", "sdpa")
-    assert "choose another --attn_implementation" in str(_load_error(theirs.value, "deberta"))
+    assert "choose another --attn_implementation" in str(load_error(theirs.value, "deberta"))
 
 
 def test_attention_that_fails_here_gives_way_to_the_next(capsys):

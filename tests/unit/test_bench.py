@@ -109,6 +109,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_training_is_measured_beside_trainer_and_a_bare_loop_with_little_installed(tmp_path: Path):
     (tmp_path / "absent").mkdir()
     (tmp_path / "absent" / "sitecustomize.py").write_text(ABSENT)
