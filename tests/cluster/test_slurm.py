@@ -275,6 +275,7 @@ def test_a_job_that_begins_on_fewer_nodes_takes_the_batch_of_all(cluster: Cluste
     assert losses(blocks / "run") == pytest.approx(losses(undisturbed(STEPS)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, blocks: Path):
     job = train(cluster, blocks, steps=100000)
     wait_for_steps(cluster, blocks, 5)

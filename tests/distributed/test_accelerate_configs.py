@@ -47,6 +47,7 @@ def test_cpu_starts_two_processes_in_one_world():
     assert worlds(launch("cpu")) == [world, world]
 
 
+@pytest.mark.slow
 def test_zero3_starts_two_processes_with_deepspeed_stage_3():
     world = {"ranks": [0, 1], "engine": "DeepSpeedEngine", "stage": 3, "device": "cpu"}
     assert worlds(launch("zero3")) == [world, world]
@@ -59,6 +60,7 @@ def test_fsdp2_is_dropped_by_plain_accelerate_where_no_gpu_is():
     assert worlds(launch("fsdp2")) == [world, world]
 
 
+@pytest.mark.slow
 def test_multi_node_joins_two_launchers_to_one_world():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -21,7 +21,7 @@ from cloze.model.packed import document_attention
 
 ROOT = Path(__file__).resolve().parents[2]
 # In every run of the tests: one that bf16 is refused for, one that cannot recompute.
-ALWAYS = {"deberta", "perceiver"}
+ALWAYS = {"deberta"}
 
 
 def without_dropout() -> None:

@@ -72,7 +72,7 @@ FILLED = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "1", "--save_total_li
 
 
 @pytest.mark.parametrize("more", [[], ["--async_save"]], ids=["", "async"])
-@pytest.mark.parametrize(("engine", "world_size"), [("ddp", 2), ("zero3", 2)])
+@pytest.mark.parametrize(("engine", "world_size"), [pytest.param("ddp", 2, marks=pytest.mark.slow), ("zero3", 2)])
 def test_training_goes_on_until_there_is_room_again(prepared, tmp_path, small_disk, engine, world_size, more):
     run = small_disk / "run"
     argv = ["train", *FILLED, *more, "--dataset_name", str(prepared), "--output_dir", str(run)]
@@ -89,7 +89,9 @@ def test_training_goes_on_until_there_is_room_again(prepared, tmp_path, small_di
     assert [step for step in steps if step not in (3, 4, 5)] == [1, 2, 6, 7, 8]
 
 
-@pytest.mark.parametrize("more", [[], ["--async_save"]], ids=["", "async"])
+@pytest.mark.parametrize(
+    "more", [pytest.param([], id="", marks=pytest.mark.slow), pytest.param(["--async_save"], id="async")]
+)
 def test_or_stops_where_it_is_told_to(prepared, tmp_path, small_disk, more):
     run = small_disk / "run"
     argv = ["train", *FILLED, *more, "--on_save_error", "stop", "--dataset_name", str(prepared)]

@@ -96,7 +96,11 @@ def interrupted(run: Path, outcomes: list[Outcome], code: int = 75) -> Path:
     return run / name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGINT))],
+    ids=lambda n: n.name,
+)
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_to_one_rank_in_any_phase(prepared: Path, whole: Path, tmp_path: Path, phase: str, number: int):
     """It comes twice; the second does no harm."""

@@ -119,7 +119,9 @@ def kill_many_times(prepared: Path, folder: Path, engine: str, kills: int, *more
 IN_BACKGROUND = pytest.param("ddp", ["--async_save"], id="ddp-async", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("engine", "more"), [pytest.param("zero2", [], id="zero2"), IN_BACKGROUND])
+@pytest.mark.parametrize(
+    ("engine", "more"), [pytest.param("zero2", [], id="zero2", marks=pytest.mark.slow), IN_BACKGROUND]
+)
 def test_killed_ten_times(prepared: Path, tmp_path: Path, engine: str, more: list[str]):
     kill_many_times(prepared, tmp_path, engine, 10, *more)
 

@@ -81,13 +81,15 @@ def test_deepspeed_that_would_be_dropped_is_refused(prepared: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+TWO = ["--num_processes", "2", "--num_machines", "2", "--machine_rank", "0"]
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
-        [*DEEPSPEED, "--num_processes", "2", "--num_machines", "2", "--machine_rank", "0"],
-        ["--cpu", "--num_processes", "2", "--num_machines", "2", "--machine_rank", "0"],
+        pytest.param([*DEEPSPEED, *TWO], id="deepspeed-without-hostfile", marks=pytest.mark.slow),
+        pytest.param(["--cpu", *TWO], id="cpu"),
     ],
-    ids=["deepspeed-without-hostfile", "cpu"],
 )
 def test_two_worlds_of_one_process_are_refused(prepared: Path, tmp_path: Path, launcher: list[str]):
     done = launch([*launcher, "--main_process_ip", "127.0.0.1"], train(prepared, tmp_path / "run"))

@@ -36,7 +36,11 @@ def steps_done(run: Path) -> int:
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), signal.SIGKILL, signal.SIGINT],
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGUSR1)),
+        signal.SIGKILL,
+        signal.SIGINT,
+    ],
     ids=lambda n: n.name,
 )
 def test_the_launcher_gets_a_signal(prepared: Path, tmp_path: Path, number: int):

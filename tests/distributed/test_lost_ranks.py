@@ -152,6 +152,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(prepared: Path, tmp_path: Path
         assert all(line.startswith(f"[rank 1 @ {socket.gethostname()}]") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_answer_within_ddp_timeout(prepared: Path, tmp_path: Path):
     """It lives, and says so, but it waits for something else than the others do."""
     argv = flags(prepared, tmp_path / "run", "--ddp_timeout", "5")

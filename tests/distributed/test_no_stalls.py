@@ -90,7 +90,7 @@ def late(then):
     return install
 
 
-@pytest.mark.parametrize("bad", [4, 5], ids=["", "at a save"])
+@pytest.mark.parametrize("bad", [pytest.param(4, id=""), pytest.param(5, id="at a save", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["stop", "skip", "rollback"])
 def test_a_bad_step_that_is_noticed_late_does_no_harm(prepared: Path, tmp_path: Path, what: str, bad: int):
     """The step after it is on its way before anybody knows: the run ends up as if it had been noticed at once. Before

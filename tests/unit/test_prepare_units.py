@@ -132,12 +132,14 @@ def test_less_than_one_block_is_lost_in_the_whole_corpus(corpus: Path, tokenizer
     ("change", "difference"),
     [
         ({"block_size": 64}, "block_size 32 -> 64"),
-        ({"text_field": "title"}, "source.text_field answers.text -> title"),
+        pytest.param({"text_field": "title"}, "source.text_field answers.text -> title", marks=pytest.mark.slow),
         ({"packing": "best_fit"}, "packing concat -> best_fit"),
-        ({"unit_size": "50KB"}, "unit_size 40000 -> 50000"),
-        ({"validation_split_percentage": 5}, "split_rule.validation_percentage 10.0 -> 5.0"),
+        pytest.param({"unit_size": "50KB"}, "unit_size 40000 -> 50000", marks=pytest.mark.slow),
+        pytest.param(
+            {"validation_split_percentage": 5}, "split_rule.validation_percentage 10.0 -> 5.0", marks=pytest.mark.slow
+        ),
         ({"split_special_tokens": True}, "split_special_tokens False -> True"),
-        ({"split": "train[:100]"}, "source.split train -> train[:100]"),
+        pytest.param({"split": "train[:100]"}, "source.split train -> train[:100]", marks=pytest.mark.slow),
         ({"tokenizer_name": "other"}, "tokenizer.fingerprint "),
         ({"dataset_name": "other"}, "source.files.a.jsonl.digest sha256:"),
     ],
