@@ -114,3 +114,12 @@ def test_resuming_another_run_names_what_differs(prepared: Path, tmp_path: Path)
         argv = flags(prepared, tmp_path / "run", "--resume_from_checkpoint", "auto", *more)
         assert expected in refused(argv, tmp_path)
     assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "settings", ['{"zero_optimization": {"stage": "three"}}', '{"zero_optimization": null}', "[2]"]
+)
+def test_deepspeed_settings_without_a_stage_are_one_line(prepared: Path, tmp_path: Path, settings: str):
+    (tmp_path / "ds.json").write_text(settings)
+    words = flags(prepared, tmp_path / "run", "--deepspeed", str(tmp_path / "ds.json"))
+    assert "ds.json: no stage of ZeRO can be read in it" in refused(words, tmp_path)

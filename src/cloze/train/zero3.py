@@ -52,16 +52,23 @@ def build(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
 
 def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
     """`zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any process has
-    joined; None without DeepSpeed. A file that cannot be read is reported elsewhere."""
+    joined; None without DeepSpeed. A file that cannot be read is reported elsewhere. Raises ConfigError for one
+    without a stage."""
     environment = os.environ
     if deepspeed is None and environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("1", "true", "yes"):
         return None
     file = deepspeed or environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file is None:
         return {"stage": int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return dict(json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}))
-    return {}
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        hint = 'it is "zero_optimization": {"stage": 2}, with a stage from 0 to 3'
+        raise ConfigError("no stage of ZeRO can be read in it", where=file, hint=hint)
+    return zero
 
 
 def asked_stage(deepspeed: str | None) -> int | None:
