@@ -74,6 +74,24 @@ def batch(step: int) -> torch.Tensor:
     return torch.randint(5, 100, (2, 16))
 
 
+def _two_steps(accelerator: Any, model: Any, optimizer: Any, folder: str) -> None:
+    """Train, and save what accelerate saves."""
+    for step in range(2):
+        ids = batch(step)
+        accelerator.backward(model(input_ids=ids, labels=ids).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.save_state(folder)
+
+
+def _keep_truth(folder: str, model: Any, truth: dict[str, torch.Tensor]) -> None:
+    """folder/truth.pt, the whole weights, and folder/config; the rank ends."""
+    if torch.distributed.get_rank() == 0:
+        torch.save(truth, Path(folder) / "truth.pt")
+        model.config.save_pretrained(Path(folder) / "config")
+    _leave()
+
+
 def _leave() -> None:
     torch.distributed.barrier()
     os._exit(0)
@@ -99,11 +117,7 @@ def by_deepspeed(folder: str, stage: int, precision: str, tied: bool = True, cli
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         engine.step()
     engine.save_checkpoint(folder, client_state=client_state or {})
-    truth = whole_weights(model)
-    if torch.distributed.get_rank() == 0:
-        torch.save(truth, Path(folder) / "truth.pt")
-        model.config.save_pretrained(Path(folder) / "config")
-    _leave()
+    _keep_truth(folder, model, whole_weights(model))
 
 
 def by_accelerate(folder: str, stage: int, precision: str) -> None:
@@ -117,17 +131,8 @@ def by_accelerate(folder: str, stage: int, precision: str) -> None:
     model = small_model()
     optimizer = torch.optim.AdamW(groups(model), lr=1e-2)
     engine, optimizer = accelerator.prepare(model, optimizer)
-    for step in range(2):
-        ids = batch(step)
-        accelerator.backward(engine(input_ids=ids, labels=ids).loss)
-        optimizer.step()
-        optimizer.zero_grad()
-    accelerator.save_state(folder)
-    truth = whole_weights(model)
-    if accelerator.process_index == 0:
-        torch.save(truth, Path(folder) / "truth.pt")
-        model.config.save_pretrained(Path(folder) / "config")
-    _leave()
+    _two_steps(accelerator, engine, optimizer, folder)
+    _keep_truth(folder, model, whole_weights(model))
 
 
 def by_trainer(folder: str, stage: int, precision: str, tokenizer: str) -> None:
@@ -193,17 +198,8 @@ def by_accelerates_fsdp(folder: str) -> None:
     assert accelerator.is_fsdp2
     model = small_model(tied=False)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups(model), lr=1e-2))
-    for step in range(2):
-        ids = batch(step)
-        accelerator.backward(model(input_ids=ids, labels=ids).loss)
-        optimizer.step()
-        optimizer.zero_grad()
-    accelerator.save_state(folder)
-    truth = whole_of_parts(model)
-    if accelerator.process_index == 0:
-        torch.save(truth, Path(folder) / "truth.pt")
-        model.config.save_pretrained(Path(folder) / "config")
-    _leave()
+    _two_steps(accelerator, model, optimizer, folder)
+    _keep_truth(folder, model, whole_of_parts(model))
 
 
 def by_torch(folder: str, tied: bool = True) -> None:
@@ -223,11 +219,7 @@ def by_torch(folder: str, tied: bool = True) -> None:
         optimizer.step()
         optimizer.zero_grad()
     dcp.save(model.state_dict(), storage_writer=dcp.FileSystemWriter(folder))
-    truth = whole_of_parts(model)
-    if torch.distributed.get_rank() == 0:
-        torch.save(truth, Path(folder) / "truth.pt")
-        model.config.save_pretrained(Path(folder) / "config")
-    _leave()
+    _keep_truth(folder, model, whole_of_parts(model))
 
 
 def by_trainers_fsdp(folder: str, tokenizer: str) -> None:
@@ -250,8 +242,4 @@ def by_trainers_fsdp(folder: str, tokenizer: str) -> None:
         model, arguments, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(tok), processing_class=tok
     )
     trainer.train()
-    truth = whole_of_parts(trainer.model)
-    if torch.distributed.get_rank() == 0:
-        torch.save(truth, Path(folder) / "truth.pt")
-        model.config.save_pretrained(Path(folder) / "config")
-    _leave()
+    _keep_truth(folder, model, whole_of_parts(trainer.model))

@@ -16,7 +16,7 @@ from cloze.cli import main
 from cloze.commands import tokenizer as command
 from cloze.config import TokenizerConfig
 from cloze.data.backend import NASTY_TEXTS, choose_encoder
-from cloze.data.extend_tokenizer import extend_tokenizer
+from cloze.data.extend_tokenizer import Saving, extend_tokenizer
 from cloze.data.merges import learn_merges
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.train_tokenizer import train_tokenizer
@@ -117,6 +117,12 @@ def test_what_is_said_to_be_saved_is_what_the_tokenizers_save(extended, kind: st
     assert saving.after < 0.7 * saving.before
 
 
+def with_one_token(places: Path, kind: str, folder: Path) -> Saving:
+    """What the best single token of the domain saves."""
+    source = {"dataset_name": str(places / "domain.txt"), "extend": str(places / kind)}
+    return extend_tokenizer(TokenizerConfig(**source, output=str(folder / "one"), new_tokens=1))[1]
+
+
 def test_no_other_choice_of_one_token_saves_more(places: Path, tmp_path: Path):
     """All pairs of neighbouring tokens, counted the slow way."""
     old = load_tokenizer(str(places / "bpe"))
@@ -127,13 +133,7 @@ def test_no_other_choice_of_one_token_saves_more(places: Path, tmp_path: Path):
         for (one, other), (here, there) in zip(pairwise(ids), pairwise(words), strict=True):
             if here == there:
                 counts[one, other] = counts.get((one, other), 0) + 1
-    config = TokenizerConfig(
-        dataset_name=str(places / "domain.txt"),
-        output=str(tmp_path / "one"),
-        extend=str(places / "bpe"),
-        new_tokens=1,
-    )
-    _, saving = extend_tokenizer(config)
+    saving = with_one_token(places, "bpe", tmp_path)
     assert saving.before - saving.after == max(counts.values())
 
 
@@ -147,13 +147,7 @@ def test_no_other_word_saves_a_wordpiece_tokenizer_more(places: Path, tmp_path: 
         model = models.WordPiece(vocab={**vocabulary, **new}, unk_token="[UNK]")
         return sum(len(model.tokenize(word)) * count for word, count in words.items())
 
-    config = TokenizerConfig(
-        dataset_name=str(places / "domain.txt"),
-        output=str(tmp_path / "one"),
-        extend=str(places / "wordpiece"),
-        new_tokens=1,
-    )
-    _, saving = extend_tokenizer(config)
+    saving = with_one_token(places, "wordpiece", tmp_path)
     assert saving.before == tokens_with({})
     assert saving.after == min(tokens_with({word: len(vocabulary)}) for word in words)
 
