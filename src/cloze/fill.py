@@ -29,7 +29,7 @@ def model_folder(name: str) -> str:
             raise ModelError("there is no model here yet", where=name, hint=f"run `cloze consolidate {name}` first")
         raise ModelError("not a model folder: there is no config.json", where=name)
     if not path.exists() and name.startswith((".", "/", "runs/")):
-        raise ModelError("no such folder", where=name)
+        raise ModelError("no such folder", where=name, hint="give a run, a model folder or a name on the Hub")
     return name
 
 
