@@ -33,14 +33,14 @@ STEPS = 3  # ZeRO-3 knows the order of the modules from the second one on
 
 
 def measure(recipe: Recipe, unused: list[str], checkpointing: bool, deepspeed: str | None, precision: str) -> Any:
-    """Build the model and its engine, take steps on the CPU; bytes held between backward pass and step, and the peak
-    of anonymous memory since before the model was made. Every rank calls it."""
+    """Build the model and its engine, take steps; bytes held between backward pass and step, and the peak since before
+    the model was made: of anonymous memory, or on a GPU of what torch's allocator gave out. Every rank calls it."""
     from transformers import AutoModelForMaskedLM
 
     torch.set_num_threads(1)
     train = recipe.train
     layout = Layout(train.per_device_train_batch_size, train.gradient_accumulation_steps, 0, 1)
-    accelerator = start(RunShape(True, precision, layout.accumulation, deepspeed))
+    accelerator = start(RunShape(train.use_cpu, precision, layout.accumulation, deepspeed))
     layout = Layout(layout.per_device, layout.accumulation, accelerator.process_index, accelerator.num_processes)
     give_back()
     with PeakMemory() as peak:
@@ -60,17 +60,17 @@ def measure(recipe: Recipe, unused: list[str], checkpointing: bool, deepspeed: s
             found = held_by(engine)
             engine.step(1e-4, train.ema_decay)
         found |= {"optimizer": held_by(engine)["optimizer"]}
-    return found | {"peak": peak.grown}
+    return found | {"peak": peak.grown if train.use_cpu else torch.cuda.max_memory_allocated()}
 
 
 def backward(engine: Engine, head: MaskedHead, recipe: Recipe, layout: Layout) -> None:
     """The passes of a step, on made-up tokens."""
-    blocks, size = layout.per_device, recipe.block_size
-    rows = recipe.rows(blocks, on_gpu=False)
+    blocks, size, device = layout.per_device, recipe.block_size, engine.accelerator.device
+    rows = recipe.rows(blocks, on_gpu=device.type == "cuda")
     for number in range(layout.accumulation):
         last = number == layout.accumulation - 1
-        ids = torch.randint(5, 1000, (blocks, size))
-        positions = torch.linspace(0, ids.numel() - 1, rows).long()
+        ids = torch.randint(5, 1000, (blocks, size), device=device)
+        positions = torch.linspace(0, ids.numel() - 1, rows, device=device).long()
         with engine.forward_context(last):
             logits = head.logits(engine.model, {"input_ids": ids}, positions)  # stays, as in `train_step`
             loss = masked_loss_sum(logits, ids.reshape(-1)[positions]) / rows

@@ -2,7 +2,8 @@
 
 Two ranks on this machine's CPU (gloo, real DeepSpeed), made-up tokens, fresh processes for each measurement. Parts are
 counted by walking through the engine's objects; the peak is that of anonymous memory since before the model was made.
-The C library is told to give large blocks back at once, as else what it keeps for itself would be measured.
+The C library is told to give large blocks back at once, as else what it keeps for itself would be measured. With
+`--gpu` it is one rank on a GPU, in bf16, with models of the width of BERT-base, and the peak of torch's allocator.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from cloze.bench.folder import work_folder
@@ -26,7 +28,7 @@ from cloze.files import write_json
 from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.planning.activations import quiet
 from cloze.planning.choose import Weighing
-from cloze.planning.gpus import Gpu
+from cloze.planning.gpus import Gpu, this_machine
 from cloze.planning.memory import Memory, memory_of
 from cloze.planning.recipe import Recipe
 from cloze.planning.settings import Choice, ds_config
@@ -42,19 +44,30 @@ MODELS = {
     "electra": f"{_USUAL},vocab_size=30000,embedding_size=512",
     "xlm-roberta-xl": f"{_USUAL},vocab_size=30000",
 }
+_BASE = {
+    "hidden_size=512": "hidden_size=768",
+    "num_hidden_layers=6": "num_hidden_layers=12",
+    "num_attention_heads=8": "num_attention_heads=12",
+    "intermediate_size=2048": "intermediate_size=3072",
+    "embedding_size=512": "embedding_size=768",
+}
 ENGINES = (None, 0, 1, 2, 3)
 _CPU = Gpu("this CPU", 2**40, None, 0.0, 0.0, 0.0, "no")
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def bench_memory(config: BenchConfig) -> Table:
-    """Measure, and return the table: GB predicted and measured, and their ratio."""
+    """Measure, and return the table: GB predicted and measured, and their ratio. Raises ConfigError for a model that
+    is not known, and for `--gpu` where there is none."""
     names = [name.strip() for name in config.sizes.split(",")] if config.sizes else list(MODELS)
     for name in names:
         if name not in MODELS:
             raise ConfigError(f"no model {name} here", where="--sizes", hint=f"there are: {', '.join(MODELS)}")
+    if config.gpu and not torch.cuda.is_available():
+        raise ConfigError("there is no GPU here", where="--gpu", hint="without --gpu it measures the CPU")
     columns = ["model", "engine", "parameters", "gradients", "optimizer", "peak, predicted MB", "measured MB", "ratio"]
-    table = Table(f"{RANKS} ranks on the CPU; the parts are predicted / measured", columns)
+    where = f"one rank on {torch.cuda.get_device_name()}, bf16" if config.gpu else f"{RANKS} ranks on the CPU"
+    table = Table(f"{where}; the parts are predicted / measured", columns)
     for name in names:
         for stage in ENGINES:
             choice = Choice(stage)
@@ -67,15 +80,20 @@ def bench_memory(config: BenchConfig) -> Table:
             peak = predicted.peak or 0.0
             row = (*parts, peak / 1e6, worst["peak"] / 1e6, peak / worst["peak"])
             table.add(name, choice.name, *row)
+            table.write(Path(config.output) if config.output else None)
             say("bench", f"{name:<15} {choice.name:<6} " + "  ".join(f"{value:,.3f}" for value in row))
     return table
 
 
 def settings_of(name: str, config: BenchConfig) -> dict[str, Any]:
     """What a rank is told, but for the engine."""
-    blocks = config.per_device_train_batch_size or 8
-    return {"model_type": name, "blocks": blocks, "block_size": config.block_size, "precision": "no",
-            "accumulation": 1, "checkpointing": False}  # fmt: skip
+    blocks = config.per_device_train_batch_size or (32 if config.gpu else 8)
+    overrides = MODELS[name]
+    for narrow, wide in _BASE.items() if config.gpu else ():
+        overrides = overrides.replace(narrow, wide)
+    return {"model_type": name, "overrides": overrides, "blocks": blocks, "block_size": config.block_size,
+            "precision": "bf16" if config.gpu else "no", "accumulation": 1, "checkpointing": False,
+            "gpu": config.gpu}  # fmt: skip
 
 
 def recipe_of(settings: dict[str, Any]) -> Recipe:
@@ -89,18 +107,19 @@ def recipe_of(settings: dict[str, Any]) -> Recipe:
         precision={"no": "fp32"}.get(settings["precision"], settings["precision"]),
         ema_decay=settings.get("ema_decay"),
         weight_decay=0.01,
-        use_cpu=True,
+        use_cpu=not settings.get("gpu"),
     )
     return Recipe(train, model_config, settings["block_size"], None, None, [])
 
 
 def predict(recipe: Recipe, choice: Choice) -> tuple[Memory, list[str]]:
-    """What the plan says of `RANKS` ranks on this CPU, and which parameters it takes to be unused."""
-    blocks = recipe.train.per_device_train_batch_size
+    """What the plan says of `RANKS` ranks on this CPU, or of one on this GPU, and which parameters it takes to be
+    unused."""
+    blocks, on_gpu = recipe.train.per_device_train_batch_size, not recipe.train.use_cpu
     with quiet():
-        weighing = Weighing(recipe, _CPU, RANKS, 1)
+        weighing = Weighing(recipe, this_machine()[0] if on_gpu else _CPU, 1 if on_gpu else RANKS, 1)
         trace, sizes, world = weighing.trace(choice), weighing.sizes(choice), weighing.world(blocks)
-    rows = recipe.rows(blocks, on_gpu=False)
+    rows = recipe.rows(blocks, on_gpu)
     facts = weighing.facts
     memory = memory_of(choice, facts, world, sizes, trace, blocks, rows, blocks * recipe.block_size)
     return memory, facts.unused
@@ -109,15 +128,16 @@ def predict(recipe: Recipe, choice: Choice) -> tuple[Memory, list[str]]:
 def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[dict[str, int]]:
     """Start the ranks in fresh processes; what each of them found."""
     settings = {**settings, "checkpointing": choice.checkpointing, "folder": str(folder), "deepspeed": None}
+    ranks = 1 if settings.get("gpu") else RANKS
     if choice.stage is not None:
         settings["deepspeed"] = str(folder / "ds_config.json")
         write_json(settings["deepspeed"], ds_config(choice))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    world = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     words = [sys.executable, "-m", "cloze.bench.held", json.dumps(settings)]
-    logs = [folder / f"rank-{rank}.log" for rank in range(RANKS)]
+    logs = [folder / f"rank-{rank}.log" for rank in range(ranks)]
     running = []
     for rank, log in enumerate(logs):
         env = {**os.environ, **_MALLOC, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
@@ -126,4 +146,4 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
     for process, log in zip(running, logs, strict=True):
         if process.wait():
             raise RuntimeError(log.read_text()[-3000:])
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]

@@ -193,7 +193,8 @@ class BenchConfig:
     of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
     waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns;
     `step`: where the time of one step of `cloze train` goes, also under `accelerate launch`; `memory`: what `cloze
-    plan` predicts beside what two ranks on the CPU take, for 6 architectures under DDP and ZeRO 0 to 3"""
+    plan` predicts beside what two ranks on the CPU take, or one on a GPU, for 6 architectures under DDP and ZeRO
+    0 to 3"""
     dataset_name: str | None = None
     """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
     (default: the sample corpus)"""
@@ -211,7 +212,7 @@ class BenchConfig:
     """loader, train, step: blocks per batch (default: 32 for the loader, 8 for training on a CPU; with --gpu, the
     batch at which each loop is fastest)"""
     gpu: bool = False
-    """train, step: measure the GPU, in bf16 (default: the CPU, in fp32)"""
+    """train, step, memory: measure the GPU, in bf16 (default: the CPU, in fp32)"""
     sizes: str | None = None
     """train, step: which of distilroberta-128, distilroberta-512, roberta-base-512, roberta-large-512,
     modernbert-base-1024, tiny-32, separated by commas (default: the first one; `train --gpu`: all but the last);

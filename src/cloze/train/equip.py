@@ -8,6 +8,7 @@ choose_kernels(model, config, accelerator)
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def check_machine(config: TrainConfig) -> None:
             raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)
     if config.tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    if config.full_determinism:
+        use_same_bits()
+
+
+def use_same_bits() -> None:
+    """Take only operations that give the same bits every time (PyTorch, "Reproducibility"). cuBLAS reads its setting
+    when it is first called, so before anything is computed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers hands it to the flash attention packages
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # helps to find errors, and costs time
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def on_gpu(config: TrainConfig) -> bool:
