@@ -34,6 +34,7 @@ from cloze.model.packed import (
 CPU = torch.device("cpu")
 FAMILIES = ["bert", "roberta", "modernbert"]
 SLOW = pytest.mark.slow
+LONG, SHORT = 4096, 512  # tokens of a block
 ALL = frozenset({"sdpa", "flash", "flex"})
 FLASH_2, FLASH_3, FLEX = "flash_attention_2", "flash_attention_3", "flex_attention"
 SEGMENTS = torch.tensor([[0] * 5 + [1] * 40 + [2] * 19, [0] * 64, [0] + [1] + [2] * 50 + [3] * 12])
@@ -42,18 +43,21 @@ SEGMENTS = torch.tensor([[0] * 5 + [1] * 40 + [2] * 19, [0] * 64, [0] + [1] + [2
 @pytest.mark.parametrize(
     ("supports", "packed", "on_gpu", "half", "dropout", "installed", "expected"),
     [
-        (ALL, True, True, True, False, [FLASH_3, FLASH_2], [FLASH_3, FLASH_2, FLEX, "sdpa", "eager"]),
-        (ALL, True, True, True, False, [FLASH_2], [FLASH_2, FLEX, "sdpa", "eager"]),
-        (ALL, True, True, True, True, [FLASH_3, FLASH_2], [FLASH_2, "sdpa", "eager"]),  # 3 and flex have no dropout
-        (ALL, True, True, False, False, [FLASH_2], [FLEX, "sdpa", "eager"]),  # flash has no fp32
-        (ALL, True, True, True, False, [], [FLEX, "sdpa", "eager"]),
-        (ALL, True, True, True, True, [], ["sdpa", "eager"]),
-        (ALL, True, False, True, False, [FLASH_2], ["sdpa", "eager"]),
-        (ALL, False, True, True, False, [FLASH_2], ["sdpa", "eager"]),
-        (frozenset({"sdpa"}), True, True, True, False, [FLASH_2], ["sdpa", "eager"]),
-        (frozenset({"flash", "sdpa"}), True, True, True, False, [FLASH_2], [FLASH_2, "sdpa", "eager"]),
-        (frozenset(), True, True, True, False, [FLASH_2], ["eager"]),
-        (frozenset(), False, False, False, True, [], ["eager"]),
+        (ALL, LONG, True, True, False, [FLASH_3, FLASH_2], [FLASH_3, FLASH_2, FLEX, "sdpa", "eager"]),
+        (ALL, LONG, True, True, False, [FLASH_2], [FLASH_2, FLEX, "sdpa", "eager"]),
+        (ALL, LONG, True, True, True, [FLASH_3, FLASH_2], [FLASH_2, "sdpa", "eager"]),  # 3 and flex have no dropout
+        (ALL, LONG, True, False, False, [FLASH_2], [FLEX, "sdpa", "eager"]),  # flash has no fp32
+        (ALL, LONG, True, True, False, [], [FLEX, "sdpa", "eager"]),
+        (ALL, SHORT, True, True, False, [], ["sdpa", FLEX, "eager"]),
+        (ALL, SHORT, True, True, False, [FLASH_2], [FLASH_2, "sdpa", FLEX, "eager"]),
+        (frozenset({"flex"}), SHORT, True, True, False, [], ["eager", FLEX]),
+        (ALL, LONG, True, True, True, [], ["sdpa", "eager"]),
+        (ALL, LONG, False, True, False, [FLASH_2], ["sdpa", "eager"]),
+        (ALL, 0, True, True, False, [FLASH_2], ["sdpa", "eager"]),
+        (frozenset({"sdpa"}), LONG, True, True, False, [FLASH_2], ["sdpa", "eager"]),
+        (frozenset({"flash", "sdpa"}), LONG, True, True, False, [FLASH_2], [FLASH_2, "sdpa", "eager"]),
+        (frozenset(), LONG, True, True, False, [FLASH_2], ["eager"]),
+        (frozenset(), 0, False, False, True, [], ["eager"]),
     ],
 )
 def test_the_best_attention_that_can_be_used_comes_first(
@@ -65,11 +69,11 @@ def test_the_best_attention_that_can_be_used_comes_first(
 def test_concat_blocks_get_what_transformers_chooses():
     for model_type, expected in (("roberta", "sdpa"), ("deberta-v2", "eager")):
         model = make(model_type, None)
-        assert attention_names(model, None, False, True, True)[0] == model.config._attn_implementation == expected
+        assert attention_names(model, None, 0, True, True)[0] == model.config._attn_implementation == expected
 
 
 def test_what_was_asked_for_is_used_and_nothing_else():
-    assert attention_names(make("roberta", "eager"), "eager", True, True, True) == ["eager"]
+    assert attention_names(make("roberta", "eager"), "eager", 512, True, True) == ["eager"]
 
 
 def block(ids: torch.Tensor, segments: torch.Tensor) -> dict[str, torch.Tensor]:

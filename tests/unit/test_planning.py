@@ -342,7 +342,7 @@ def test_a_plan_of_a_recipe_has_every_choice_and_one_to_take(planned: Any):
     assert memory["logits"] < memory["logits_dense"]
     assert found["choices"][0]["bytes_sent_a_step"] == 2 * 3 / 4 * 4 * elements
     assert f"recommended  {found['recommended']}: " in shown
-    assert "an estimate from data sheets that no GPU has confirmed" in shown
+    assert "an estimate from data sheets" in shown
 
 
 def test_a_choice_that_is_none_is_one_line_with_those_there_are(planned: Any):

@@ -117,7 +117,7 @@ def main(settings: dict[str, Any]) -> None:
     found = measure(
         recipe, settings["unused"], settings["checkpointing"], settings["deepspeed"], settings["precision"]
     )
-    rank = int(os.environ["RANK"])
+    rank = int(os.environ.get("RANK", "0"))
     Path(settings["folder"], f"rank-{rank}.json").write_text(json.dumps(found))
 
 

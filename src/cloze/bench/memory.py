@@ -140,7 +140,8 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
     logs = [folder / f"rank-{rank}.log" for rank in range(ranks)]
     running = []
     for rank, log in enumerate(logs):
-        env = {**os.environ, **_MALLOC, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        place = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 or choice.stage is not None else {}
+        env = {**os.environ, **_MALLOC, **place, "OMP_NUM_THREADS": "1"}
         with open(log, "w") as out:
             running.append(subprocess.Popen(words, env=env, stdout=out, stderr=subprocess.STDOUT))
     for process, log in zip(running, logs, strict=True):

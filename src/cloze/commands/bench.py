@@ -12,7 +12,7 @@ from cloze.errors import ConfigError
 
 def run(config: BenchConfig) -> None:
     """Measure, and print the table."""
-    if config.gpu and config.what not in ("train", "step"):
+    if config.gpu and config.what not in ("train", "step", "memory"):
         raise ConfigError(f"`bench {config.what}` uses no GPU", where="--gpu", hint="leave it out")
     module = importlib.import_module(f"cloze.bench.{config.what}")  # each needs other packages
     table = getattr(module, f"bench_{config.what}")(config)

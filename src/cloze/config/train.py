@@ -119,9 +119,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """mixed precision in float16 with loss scaling (GPU only); the same as `--precision fp16`"""
     tf32: bool | None = None
     """TF32 matrix products on Ampere and later GPUs"""
-    full_determinism: bool = False
-    """only operations that give the same bits every time, also on GPUs, where some sum in any order (slower; raises
-    where there is no such way). Also of torch.compile and flash attention"""
+    full_determinism: bool | Literal["auto"] = "auto"
+    """only operations that give the same bits every time: GPUs have faster ones that sum in any order. `auto`: on a
+    GPU, with a warning for an operation that has no such way; true: refuse it; false: a run differs from itself"""
     torch_compile: bool | Literal["auto"] = "auto"
     """compile the model's backbone: `auto` does so on a GPU for architectures that become one graph"""
     torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (

@@ -11,17 +11,22 @@ Batches of training have one shape (see `fixed_capacity`), so that there is one 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import masking_utils
 
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.model.archs import BREAKS_GRAPH
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that record them
+_plain_depth = 0  # how many `eagerly` blocks are open
 
 
 def choose_compile(
@@ -64,9 +69,7 @@ def compile_backbone(model: Any, mode: str, backend: str = "inductor") -> None:
     """
     backbone = getattr(model, model.base_model_prefix, model)
     # The forward alone: with its hooks, `backbone.compile()` makes a second graph of the one that gathers rows.
-    backbone.forward = torch.compile(
-        backbone.forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False
-    )
+    backbone.forward = _compiled(backbone.forward, mode, backend)
     if mode in _CUDA_GRAPHS:
         model.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
 
@@ -75,14 +78,34 @@ def compile_layers(layers: Sequence[torch.nn.Module], mode: str, backend: str = 
     """Compile layers in place, each by itself, as those that FSDP2 gathers have to be: their weights come and go in
     hooks around the forward that is compiled. `mode`: of torch.compile, one without CUDA graphs."""
     for layer in layers:
-        layer.forward = torch.compile(  # type: ignore[method-assign]
-            layer.forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False
-        )
+        layer.forward = _compiled(layer.forward, mode, backend)  # type: ignore[method-assign]
 
 
-def eagerly() -> Any:
-    """A context in which compiled modules run as they are written."""
-    return torch.compiler.set_stance("force_eager")
+def _compiled(forward: Callable[..., Any], mode: str, backend: str) -> Callable[..., Any]:
+    """A compiled forward, which runs as it is written inside `eagerly`."""
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # whoever wants them says --tf32
+    # torch 2.11's compiler takes `torch.compiler.is_exporting()` for true. transformers then makes a mask that hides
+    # nothing, and with a mask attention is computed in fp32 without a fused kernel.
+    masking_utils.is_torchdynamo_exporting = lambda: False  # type: ignore[assignment]
+    compiled = torch.compile(forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False)
+
+    @functools.wraps(forward)
+    def either(*arguments: Any, **named: Any) -> Any:
+        return (forward if _plain_depth else compiled)(*arguments, **named)
+
+    return either
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Inside, what `compile_backbone` and `compile_layers` compiled runs as it is written. What libraries compile for
+    themselves stays compiled: flex attention without its kernel holds all scores in memory."""
+    global _plain_depth
+    _plain_depth += 1
+    try:
+        yield
+    finally:
+        _plain_depth -= 1
 
 
 def _has_triton() -> bool:

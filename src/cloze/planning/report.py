@@ -17,7 +17,7 @@ from rich.table import Table
 from cloze.console import say
 from cloze.planning.choose import Plan, Row
 
-ESTIMATE = "speed is an estimate from data sheets that no GPU has confirmed"
+ESTIMATE = "speed is an estimate from data sheets; three models were measured, on one H200: launch/GPU.md"
 _COLUMNS = ("choice", "fits", "micro-batch\n(largest)", "peak", "para-\nmeters", "gra-\ndients", "opti-\nmizer",
             "activa-\ntions", "logits\n(dense)", "buffers", "host,\na node", "sent a\nstep", "tokens/s", "MFU, %",
             "days")  # fmt: skip

@@ -25,6 +25,7 @@ from cloze.distributed import gather, zero_stage
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.model.archs import check_kernels, check_precision
+from cloze.model.aligned import align_output_layer
 from cloze.model.attention import as_usual, attention_names, check_attention, check_half
 from cloze.model.compiled import choose_compile, compile_backbone, compile_layers
 from cloze.model.flops import peak_flops, step_flops
@@ -62,16 +63,17 @@ def check_machine(config: TrainConfig) -> None:
             raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)
     if config.tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    if config.full_determinism:
-        use_same_bits()
+    if config.full_determinism is True or (config.full_determinism == "auto" and on_gpu(config)):
+        use_same_bits(strict=config.full_determinism is True)
 
 
-def use_same_bits() -> None:
-    """Take only operations that give the same bits every time (PyTorch, "Reproducibility"). cuBLAS reads its setting
-    when it is first called, so before anything is computed."""
+def use_same_bits(strict: bool) -> None:
+    """Take only operations that give the same bits every time (PyTorch, "Reproducibility"); where there is none, warn,
+    or raise RuntimeError when it is called. cuBLAS reads its setting when it is first called, so before anything is
+    computed."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers hands it to the flash attention packages
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # helps to find errors, and costs time
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
@@ -86,12 +88,15 @@ def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAtt
     what is recomputed, and the masked-only head."""
     check_kernels(model.config)
     packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
-    names = attention_names(model, config.attn_implementation, packed, on_gpu(config), half)
+    length = data.block_size if packed else 0
+    names = attention_names(model, config.attn_implementation, length, on_gpu(config), half)
     documents = settle_attention(model, names, data.block_size, packed)
     with as_usual(model):
         choose_trained(model, config, data)
     if config.gradient_checkpointing:
         enable_checkpointing(model, config.gradient_checkpointing_every_n_layers)
+    if half and on_gpu(config):
+        align_output_layer(model)
     return documents, MaskedHead(model, config.sparse_head)
 
 

@@ -1,0 +1,66 @@
+"""What is compiled by us and what is not, and that attention stays the fused one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from cloze.model.compiled import compile_backbone, eagerly
+
+
+def tiny():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model("roberta", vocab_size=101, **sizes)
+    return AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa")
+
+
+class Graphs:
+    """A backend of torch.compile that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        self.seen.append(graph)
+        return graph.forward
+
+
+def test_inside_eagerly_our_backbone_is_not_compiled_and_what_libraries_compile_is():
+    torch._dynamo.reset()
+    ours, theirs = Graphs(), Graphs()
+    model, kernel = tiny(), torch.compile(lambda x: x + 1, backend=theirs)
+    compile_backbone(model, "default", backend=ours)  # type: ignore[arg-type]
+    ids = torch.full((1, 8), 7)
+    with torch.no_grad(), eagerly():
+        model(input_ids=ids)
+        assert kernel(torch.zeros(3)).tolist() == [1.0] * 3
+    assert (len(ours.seen), len(theirs.seen)) == (0, 1)
+    with torch.no_grad():
+        model(input_ids=ids)
+    assert len(ours.seen) == 1
+
+
+def test_blocks_without_padding_get_no_mask_when_they_are_compiled():
+    """With one, sdpa cannot reach the flash kernels."""
+    torch._dynamo.reset()
+    graphs, model = Graphs(), tiny()
+    compile_backbone(model, "default", backend=graphs)  # type: ignore[arg-type]
+    model(input_ids=torch.full((2, 8), 7))
+    calls = [node for node in graphs.seen[0].graph.nodes if "scaled_dot_product_attention" in str(node.target)]
+    assert len(calls) == 1
+    assert calls[0].kwargs.get("attn_mask") is None
+    assert len(calls[0].args) == 3
+
+
+def test_full_determinism_sets_what_pytorch_names_for_it():
+    script = (
+        "import os, torch; from cloze.train.equip import use_same_bits; use_same_bits(strict={strict});"
+        "assert torch.are_deterministic_algorithms_enabled();"
+        "assert torch.is_deterministic_algorithms_warn_only_enabled() is not {strict};"
+        "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8' and torch.backends.cudnn.deterministic"
+    )
+    for strict in (True, False):
+        subprocess.run([sys.executable, "-c", script.format(strict=strict)], check=True)
