@@ -24,8 +24,8 @@ from cloze.data.masking import Masking
 from cloze.distributed import gather, zero_stage
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
-from cloze.model.archs import check_kernels, check_precision
 from cloze.model.aligned import align_output_layer
+from cloze.model.archs import check_kernels, check_precision
 from cloze.model.attention import as_usual, attention_names, check_attention, check_half
 from cloze.model.compiled import choose_compile, compile_backbone, compile_layers
 from cloze.model.flops import peak_flops, step_flops
@@ -74,7 +74,7 @@ def use_same_bits(strict: bool) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers hands it to the flash attention packages
     torch.use_deterministic_algorithms(True, warn_only=not strict)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # helps to find errors, and costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
