@@ -24,7 +24,7 @@ def align_output_layer(model: Any) -> bool:
     layer = model.get_output_embeddings()
     if type(layer) is not torch.nn.Linear or layer.out_features % _NEEDED == 0:
         return False
-    layer.forward = lambda hidden: padded_linear(hidden, layer.weight, layer.bias)  # type: ignore[method-assign]
+    layer.forward = lambda input: padded_linear(input, layer.weight, layer.bias)  # type: ignore[method-assign]
     return True
 
 
