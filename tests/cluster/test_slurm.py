@@ -198,7 +198,7 @@ def slow(disturb: Callable[..., None]) -> object:
 @pytest.mark.parametrize(
     "disturb",
     [
-        preempted, slow(powered_off), slow(head_powered_off), slow(requeued_from_outside), slow(signalled),
+        slow(preempted), slow(powered_off), slow(head_powered_off), slow(requeued_from_outside), slow(signalled),
         slow(cable_cut), slow(out_of_time),
     ],
     ids=lambda f: f.__name__,

@@ -112,6 +112,7 @@ def test_a_preset_knows_where_its_corpus_lives(hub, rows, prepared: Path, tmp_pa
     assert one["splits"]["train"]["documents"] == len(rows)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_the_bytes_are_the_same(hub, rows, prepared: Path, tmp_path: Path):
     hub.add("owner/eli5", {f"train-{n}.parquet": parquet(rows[n * 60 : n * 60 + 60]) for n in range(5)})
     flags = ["--dataset_name", "owner/eli5", "--text_field", "answers.text", "--unit_size", "4KB"]
