@@ -127,9 +127,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=() if name == "sgd" else SLOW) for name in VARIANTS]
-)
+@pytest.mark.parametrize("variant", [pytest.param(name, marks=() if name == "sgd" else SLOW) for name in VARIANTS])
 def test_other_optimizers_and_parameters_that_are_frozen_unused_or_untied(prepared, tmp_path, variant):
     """One process against two ranks of ZeRO-2, one of ZeRO-3, three of DDP, two of ZeRO-1, with two decay groups."""
     more = VARIANTS[variant]
