@@ -4,6 +4,7 @@ Between two steps the fp32 weights, the moments and, where parameters are offloa
 in files under `nvme_path`. Reading or writing a few elements of one is no reason to read all of a sub-group into
 memory, as DeepSpeed would: so they are mapped, and take no memory of their own.
 
+    fit_buffers(settings, model, 2, dtype)     # before DeepSpeed sees them: its buffers have to suffice
     swap = swapped_state(zero, owner)          # None where the optimizer's tensors are in memory
     on_disk(swap, exp_avg)                     # [numel], shared with the file
     swapped_part(parameter)                    # this rank's part of a parameter, wherever it is
@@ -16,9 +17,53 @@ from typing import Any
 
 import torch
 
+from cloze.console import say
 from cloze.errors import ConfigError
 
 _ROUND = 1 << 20  # bytes; DeepSpeed reads whole multiples of 1 KiB times the threads of a request
+_LEAST = 1 << 20  # bytes (MIN_AIO_BYTES, or aio.block_size where that is more); smaller parts stay in memory
+
+
+def fit_buffers(settings: dict[str, Any], model: torch.nn.Module, world_size: int, dtype: torch.dtype) -> None:
+    """Change DeepSpeed's settings where its buffers for parameters that are on a disk would not suffice.
+
+    A part keeps its buffer until its parameter is let go of. DeepSpeed (0.19.8) keeps and fetches ahead as much as its
+    distances allow, without regard to the number of buffers; so once it has seen the order of the modules, in the
+    third step or so, it has none left and ends. Where not every part has a buffer of its own, each module's parameters
+    are read when it needs them, and let go of after it. Raises ConfigError where a part is larger than a buffer, or a
+    module has more parts than there are buffers.
+    """
+    zero = settings["zero_optimization"]
+    offload = zero.get("offload_param") or {}
+    if offload.get("device") != "nvme":
+        return
+    count, size = int(offload.get("buffer_count", 5)), int(offload.get("buffer_size", 10**8))  # as DeepSpeed has it
+    least = max(_LEAST, settings.get("aio", {}).get("block_size", _LEAST))
+    parts = {name: _part(parameter, world_size) for name, parameter in model.named_parameters()}
+    swapped = {name: part for name, part in parts.items() if part * dtype.itemsize >= least}
+    largest = max(swapped, key=lambda name: swapped[name], default=None)
+    if largest is not None and swapped[largest] > size:
+        raise ConfigError(
+            f"a rank's part of {largest} has {swapped[largest]:,} elements, and a buffer {size:,}",
+            where="offload_param: buffer_size",
+            hint=f"set it to {swapped[largest]} or more",
+        )
+    if len(swapped) <= count or sum(parts.values()) <= int(offload.get("max_in_cpu", 10**9)):
+        return
+    own = (module.parameters(recurse=False) for module in model.modules())
+    most = max(sum(_part(one, world_size) * dtype.itemsize >= least for one in ones) for ones in own)
+    if most > count:
+        raise ConfigError(
+            f"a module has {most} parameters of its own on the disk, and there are {count} buffers",
+            where="offload_param: buffer_count",
+            hint=f"set it to {most} or more",
+        )
+    zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+    say("offload", f"{len(swapped)} parameters on the disk, {count} buffers: each is read when its module needs it")
+
+
+def _part(parameter: torch.Tensor, world_size: int) -> int:
+    return -(-parameter.numel() // world_size)
 
 
 def swapped_state(zero: Any, owner: torch.Tensor) -> Any:
