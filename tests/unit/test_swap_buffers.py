@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cloze.errors import ConfigError
 from cloze.train.swapped import fit_buffers
@@ -53,5 +54,20 @@ def test_fewer_buffers_than_a_module_needs_at_once_are_refused():
     assert fitted(lstm, buffer_count=2) == UNCHANGED
     model = torch.nn.Sequential(lstm, *layers(2))
     assert fitted(model, buffer_count=2) == READ_WHEN_NEEDED
-    with pytest.raises(ConfigError, match="a module has 2 parameters of its own on the disk, and there are 1 buffers"):
+    with pytest.raises(ConfigError, match="2 parameters on the disk are needed at once, and buffers for them: 1; set"):
         fitted(model, buffer_count=1)
+
+
+class Layer(GradientCheckpointingLayer):
+    def __init__(self, frozen: int, trained: int, recomputed: bool):
+        super().__init__()
+        self.parts, self.gradient_checkpointing = layers(frozen + trained), recomputed
+        self.parts[:frozen].requires_grad_(False)
+
+
+def test_a_layer_that_is_recomputed_needs_all_its_frozen_matrices_at_once():
+    assert fitted(Layer(3, 4, recomputed=False)) == READ_WHEN_NEEDED
+    assert fitted(Layer(2, 4, recomputed=True)) == READ_WHEN_NEEDED
+    assert fitted(torch.nn.Sequential(Layer(2, 1, recomputed=True), Layer(2, 1, recomputed=True))) == READ_WHEN_NEEDED
+    with pytest.raises(ConfigError, match="4 parameters on the disk are needed at once, and buffers for them: 3"):
+        fitted(Layer(3, 4, recomputed=True))

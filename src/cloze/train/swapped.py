@@ -16,6 +16,7 @@ import os
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cloze.console import say
 from cloze.errors import ConfigError
@@ -30,8 +31,8 @@ def fit_buffers(settings: dict[str, Any], model: torch.nn.Module, world_size: in
     A part keeps its buffer until its parameter is let go of. DeepSpeed (0.19.8) keeps and fetches ahead as much as its
     distances allow, without regard to the number of buffers; so once it has seen the order of the modules, in the
     third step or so, it has none left and ends. Where not every part has a buffer of its own, each module's parameters
-    are read when it needs them, and let go of after it. Raises ConfigError where a part is larger than a buffer, or a
-    module has more parts than there are buffers.
+    are read when it needs them, and let go of after it. Raises ConfigError where a part is larger than a buffer, or
+    more parts are needed at once than there are buffers.
     """
     zero = settings["zero_optimization"]
     offload = zero.get("offload_param") or {}
@@ -39,7 +40,7 @@ def fit_buffers(settings: dict[str, Any], model: torch.nn.Module, world_size: in
         return
     count, size = int(offload.get("buffer_count", 5)), int(offload.get("buffer_size", 10**8))  # as DeepSpeed has it
     least = max(_LEAST, settings.get("aio", {}).get("block_size", _LEAST))
-    parts = {name: _part(parameter, world_size) for name, parameter in model.named_parameters()}
+    parts = {name: -(-parameter.numel() // world_size) for name, parameter in model.named_parameters()}
     swapped = {name: part for name, part in parts.items() if part * dtype.itemsize >= least}
     largest = max(swapped, key=lambda name: swapped[name], default=None)
     if largest is not None and swapped[largest] > size:
@@ -50,11 +51,10 @@ def fit_buffers(settings: dict[str, Any], model: torch.nn.Module, world_size: in
         )
     if len(swapped) <= count or sum(parts.values()) <= int(offload.get("max_in_cpu", 10**9)):
         return
-    own = (module.parameters(recurse=False) for module in model.modules())
-    most = max(sum(_part(one, world_size) * dtype.itemsize >= least for one in ones) for ones in own)
+    most = _most_at_once(model, {model.get_parameter(name) for name in swapped})
     if most > count:
         raise ConfigError(
-            f"a module has {most} parameters of its own on the disk, and there are {count} buffers",
+            f"{most} parameters on the disk are needed at once, and buffers for them: {count}",
             where="offload_param: buffer_count",
             hint=f"set it to {most} or more",
         )
@@ -62,8 +62,17 @@ def fit_buffers(settings: dict[str, Any], model: torch.nn.Module, world_size: in
     say("offload", f"{len(swapped)} parameters on the disk, {count} buffers: each is read when its module needs it")
 
 
-def _part(parameter: torch.Tensor, world_size: int) -> int:
-    return -(-parameter.numel() // world_size)
+def _most_at_once(model: torch.nn.Module, swapped: set[torch.nn.Parameter]) -> int:
+    """How many of some parameters are there at once, at most: those of one module; but of a layer that is recomputed
+    all frozen ones, which DeepSpeed lets go of at the end of the layer's backward pass."""
+    own = {module: [p for p in module.parameters(recurse=False) if p in swapped] for module in model.modules()}
+    most = max(len(found) for found in own.values())
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            frozen = sum(p in swapped and not p.requires_grad for p in layer.parameters())
+            trained = max(sum(p.requires_grad for p in own[module]) for module in layer.modules())
+            most = max(most, frozen + trained)
+    return most
 
 
 def swapped_state(zero: Any, owner: torch.Tensor) -> Any:
