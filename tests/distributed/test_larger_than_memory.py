@@ -33,7 +33,8 @@ MODEL += [
 PARAMETERS = 428_000_000
 LIMIT = 12 * PARAMETERS // 3
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--max_steps", "3", "--save_steps", "1", "--logging_steps", "1", "--learning_rate", "1e-4", "--seed", "1"]
+# From the third step on, unless a checkpoint interrupts it, DeepSpeed knows the order of the modules and plans by it.
+FLAGS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-4", "--seed", "1"]
 WORLD = 3
 
 
@@ -94,6 +95,7 @@ def losses(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_three_processes_train_what_is_three_times_as_large_as_each_may_be(prepared: Path, tmp_path: Path, figure):
     flags = [*MODEL, *FLAGS, "--dataset_name", str(prepared)]
     plain, divided = tmp_path / "plain", tmp_path / "divided"
@@ -104,11 +106,11 @@ def test_three_processes_train_what_is_three_times_as_large_as_each_may_be(prepa
     three = ["train", *flags, "--output_dir", str(divided), "--per_device_train_batch_size", "1"]
     three += ["--deepspeed", str(settings(tmp_path)), "--resume_from_checkpoint", "auto"]
     peaks = limited(three, WORLD, tmp_path / "log-train")
-    manifest = json.loads((divided / "checkpoint-3" / "checkpoint.json").read_text())
+    manifest = json.loads((divided / "checkpoint-4" / "checkpoint.json").read_text())
     numel = sum(math.prod(facts["shape"]) for facts in manifest["parameters"].values())
     assert 12 * numel >= 3 * LIMIT
     first = losses(divided)
-    shutil.rmtree(divided / "checkpoint-3")
+    shutil.rmtree(divided / "checkpoint-4")
     peaks += limited(three, WORLD, tmp_path / "log-resume")
     for found in (first, losses(divided)):
         figure("larger than memory: losses against one process", abs(found / losses(plain) - 1).max())
@@ -120,6 +122,7 @@ def test_three_processes_train_what_is_three_times_as_large_as_each_may_be(prepa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("engine", ["alone", "zero2"])
 def test_the_limit_bites_without_offload_and_says_so(prepared: Path, tmp_path: Path, engine: str):
     """Alone: address space for data (RLIMIT_DATA) ends, which Python can still say. On three ranks of ZeRO-2: the

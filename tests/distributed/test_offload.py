@@ -31,7 +31,7 @@ def settings(name: str, folder: Path, sub_group_size: int = 1_000_000) -> str:
     if name == "zero3_nvme":
         zero["sub_group_size"] = sub_group_size
         zero["offload_optimizer"] |= {"nvme_path": str(folder / "disk")}
-        zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 1_200_000, "buffer_count": 12}
+        zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 1_200_000}
         zero["offload_param"]["max_in_cpu"] = 0
     if zero["stage"] == 3:
         zero["stage3_param_persistence_threshold"] = 0

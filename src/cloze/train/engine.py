@@ -22,7 +22,7 @@ from cloze.fully_sharded import is_fsdp
 from cloze.train.ema import MovingAverage
 from cloze.train.fsdp import clip_gradients, shard
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
-from cloze.train.swapped import check_alignment
+from cloze.train.swapped import check_alignment, fit_buffers
 from cloze.train.zero3 import partition
 
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -157,6 +157,7 @@ def prepare_engine(
     # The tensors themselves, not copies: DeepSpeed puts others in their place.
     weights = {name: p.detach() for name, p in model.named_parameters()} if rounds else None
     if stage == 3:
+        fit_buffers(settings, model, layout.world_size, _DTYPES[accelerator.mixed_precision])
         partition(model, settings, _DTYPES[accelerator.mixed_precision])
     prepare = partial(shard, accelerator) if is_fsdp(accelerator) else accelerator.prepare
     wrapped, wrapped_optimizer = prepare(model, optimizer)
