@@ -27,7 +27,7 @@ from cloze.train.engine import Engine, prepare_engine
 from cloze.train.equip import enable_checkpointing
 from cloze.train.loss import masked_loss_sum
 from cloze.train.optim import build_optimizer
-from cloze.train.state import inner_optimizer, zero_optimizer
+from cloze.train.state import inner_optimizer, local, zero_optimizer
 
 STEPS = 3  # ZeRO-3 knows the order of the modules from the second one on
 
@@ -102,7 +102,7 @@ def held_by(engine: Engine) -> dict[str, int]:
 def _bytes(tensors: Iterable[torch.Tensor], seen: set[int]) -> int:
     total = 0
     for tensor in tensors:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             total += storage.nbytes()

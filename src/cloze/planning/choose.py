@@ -82,7 +82,7 @@ class Weighing:
         self.facts = model_facts(recipe)
         self.layout = recipe.layout(self.ranks)
         self.untraced: str | None = None
-        self._traces: dict[tuple[bool, bool], Trace | None] = {}
+        self._traces: dict[tuple[bool, bool, bool], Trace | None] = {}
 
     @cached_property
     def share(self) -> int:
@@ -91,15 +91,16 @@ class Weighing:
 
     def world(self, blocks: int) -> World:
         """With passes of so many blocks."""
-        return World(self.ranks, self.ranks_a_node, -(-self.share // blocks), self.precision)
+        return World(self.ranks, self.ranks_a_node, -(-self.share // blocks), self.precision, self.gpu.is_gpu)
 
     def trace(self, choice: Choice) -> Trace | None:
         """Of the choice's passes; None where the model cannot be traced."""
         half = _TYPES.get(self.precision)
         autocast = choice.stage is None and half is not None
-        key = autocast or half is None, choice.checkpointing
+        whole = half is None or (autocast and not choice.fully_sharded)  # FSDP2 gathers weights in 16 bit
+        key = whole, autocast, choice.checkpointing
         if key not in self._traces:
-            twin = make_twin(self.recipe, torch.float32 if key[0] else half or torch.float32, choice.checkpointing)
+            twin = make_twin(self.recipe, torch.float32 if whole else half or torch.float32, choice.checkpointing)
             freeze(twin, self.recipe.train.freeze, self.facts.unused)
             rows = max(1, round(self.recipe.block_size * self.recipe.train.mlm_probability))
             sparse, cast = self.recipe.train.sparse_head, half if autocast else None
@@ -148,7 +149,8 @@ def make_plan(
     """
     with quiet():
         weighing = Weighing(recipe, gpu, ranks_a_node, nodes)
-        choices = all_choices(weighing.facts.can_checkpoint, gpu.is_gpu)
+        with_fsdp = weighing.ranks > 1 and weighing.precision in ("no", "bf16")
+        choices = all_choices(weighing.facts.can_checkpoint, gpu.is_gpu, with_fsdp)
         rows = [weigh(weighing, choice, network, host_memory) for choice in choices]
     recommended, reason = recommend(rows, gpu)
     batch, steps = weighing.layout.global_batch, recipe.train.max_steps
@@ -232,7 +234,8 @@ def recommend(rows: list[Row], gpu: Gpu) -> tuple[Row | None, str]:
 def _burden(row: Row) -> tuple[bool, int, bool]:
     """What is preferred comes first: nothing offloaded or recomputed, then the least partitioned."""
     heavy = row.choice.checkpointing or row.choice.offload != "none"
-    return heavy, -1 if row.choice.stage is None else row.choice.stage, row.choice.checkpointing
+    divided = 4 if row.choice.fully_sharded else -1 if row.choice.stage is None else row.choice.stage
+    return heavy, divided, row.choice.checkpointing
 
 
 def _middle(row: Row) -> float:

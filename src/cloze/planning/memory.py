@@ -19,6 +19,7 @@ counts is what DeepSpeed 0.19 and torch's DDP really hold:
 - Stage 3 (zero/stage3.py): of each parameter 1/N, rounded up; small ones whole too; a flat tensor of its gradients;
   weights that were gathered, of which those needed again within max_reuse_distance stay: from the forward pass to the
   backward pass of a model of half of it, so of all models up to 5 x 10^8 parameters.
+- FSDP2: see `cloze.planning.divided`.
 - A gradient is copied once more to be sent, as flat slices (average_tensor, reduce_scatter_coalesced).
 """
 
@@ -27,25 +28,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cloze.planning.activations import Trace
+from cloze.planning.divided import fsdp_parts
+from cloze.planning.parts import Parts, World
 from cloze.planning.settings import Choice, Sizes
 from cloze.planning.shapes import ModelFacts
 from cloze.train.holdings import has_own_weights, optimizer_bytes
 
 _ALL_REDUCE = 5 * 10**8  # elements at a time, stage 0
-
-
-@dataclass(frozen=True)
-class World:
-    """`accumulation`: passes of a step; `precision`: "no", "bf16", "fp16" or "fp8"."""
-
-    ranks: int
-    ranks_a_node: int
-    accumulation: int
-    precision: str
-
-    def width(self, stage: int | None) -> int:
-        """Bytes of an element of the weights that the model computes with, and of its gradients."""
-        return 4 if stage is None or self.precision == "no" else 2
 
 
 @dataclass(frozen=True)
@@ -68,27 +57,6 @@ class Memory:
     nvme: float
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Bytes that an engine holds, but for activations. `parameters`, `optimizer`, `lasting`: always; `gradients`: when
-    the pass ends; `waiting`: of them before the pass; `kept`: share of a finished gradient that stays; `copies`: of a
-    finished gradient; `buffers`: in the pass; `step`: more in the optimizer's step than `gradients`; `start`: at the
-    highest while the engine is made."""
-
-    parameters: float
-    optimizer: float
-    lasting: float
-    gradients: float
-    waiting: float
-    kept: float
-    copies: float
-    buffers: float
-    step: float
-    start: float
-    host: float
-    nvme: float
-
-
 def memory_of(
     choice: Choice,
     facts: ModelFacts,
@@ -101,10 +69,11 @@ def memory_of(
 ) -> Memory:
     """`rows`: positions of `blocks` blocks that the head predicts, `dense` without the sparse head."""
     parts = parts_of(choice, facts, world, sizes)
+    at_start = host_at_start(choice, facts)
     activations = logits = logits_dense = peak = None
     if trace is not None:
         activations, logits, logits_dense = trace.activations(blocks), trace.logits(rows), trace.logits(dense)
-        peak = peak_of(parts, trace, blocks, rows)
+        peak = max(peak_of(parts, trace, blocks, rows), 0.0 if world.on_gpu else at_start)
     return Memory(
         parameters=parts.parameters,
         gradients=parts.gradients,
@@ -115,7 +84,7 @@ def memory_of(
         logits_dense=logits_dense,
         peak=peak,
         host=parts.host,
-        host_start=host_at_start(choice, facts),
+        host_start=at_start,
         nvme=parts.nvme,
     )
 
@@ -129,6 +98,8 @@ def peak_of(parts: Parts, trace: Trace, blocks: int, rows: int) -> float:
 
 def parts_of(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, rank: int | None = None) -> Parts:
     """What the engine of a choice holds. `rank`: whose part; None: the largest."""
+    if choice.fully_sharded:
+        return fsdp_parts(facts, world)
     if choice.stage is None:
         return _ddp(facts, world)
     if choice.stage == 0:
