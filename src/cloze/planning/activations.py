@@ -61,9 +61,7 @@ class Trace:
         """[E] bytes of everything but weights and finished gradients."""
         return np.maximum(self.plane @ np.array([1.0, blocks, rows]), 0.0)
 
-    def peak(
-        self, blocks: float, rows: float, kept: float | NDArray[np.float64] = 1.0, copies: float = 0.0
-    ) -> float:
+    def peak(self, blocks: float, rows: float, kept: float | NDArray[np.float64] = 1.0, copies: float = 0.0) -> float:
         """Bytes at the highest. `kept`: the share of each finished gradient that stays until the pass ends, or one
         for each parameter; `copies`: how many times a gradient is copied when it is finished, to travel."""
         if isinstance(kept, np.ndarray):
@@ -101,7 +99,13 @@ def trace_pass(
     by_block = (live[1] - live[0]) / (_SHAPES[1][0] - blocks)
     by_row = (live[2] - live[0]) / (_SHAPES[2][1] - units) / rows
     plane = np.stack([live[0] - by_block * blocks - by_row * units * rows, by_block, by_row], 1)
-    return Trace(plane, np.array(first.finished, np.float64), np.array(first.just, np.float64), np.array(first.which), first.forward_end)
+    return Trace(
+        plane,
+        np.array(first.finished, np.float64),
+        np.array(first.just, np.float64),
+        np.array(first.which),
+        first.forward_end,
+    )
 
 
 def untrained(twin: Any, block_size: int) -> list[str]:
