@@ -6,8 +6,8 @@
 - Each parameter is divided by its rows, rounded up (chunk_with_empty, padded): weights, gradients, moments in fp32.
 - A layer is gathered into one flat tensor, in bf16 in mixed precision, and copied from there into its parameters. The
   flat one of a layer stays until the next one was copied, in the forward pass (wait_for_unshard); in the backward
-  pass the layer before is gathered while one computes (_backward_prefetch). What lies in no layer, embeddings and head,
-  is gathered from the beginning of a pass to its end.
+  pass the layer before is gathered while one computes (_backward_prefetch). What lies in no layer, embeddings and
+  head, is gathered from the beginning of a pass to its end.
 - When a layer's backward ends its gradients are put into a flat fp32 tensor, reduced to this rank's part, and that
   flat tensor stays until the next layer's backward has ended (foreach_reduce, reduce_scatter_states). Gradients of the
   rest stay, whole, to the end of the pass.

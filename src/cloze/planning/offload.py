@@ -41,8 +41,8 @@ def pinned(sizes: Iterable[float], on_gpu: bool) -> float:
 def host_1_2(
     parts: list[int], accumulated: list[int], biggest: int, width: int, moments: float, on_gpu: bool
 ) -> float:
-    """`parts`: elements of the rank's part of each group; `accumulated`: of each parameter whose gradient waits for the
-    next pass; `biggest`: of the largest parameter; `width`: bytes of a weight."""
+    """Bytes of host memory. `parts`: elements of the rank's part of each group; `accumulated`: of each parameter whose
+    gradient waits for the next pass; `biggest`: of the largest parameter; `width`: bytes of a weight."""
     locked = [size * part for part in parts for size in (4, 4, width)]
     locked += [width * size for size in [biggest, *accumulated]]
     return 4 * moments * sum(parts) + pinned(locked, on_gpu)

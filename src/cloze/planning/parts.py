@@ -32,8 +32,8 @@ class World:
 class Parts:
     """Bytes that an engine holds, but for activations. `parameters`, `optimizer`, `lasting`: always; `gradients`: when
     the pass ends; `waiting`: of them before the pass; `kept`: share of a finished gradient that stays, of all of them
-    or one for each parameter; `copies`: of a finished gradient; `buffers`: in the pass; `step`: more in the optimizer's
-    step than `gradients`; `start`: at the highest while the engine is made."""
+    or one for each parameter; `copies`: of a finished gradient; `buffers`: in the pass; `step`: more in the
+    optimizer's step than `gradients`; `start`: at the highest while the engine is made."""
 
     parameters: float
     optimizer: float

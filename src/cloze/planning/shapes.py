@@ -44,8 +44,8 @@ class Weight:
 class ModelFacts:
     """`groups`: elements of each trained parameter, group by group of the optimizer, in the order of its flat tensors;
     `frozen`: elements that are not trained; `moments`: tensors the optimizer keeps for each trained element, EMA
-    included; `weights`: every parameter, in the model's order; `unused`: names of parameters that have no part in the output; `flops`: of one block's forward, backbone
-    and head (None where it cannot be counted)."""
+    included; `unused`: names of parameters that have no part in the output; `flops`: of one block's forward, backbone
+    and head (None where it cannot be counted); `weights`: every parameter, in the model's order."""
 
     model_class: str
     groups: list[list[int]]
