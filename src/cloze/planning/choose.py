@@ -249,7 +249,7 @@ def _reason(best: Row, fastest: Row, rows: list[Row]) -> str:
     if out:
         words.append(f"{out[0].choice.name} cannot be taken ({out[0].problem})")
     else:
-        words.append("it divides, offloads and recomputes the least")
+        words.append("of those as fast it divides, offloads and recomputes the least")
     if best.pace is None:
         words.append("no speed is known here")
     elif best is fastest:
