@@ -81,15 +81,22 @@ class Trace:
 
 
 def trace_pass(
-    twin: Any, block_size: int, rows: int, cast: torch.dtype | None, on_gpu: bool, sparse: bool = True
+    twin: Any,
+    block_size: int,
+    rows: int,
+    cast: torch.dtype | None,
+    on_gpu: bool,
+    sparse: bool = True,
+    again: Repeats | None = None,
 ) -> Trace:
     """Forward and backward of `twin`, a model on the meta device, in training mode, with what is trained and what is
     recomputed set up on it. `rows`: positions to predict in a block; `cast`: the type that autocast uses, None without
-    it. Raises Untraceable."""
+    it; `again`: what other traces found. Raises Untraceable."""
     runs = []
+    again = again or Repeats()
     for blocks, units in _SHAPES:
         try:
-            runs.append(_run(twin, block_size, blocks, units * rows, cast, on_gpu, sparse))
+            runs.append(_run(twin, block_size, blocks, units * rows, cast, on_gpu, sparse, again))
         except Exception as error:  # a forward that looks at its data: whatever it raises, it is not counted
             reason = str(error).strip().splitlines()[0][:80] if str(error).strip() else ""
             raise Untraceable(f"{type(error).__name__}: {reason}") from None
@@ -118,7 +125,7 @@ def untrained(twin: Any, block_size: int) -> list[str]:
         if p.requires_grad
     ]
     try:
-        _run(twin, block_size, 2, 2, None, True, sparse=False)
+        _run(twin, block_size, 2, 2, None, True, False, Repeats())
     except Exception as error:  # a forward that looks at its data
         raise Untraceable(f"{type(error).__name__}: {error}") from None
     finally:
@@ -130,10 +137,10 @@ def untrained(twin: Any, block_size: int) -> list[str]:
 class _Ledger(TorchDispatchMode):
     """Follows every storage that is made in the block from its first use to its end."""
 
-    def __init__(self, outside: list[torch.Tensor]):
+    def __init__(self, outside: list[torch.Tensor], again: Repeats):
         super().__init__()
         self._known: dict[int, Any] = {tensor.untyped_storage()._cdata: tensor for tensor in outside}
-        self._again = Repeats()
+        self._again = again
         self._now, self._finished = 0, 0
         self.live: list[int] = []
         self.finished: list[int] = []
@@ -184,14 +191,21 @@ class _Ledger(TorchDispatchMode):
 
 
 def _run(
-    twin: Any, block_size: int, blocks: int, rows: int, cast: torch.dtype | None, on_gpu: bool, sparse: bool
+    twin: Any,
+    block_size: int,
+    blocks: int,
+    rows: int,
+    cast: torch.dtype | None,
+    on_gpu: bool,
+    sparse: bool,
+    again: Repeats,
 ) -> _Ledger:
     meta = torch.device("meta")
     ids = torch.zeros((blocks, block_size), dtype=torch.long, device=meta)
     positions = torch.zeros((rows,), dtype=torch.long, device=meta)
     batch = {"input_ids": ids, "labels": ids}
     inputs = model_inputs(batch, meta, None, decoder_start(twin.config))
-    ledger = _Ledger([*twin.parameters(), *twin.buffers(), ids, positions, *inputs.values()])
+    ledger = _Ledger([*twin.parameters(), *twin.buffers(), ids, positions, *inputs.values()], again)
     device = AsDevice(on_gpu, cast)
     if twin.is_gradient_checkpointing:  # a mode of functions is not on where activations are computed anew
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), device)}

@@ -23,6 +23,7 @@ from cloze.planning.activations import Trace, Untraceable, quiet, trace_pass
 from cloze.planning.gpus import Gpu
 from cloze.planning.memory import Memory, World, checkpoint_bytes, host_at_start, memory_of, parts_of, peak_of
 from cloze.planning.recipe import Recipe
+from cloze.planning.repeats import Repeats
 from cloze.planning.settings import Choice, Sizes, all_choices, bucket_sizes, ds_config
 from cloze.planning.shapes import ModelFacts, freeze, make_twin, model_facts, precision_for
 from cloze.planning.speed import Load, Pace, pace_of, wire_bytes
@@ -82,6 +83,7 @@ class Weighing:
         self.facts = model_facts(recipe)
         self.layout = recipe.layout(self.ranks)
         self.untraced: str | None = None
+        self._again = Repeats()
         self._traces: dict[tuple[bool, bool, bool], Trace | None] = {}
 
     @cached_property
@@ -105,7 +107,8 @@ class Weighing:
             rows = max(1, round(self.recipe.block_size * self.recipe.train.mlm_probability))
             sparse, cast = self.recipe.train.sparse_head, half if autocast else None
             try:
-                self._traces[key] = trace_pass(twin, self.recipe.block_size, rows, cast, self.gpu.is_gpu, sparse)
+                block_size, on_gpu = self.recipe.block_size, self.gpu.is_gpu
+                self._traces[key] = trace_pass(twin, block_size, rows, cast, on_gpu, sparse, self._again)
             except Untraceable as error:
                 self._traces[key], self.untraced = None, str(error)
         return self._traces[key]
