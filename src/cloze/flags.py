@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -71,6 +72,7 @@ OLD_NAMES = {
 }
 
 
+@functools.cache  # `cloze plan` reads the options of three commands
 def build_parser() -> jsonargparse.ArgumentParser:
     """The parser of all commands; raises `jsonargparse.ArgumentError` instead of exiting."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -15,12 +15,13 @@ import yaml
 from corpus import TINY_MODEL
 from ranks import run_ranks, succeed
 
-from cloze.bench.memory import predict, recipe_of
+from cloze.bench.memory import FSDP, predict, recipe_of
 from cloze.files import write_json
 from cloze.planning.settings import Choice, ds_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "hidden_size=128,num_hidden_layers=2,num_attention_heads=4,intermediate_size=512,vocab_size=6000"
+FSDP2 = Choice(None, fully_sharded=True)
 slow = pytest.mark.slow
 
 
@@ -28,6 +29,7 @@ def _measure(settings: dict[str, Any], unused: list[str], deepspeed: str | None,
     from cloze.bench.held import measure
     from cloze.cli import leave
 
+    os.environ |= FSDP if settings["fsdp2"] else {}
     recipe = recipe_of(settings)
     found = measure(recipe, unused, settings["checkpointing"], deepspeed, settings["precision"])
     Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(found))
@@ -35,41 +37,54 @@ def _measure(settings: dict[str, Any], unused: list[str], deepspeed: str | None,
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "accumulation", "ema_decay", "model_type"),
+    ("choice", "precision", "accumulation", "ema_decay", "model_type"),
     [
-        (2, "bf16", 2, 0.9, "roberta"),
-        pytest.param(None, "no", 1, None, "bert", marks=slow),
-        pytest.param(None, "bf16", 2, 0.9, "roberta", marks=slow),
-        pytest.param(0, "no", 1, None, "roberta", marks=slow),
-        pytest.param(0, "bf16", 2, 0.9, "roberta", marks=slow),
-        pytest.param(1, "no", 1, None, "esm", marks=slow),
-        pytest.param(1, "bf16", 2, 0.9, "roberta", marks=slow),
-        pytest.param(2, "no", 1, None, "electra", marks=slow),
-        pytest.param(3, "no", 1, None, "bert", marks=slow),
-        pytest.param(3, "bf16", 2, 0.9, "roberta", marks=slow),
+        (Choice(2), "bf16", 2, 0.9, "roberta"),
+        pytest.param(Choice(None), "no", 1, None, "bert", marks=slow),
+        pytest.param(Choice(None), "bf16", 2, 0.9, "roberta", marks=slow),
+        pytest.param(Choice(0), "no", 1, None, "roberta", marks=slow),
+        pytest.param(Choice(0), "bf16", 2, 0.9, "roberta", marks=slow),
+        pytest.param(Choice(1), "no", 1, None, "esm", marks=slow),
+        pytest.param(Choice(1), "bf16", 2, 0.9, "roberta", marks=slow),
+        pytest.param(Choice(2), "no", 1, None, "electra", marks=slow),
+        pytest.param(Choice(3), "no", 1, None, "bert", marks=slow),
+        pytest.param(Choice(3), "bf16", 2, 0.9, "roberta", marks=slow),
+        pytest.param(FSDP2, "no", 1, None, "esm", marks=slow),
+        pytest.param(FSDP2, "bf16", 2, 0.9, "roberta", marks=slow),
+        pytest.param(Choice(1, "optimizer"), "bf16", 2, None, "roberta", marks=slow),
+        pytest.param(Choice(2, "optimizer"), "bf16", 2, 0.9, "roberta", marks=slow),
+        pytest.param(Choice(2, "optimizer"), "no", 1, None, "bert", marks=slow),
+        pytest.param(Choice(3, "optimizer"), "bf16", 2, None, "roberta", marks=slow),
+        pytest.param(Choice(3, "all"), "no", 1, None, "electra", marks=slow),
+        pytest.param(Choice(3, "nvme"), "bf16", 2, None, "roberta", marks=slow),
     ],
+    ids=lambda value: value.name if isinstance(value, Choice) else None,
 )
 def test_two_ranks_hold_what_the_plan_says(
-    stage: int | None, precision: str, accumulation: int, ema_decay: float | None, model_type: str, tmp_path: Path
+    choice: Choice, precision: str, accumulation: int, ema_decay: float | None, model_type: str, tmp_path: Path
 ):
     overrides = SIZES + (",pad_token_id=1,mask_token_id=3" if model_type == "esm" else "")
     settings = {"model_type": model_type, "overrides": overrides, "precision": precision, "ema_decay": ema_decay}
     settings |= {"blocks": 2, "block_size": 32, "accumulation": accumulation, "checkpointing": False}
-    choice, deepspeed = Choice(stage), None
-    if stage is not None:
+    settings["fsdp2"] = choice.fully_sharded
+    deepspeed = None
+    if choice.stage is not None:
         deepspeed = str(tmp_path / "ds_config.json")
-        write_json(deepspeed, ds_config(choice))
+        text = json.dumps(ds_config(choice)).replace("/local_nvme", str(tmp_path / "disk"))
+        write_json(deepspeed, json.loads(text))
     predicted, unused = predict(recipe_of(settings), choice)
     work = {"settings": settings, "unused": unused, "deepspeed": deepspeed, "folder": str(tmp_path)}
     succeed(run_ranks(_measure, 2, tmp_path / "log", **work))
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    for part in ("parameters", "gradients", "optimizer"):  # the plan is for the rank that holds the most
+    for part in ("parameters", "gradients", "optimizer", "host"):  # the plan is for the rank that holds the most
         assert getattr(predicted, part) == pytest.approx(max(one[part] for one in found), rel=0.02), part
+    files = sum(file.stat().st_size for file in tmp_path.glob("disk/**/rank0/*.swp"))
+    assert predicted.nvme == pytest.approx(files, rel=0.02)
 
 
 @slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what the files do without a GPU")
-@pytest.mark.parametrize("choice", ["ddp", "zero3+checkpointing"])
+@pytest.mark.parametrize("choice", ["ddp", "zero3+checkpointing", "fsdp2"])
 def test_training_starts_from_the_files_of_a_plan(choice: str, prepared: Path, tmp_path: Path):
     """`cloze plan --write`, and then the very command that it shows."""
     recipe = {"dataset_name": str(prepared), "output_dir": str(tmp_path / "run"), "max_steps": 2}
@@ -84,5 +99,6 @@ def test_training_starts_from_the_files_of_a_plan(choice: str, prepared: Path, t
     shown = next(line for line in done.stdout.splitlines() if line.startswith("written"))
     trained = subprocess.run(shown.split("; ")[1].split(), **run)  # type: ignore[call-overload]
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert ("DeepSpeed ZeRO-3" if "zero3" in choice else "DDP") in trained.stdout
+    engine = {"ddp": "DDP", "zero3+checkpointing": "DeepSpeed ZeRO-3", "fsdp2": "FSDP2"}[choice]
+    assert engine in trained.stdout
     assert "2 ranks" in trained.stdout

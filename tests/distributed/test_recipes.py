@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ranks import cloze_ranks, succeed
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
 from cloze.bench.sizes import Size, make_data
+from cloze.commands import plan
 from cloze.config import PrepareConfig, TrainConfig
 from cloze.flags import parse
 from cloze.model.load import read_config
@@ -79,6 +82,39 @@ def test_the_model_has_the_published_number_of_parameters(recipe: str):
         assert number == pytest.approx(published, rel=0.05)
     text = (RECIPES / f"{recipe}.yaml").read_text()
     assert any(f"{number / unit:.{digits}f} {name}" in text for unit, digits, name in ((1e6, 0, "M"), (1e9, 1, "G")))
+
+
+PLANNED = re.compile(
+    r"Planned, not measured: (\S+), ([\d.]+) GiB of (\S+) of each of (\d+) GPUs in passes of (\d+) blocks"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [*PUBLISHED, *LONGER])
+def test_the_memory_that_a_recipe_names_is_what_cloze_plan_says_of_its_command(recipe: str, tmp_path: Path):
+    text = (RECIPES / f"{recipe}.yaml").read_text()
+    found = PLANNED.search(text.replace("\n#", ""))
+    assert found, "Planned, not measured: ..."
+    assert found.groups() == planned(recipe, tmp_path)
+
+
+def planned(recipe: str, folder: Path) -> tuple[str, ...]:
+    """Choice, memory at its highest, that of a GPU, GPUs, and blocks of a pass: as planned by the recipe's command."""
+    text = (RECIPES / f"{recipe}.yaml").read_text()
+    command = re.search(rf"^#   cloze plan launch/recipes/{recipe}.yaml (.*)$", text, re.MULTILINE)
+    assert command, "cloze plan ..."
+    words = shlex.split(command[1])
+    base = LONGER.get(recipe, recipe)
+    words += ["--vocab_size", str(PUBLISHED[base][1]), "--json", str(folder / "plan.json")]
+    if recipe in LONGER:  # the model that it goes on from
+        full_size(base).save_pretrained(folder / "model")
+        words += ["--train_flags", f"--model_name_or_path {folder}/model"]
+    _, config = parse(["plan", str(RECIPES / f"{recipe}.yaml"), *words])
+    plan.run(config)
+    told = json.loads((folder / "plan.json").read_text())
+    choice = next(one for one in told["choices"] if one["name"] == told["recommended"])
+    memory = f"{choice['memory']['peak'] / 2**30:.1f}", f"{told['gpu']['memory'] / 2**30:.1f}"
+    return choice["name"], *memory, str(told["ranks"]), str(choice["micro_batch"])
 
 
 @pytest.mark.parametrize("recipe", LONGER)

@@ -27,7 +27,7 @@ from cloze.train.engine import Engine, prepare_engine
 from cloze.train.equip import enable_checkpointing
 from cloze.train.loss import masked_loss_sum
 from cloze.train.optim import build_optimizer
-from cloze.train.state import inner_optimizer, zero_optimizer
+from cloze.train.state import inner_optimizer, local, zero_optimizer
 
 STEPS = 3  # ZeRO-3 knows the order of the modules from the second one on
 
@@ -78,31 +78,54 @@ def backward(engine: Engine, head: MaskedHead, recipe: Recipe, layout: Layout) -
 
 
 def held_by(engine: Engine) -> dict[str, int]:
-    """Bytes of `parameters`, `gradients` and `optimizer` (fp32 weights that are no parameters, moments, EMA), each
-    storage counted once, under the first of these names."""
+    """Bytes of `parameters`, `gradients` and `optimizer` (fp32 weights that are no parameters, moments, EMA) where the
+    model computes, and of `host`, what DeepSpeed would keep in host memory; each storage counted once."""
     zero, inner = zero_optimizer(engine.optimizer), inner_optimizer(engine.optimizer)
     module = list(engine.module.parameters())
-    parameters = [p.ds_tensor for p in module if hasattr(p, "ds_tensor")] + [p.data for p in module]
     gradients = [p.grad for p in module if p.grad is not None]
-    flat = getattr(zero, "grad_partitions_flat_buffer", None)
-    gradients += [flat] if flat is not None else []
     for averaged in (getattr(zero, "averaged_gradients", None) or {}).values():
         gradients += averaged or []
+    swapper = getattr(zero, "optimizer_swapper", None)
+    for info in swapper.swap_params_info.values() if swapper is not None else []:
+        gradients += info.unswapped_gradients.values()  # small ones: where there is a GPU they are on it
     owners = [p for group in inner.param_groups for p in group["params"]]
     owners += getattr(zero, "fp32_partitioned_groups_flat", [])
     state = [value for entries in inner.state.values() for value in entries.values() if torch.is_tensor(value)]
+    flat = getattr(zero, "grad_partitions_flat_buffer", None)
+    flat = [] if flat is None else [flat]
     seen: set[int] = set()
+    host = 0
+    if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
+        sums = [p.grad for p in owners if p.grad is not None]
+        host = _bytes([*owners, *sums, *state, *flat, *_in_host(zero, module)], seen)
+    parts = [p.ds_tensor for p in module if hasattr(p, "ds_tensor")] + [p.data for p in module]
     return {
-        "parameters": _bytes(parameters, seen),
-        "gradients": _bytes(gradients, seen),
+        "parameters": _bytes(parts, seen),
+        "gradients": _bytes([*gradients, *flat], seen),
         "optimizer": _bytes([*owners, *state], seen),
+        "host": host,
     }
+
+
+def _in_host(zero: Any, module: list[Any]) -> list[torch.Tensor]:
+    """Buffers of ZeRO-Offload beside weights, gradients and moments of the optimizer, and weights that are not on the
+    GPU. The optimizer's swap buffers are there with NVMe only."""
+    found = list(getattr(zero, "param_buffer_of_bit16_for_cpu_offload_groups", []))
+    found += [getattr(zero, name) for name in ("temp_grad_buffer_for_cpu_offload",) if hasattr(zero, name)]
+    found += list(getattr(zero, "accumulated_grads_in_cpu", {}).values())
+    if getattr(zero, "offload_param", False):
+        found += [p.ds_tensor for p in module if not p.ds_persist]
+    swapper = getattr(zero, "optimizer_swapper", None)
+    if swapper is not None:
+        found += swapper.swap_buffer_manager.all_buffers
+        found.append(module[0].nvme_swapper.buffers)
+    return found
 
 
 def _bytes(tensors: Iterable[torch.Tensor], seen: set[int]) -> int:
     total = 0
     for tensor in tensors:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             total += storage.nbytes()

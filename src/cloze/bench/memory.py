@@ -34,6 +34,7 @@ from cloze.planning.recipe import Recipe
 from cloze.planning.settings import Choice, ds_config
 
 RANKS = 2
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 _USUAL = "hidden_size=512,num_hidden_layers=6,num_attention_heads=8,intermediate_size=2048"
 _SPECIAL = "pad_token_id=1,bos_token_id=0,eos_token_id=2,cls_token_id=0,sep_token_id=2"  # within the vocabulary
 MODELS = {
@@ -51,7 +52,7 @@ _BASE = {
     "intermediate_size=2048": "intermediate_size=3072",
     "embedding_size=512": "embedding_size=768",
 }
-ENGINES = (None, 0, 1, 2, 3)
+ENGINES = (Choice(None), *map(Choice, range(4)), Choice(None, fully_sharded=True))
 _CPU = Gpu("this CPU", 2**40, None, 0.0, 0.0, 0.0, "no")
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
@@ -69,8 +70,7 @@ def bench_memory(config: BenchConfig) -> Table:
     where = f"one rank on {torch.cuda.get_device_name()}, bf16" if config.gpu else f"{RANKS} ranks on the CPU"
     table = Table(f"{where}; the parts are predicted / measured", columns)
     for name in names:
-        for stage in ENGINES:
-            choice = Choice(stage)
+        for choice in ENGINES[:-1] if config.gpu else ENGINES:  # FSDP2 is a choice for several ranks
             settings = settings_of(name, config)
             predicted, unused = predict(recipe_of(settings), choice)
             with work_folder(config.work_dir) as folder:
@@ -136,6 +136,8 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if choice.fully_sharded:
+        world |= FSDP
     words = [sys.executable, "-m", "cloze.bench.held", json.dumps(settings)]
     logs = [folder / f"rank-{rank}.log" for rank in range(ranks)]
     running = []

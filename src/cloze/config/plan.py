@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class PlanConfig:
     """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network.
 
-    That is: memory of a GPU for every ZeRO stage, offload and activation checkpointing; the largest micro-batch that
-    fits; host memory, bytes on wire and disk; an estimate of speed and days; and which choice to take. As in
+    That is: memory of a GPU for DDP, every ZeRO stage and offload, and FSDP2, with and without activation
+    checkpointing; the largest micro-batch that fits; host memory, bytes on wire and disk; an estimate of speed and
+    days; and which choice to take. As in
     `cloze plan launch/recipes/distilroberta-eli5.yaml --gpus 8xH100-80GB --nodes 2`, or
     `cloze plan my.yaml --gpus A10G --train_flags '--gradient_accumulation_steps 4' --write launch/mine`.
 
@@ -38,7 +39,7 @@ class PlanConfig:
     train_flags: str = ""
     """flags of `cloze train` that win over the recipe: `--max_steps 1000 --bf16`"""
     choose: str | None = None
-    """take this choice instead of the recommended one: ddp, zero2, zero3+offload, ... and `+checkpointing`"""
+    """take this choice instead of the recommended one: ddp, zero2, zero3+offload, fsdp2, ... and `+checkpointing`"""
     write: str | None = None
     """make this folder, with files for DeepSpeed and `accelerate launch --config_file` of the choice"""
     json: str | None = None

@@ -193,8 +193,8 @@ class BenchConfig:
     of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
     waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns;
     `step`: where the time of one step of `cloze train` goes, also under `accelerate launch`; `memory`: what `cloze
-    plan` predicts beside what two ranks on the CPU take, or one on a GPU, for 6 architectures under DDP and ZeRO
-    0 to 3"""
+    plan` predicts beside what two ranks on the CPU take, or one on a GPU, for 6 architectures under DDP, ZeRO 0 to 3
+    and FSDP2"""
     dataset_name: str | None = None
     """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
     (default: the sample corpus)"""

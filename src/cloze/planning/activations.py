@@ -17,6 +17,7 @@ fragmentation and what torch.compile saves are not seen, nor is the mask that ke
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import warnings
 import weakref
@@ -34,6 +35,7 @@ from cloze.model.archs import decoder_start
 from cloze.model.packed import model_inputs
 from cloze.model.sparse_head import MaskedHead
 from cloze.planning.device import AsDevice
+from cloze.planning.repeats import Repeats
 from cloze.train.loss import masked_loss_sum
 
 _SHAPES = ((2, 2), (3, 2), (2, 3))  # blocks, and units of rows: three points of a plane. One block has shortcuts
@@ -47,21 +49,27 @@ class Untraceable(Exception):
 class Trace:
     """One pass, event by event. `plane` [E, 3]: live bytes are plane @ (1, blocks, rows), without finished gradients;
     `finished` [E]: bytes of gradients finished by then; `just` [E]: bytes of the gradient finished at this event;
-    `forward_end`: the event at which the backward pass begins."""
+    `which` [E]: the number of its parameter in the model's order, -1 where none is; `forward_end`: the event at which
+    the backward pass begins."""
 
     plane: NDArray[np.float64]
     finished: NDArray[np.float64]
     just: NDArray[np.float64]
+    which: NDArray[np.int64]
     forward_end: int
 
     def live(self, blocks: float, rows: float) -> NDArray[np.float64]:
         """[E] bytes of everything but weights and finished gradients."""
         return np.maximum(self.plane @ np.array([1.0, blocks, rows]), 0.0)
 
-    def peak(self, blocks: float, rows: float, kept: float = 1.0, copies: float = 0.0) -> float:
-        """Bytes at the highest. `kept`: the share of each finished gradient that stays until the pass ends; `copies`:
-        how many times a gradient is copied when it is finished, to travel to other ranks."""
-        return float((self.live(blocks, rows) + kept * self.finished + copies * self.just).max())
+    def peak(self, blocks: float, rows: float, kept: float | NDArray[np.float64] = 1.0, copies: float = 0.0) -> float:
+        """Bytes at the highest. `kept`: the share of each finished gradient that stays until the pass ends, or one
+        for each parameter; `copies`: how many times a gradient is copied when it is finished, to travel."""
+        if isinstance(kept, np.ndarray):
+            staying = np.cumsum(np.where(self.which >= 0, self.just * kept[self.which], 0.0))
+        else:
+            staying = kept * self.finished
+        return float((self.live(blocks, rows) + staying + copies * self.just).max())
 
     def activations(self, blocks: float) -> float:
         """Bytes kept for the backward pass when it begins, but for those that the head keeps for each position."""
@@ -73,15 +81,22 @@ class Trace:
 
 
 def trace_pass(
-    twin: Any, block_size: int, rows: int, cast: torch.dtype | None, on_gpu: bool, sparse: bool = True
+    twin: Any,
+    block_size: int,
+    rows: int,
+    cast: torch.dtype | None,
+    on_gpu: bool,
+    sparse: bool = True,
+    again: Repeats | None = None,
 ) -> Trace:
     """Forward and backward of `twin`, a model on the meta device, in training mode, with what is trained and what is
     recomputed set up on it. `rows`: positions to predict in a block; `cast`: the type that autocast uses, None without
-    it. Raises Untraceable."""
+    it; `again`: what other traces found. Raises Untraceable."""
     runs = []
+    again = again or Repeats()
     for blocks, units in _SHAPES:
         try:
-            runs.append(_run(twin, block_size, blocks, units * rows, cast, on_gpu, sparse))
+            runs.append(_run(twin, block_size, blocks, units * rows, cast, on_gpu, sparse, again))
         except Exception as error:  # a forward that looks at its data: whatever it raises, it is not counted
             reason = str(error).strip().splitlines()[0][:80] if str(error).strip() else ""
             raise Untraceable(f"{type(error).__name__}: {reason}") from None
@@ -92,7 +107,13 @@ def trace_pass(
     by_block = (live[1] - live[0]) / (_SHAPES[1][0] - blocks)
     by_row = (live[2] - live[0]) / (_SHAPES[2][1] - units) / rows
     plane = np.stack([live[0] - by_block * blocks - by_row * units * rows, by_block, by_row], 1)
-    return Trace(plane, np.array(first.finished, np.float64), np.array(first.just, np.float64), first.forward_end)
+    return Trace(
+        plane,
+        np.array(first.finished, np.float64),
+        np.array(first.just, np.float64),
+        np.array(first.which),
+        first.forward_end,
+    )
 
 
 def untrained(twin: Any, block_size: int) -> list[str]:
@@ -104,7 +125,7 @@ def untrained(twin: Any, block_size: int) -> list[str]:
         if p.requires_grad
     ]
     try:
-        _run(twin, block_size, 2, 2, None, True, sparse=False)
+        _run(twin, block_size, 2, 2, None, True, False, Repeats())
     except Exception as error:  # a forward that looks at its data
         raise Untraceable(f"{type(error).__name__}: {error}") from None
     finally:
@@ -116,13 +137,15 @@ def untrained(twin: Any, block_size: int) -> list[str]:
 class _Ledger(TorchDispatchMode):
     """Follows every storage that is made in the block from its first use to its end."""
 
-    def __init__(self, outside: list[torch.Tensor]):
+    def __init__(self, outside: list[torch.Tensor], again: Repeats):
         super().__init__()
         self._known: dict[int, Any] = {tensor.untyped_storage()._cdata: tensor for tensor in outside}
+        self._again = again
         self._now, self._finished = 0, 0
         self.live: list[int] = []
         self.finished: list[int] = []
         self.just: list[int] = []
+        self.which: list[int] = []
         self.forward_end = 0
 
     def end_forward(self) -> None:
@@ -130,17 +153,18 @@ class _Ledger(TorchDispatchMode):
         self._event()
         self.forward_end = len(self.live) - 1
 
-    def gradient(self, parameter: torch.Tensor) -> None:
-        """Note that a parameter's gradient is finished."""
+    def gradient(self, number: int, parameter: torch.Tensor) -> None:
+        """Note that the gradient of the model's `number`-th parameter is finished."""
         assert parameter.grad is not None
         size = parameter.grad.numel() * parameter.grad.element_size()
         self._finished += size
-        self._event(size)
+        self._event(size, number)
 
-    def _event(self, just: int = 0) -> None:
+    def _event(self, just: int = 0, which: int = -1) -> None:
         self.live.append(self._now - self._finished)
         self.finished.append(self._finished)
         self.just.append(just)
+        self.which.append(which)
 
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -159,7 +183,7 @@ class _Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:  # `if mask.all()`: it is not
             return torch.zeros((), dtype=args[0].dtype, device="cpu").item()
-        out = func(*args, **(kwargs or {}))
+        out = self._again.call(func, args, kwargs or {})
         for value in torch.utils._pytree.tree_leaves(out):
             if isinstance(value, torch.Tensor):
                 self._note(value)
@@ -167,18 +191,25 @@ class _Ledger(TorchDispatchMode):
 
 
 def _run(
-    twin: Any, block_size: int, blocks: int, rows: int, cast: torch.dtype | None, on_gpu: bool, sparse: bool
+    twin: Any,
+    block_size: int,
+    blocks: int,
+    rows: int,
+    cast: torch.dtype | None,
+    on_gpu: bool,
+    sparse: bool,
+    again: Repeats,
 ) -> _Ledger:
     meta = torch.device("meta")
     ids = torch.zeros((blocks, block_size), dtype=torch.long, device=meta)
     positions = torch.zeros((rows,), dtype=torch.long, device=meta)
     batch = {"input_ids": ids, "labels": ids}
     inputs = model_inputs(batch, meta, None, decoder_start(twin.config))
-    ledger = _Ledger([*twin.parameters(), *twin.buffers(), ids, positions, *inputs.values()])
+    ledger = _Ledger([*twin.parameters(), *twin.buffers(), ids, positions, *inputs.values()], again)
     device = AsDevice(on_gpu, cast)
     if twin.is_gradient_checkpointing:  # a mode of functions is not on where activations are computed anew
-        again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), device)}
-        twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
+        how = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), device)}
+        twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_hooks(twin, ledger))
         head = MaskedHead(twin, sparse)
@@ -199,7 +230,11 @@ def _hooks(twin: Any, ledger: _Ledger) -> Iterator[None]:
     Nothing is collected meanwhile: what waits for that would be freed at any event."""
     backbone = getattr(twin, twin.base_model_prefix, twin)
     before = dict(backbone._forward_hooks)
-    handles = [p.register_post_accumulate_grad_hook(ledger.gradient) for p in twin.parameters() if p.requires_grad]
+    handles = [
+        p.register_post_accumulate_grad_hook(functools.partial(ledger.gradient, number))
+        for number, p in enumerate(twin.parameters())
+        if p.requires_grad
+    ]
     gc.disable()
     try:
         yield

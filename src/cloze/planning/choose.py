@@ -23,6 +23,7 @@ from cloze.planning.activations import Trace, Untraceable, quiet, trace_pass
 from cloze.planning.gpus import Gpu
 from cloze.planning.memory import Memory, World, checkpoint_bytes, host_at_start, memory_of, parts_of, peak_of
 from cloze.planning.recipe import Recipe
+from cloze.planning.repeats import Repeats
 from cloze.planning.settings import Choice, Sizes, all_choices, bucket_sizes, ds_config
 from cloze.planning.shapes import ModelFacts, freeze, make_twin, model_facts, precision_for
 from cloze.planning.speed import Load, Pace, pace_of, wire_bytes
@@ -82,7 +83,8 @@ class Weighing:
         self.facts = model_facts(recipe)
         self.layout = recipe.layout(self.ranks)
         self.untraced: str | None = None
-        self._traces: dict[tuple[bool, bool], Trace | None] = {}
+        self._again = Repeats()
+        self._traces: dict[tuple[bool, bool, bool], Trace | None] = {}
 
     @cached_property
     def share(self) -> int:
@@ -91,20 +93,22 @@ class Weighing:
 
     def world(self, blocks: int) -> World:
         """With passes of so many blocks."""
-        return World(self.ranks, self.ranks_a_node, -(-self.share // blocks), self.precision)
+        return World(self.ranks, self.ranks_a_node, -(-self.share // blocks), self.precision, self.gpu.is_gpu)
 
     def trace(self, choice: Choice) -> Trace | None:
         """Of the choice's passes; None where the model cannot be traced."""
         half = _TYPES.get(self.precision)
         autocast = choice.stage is None and half is not None
-        key = autocast or half is None, choice.checkpointing
+        whole = half is None or (autocast and not choice.fully_sharded)  # FSDP2 gathers weights in 16 bit
+        key = whole, autocast, choice.checkpointing
         if key not in self._traces:
-            twin = make_twin(self.recipe, torch.float32 if key[0] else half or torch.float32, choice.checkpointing)
+            twin = make_twin(self.recipe, torch.float32 if whole else half or torch.float32, choice.checkpointing)
             freeze(twin, self.recipe.train.freeze, self.facts.unused)
             rows = max(1, round(self.recipe.block_size * self.recipe.train.mlm_probability))
             sparse, cast = self.recipe.train.sparse_head, half if autocast else None
             try:
-                self._traces[key] = trace_pass(twin, self.recipe.block_size, rows, cast, self.gpu.is_gpu, sparse)
+                block_size, on_gpu = self.recipe.block_size, self.gpu.is_gpu
+                self._traces[key] = trace_pass(twin, block_size, rows, cast, on_gpu, sparse, self._again)
             except Untraceable as error:
                 self._traces[key], self.untraced = None, str(error)
         return self._traces[key]
@@ -148,7 +152,8 @@ def make_plan(
     """
     with quiet():
         weighing = Weighing(recipe, gpu, ranks_a_node, nodes)
-        choices = all_choices(weighing.facts.can_checkpoint, gpu.is_gpu)
+        with_fsdp = weighing.ranks > 1 and weighing.precision in ("no", "bf16")
+        choices = all_choices(weighing.facts.can_checkpoint, gpu.is_gpu, with_fsdp)
         rows = [weigh(weighing, choice, network, host_memory) for choice in choices]
     recommended, reason = recommend(rows, gpu)
     batch, steps = weighing.layout.global_batch, recipe.train.max_steps
@@ -232,7 +237,8 @@ def recommend(rows: list[Row], gpu: Gpu) -> tuple[Row | None, str]:
 def _burden(row: Row) -> tuple[bool, int, bool]:
     """What is preferred comes first: nothing offloaded or recomputed, then the least partitioned."""
     heavy = row.choice.checkpointing or row.choice.offload != "none"
-    return heavy, -1 if row.choice.stage is None else row.choice.stage, row.choice.checkpointing
+    divided = 4 if row.choice.fully_sharded else -1 if row.choice.stage is None else row.choice.stage
+    return heavy, divided, row.choice.checkpointing
 
 
 def _middle(row: Row) -> float:
@@ -246,7 +252,7 @@ def _reason(best: Row, fastest: Row, rows: list[Row]) -> str:
     if out:
         words.append(f"{out[0].choice.name} cannot be taken ({out[0].problem})")
     else:
-        words.append("it divides, offloads and recomputes the least")
+        words.append("of those as fast it divides, offloads and recomputes the least")
     if best.pace is None:
         words.append("no speed is known here")
     elif best is fastest:

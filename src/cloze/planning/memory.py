@@ -19,6 +19,7 @@ counts is what DeepSpeed 0.19 and torch's DDP really hold:
 - Stage 3 (zero/stage3.py): of each parameter 1/N, rounded up; small ones whole too; a flat tensor of its gradients;
   weights that were gathered, of which those needed again within max_reuse_distance stay: from the forward pass to the
   backward pass of a model of half of it, so of all models up to 5 x 10^8 parameters.
+- FSDP2: see `cloze.planning.divided`; what is offloaded: `cloze.planning.offload`.
 - A gradient is copied once more to be sent, as flat slices (average_tensor, reduce_scatter_coalesced).
 """
 
@@ -27,25 +28,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cloze.planning.activations import Trace
+from cloze.planning.divided import fsdp_parts
+from cloze.planning.offload import host_1_2, host_3
+from cloze.planning.parts import Parts, World
 from cloze.planning.settings import Choice, Sizes
 from cloze.planning.shapes import ModelFacts
 from cloze.train.holdings import has_own_weights, optimizer_bytes
 
 _ALL_REDUCE = 5 * 10**8  # elements at a time, stage 0
-
-
-@dataclass(frozen=True)
-class World:
-    """`accumulation`: passes of a step; `precision`: "no", "bf16", "fp16" or "fp8"."""
-
-    ranks: int
-    ranks_a_node: int
-    accumulation: int
-    precision: str
-
-    def width(self, stage: int | None) -> int:
-        """Bytes of an element of the weights that the model computes with, and of its gradients."""
-        return 4 if stage is None or self.precision == "no" else 2
 
 
 @dataclass(frozen=True)
@@ -68,27 +58,6 @@ class Memory:
     nvme: float
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Bytes that an engine holds, but for activations. `parameters`, `optimizer`, `lasting`: always; `gradients`: when
-    the pass ends; `waiting`: of them before the pass; `kept`: share of a finished gradient that stays; `copies`: of a
-    finished gradient; `buffers`: in the pass; `step`: more in the optimizer's step than `gradients`; `start`: at the
-    highest while the engine is made."""
-
-    parameters: float
-    optimizer: float
-    lasting: float
-    gradients: float
-    waiting: float
-    kept: float
-    copies: float
-    buffers: float
-    step: float
-    start: float
-    host: float
-    nvme: float
-
-
 def memory_of(
     choice: Choice,
     facts: ModelFacts,
@@ -101,10 +70,11 @@ def memory_of(
 ) -> Memory:
     """`rows`: positions of `blocks` blocks that the head predicts, `dense` without the sparse head."""
     parts = parts_of(choice, facts, world, sizes)
+    at_start = host_at_start(choice, facts)
     activations = logits = logits_dense = peak = None
     if trace is not None:
         activations, logits, logits_dense = trace.activations(blocks), trace.logits(rows), trace.logits(dense)
-        peak = peak_of(parts, trace, blocks, rows)
+        peak = max(peak_of(parts, trace, blocks, rows), 0.0 if world.on_gpu else at_start)
     return Memory(
         parameters=parts.parameters,
         gradients=parts.gradients,
@@ -115,7 +85,7 @@ def memory_of(
         logits_dense=logits_dense,
         peak=peak,
         host=parts.host,
-        host_start=host_at_start(choice, facts),
+        host_start=at_start,
         nvme=parts.nvme,
     )
 
@@ -129,6 +99,8 @@ def peak_of(parts: Parts, trace: Trace, blocks: int, rows: int) -> float:
 
 def parts_of(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, rank: int | None = None) -> Parts:
     """What the engine of a choice holds. `rank`: whose part; None: the largest."""
+    if choice.fully_sharded:
+        return fsdp_parts(facts, world)
     if choice.stage is None:
         return _ddp(facts, world)
     if choice.stage == 0:
@@ -168,23 +140,25 @@ def partition(sizes: list[int], ranks: int) -> int:
     return 2 * -(-sum(sizes) // (2 * ranks))
 
 
-def overlapping(sizes: list[int], ranks: int, rank: int) -> int:
-    """Elements of the parameters, whole, of which a rank's part of the flat tensor has some."""
+def overlapping(sizes: list[int], ranks: int, rank: int) -> list[int]:
+    """Elements of each parameter, whole, of which a rank's part of the flat tensor has some."""
     part = partition(sizes, ranks)
-    begin, end, at, found = rank * part, (rank + 1) * part, 0, 0
+    begin, end, at, found = rank * part, (rank + 1) * part, 0, []
     for size in sizes:
         if at < end and at + size > begin:
-            found += size
+            found.append(size)
         at += size
     return found
 
 
 def _stage_1_2(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, rank: int | None) -> Parts:
     width, ranks = world.width(choice.stage), world.ranks
-    flat = [partition(group, ranks) * ranks for group in facts.groups]
-    part, largest = sum(flat) / ranks, max(flat) / ranks
+    shares = [partition(group, ranks) for group in facts.groups]
+    flat = [share * ranks for share in shares]
+    part, largest = float(sum(shares)), max(shares)
     everyone = range(ranks) if rank is None else [rank]
-    own = float(max(sum(overlapping(group, ranks, one) for group in facts.groups) for one in everyone))
+    touched = max(([n for group in facts.groups for n in overlapping(group, ranks, one)] for one in everyone), key=sum)
+    own = float(sum(touched))
     optimizer = optimizer_bytes(part, facts.moments, choice.stage, width == 2)
     offload, once = choice.offload != "none", world.accumulation == 1
     biggest = max(map(max, facts.groups))
@@ -200,13 +174,14 @@ def _stage_1_2(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, ra
     if offload:
         waiting, gradients = (waiting - width * own if choice.stage == 1 else 0.0), 0.0
     parameters = width * float(sum(flat) + facts.frozen)
-    held = part * (4 * (2 + facts.moments) + width * (1 if once else 2)) + width * biggest
+    later = touched if choice.stage == 2 and not once else []
+    host = host_1_2(shares, later, biggest, width, facts.moments, world.on_gpu) if offload else 0.0
     return Parts(
         parameters=parameters, optimizer=0.0 if offload else optimizer, lasting=0.0, gradients=gradients,
         waiting=waiting, kept=kept, copies=float(ranks > 1), buffers=buckets,
         step=0.0 if offload else largest * (4 + (width if width == 2 else 0)),
         start=parameters + width * max(flat) + (0.0 if offload else 4 * part),
-        host=held if offload else 0.0, nvme=0.0,
+        host=host, nvme=0.0,
     )  # fmt: skip
 
 
@@ -224,17 +199,10 @@ def _stage_3(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes) -> P
     away = choice.offload in ("all", "nvme")
     optimizer = optimizer_bytes(part, facts.moments, choice.stage, width == 2)
     parameters = width * ((0.0 if away else part) + whole)
-    host = nvme = 0.0
-    if choice.offload in ("optimizer", "all"):
-        host = optimizer + part * (4 + width) + (width * part if away else 0.0)
-    elif (
-        choice.offload == "nvme"
-    ):  # buffers: 4 of the optimizer's tensors of a sub-group, 5 of weights; weights in CPU
-        host = 4 * 4 * group * 2 + width * (5 * 10**8 + min(part, 10**9)) + width * part
-        nvme = optimizer + width * part
+    host, nvme, left = host_3(choice, facts, world, sizes) if offload else (0.0, 0.0, width * part)
     return Parts(
         parameters=parameters, optimizer=0.0 if offload else optimizer, lasting=0.0,
-        gradients=0.0 if offload else width * part, waiting=0.0 if offload else width * part, kept=0.0, copies=1.0,
+        gradients=left, waiting=left, kept=0.0, copies=1.0,
         buffers=width * (sizes.reduce_bucket + gathered),
         step=width * sizes.reduce_bucket + (0.0 if offload else group * (4 + (width if width == 2 else 0))),
         start=width * (part + biggest), host=host, nvme=nvme,

@@ -30,6 +30,7 @@ from cloze.model.overrides import parse_overrides
 from cloze.train.plan import split_batch, warmup_of
 
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+_PLACES = {"pad_token_id": 1, "mask_token_id": 3}
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,14 @@ def own_config(train: TrainConfig) -> PretrainedConfig:
 
 
 class _Words:
-    """Stands for a tokenizer of which only the size is known; special tokens are the model's own."""
+    """Stands for a tokenizer of which only the size is known; special tokens are the model's own. Where it names none
+    for padding and masks, as ESM, whose forward compares with them, RoBERTa's place is as good as any."""
 
     def __init__(self, size: int, config: PretrainedConfig):
         self._size = size
         for name in _SPECIAL:
             value = getattr(config, name, None)
+            value = _PLACES.get(name) if value is None else value
             setattr(self, name, value if not isinstance(value, int) or value < size else None)
 
     def __len__(self) -> int:

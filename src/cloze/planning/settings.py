@@ -54,17 +54,20 @@ _AIO = {
 
 @dataclass(frozen=True)
 class Choice:
-    """How a run is set up. `stage`: of ZeRO; None for DDP (one process: nothing at all). `offload`: what is kept in
-    host memory: nothing, the optimizer, optimizer and weights; or both on NVMe. `checkpointing`: whether activations
-    are computed anew in the backward pass."""
+    """How a run is set up. `stage`: of ZeRO; None for DDP (one process: nothing at all), and for FSDP2, which is
+    `fully_sharded`. `offload`: what is kept in host memory: nothing, the optimizer, optimizer and weights; or both on
+    NVMe. `checkpointing`: whether activations are computed anew in the backward pass."""
 
     stage: int | None
     offload: str = "none"
     checkpointing: bool = False
+    fully_sharded: bool = False
 
     @property
     def engine(self) -> str:
-        """`ddp`, `zero2`, `zero3+offload`, ..."""
+        """`ddp`, `zero2`, `zero3+offload`, `fsdp2`, ..."""
+        if self.fully_sharded:
+            return "fsdp2"
         return "ddp" if self.stage is None else f"zero{self.stage}{_SUFFIX[self.offload]}"
 
     @property
@@ -73,14 +76,15 @@ class Choice:
         return self.engine + ("+checkpointing" if self.checkpointing else "")
 
 
-def all_choices(with_checkpointing: bool, on_gpu: bool) -> list[Choice]:
+def all_choices(with_checkpointing: bool, on_gpu: bool, with_fsdp: bool = True) -> list[Choice]:
     """Every choice, from the least partitioned on; each without recomputation first. Without a GPU there is nowhere to
-    offload to."""
+    offload to. `with_fsdp`: whether FSDP2 can be one, which has neither fp16 nor fp8 here."""
     engines = [(None, "none"), (0, "none"), (1, "none"), (2, "none"), (3, "none")]
     if on_gpu:
         engines += [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all"), (3, "nvme")]
     again = (False, True) if with_checkpointing else (False,)
-    return [Choice(stage, offload, one) for stage, offload in engines for one in again]
+    found = [Choice(stage, offload, one) for stage, offload in engines for one in again]
+    return found + [Choice(None, "none", one, fully_sharded=True) for one in again if with_fsdp]
 
 
 def ds_config(choice: Choice) -> dict[str, Any]:

@@ -8,7 +8,7 @@ twin = make_twin(recipe, torch.bfloat16, checkpointing=True)
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from cloze.model.trained import freeze_matching
 from cloze.planning.activations import Untraceable, untrained
 from cloze.planning.gpus import Gpu
 from cloze.planning.recipe import Recipe
+from cloze.train.fsdp import units
 from cloze.train.optim import layer_groups, parse_arguments
 
 # Optimizer: tensors of a parameter's size that it keeps for each, and how many it makes on the way.
@@ -29,11 +30,22 @@ _MOMENTS = {"adamw_torch": 2, "adamw_torch_fused": 2, "stable_adamw": 2, "sgd": 
 
 
 @dataclass(frozen=True)
+class Weight:
+    """A parameter: its rows (the first dimension), its elements, whether it is trained, and which of the layers that
+    FSDP2 gathers one at a time it lies in, from 1 on; 0 in none."""
+
+    rows: int
+    elements: int
+    trained: bool
+    layer: int
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """`groups`: elements of each trained parameter, group by group of the optimizer, in the order of its flat tensors;
     `frozen`: elements that are not trained; `moments`: tensors the optimizer keeps for each trained element, EMA
     included; `unused`: names of parameters that have no part in the output; `flops`: of one block's forward, backbone
-    and head (None where it cannot be counted)."""
+    and head (None where it cannot be counted); `weights`: every parameter, in the model's order."""
 
     model_class: str
     groups: list[list[int]]
@@ -44,6 +56,7 @@ class ModelFacts:
     depth: int
     flops: tuple[float, float] | None
     can_checkpoint: bool
+    weights: list[Weight] = field(default_factory=list)
 
     @property
     def trained(self) -> int:
@@ -113,7 +126,16 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         depth=int(getattr(text, "num_hidden_layers", None) or 0),
         flops=flops,
         can_checkpoint="checkpointing" in supported(type(twin)),
+        weights=_weights(twin),
     )
+
+
+def _weights(twin: Any) -> list[Weight]:
+    layers = {id(p): number for number, layer in enumerate(units(twin), 1) for p in layer.parameters()}
+    return [
+        Weight(p.shape[0] if p.ndim else 1, p.numel(), p.requires_grad, layers.get(id(p), 0))
+        for p in twin.parameters()
+    ]
 
 
 def moments_of(recipe: Recipe, twin: Any) -> float:

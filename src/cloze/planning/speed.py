@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cloze.planning.divided import fsdp_wire
 from cloze.planning.gpus import Gpu
 from cloze.planning.memory import World
 from cloze.planning.settings import Choice
@@ -56,6 +57,8 @@ class Pace:
 
 def wire_bytes(choice: Choice, facts: ModelFacts, world: World) -> float:
     """Bytes that each rank sends in a step: see cloze.wire."""
+    if choice.fully_sharded:
+        return fsdp_wire(facts, world)
     stage = choice.stage or 0
     return bytes_per_step(facts.trained, world.width(choice.stage), world.ranks, stage, world.accumulation)
 
@@ -92,7 +95,7 @@ def pace_of(
 
 def _step_seconds(choice: Choice, facts: ModelFacts, world: World, gpu: Gpu) -> Range:
     """Of the optimizer's step and of what offload moves: fast, slow."""
-    ranks = 1 if choice.stage in (None, 0) else world.ranks
+    ranks = 1 if choice.stage in (None, 0) and not choice.fully_sharded else world.ranks
     part, width = facts.trained / ranks, world.width(choice.stage)
     state = part * (4 * (3 + 2 * facts.moments) + width)
     if choice.offload == "none":

@@ -1,6 +1,6 @@
 """The files of a choice: what `accelerate launch --config_file` and DeepSpeed read.
 
-write_configs("launch/mine", row, plan, ...)     # ds_config.json (but for DDP) and accelerate.yaml, or nothing
+write_configs("launch/mine", row, plan, ...)     # ds_config.json (for DeepSpeed) and accelerate.yaml, or nothing
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from cloze.files import staged_folder, write_json, write_text
 from cloze.planning.choose import Plan, Row
 from cloze.planning.settings import ds_config
 
+# As in launch/accelerate/fsdp2.yaml; cloze train finds the layers by itself.
+FSDP_CONFIG = {
+    "fsdp_version": 2,
+    "fsdp_reshard_after_forward": True,
+    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+    "fsdp_cpu_ram_efficient_loading": False,
+}
 DEEPSPEED_FILE, ACCELERATE_FILE = "ds_config.json", "accelerate.yaml"
 
 
@@ -38,6 +46,8 @@ def accelerate_config(folder: str, row: Row, plan: Plan) -> dict[str, Any]:
     """What accelerate is to read: see launch/accelerate/*.yaml."""
     several = plan.ranks > 1
     kind = "DEEPSPEED" if row.choice.stage is not None else "NO" if not several else "MULTI_GPU"
+    if row.choice.fully_sharded:
+        kind = "FSDP"
     found: dict[str, Any] = {"compute_environment": "LOCAL_MACHINE", "distributed_type": kind}
     if kind == "MULTI_GPU":
         found["gpu_ids"] = "all" if plan.gpu.is_gpu else ",".join(["-1"] * plan.ranks)
@@ -50,6 +60,8 @@ def accelerate_config(folder: str, row: Row, plan: Plan) -> dict[str, Any]:
             found["deepspeed_config"]["deepspeed_multinode_launcher"] = "standard"
     else:
         found["mixed_precision"] = "no"  # cloze train then chooses
+    if row.choice.fully_sharded:
+        found["fsdp_config"] = dict(FSDP_CONFIG)
     found["use_cpu"] = False  # `true` would make accelerate drop DeepSpeed; without a GPU a CPU is used anyway
     found |= {"num_processes": plan.ranks, "num_machines": plan.nodes, "machine_rank": 0}
     if plan.nodes > 1:
