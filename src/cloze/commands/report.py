@@ -1,0 +1,36 @@
+"""`cloze report RUN [RUN2 ...]`: a run, or several beside each other, as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloze.config import ReportConfig
+from cloze.console import say, warn
+from cloze.errors import ConfigError
+from cloze.files import write_text
+from cloze.report.gather import gather_runs
+from cloze.report.page import damaged_line, render
+
+FILE = "report.html"
+
+
+def run(config: ReportConfig) -> None:
+    """Write the report. Raises ConfigError, DataError, DiskError; with --prompts ModelError, CheckpointError too."""
+    if not config.runs:
+        raise ConfigError("give a run's folder", where="cloze report", hint="cloze report runs/mine")
+    runs = gather_runs(config.runs)
+    output = Path(config.output) if config.output else runs[0].folder / FILE
+    if output.is_dir():
+        raise ConfigError("is a folder", where=output, hint=f"give a file: --output {output / FILE}")
+    for one in runs:
+        if one.damaged_lines:
+            warn(f"{one.folder}: {damaged_line(one.damaged_lines)}")
+    filled = []
+    if config.prompts:
+        from cloze.report.examples import fill_prompts, read_prompts  # loads torch, which nothing else here does
+
+        filled = fill_prompts(runs, read_prompts(config.prompts))
+    text = render(runs, filled)
+    write_text(output, text)
+    lines = sum(len(one.lines) for one in runs)
+    say("report", f"{lines:,} lines of metrics -> {output}, {len(text.encode()) / 1000:,.0f} kB")

@@ -1,0 +1,76 @@
+"""Masks filled by the models of a run, before training and after it. The one part of a report that loads models.
+
+filled = fill_prompts(runs, read_prompts("prompts.txt"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cloze.data.tokenize import load_tokenizer
+from cloze.errors import ClozeError, DataError
+from cloze.fill import best_words, masked_inputs
+from cloze.mappings import read_mapping
+from cloze.opening import open_model
+from cloze.report.gather import Run
+from cloze.report.scores import Answers, Filled
+
+TOP_K = 3
+
+
+def read_prompts(path: str) -> list[str]:
+    """The texts of a file, one a line, empty lines left out. Raises DataError."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot be read ({error})", where=path, hint="give a UTF-8 text, one text with a mask on each line"
+        ) from None
+    if not any(lines):
+        raise DataError("holds no text", where=path, hint="give texts with a mask, one a line")
+    return [line for line in lines if line]
+
+
+def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
+    """The TOP_K best words for the masks of each text, by each run. Raises ConfigError for a text without a mask,
+    ModelError, CheckpointError where a run has no model that can be loaded."""
+    filled: list[Filled] = []
+    for run in runs:
+        model, tokenizer_dir = open_model(str(run.folder))
+        tokenizer = load_tokenizer(tokenizer_dir)
+        inputs = [masked_inputs(tokenizer, text) for text in texts]
+        after = [_answers(model, tokenizer, one) for one in inputs]
+        del model
+        begun = begun_with(run)
+        before: list[Answers | None] = [None] * len(texts)
+        if begun is not None:
+            first, what = begun
+            before = [_answers(first, tokenizer, one) for one in inputs]
+        for text, one, other in zip(texts, before, after, strict=True):
+            told = None if one is None else (what, one)
+            filled.append({"run": run.name, "text": text, "before": told, "after": other})
+    order = {text: number for number, text in enumerate(texts)}
+    return sorted(filled, key=lambda one: order[one["text"]])
+
+
+def begun_with(run: Run) -> tuple[Any, str] | None:
+    """The model before training, and what it is: the weights that the run began with, where they are a folder of this
+    machine, else its first checkpoint; None where neither is there, whole, and earlier than the model."""
+    start = read_mapping(run.folder / "config.yaml").get("model_name_or_path")
+    if isinstance(start, str) and (Path(start) / "config.json").is_file():
+        return open_model(start)[0], "the weights it began with"
+    if len(run.checkpoints) < 2:
+        return None
+    step = run.checkpoints[0].step
+    try:
+        return open_model(str(run.folder / f"checkpoint-{step}"))[0], f"after {step:,} steps"
+    except ClozeError:  # damaged: it is not what was asked for
+        return None
+
+
+def _answers(model: Any, tokenizer: Any, text: Any) -> Answers:
+    """The best words of each mask; those of several masks side by side."""
+    found = best_words(model, tokenizer, *text, TOP_K)
+    return [(" / ".join(word for word, _ in row), min(p for _, p in row)) for row in zip(*found, strict=True)]
