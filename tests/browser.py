@@ -40,13 +40,14 @@ class Chromium:
         # Chromium reads commands from its file 3 and writes answers to its file 4.
         script = 'exec 3<&"$1" 4>&"$2"; shift 2; exec "$@"'
         words = ["bash", "-c", script, "bash", str(to_read), str(to_write), CHROMIUM, *FLAGS]
-        self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [*words, f"--user-data-dir={self._profile}", "about:blank"],
-            pass_fds=(to_read, to_write),
-            stdout=self._log,
-            stderr=self._log,
-        )
+        self._log = Path(self._profile, "log")
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [*words, f"--user-data-dir={self._profile}", "about:blank"],
+                pass_fds=(to_read, to_write),
+                stdout=log,
+                stderr=log,
+            )
         os.close(to_read)
         os.close(to_write)
         self._selector = selectors.DefaultSelector()
@@ -64,7 +65,6 @@ class Chromium:
         self._process.wait()
         os.close(self._read)
         os.close(self._write)
-        self._log.close()
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -88,8 +88,7 @@ class Chromium:
             if self._selector.select(max(0.0, until - time.monotonic())):
                 part = os.read(self._read, 1 << 20)
             if not part:
-                self._log.seek(0)
-                raise RuntimeError(f"Chromium says nothing; its last words: {self._log.read()[-2000:]!r}")
+                raise RuntimeError(f"Chromium says nothing; its last words: {self._log.read_bytes()[-2000:]!r}")
             self._rest += part
         text, _, self._rest = self._rest.partition(b"\0")
         message: dict[str, Any] = json.loads(text)

@@ -47,12 +47,14 @@ const stepText = (value) => (value >= 1e6 ? `${trim((value / 1e6).toFixed(3))}M`
 const atText = (value) => (axis === "step" ? stepText(value) : clock(value));
 
 /* ---- axes ---- */
-function ticks(low, high, wanted) {
-  const size = 10 ** Math.floor(Math.log10((high - low) / wanted));
-  const step = [1, 2, 5, 10].map((f) => f * size).find((s) => (high - low) / s <= wanted);
+function spacing(span, wanted) {
+  const size = 10 ** Math.floor(Math.log10(span / wanted));
+  return [1, 2, 5, 10].map((f) => f * size).find((s) => span / s <= wanted);
+}
+function ticks(low, high, step) {
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(Number((n * step).toPrecision(12)));
-  return { step, found };
+  return found;
 }
 function timeTicks(high, wanted) {
   const units = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
@@ -61,7 +63,7 @@ function timeTicks(high, wanted) {
 }
 function logTicks(low, high) {
   const decades = Math.log10(high / low), found = [];
-  const inside = decades < 2.5 ? [1, 2, 5] : [1];
+  const inside = decades < 2.2 ? [1, 2, 5] : decades < 4.5 ? [1, 3] : [1];
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
     for (const f of inside) found.push(f * 10 ** e);
   return found.filter((v) => v >= low * (1 - 1e-9) && v <= high * (1 + 1e-9));
@@ -82,10 +84,10 @@ function yAxis(chart, values) {
   }
   if (chart.fromZero && low > 0) low = 0;
   if (high <= low) { const room = Math.abs(low) * 0.1 || 1; high = low + room; if (low !== 0) low -= room; }
-  const { step } = ticks(low, high, 5);
+  const step = spacing(high - low, 5);
   low = Math.floor(low / step + 1e-9) * step;
   high = Math.ceil(high / step - 1e-9) * step;
-  return { of: (v) => (v - low) / (high - low), ticks: ticks(low, high, 10).found.filter((v) => Math.abs(v / step - Math.round(v / step)) < 1e-6), step };
+  return { of: (v) => (v - low) / (high - low), ticks: ticks(low, high, step), step };
 }
 
 /* ---- drawing ---- */
@@ -125,9 +127,8 @@ function draw(plot) {
     svg("line", { class: "grid", x1: left, x2: width - RIGHT, y1: Y(v).toFixed(2), y2: Y(v).toFixed(2) }, picture);
     svg("text", { class: "ytick", x: left - 8, y: (Y(v) + 4).toFixed(2), "text-anchor": "end", "data-value": v }, picture, labels[n]);
   });
-  const wanted = Math.max(2, Math.floor(inner / 80));
-  for (const v of axis === "step" ? ticks(0, high, wanted).found : timeTicks(high, wanted)) {
-    if (axis === "step" && v !== Math.round(v)) continue;
+  const wanted = Math.max(2, Math.floor(inner / 64));
+  for (const v of axis === "step" ? ticks(0, high, Math.max(1, spacing(high, wanted))) : timeTicks(high, wanted)) {
     const end = X(v) > width - RIGHT - 16;
     svg("text", { class: "xtick", x: (end ? width : X(v)).toFixed(2), y: height - 8, "text-anchor": end ? "end" : "middle", "data-value": v }, picture, atText(v));
   }
@@ -250,6 +251,12 @@ function toolbar() {
         redraw();
       });
     });
+  }
+  if (runs.some((run) => run.restarts.length)) {
+    const sign = html("span", { class: "sign" }, bar);
+    const triangle = svg("svg", { viewBox: "0 0 8 6", width: 9, height: 7, "aria-hidden": "true" }, sign);
+    svg("path", { d: "M0 0h8l-4 6z" }, triangle);
+    sign.append("started again");
   }
   const choice = html("div", { class: "axis" }, bar);
   html("span", { id: "axis-label" }, choice, "x axis");

@@ -14,7 +14,7 @@ from cloze.mappings import is_number
 from cloze.report.gather import Run
 
 MOST_POINTS, MOST_SMOOTH_POINTS = 2_000, 500
-SMOOTHING = 0.02  # of the longest run's steps
+SMOOTHING = 0.01  # of the longest run's steps
 Point = tuple[float, float, float]  # step, seconds of training, value
 
 
@@ -99,13 +99,24 @@ def points_of(lines: Sequence[dict[str, Any]], key: str) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point], span: float) -> list[Point]:
-    """Exponential moving averages of the values: one that lies `span` steps back counts 1/e. Weights are divided by
-    their sum, so that the first values are not drawn towards anything (as Adam's are: Kingma and Ba, 2015)."""
+    """Means of the values around each point, one that lies `span` steps before or after counting 1/e. From both sides,
+    so that a smoothed curve does not lag behind; divided by the sum of the weights, so that neither end is drawn
+    towards zero."""
+    forward = _one_sided(points, span)
+    backward = reversed(_one_sided(points[::-1], span))
+    return [
+        (step, seconds, (past + future - value) / (weight + other - 1.0))
+        for (step, seconds, value), (past, weight), (future, other) in zip(points, forward, backward, strict=True)
+    ]
+
+
+def _one_sided(points: Sequence[Point], span: float) -> list[tuple[float, float]]:
+    """For each point, the weighted sum of the values up to it and the sum of the weights."""
     found, total, weight, before = [], 0.0, 0.0, points[0][0]
-    for step, seconds, value in points:
-        kept = math.exp(-(step - before) / span) if span > 0 else 0.0
+    for step, _, value in points:
+        kept = math.exp(-abs(step - before) / span) if span > 0 else 0.0
         total, weight, before = total * kept + value, weight * kept + 1.0, step
-        found.append((step, seconds, total / weight))
+        found.append((total, weight))
     return found
 
 

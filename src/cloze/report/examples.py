@@ -37,7 +37,7 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
     """The TOP_K best words for the masks of each text, by each run. Raises ConfigError for a text without a mask,
     ModelError, CheckpointError where a run has no model that can be loaded."""
     filled: list[Filled] = []
-    for run in runs:
+    for number, run in enumerate(runs):
         model, tokenizer_dir = open_model(str(run.folder))
         tokenizer = load_tokenizer(tokenizer_dir)
         inputs = [masked_inputs(tokenizer, text) for text in texts]
@@ -50,7 +50,7 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
             before = [_answers(first, tokenizer, one) for one in inputs]
         for text, one, other in zip(texts, before, after, strict=True):
             told = None if one is None else (what, one)
-            filled.append({"run": run.name, "text": text, "before": told, "after": other})
+            filled.append({"run": run.name, "number": number, "text": text, "before": told, "after": other})
     order = {text: number for number, text in enumerate(texts)}
     return sorted(filled, key=lambda one: order[one["text"]])
 
@@ -72,5 +72,6 @@ def begun_with(run: Run) -> tuple[Any, str] | None:
 
 def _answers(model: Any, tokenizer: Any, text: Any) -> Answers:
     """The best words of each mask; those of several masks side by side."""
-    found = best_words(model, tokenizer, *text, TOP_K)
+    inputs, rows = text
+    found = best_words(model, tokenizer, inputs, rows, TOP_K)
     return [(" / ".join(word for word, _ in row), min(p for _, p in row)) for row in zip(*found, strict=True)]

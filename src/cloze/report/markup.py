@@ -64,7 +64,7 @@ def section(title: str, *parts: Any) -> Html:
     return element("section", joined([element("h2", title), *shown])) if shown else Html("")
 
 
-def note(words: str) -> Html:
+def note(words: Any) -> Html:
     """A remark below a heading or a table."""
     return element("p", words, class_="note")
 
@@ -78,7 +78,7 @@ def key(run: int, name: str, several: bool) -> Html:
     """A run's name with the dot of its colour, where there are several."""
     if not several:
         return text(name)
-    return joined([Html(f'<i class="key {colour(run)}"></i>'), name])
+    return element("span", joined([Html(f'<i class="key {colour(run)}"></i>'), name]), class_="name")
 
 
 def number(value: float | None, digits: int = 4) -> str | None:

@@ -82,8 +82,8 @@ def footer(runs: Sequence[Run]) -> Html:
     span = max(1, round(SMOOTHING * longest))
     words = [
         f"Curves have at most {MOST_POINTS:,} points: of longer ones the lowest and the highest of equal parts are "
-        f"kept. Smoothed: exponential moving averages in which a step {span:,} steps back counts 1/e. Time is that of "
-        "training: no pauses, no evaluations, nothing that was done again. Arrow keys move along a chart that is "
+        f"kept. Smoothed: means in which a value {span:,} steps before or after counts 1/e. Time is that of training: "
+        "no pauses, no evaluations, nothing that was done again. Arrow keys move along a chart that is "
         "focused. Triangles with dotted lines: the run was started again there.",
         f"Made by cloze {__version__} from the run's own files. This page asks for nothing from any network.",
     ]

@@ -16,7 +16,9 @@ from cloze.report.markup import Html, colour, element, joined, key, note, number
 # What two results must share to be compared; see `cloze.commands.evaluate`.
 MEASURED_ON = ("data_checksum", "split", "mlm_probability", "seed", "draws")
 Answers = list[tuple[str, float]]
-Filled = dict[str, Any]  # {"run": name, "text": ..., "before": (what, Answers) or None, "after": Answers}
+Filled = dict[
+    str, Any
+]  # {"run": name, "number": its colour, "text": ..., "before": (what, Answers) or None, "after": Answers}
 
 
 def section_of_scores(runs: Sequence[Run]) -> Html:
@@ -26,14 +28,15 @@ def section_of_scores(runs: Sequence[Run]) -> Html:
         return Html("")
     same = len({tuple(str(run.scores.get(name)) for name in MEASURED_ON) for _, run in scored}) == 1
     scores = scored[0][1].scores
-    words = f"By cloze evaluate, on {_measured(scores)}. " if same else ""
-    words += "Lines are 95 % intervals, blocks being what was drawn."
+    tool, other = element("code", "cloze evaluate"), element("code", "cloze compare")
+    words: list[Any] = ["By ", tool, f", on {_measured(scores)}. " if same else ". "]
+    words.append("Ranges are 95 % intervals over blocks.")
     if len(scored) > 1 and same:
-        words += " The same masks: cloze compare tells in pairs whether the difference is more than chance."
+        words += [" The masks are the same: ", other, " tells in pairs whether a difference is more than chance."]
     if not same:
-        words += " These were measured on different masks or data, and cannot be compared."
+        words.append(" These were measured on different masks or data, and cannot be compared.")
     return section(
-        "Evaluation", note(words), _stack(_perplexities(scored, len(runs) > 1), _bands(scored, len(runs) > 1))
+        "Evaluation", note(joined(words)), _stack(_perplexities(scored, len(runs) > 1), _bands(scored, len(runs) > 1))
     )
 
 
@@ -45,7 +48,7 @@ def _measured(scores: dict[str, Any]) -> str:
     tokens, blocks = scores.get("masked_tokens"), scores.get("blocks")
     amount = f"{tokens:,} masked tokens of {blocks:,} blocks" if is_number(tokens) and is_number(blocks) else "blocks"
     share = scores.get("mlm_probability")
-    masked = f" ({share:.0%} of the tokens masked)" if is_number(share) else ""
+    masked = f" ({100 * share:g} % of the tokens masked)" if is_number(share) else ""
     return f"{amount} of the split {scores.get('split', 'validation')}{masked}"
 
 
@@ -86,15 +89,17 @@ def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
         return Html("")
     rows = []
     for name in names:
+        first = True
         for at, run in scored:
             if (name, at) not in values:
                 continue
             loss, tokens = values[name, at]
+            shown, first = (name if first else ""), False
             bar = Html(
                 f'<span class="bar {colour(at)}" style="--to:{loss / most:.2%}" aria-hidden="true"><i></i></span>'
             )
-            cells: list[Any] = [name, key(at, run.name, True), number(loss), bar, number(tokens)]
-            rows.append(cells if several else [name, *cells[2:]])
+            cells: list[Any] = [shown, key(at, run.name, True), number(loss), bar, number(tokens)]
+            rows.append(cells if several else [shown, *cells[2:]])
     head = ["masked tokens by frequency", *(["run"] if several else []), "loss", "", "tokens"]
     loss_at = 2 if several else 1
     return table(head, rows, numbers=(loss_at, loss_at + 2))
@@ -105,18 +110,21 @@ def section_of_answers(filled: Sequence[Filled], several: bool) -> Html:
     if not filled:
         return Html("")
     with_before = any(one["before"] for one in filled)
-    rows = []
+    rows, shown = [], None
     for one in filled:
-        name = [one["run"]] if several else []
+        name = [key(one["number"], one["run"], True)] if several else []
         before = one["before"]
         first = [_answers(before[1], before[0]) if before else "not there"] if with_before else []
-        rows.append([one["text"], *name, *first, _answers(one["after"], None)])
+        text, shown = ("" if one["text"] == shown else one["text"]), one["text"]
+        rows.append([text, *name, *first, _answers(one["after"], None)])
     head = ["text", *(["run"] if several else []), *(["before"] if with_before else []), "after"]
     return section("Masks filled", table(head, rows, class_="answers"))
 
 
 def _answers(answers: Answers, source: str | None) -> Html:
-    lines: list[Any] = [Html(f"{element('b', word)} {probability:.1%}<br>") for word, probability in answers]
+    lines: list[Any] = [
+        Html(f"{element('b', word)} {probability:.1%}".replace("%", " %") + "<br>") for word, probability in answers
+    ]
     return joined([*lines, *([element("small", source)] if source else [])])
 
 

@@ -56,7 +56,7 @@ def _tiles(run: Run) -> list[tuple[str, str | None, str]]:
         ("Tokens seen", short(run.tokens_seen), _epochs(run)),
         ("Time", _spent(run), "no restart" if not restarts else f"{restarts} restart{'s' * (restarts > 1)}"),
         ("Throughput", short(rate), "tokens per second"),
-        ("Memory", f"{peak:.2f} GiB" if peak is not None else None, "highest of one process"),
+        ("Memory", f"{peak:.2f} GiB" if peak is not None else None, "at its highest, on rank 0"),
     ]
 
 
@@ -214,14 +214,11 @@ def _of(some: Sequence[Run], runs: Sequence[Run]) -> Html:
 
 def lead(runs: Sequence[Run]) -> str:
     """One line on what this is: model, data, state."""
-    told = []
-    for name in dict.fromkeys(model_name(run) for run in runs):
-        told.append(name)
+    line = ", ".join(dict.fromkeys(model_name(run) for run in runs))
     sizes = {run.parameters for run in runs}
-    line = ", ".join(told)
     if len(sizes) == 1 and (parameters := sizes.pop()):
         line += f" of {short(parameters)} parameters"
-    names = dict.fromkeys(name for run in runs if (name := data_name(run)))
-    line += f", trained on {', '.join(names)}" if names else ""
+    corpora = dict.fromkeys(name for run in runs if (name := data_name(run)))
+    line += f", trained on {', '.join(corpora)}" if corpora else ""
     states = {run.status for run in runs if run.status}
     return f"{line}; {states.pop()}" if len(states) == 1 else line
