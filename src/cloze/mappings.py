@@ -15,7 +15,7 @@ import yaml
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and value is not True and value is not False and math.isfinite(value)
 
 
 def part(values: dict[str, Any], key: str) -> dict[str, Any]:

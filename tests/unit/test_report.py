@@ -17,7 +17,7 @@ from cloze.commands import report
 from cloze.config import ReportConfig
 from cloze.errors import ClozeError, ConfigError, DataError
 from cloze.flags import parse
-from cloze.report.curves import MOST_POINTS, points_of, smoothed, thinned
+from cloze.report.curves import MOST_POINTS, clock_of, points_of, smoothed, thinned
 from cloze.report.gather import gather_runs, names_of, num_parameters, read_lines
 from cloze.report.page import embedded, render
 
@@ -249,8 +249,20 @@ def test_a_smoothed_curve_is_the_weighted_mean_around_each_point():
     for at, (step, _, _) in enumerate(points):
         weights = [math.exp(-abs(step - other) / 2.5) for other, _, _ in points]
         mean = sum(w * p[2] for w, p in zip(weights, points, strict=True)) / sum(weights)
-        assert smoothed(points, 2.5)[at][2] == pytest.approx(mean)
-    assert [value for _, _, value in smoothed([(s, 0.0, 7.0) for s in range(50)], 5.0)] == pytest.approx([7.0] * 50)
+        assert smoothed(points, 2.5, 4)[at][2] == pytest.approx(mean)
+    assert [value for _, _, value in smoothed([(s, 0.0, 7.0) for s in range(50)], 5.0, 50)] == pytest.approx(
+        [7.0] * 50
+    )
+    assert [step for step, _, _ in smoothed([(s, 0.0, 7.0) for s in range(50)], 5.0, 8)] == [
+        0,
+        7,
+        14,
+        21,
+        28,
+        35,
+        42,
+        49,
+    ]
 
 
 def test_time_is_that_of_training_and_values_that_are_no_numbers_are_left_out():
@@ -263,8 +275,8 @@ def test_time_is_that_of_training_and_values_that_are_no_numbers_are_left_out():
         {"step": 20, "loss": float("nan"), "seconds": 1.0},
         {"step": 20, "eval_loss": 3.5},
     ]
-    assert points_of(lines, "loss") == [(5, 1.5, 4.0), (15, 3.5, 3.0)]
-    assert points_of(lines, "eval_loss") == [(0, 0.0, 8.0), (20, 4.5, 3.5)]
+    assert points_of(lines, "loss", clock_of(lines)) == [(5, 1.5, 4.0), (15, 3.5, 3.0)]
+    assert points_of(lines, "eval_loss", clock_of(lines)) == [(0, 0.0, 8.0), (20, 4.5, 3.5)]
 
 
 def test_damaged_lines_are_counted_and_a_line_that_is_being_written_is_not(tmp_path: Path, capsys: Any):

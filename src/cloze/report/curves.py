@@ -6,6 +6,7 @@ charts = charts_of(runs)        # [{"id": "loss", "title": "Loss", "curves": [{"
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +52,14 @@ CHARTS = (
 
 def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The charts that have something to show, as charts.js draws them, each with its text for those who see none."""
-    span = SMOOTHING * max(run.last_step for run in runs)
+    span, clocks = SMOOTHING * max(run.last_step for run in runs), [clock_of(run.lines) for run in runs]
     found = []
     for chart in CHARTS:
-        curves = [curve for number, run in enumerate(runs) for curve in _curves(chart, run, number, span)]
+        curves = [
+            curve
+            for number, (run, clock) in enumerate(zip(runs, clocks, strict=True))
+            for curve in _curves(chart, run, number, clock, span)
+        ]
         if curves:
             described = {key: getattr(chart, key) for key in ("name", "title", "unit", "style", "scale")}
             alt = describe(chart, runs, curves)
@@ -62,13 +67,13 @@ def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def _curves(chart: Chart, run: Run, number: int, span: float) -> list[dict[str, Any]]:
+def _curves(chart: Chart, run: Run, number: int, clock: Sequence[float], span: float) -> list[dict[str, Any]]:
     curves = []
-    if chart.logged and (points := points_of(run.lines, chart.logged)):
+    if chart.logged and (points := points_of(run.lines, chart.logged, clock)):
         curves.append(_curve(number, "raw" if chart.smooth else "line", thinned(points, MOST_POINTS)))
         if chart.smooth:
-            curves.append(_curve(number, "smooth", thinned(smoothed(points, span), MOST_SMOOTH_POINTS)))
-    if chart.measured and (points := points_of(run.lines, chart.measured)):
+            curves.append(_curve(number, "smooth", smoothed(points, span, MOST_SMOOTH_POINTS)))
+    if chart.measured and (points := points_of(run.lines, chart.measured, clock)):
         curves.append(_curve(number, "measured", thinned(points, MOST_POINTS)))
     if chart.scale == "log":  # whose zero is nowhere
         return [one for one in curves if min(one["value"]) > 0]
@@ -86,38 +91,57 @@ def _curve(number: int, kind: str, points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-def points_of(lines: Sequence[dict[str, Any]], key: str) -> list[Point]:
-    """The lines that have a finite value, with the seconds of training up to each: pauses between sessions, and
-    evaluations, take none."""
-    points, seconds = [], 0.0
-    for line in lines:
-        spent = line.get("seconds")
-        seconds += spent if is_number(spent) else 0.0
-        if is_number(line.get(key)):
-            points.append((line["step"], seconds, line[key]))
-    return points
-
-
-def smoothed(points: Sequence[Point], span: float) -> list[Point]:
-    """Means of the values around each point, one that lies `span` steps before or after counting 1/e. From both sides,
-    so that a smoothed curve does not lag behind; divided by the sum of the weights, so that neither end is drawn
-    towards zero."""
-    forward = _one_sided(points, span)
-    backward = reversed(_one_sided(points[::-1], span))
+def points_of(lines: Sequence[dict[str, Any]], key: str, clock: Sequence[float]) -> list[Point]:
+    """The lines that have a finite value, as points; `clock`: see `clock_of`."""
     return [
-        (step, seconds, (past + future - value) / (weight + other - 1.0))
-        for (step, seconds, value), (past, weight), (future, other) in zip(points, forward, backward, strict=True)
+        (line["step"], seconds, value)
+        for line, seconds in zip(lines, clock, strict=True)
+        if (value := line.get(key)) is not None
+        and ((value.__class__ is float and value - value == 0.0) or is_number(value))
     ]
 
 
-def _one_sided(points: Sequence[Point], span: float) -> list[tuple[float, float]]:
-    """For each point, the weighted sum of the values up to it and the sum of the weights."""
-    found, total, weight, before = [], 0.0, 0.0, points[0][0]
-    for step, _, value in points:
-        kept = math.exp(-abs(step - before) / span) if span > 0 else 0.0
-        total, weight, before = total * kept + value, weight * kept + 1.0, step
-        found.append((total, weight))
+def clock_of(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """Seconds of training up to each line: pauses between sessions, and evaluations, take none."""
+    clock, seconds = [], 0.0
+    for line in lines:
+        spent = line.get("seconds")
+        if spent is not None and is_number(spent):
+            seconds += spent
+        clock.append(seconds)
+    return clock
+
+
+def smoothed(points: Sequence[Point], span: float, most: int) -> list[Point]:
+    """Means of the values around at most `most` of the points, evenly chosen.
+
+    A value that lies `span` steps before or after counts 1/e: from both sides, so that a smoothed curve does not lag
+    behind. Divided by the sum of the weights, so that neither end is drawn towards zero.
+    """
+    past, weights = _one_sided(points, span)
+    future, others = _one_sided(points[::-1], span)
+    count, last = min(len(points), most), len(points) - 1
+    found = []
+    for number in range(count):
+        at = number * last // max(1, count - 1)
+        step, seconds, value = points[at]
+        mean = (past[at] + future[last - at] - value) / (weights[at] + others[last - at] - 1.0)
+        found.append((step, seconds, mean))
     return found
+
+
+def _one_sided(points: Sequence[Point], span: float) -> tuple[list[float], list[float]]:
+    """For each point, the weighted sum of the values up to it, and the sum of the weights."""
+    totals, weights = [], []
+    total, weight, before, gap, kept = 0.0, 0.0, points[0][0], 0.0, 1.0
+    for step, _, value in points:
+        if abs(step - before) != gap:  # nearly always the same, and exp takes its time
+            gap = abs(step - before)
+            kept = math.exp(-gap / span) if span > 0 else 0.0
+        total, weight, before = total * kept + value, weight * kept + 1.0, step
+        totals.append(total)
+        weights.append(weight)
+    return totals, weights
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
@@ -125,13 +149,13 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
     that no peak is lost."""
     if len(points) <= most:
         return list(points)
-    between, parts = points[1:-1], (most - 2) // 2
+    values = [value for _, _, value in points]
+    parts, inside = (most - 2) // 2, len(points) - 2
     found = [points[0]]
     for number in range(parts):
-        first, end = number * len(between) // parts, (number + 1) * len(between) // parts
-        low = min(range(first, end), key=lambda at: between[at][2])
-        high = max(range(first, end), key=lambda at: between[at][2])
-        found += [between[at] for at in sorted({low, high})]
+        first, end = 1 + number * inside // parts, 1 + (number + 1) * inside // parts
+        some = values[first:end]
+        found += [points[first + at] for at in sorted({some.index(min(some)), some.index(max(some))})]
     return [*found, points[-1]]
 
 
@@ -156,11 +180,12 @@ def describe(chart: Chart, runs: Sequence[Run], curves: Sequence[dict[str, Any]]
 
 def restarts_of(run: Run) -> list[dict[str, Any]]:
     """Where a run was started again, by step and time, and on what; for the lines on the time axis."""
-    starts = []
+    starts, clock = [], clock_of(run.lines) if run.restarts else []
+    steps = [line["step"] for line in run.lines]
     for session in run.restarts:
-        first = session["first_step"]
-        spent = [line["seconds"] for line in run.lines if line["step"] <= first and is_number(line.get("seconds"))]
-        starts.append({"step": first, "time": round(sum(spent), 2), "what": computed_on(session)})
+        before = bisect_right(steps, session["first_step"])
+        spent = clock[before - 1] if before else 0.0
+        starts.append({"step": session["first_step"], "time": round(spent, 2), "what": computed_on(session)})
     return starts
 
 

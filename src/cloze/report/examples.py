@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.data.tokenize import load_tokenizer
-from cloze.errors import ClozeError, DataError
+from cloze.errors import ClozeError
 from cloze.fill import best_words, masked_inputs
 from cloze.mappings import read_mapping
 from cloze.opening import open_model
@@ -18,19 +18,6 @@ from cloze.report.gather import Run
 from cloze.report.scores import Answers, Filled
 
 TOP_K = 3
-
-
-def read_prompts(path: str) -> list[str]:
-    """The texts of a file, one a line, empty lines left out. Raises DataError."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot be read ({error})", where=path, hint="give a UTF-8 text, one text with a mask on each line"
-        ) from None
-    if not any(lines):
-        raise DataError("holds no text", where=path, hint="give texts with a mask, one a line")
-    return [line for line in lines if line]
 
 
 def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ class Run:
         """The last finite value of a metric."""
         return next((line[key] for line in reversed(self.lines) if is_number(line.get(key))), None)
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Time spent on the steps that count: without pauses, and without those that were done again."""
         return sum(line["seconds"] for line in self.lines if is_number(line.get("seconds")))
@@ -132,7 +134,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     if not lines:
         why = f"all {damaged:,} lines are damaged" if damaged else "holds no line yet"
         raise DataError(why, where=path, hint="a run logs every --logging_steps steps")
-    return sorted(lines, key=lambda line: line["step"]), damaged
+    return sorted(lines, key=itemgetter("step")), damaged
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -188,3 +190,16 @@ def data_name(run: Run) -> str | None:
     """What it was trained on, by the name its source has."""
     name = part(run.data, "source").get("dataset_name")
     return str(name) if name else None
+
+
+def read_prompts(path: str) -> list[str]:
+    """The texts of a file, one a line, empty lines left out. Raises DataError."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot be read ({error})", where=path, hint="give a UTF-8 text, one text with a mask on each line"
+        ) from None
+    if not any(lines):
+        raise DataError("holds no text", where=path, hint="give texts with a mask, one a line")
+    return [line for line in lines if line]

@@ -80,9 +80,16 @@ def _spent(run: Run) -> str | None:
 
 
 def _tokens_per_second(run: Run) -> float | None:
-    timed = [line for line in run.lines if is_number(line.get("seconds")) and is_number(line.get("tokens_per_second"))]
-    seconds = sum(line["seconds"] for line in timed)
-    return sum(line["seconds"] * line["tokens_per_second"] for line in timed) / seconds if seconds else None
+    """The mean over the time of training."""
+    timed = [
+        (seconds, rate)
+        for line in run.lines
+        if (rate := line.get("tokens_per_second")) is not None
+        and is_number(rate)
+        and is_number(seconds := line.get("seconds"))
+    ]
+    total = sum(seconds for seconds, _ in timed)
+    return sum(seconds * rate for seconds, rate in timed) / total if total else None
 
 
 def data_section(runs: Sequence[Run]) -> Html:
