@@ -17,7 +17,8 @@ FILE = "report.html"
 
 
 def run(config: ReportConfig) -> None:
-    """Write the report, say where. Raises ConfigError, DataError, DiskError; with --prompts ModelError, CheckpointError too."""
+    """Write the report, and say where. Raises ConfigError, DataError, DiskError; with --prompts also ModelError and
+    CheckpointError."""
     if not config.runs:
         raise ConfigError("give a run's folder", where="cloze report", hint="cloze report runs/mine")
     gc.disable()  # of some 100,000 mappings none is in a cycle, and looking for cycles takes a fifth of the time

@@ -58,7 +58,7 @@ def begun_with(run: Run) -> tuple[Any, str] | None:
 
 
 def _answers(model: Any, tokenizer: Any, text: Any) -> Answers:
-    """The best words of each mask; those of several masks side by side."""
+    """The best words of a text's mask; of several masks the best word of each, in their order."""
     inputs, rows = text
     found = best_words(model, tokenizer, inputs, rows, TOP_K)
-    return [(" / ".join(word for word, _ in row), min(p for _, p in row)) for row in zip(*found, strict=True)]
+    return found[0] if len(found) == 1 else [words[0] for words in found]
