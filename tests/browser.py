@@ -128,6 +128,11 @@ class Chromium:
         """Move the pointer to a place in the window."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def tap(self, x: float, y: float) -> None:
+        """Touch a place in the window with a finger, and let go."""
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def press(self, key: str) -> None:
         """Press and let go a key that writes nothing: `ArrowLeft`, `Home`."""
         for kind in ("rawKeyDown", "keyUp"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Chromium
-from test_report import lines_of, make_run, page_of
+from test_report import curve_of, lines_of, make_run, page_of
 
 # Where the curve of a chart lies in the numbers of its axes: the path's places, measured by the labels of the ticks.
 PLOTTED = """(() => {
@@ -75,7 +75,7 @@ def test_a_browser_draws_what_was_logged_and_asks_nobody(tmp_path: Path):
                 assert [step for step, _ in drawn] == pytest.approx([step for step, _ in logged], abs=0.1)
                 assert [v for _, v in drawn] == pytest.approx([v for _, v in logged], abs=2e-4 * size), (title, run)
 
-        point_and_read(page)
+        point_and_read(page, report.read_text())
         hide_and_turn(page)
 
         page.open(report, width=390, height=844, dark=True)
@@ -99,15 +99,20 @@ def test_a_browser_draws_what_was_logged_and_asks_nobody(tmp_path: Path):
         assert {url for url in asked if not url.startswith("data:")} == {report.resolve().as_uri()}
 
 
-def point_and_read(page: Chromium) -> None:
+def point_and_read(page: Chromium, report: str) -> None:
     """The tooltip gives the step and the value of every run, by mouse and by keyboard."""
     line, other = lines_of()[4], lines_of(100, offset=1.0)[4]
     page.move_mouse(*page.run(HOVER % (0, 3)))
     ((head, *rows),) = page.run(TOOLTIP)
     assert head == "step 20"
-    assert f"first|{line['loss']:.4f}|" in rows
-    assert f"second|{other['loss']:.4f}|" in rows
-    assert "first|7.0000|validation" in rows
+    assert [row.split("|")[:2] for row in rows[:3]] == [
+        ["first", f"{line['loss']:.4f}"],
+        ["first", "7.0000"],
+        ["second", f"{other['loss']:.4f}"],
+    ]
+    smoothed = curve_of(report, "loss", "smooth")
+    assert rows[0].endswith(f"|{smoothed['value'][smoothed['step'].index(20)]:.4f} smoothed")
+    assert rows[1] == "first|7.0000|validation"
     assert rows[-2:] == [
         f"{name} started again after step 20: 8 x NVIDIA H100; 8 ranks on 2 hosts, DeepSpeed ZeRO-2, bf16"
         for name in ("first", "second")
@@ -117,8 +122,8 @@ def point_and_read(page: Chromium) -> None:
     page.press("ArrowRight")
     ((head, *rows),) = page.run(TOOLTIP)
     assert head == "step 10"
-    assert f"first|{lines_of()[2]['loss']:.4f}|" in rows
-    assert f"first  {lines_of()[2]['loss']:.4f}" in page.run("document.querySelector('[role=status]').textContent")
+    assert rows[0].startswith(f"first|{lines_of()[2]['loss']:.4f}|")
+    assert f"; first {lines_of()[2]['loss']:.4f}" in page.run("document.querySelector('[role=status]').textContent")
     page.press("Escape")
     assert page.run(TOOLTIP) == []
 

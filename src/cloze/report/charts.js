@@ -5,7 +5,7 @@
 const { runs, charts } = JSON.parse(document.getElementById("data").textContent);
 const PALETTE = 8, TOP = 12, BOTTOM = 26, RIGHT = 14;
 const hidden = new Set();
-let axis = "step";
+let axis = "step", printing = false;
 const plots = [];
 
 /* ---- numbers ---- */
@@ -27,7 +27,7 @@ function power(value) {
 }
 const STYLES = {
   decimal,
-  short: decimal,
+  short: (value) => (Math.abs(value) >= 1000 ? grouped(value) : value.toPrecision(4)),
   percent: (value) => `${(100 * value).toFixed(2)} %`,
   power,
 };
@@ -115,7 +115,7 @@ const xHigh = () => {
 
 function draw(plot) {
   const { chart, element } = plot;
-  const width = Math.max(240, Math.round(element.clientWidth)), height = plot.wide && width > 600 ? 330 : 220;
+  const width = Math.max(240, Math.round(printing ? (plot.wide ? 680 : 330) : element.clientWidth)), height = plot.wide && width > 600 ? 330 : 220;
   const curves = shown(chart);
   const y = yAxis(chart, (curves.length ? curves : chart.curves).flatMap((curve) => curve.value));
   const labels = y.ticks.map((v) => tickText(chart.style, v, y.step));
@@ -178,7 +178,9 @@ function point(plot, x) {
     if (Math.abs(curve[axis][n] - first) > (isFirst ? Math.max(close, plot.high / 50) : close)) continue;
     if (curve.kind !== "smooth" || isFirst)
       svg("circle", { class: `at ${colour(curve.run)}`, cx: X(curve[axis][n]), cy: Y(curve.value[n]), r: 4 }, plot.cursor);
-    rows.push([curve.run, isFirst ? "" : LABELS[curve.kind], STYLES[chart.style](curve.value[n]), curve.step[n]]);
+    const value = STYLES[chart.style](curve.value[n]), same = rows.find((row) => row[0] === curve.run);
+    if (curve.kind === "smooth" && same) same[1] = `${value} smoothed`;
+    else rows.push([curve.run, isFirst ? "" : LABELS[curve.kind], value, curve.step[n]]);
   }
   const notes = runs.flatMap((run, number) => (hidden.has(number) ? [] : run.restarts)
     .filter((start) => Math.abs(X(start[axis]) - X(first)) < 6)
@@ -210,7 +212,7 @@ function say(plot, x, step, rows, notes) {
   const room = plot.element.clientWidth - tip.offsetWidth;
   const beside = at + 14 + tip.offsetWidth > plot.element.clientWidth ? at - 14 - tip.offsetWidth : at + 14;
   tip.style.left = `${Math.min(Math.max(0, beside), room)}px`;
-  plot.live.textContent = [head, ...rows.map(([run, label, value]) => `${runs[run].name} ${label} ${value}`), ...notes].join("; ");
+  plot.live.textContent = [head, ...rows.map(([run, label, value]) => [runs[run].name, value, label].filter(Boolean).join(" ")), ...notes].join("; ");
 }
 function hide() {
   for (const plot of plots) {
@@ -283,12 +285,16 @@ document.querySelectorAll("[data-chart]").forEach((figure) => {
   plot.live = html("div", { class: "hidden", role: "status" }, element);
   element.addEventListener("pointermove", (event) => follow(plot, event));
   element.addEventListener("pointerdown", (event) => follow(plot, event));
-  element.addEventListener("pointerleave", hide);
+  // A finger that is lifted leaves the values to be read; a tap elsewhere takes the focus, and them, away.
+  element.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hide(); });
   element.addEventListener("keydown", (event) => press(plot, event));
   element.addEventListener("blur", hide);
   plots.push(plot);
 });
 redraw();
+// On paper the same proportions, from whatever window.
+addEventListener("beforeprint", () => { printing = true; redraw(); });
+addEventListener("afterprint", () => { printing = false; redraw(); });
 let before = 0;
 new ResizeObserver(() => {
   if (document.body.clientWidth === before) return;

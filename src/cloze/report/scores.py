@@ -64,7 +64,7 @@ def _perplexities(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
         ends = {"low": from_, "high": to, "at": scores["perplexity"]}
         style = ";".join(f"--{name}:{(value - low) / span:.2%}" for name, value in ends.items())
         picture = Html(f'<span class="range {colour(at)}" style="{style}" aria-hidden="true"><b></b><i></i></span>')
-        told = f"{number(from_)} to {number(to)}" if to > from_ else None
+        told = element("span", f"{number(from_)} to {number(to)}", class_="name") if to > from_ else None
         cells: list[Any] = [key(at, run.name, several), number(scores["perplexity"]), told, picture]
         cells += [number(scores.get("loss")), _percent(scores.get("masked_accuracy"))]
         cells += [_percent(scores.get("masked_accuracy_top5")), number(_finite(scores.get("bits_per_byte")))]
