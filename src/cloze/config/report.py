@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class ReportConfig:
-    """Write a report of one run, or of several beside each other, as one HTML file that needs nothing else: curves,
-    restarts, evaluations with their intervals, data, machines, checkpoints, configuration."""
+    """Write a report of one run, or of several beside each other, as one HTML file.
+
+    It needs nothing else, no network either: curves, restarts, evaluations with their intervals, data, machines,
+    checkpoints, configuration. Lines of metrics.jsonl that are damaged are left out, and counted.
+    """
 
     runs: list[str]
     """the runs' folders, one after the other: `cloze report runs/a runs/b`"""

@@ -32,7 +32,8 @@ STYLES = {"loss": "faint: as logged; solid: smoothed; dots: validation", "smooth
 def render(runs: Sequence[Run], filled: Sequence[Filled] = ()) -> str:
     """The page of these runs, the first one in the first colour. The same runs give the same text."""
     charts = charts_of(runs)
-    heading = Html(" <span>and</span> ".join(text(run.name) for run in runs))
+    *first, last = [text(run.name) for run in runs]
+    heading = Html(f"{'<span>,</span> '.join(first)} <span>and</span> {last}" if first else last)
     several = len(runs) > 1
     sections = [
         damaged_note(runs),
