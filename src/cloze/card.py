@@ -19,12 +19,8 @@ import yaml
 from cloze.card_metadata import (
     Told,
     hub_name,
-    interval_of,
-    is_number,
     last_part,
     model_metadata,
-    part,
-    read_mapping,
     run_files,
     told_by_run,
     with_values,
@@ -33,6 +29,7 @@ from cloze.console import duration
 from cloze.curve import CURVE, loss_curve
 from cloze.files import write_text
 from cloze.machine import versions_of
+from cloze.mappings import interval_of, is_number, part, read_mapping
 from cloze.places import portable
 from cloze.reproduce import BLOCK_FLAGS, commands
 

@@ -5,8 +5,6 @@ data = model_metadata("demo", run_files(Path("runs/demo")), mask="<mask>", told=
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cloze.errors import HubError
+from cloze.mappings import interval_of, is_number, part, read_mapping
 
 METRICS = {
     "perplexity": "Perplexity (fixed masks)",
@@ -114,12 +113,6 @@ def _measured_with(scores: dict[str, Any], kind: str) -> dict[str, Any] | None:
     return found or None
 
 
-def interval_of(scores: dict[str, Any], kind: str) -> list[float] | None:
-    """[low, high] of a result where eval.json has them."""
-    found = scores.get(f"{kind}_interval")
-    return found if isinstance(found, list) and len(found) == 2 and all(map(is_number, found)) else None
-
-
 def metadata_text(card: str) -> str:
     """The YAML at the top of a card; empty where there is none. Raises HubError where it is not a mapping."""
     found = _METADATA.match(card)
@@ -157,24 +150,3 @@ def hub_name(name: Any) -> str | None:
 def last_part(name: Any) -> str | None:
     """The last part of a path; None for what is no text."""
     return Path(name).name if isinstance(name, str) else None
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def part(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """A mapping inside a mapping; empty where there is none."""
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file's mapping; empty where there is no such file or it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}

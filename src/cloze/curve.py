@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cloze.card_metadata import is_number
+from cloze.mappings import is_number
 
 CURVE = "loss.svg"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 320, 56, 16, 16, 40

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from cloze.card_metadata import Told, hub_name, last_part, origin_of, part
+from cloze.card_metadata import Told, hub_name, last_part, origin_of
+from cloze.mappings import part
 from cloze.reproduce import prepare_command
 
 

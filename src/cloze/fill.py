@@ -6,6 +6,7 @@ fill("runs/demo", "The Milky Way is a <mask> galaxy.", top_k=3)   # [[("spiral",
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,6 @@ def model_folder(name: str) -> str:
     return name
 
 
-@torch.no_grad()
 def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> list[list[tuple[str, float]]]:
     """The `top_k` most likely words for each mask in `text`, with their probabilities.
 
@@ -43,16 +43,32 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
         raise ConfigError("must be at least 1", where="--top_k")
     folder = model_folder(name)
     tokenizer = load_tokenizer(folder, trust_remote_code)
+    inputs, rows = masked_inputs(tokenizer, text)
+    return best_words(load_pretrained(folder, trust_remote_code), tokenizer, inputs, rows, top_k)
+
+
+def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:
+    """A text as its model reads it, input_ids [1, T], and where its masks are [M].
+
+    Raises ConfigError where it has none or is too long.
+    """
     for spelling in MASK_SPELLINGS:
         text = text.replace(spelling, tokenizer.mask_token)
     inputs = tokenizer(text, return_tensors="pt")
     rows = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
     if not len(rows):
         raise ConfigError("nothing to fill: the text has no mask", where=repr(text), hint="write <mask> in it")
-    model = load_pretrained(folder, trust_remote_code)
     limit = getattr(tokenizer, "model_max_length", None)
     if limit and inputs["input_ids"].shape[1] > limit:
         raise ConfigError(f"{inputs['input_ids'].shape[1]} tokens, but the model takes {limit}", where="text")
+    return inputs, rows
+
+
+@torch.no_grad()
+def best_words(
+    model: Any, tokenizer: Any, inputs: Any, rows: torch.Tensor, top_k: int
+) -> list[list[tuple[str, float]]]:
+    """The `top_k` most likely words at each of `rows`, with their probabilities; see `masked_inputs`."""
     probabilities = model(**inputs).logits[0, rows].float().softmax(-1)
     best = probabilities.topk(min(top_k, probabilities.shape[-1]))
     return [

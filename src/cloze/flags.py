@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
     "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
     "compare": (config.CompareConfig, "tell which of two models is better", True),
+    "report": (config.ReportConfig, "curves and numbers of runs as one HTML file", True),
     "fill": (config.FillConfig, "fill the mask in a text", True),
     "push": (config.PushConfig, "publish a model on the Hub", True),
     "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
@@ -116,12 +117,15 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
     known = {f.name for f in fields} | {"help", "print_config"}
     booleans = {f"--{f.name}": "auto" if "auto" in str(f.type) else "" for f in fields if str(f.type)[:4] == "bool"}
     positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
+    lists = {f.name for f in fields if str(f.type) == "list[str]"}
     words, rest = list(argv[:at]), list(argv[at:])
     files: list[str] = []  # --config comes first, so that flags win wherever they stand
     while rest:
         word = rest.pop(0)
         if word == "--config" or word.startswith("--config="):
             files += [word] if "=" in word or not rest else [word, rest.pop(0)]
+        elif not word.startswith("-") and positions and positions[0] in lists:
+            words += [f"--{positions[0]}+", word]
         elif not word.startswith("-"):
             words += [f"--{positions.pop(0)}", word] if positions else [word]
         elif word in booleans:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM, pipel
 from cloze.cli import main
 from cloze.errors import ClozeError
 from cloze.fill import fill
+from cloze.report.examples import fill_prompts
+from cloze.report.gather import gather_runs
+from cloze.report.page import render
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,26 @@ def test_what_cannot_be_filled(model: Path, tmp_path: Path, name: str, text: str
     with pytest.raises(ClozeError) as caught:
         fill(str(folder), text, top_k)
     assert expected in str(caught.value)
+
+
+def test_a_report_shows_masks_filled_before_and_after(model: Path, tmp_path: Path):
+    start, run = tmp_path / "start", tmp_path / "mine"
+    shutil.copytree(model / "model", start / "model")
+    shutil.copytree(model, run)
+    torch.manual_seed(1)
+    RobertaForMaskedLM(RobertaConfig.from_pretrained(model / "model")).save_pretrained(start / "model")
+    (run / "config.yaml").write_text(f"model_name_or_path: {start / 'model'}\n")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    runs, texts = gather_runs([str(run)]), ["a <mask> b", "<mask> and <mask>"]
+    one, two = fill_prompts(runs, texts)
+    assert (one["text"], one["run"], one["before"][0]) == ("a <mask> b", "mine", "the weights it began with")
+    assert one["before"][1] == fill(str(start), "a <mask> b", 3)[0]
+    assert one["after"] == fill(str(run), "a <mask> b", 3)[0]
+    assert two["after"] == [words[0] for words in fill(str(run), texts[1], 1)]
+    assert one["before"][1] != one["after"]
+    page = render(runs, [one, two])
+    word, probability = one["after"][0]
+    assert f"<b>{html.escape(word)}</b> {100 * probability:.1f} %" in page
+    assert str(tmp_path) not in page
+    (run / "config.yaml").unlink()
+    assert [each["before"] for each in fill_prompts(gather_runs([str(run)]), texts)] == [None, None]

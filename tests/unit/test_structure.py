@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ["cli", "__main__", "jobs", "launcher"],
     ["commands"],
-    ["demo", "doctor", "metrics", "bench", "inspection", "replay", "planning"],
+    ["demo", "doctor", "metrics", "bench", "inspection", "replay", "planning", "report"],
     ["grow"],
     ["measure", "publish", "publish_blocks", "follow", "pusher"],
     ["consolidate", "opening"],
@@ -34,7 +34,7 @@ LAYERS = [
     ["flags"],
     ["telling"],
     ["failures"],
-    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine"],
+    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine", "mappings"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from cloze.config.grow import GrowConfig
 from cloze.config.plan import PlanConfig
+from cloze.config.report import ReportConfig
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
     ArchsConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "PrepareConfig",
     "PushConfig",
     "ReplayConfig",
+    "ReportConfig",
     "SourceConfig",
     "SubmitConfig",
     "TokenizerConfig",

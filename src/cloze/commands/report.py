@@ -1,0 +1,47 @@
+"""`cloze report RUN [RUN2 ...]`: a run, or several beside each other, as one HTML file."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+from cloze.config import ReportConfig
+from cloze.console import say, warn
+from cloze.errors import ConfigError
+from cloze.files import write_text
+from cloze.report.gather import gather_runs, read_prompts
+from cloze.report.page import damaged_line, render
+from cloze.report.scores import Filled
+
+FILE = "report.html"
+
+
+def run(config: ReportConfig) -> None:
+    """Write the report, and say where. Raises ConfigError, DataError, DiskError; with --prompts also ModelError and
+    CheckpointError."""
+    if not config.runs:
+        raise ConfigError("give a run's folder", where="cloze report", hint="cloze report runs/mine")
+    gc.disable()  # of some 100,000 mappings none is in a cycle, and looking for cycles takes a fifth of the time
+    try:
+        _write(config)
+    finally:
+        gc.enable()
+
+
+def _write(config: ReportConfig) -> None:
+    runs = gather_runs(config.runs)
+    output = Path(config.output) if config.output else runs[0].folder / FILE
+    if output.is_dir():
+        raise ConfigError("is a folder", where=output, hint=f"give a file: --output {output / FILE}")
+    for one in runs:
+        if one.damaged_lines:
+            warn(f"{one.folder}: {damaged_line(one.damaged_lines)}")
+    filled: list[Filled] = []
+    if texts := read_prompts(config.prompts) if config.prompts else []:
+        from cloze.report.examples import fill_prompts  # loads torch, which nothing else here does
+
+        filled = fill_prompts(runs, texts)
+    text = render(runs, filled)
+    write_text(output, text)
+    lines = sum(len(one.lines) for one in runs)
+    say("report", f"{lines:,} lines of metrics -> {output}, {len(text.encode()) / 1000:,.0f} kB")

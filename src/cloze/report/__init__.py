@@ -1,0 +1,8 @@
+"""A run, or several beside each other, as one HTML file that needs nothing else.
+
+    RUN/*.json, config.yaml, metrics.jsonl --> gather --> curves --> page --> report.html
+                                                  \\--> sections, scores --/
+
+No torch, no network, nothing unpickled; only `examples`, which fills masks, loads models. page.html, style.css and
+charts.js become part of the file.
+"""

@@ -1,0 +1,205 @@
+"""What a run's folder says, as far as it can be read; of what it says, nothing that is only true on this machine.
+
+runs = gather_runs(["runs/a", "runs/b"])        # Raises ConfigError, DataError
+runs[0].lines[-1]["loss"], runs[0].damaged_lines, runs[0].config["learning_rate"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cloze.errors import ConfigError, DataError
+from cloze.mappings import is_number, part, read_mapping
+from cloze.places import portable, without_place
+from cloze.train.checkpoint_files import list_checkpoints
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint-N: its step, and the bytes of its files."""
+
+    step: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run. `lines`: those of metrics.jsonl that can be read, by step; `damaged_lines`: how many cannot; `config`,
+    `data`, `scores`: the mappings of config.yaml, data.json and eval.json, without paths; `parameters`: numbers in the
+    consolidated model, where there is one."""
+
+    folder: Path
+    name: str
+    lines: list[dict[str, Any]]
+    damaged_lines: int
+    config: dict[str, Any]
+    data: dict[str, Any]
+    scores: dict[str, Any]
+    sessions: list[dict[str, Any]]
+    status: str | None
+    checkpoints: list[Checkpoint]
+    parameters: int | None
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged."""
+        return int(self.lines[-1]["step"])
+
+    def last(self, key: str) -> float | None:
+        """The last finite value of a metric."""
+        return next((line[key] for line in reversed(self.lines) if is_number(line.get(key))), None)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Time spent on the steps that count: without pauses, and without those that were done again."""
+        return sum(line["seconds"] for line in self.lines if is_number(line.get("seconds")))
+
+    @property
+    def tokens_seen(self) -> int | None:
+        """Tokens of the blocks that were trained on; None where nobody knows."""
+        samples, size = self.last("samples_seen"), self.data.get("block_size")
+        return int(samples) * size if samples is not None and isinstance(size, int) else None
+
+    @property
+    def restarts(self) -> list[dict[str, Any]]:
+        """The sessions that went on with the run."""
+        return [one for one in self.sessions if one["first_step"] > 0]
+
+
+def gather_runs(folders: Sequence[str]) -> list[Run]:
+    """The runs in these folders, in this order. Raises ConfigError for a folder that is not there or given twice,
+    DataError for one without metrics."""
+    paths = [Path(folder) for folder in folders]
+    for number, path in enumerate(paths):
+        if not path.is_dir():
+            raise ConfigError("no such run", where=path, hint="give the output_dir of `cloze train`")
+        if path.resolve() in [one.resolve() for one in paths[:number]]:
+            raise ConfigError("given twice", where=path)
+    return [_gather(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
+
+
+def _gather(folder: Path, name: str) -> Run:
+    lines, damaged = read_lines(folder / METRICS)
+    sessions = read_mapping(folder / "sessions.json").get("sessions")
+    status = read_mapping(folder / "status.json").get("status")
+    return Run(
+        folder=folder,
+        name=name,
+        lines=lines,
+        damaged_lines=damaged,
+        config=portable(read_mapping(folder / "config.yaml")),
+        data=without_place(read_mapping(folder / "data.json")),
+        scores=without_place(read_mapping(folder / "eval.json")),
+        sessions=[one for one in sessions or [] if isinstance(one, dict) and is_number(one.get("first_step"))]
+        if isinstance(sessions, list)
+        else [],
+        status=status if isinstance(status, str) else None,
+        checkpoints=[_checkpoint(path) for path in list_checkpoints(folder)],
+        parameters=num_parameters(folder / "model"),
+    )
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of metrics.jsonl by step, and how many are damaged. A last line without its end is being written.
+
+    Raises DataError where there is no such file or nothing in it can be read.
+    """
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError as error:
+        hint = "give the output_dir of `cloze train`, once it has logged a step"
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataError(why, where=path, hint=hint) from None
+    lines, damaged = [], 0
+    for text in texts[:-1]:
+        if not text.strip():
+            continue
+        try:
+            line = orjson.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and is_number(line.get("step")) and line["step"] >= 0:
+            lines.append(line)
+        else:
+            damaged += 1
+    if not lines:
+        why = f"all {damaged:,} lines are damaged" if damaged else "holds no line yet"
+        raise DataError(why, where=path, hint="a run logs every --logging_steps steps")
+    return sorted(lines, key=itemgetter("step")), damaged
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The last part of each folder's name; where two are alike, as many parts as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-count:]).lstrip("/") for one in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def num_parameters(model: Path) -> int | None:
+    """Numbers in the safetensors files of a folder, from their headers; None where there are none to be read."""
+    total = 0
+    for path in model.glob("*.safetensors"):
+        try:
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = orjson.loads(file.read(min(length, 100_000_000)))
+            for name, facts in header.items():
+                total += 0 if name == "__metadata__" else _product(facts["shape"])
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            return None
+    return total or None
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    sizes = 0
+    for path in folder.rglob("*"):
+        try:
+            sizes += path.stat().st_size if path.is_file() else 0
+        except OSError:  # a run that goes on deletes its oldest checkpoint
+            continue
+    return Checkpoint(int(folder.name.rpartition("-")[2]), sizes)
+
+
+def model_name(run: Run) -> str:
+    """What was trained: the pretrained model's name, else the architecture."""
+    config = run.config
+    name = config.get("model_name_or_path") or config.get("config_name") or config.get("model_type")
+    return str(name) if name else "masked language model"
+
+
+def data_name(run: Run) -> str | None:
+    """What it was trained on, by the name its source has."""
+    name = part(run.data, "source").get("dataset_name")
+    return str(name) if name else None
+
+
+def read_prompts(path: str) -> list[str]:
+    """The texts of a file, one a line, empty lines left out. Raises DataError."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot be read ({error})", where=path, hint="give a UTF-8 text, one text with a mask on each line"
+        ) from None
+    if not any(lines):
+        raise DataError("holds no text", where=path, hint="give texts with a mask, one a line")
+    return [line for line in lines if line]
