@@ -27,7 +27,11 @@ def model_folder(name: str) -> str:
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "config.yaml").is_file() or (path / "checkpoint.json").is_file():
             raise ModelError("there is no model here yet", where=name, hint=f"run `cloze consolidate {name}` first")
-        raise ModelError("not a model folder: there is no config.json", where=name)
+        raise ModelError(
+            "not a model folder: there is no config.json",
+            where=name,
+            hint="give a run, a model folder or a name on the Hub",
+        )
     if not path.exists() and name.startswith((".", "/", "runs/")):
         raise ModelError("no such folder", where=name, hint="give a run, a model folder or a name on the Hub")
     return name
@@ -52,7 +56,11 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
     model = load_pretrained(folder, trust_remote_code)
     limit = getattr(tokenizer, "model_max_length", None)
     if limit and inputs["input_ids"].shape[1] > limit:
-        raise ConfigError(f"{inputs['input_ids'].shape[1]} tokens, but the model takes {limit}", where="text")
+        raise ConfigError(
+            f"{inputs['input_ids'].shape[1]} tokens, but the model takes {limit}",
+            where="text",
+            hint="give a shorter text",
+        )
     probabilities = model(**inputs).logits[0, rows].float().softmax(-1)
     best = probabilities.topk(min(top_k, probabilities.shape[-1]))
     return [

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "push": (config.PushConfig, "publish a model on the Hub", True),
     "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
     "submit": (config.SubmitConfig, "submit a recipe to SLURM as a chain of jobs", True),
+    "init": (config.InitConfig, "write recipes, configurations and SLURM scripts into a folder", True),
     "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
