@@ -32,6 +32,7 @@ LAYERS = [
     ["dcpfiles"],
     ["tensorfile", "zerofiles"],
     ["flags"],
+    ["recipe_file"],
     ["telling"],
     ["failures"],
     ["console", "files", "config", "memory", "intervals", "places", "wire", "machine"],
