@@ -114,6 +114,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     command = namespace.command
     values = namespace[command].as_dict()
     values.pop("config", None)
+    for name, value in values.items():
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+            raise ConfigError(
+                "is not UTF-8 text", where=f"--{name} {printable(value)}", hint="rename it, or leave it out"
+            )
     return command, COMMANDS[command][0](**values)
 
 

@@ -220,6 +220,14 @@ def odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(
+    "path", ["x" * 300, "/proc/1/root/x", "loop", "\udc80"], ids=["long", "refused", "loop", "bytes"]
+)
+def test_a_path_that_the_system_refuses_is_one_line(path: str, odd_paths: list[str]):
+    assert cloze("inspect", path)
+    assert cloze("init", path)
+
+
 COMMANDS_WITH_PATHS = [
     ["inspect", "PATH"],
     ["replay", "PATH", "--step", "1"],
