@@ -32,10 +32,9 @@ LAYERS = [
     ["dcpfiles"],
     ["tensorfile", "zerofiles"],
     ["flags"],
-    ["recipe_file"],
     ["telling"],
     ["failures"],
-    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine"],
+    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine", "recipe_file"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
