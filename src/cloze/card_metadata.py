@@ -123,7 +123,11 @@ def metadata_text(card: str) -> str:
     except yaml.YAMLError:
         is_mapping = False
     if not is_mapping:
-        raise HubError("the metadata between the `---` lines is not YAML of names and values", where="README.md")
+        raise HubError(
+            "the metadata between the `---` lines is not YAML of names and values",
+            where="README.md",
+            hint="mend it, or delete the file, which is then made anew",
+        )
     return found[1]
 
 

@@ -179,7 +179,7 @@ def _model_tensors(metadata: Any, folder: Path) -> dict[str, Chunked]:
         plain = plain_name(".".join(path[1:] if nested else path))
         found[plain] = _chunked(plain, name, facts, where, folder)
     if not found:
-        raise CheckpointError("no tensors of a model are in it", where=folder)
+        raise CheckpointError("no tensors of a model are in it", where=folder, hint=_HINT)
     return found
 
 
@@ -190,9 +190,15 @@ def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: P
         if info is None:
             raise CheckpointError(f"a part of {plain} is not there", where=folder, hint=_HINT)
         if Path(info.relative_path).name != info.relative_path:
-            raise ConfigError(f"it names a file outside, {info.relative_path}", where=folder / METADATA)
+            raise ConfigError(
+                f"it names a file outside, {info.relative_path}",
+                where=folder / METADATA,
+                hint="do not use it: a checkpoint lies in one folder",
+            )
         if getattr(info, "transform_descriptors", None):
-            raise ConfigError("compressed checkpoints are not read", where=folder)
+            raise ConfigError(
+                "compressed checkpoints are not read", where=folder, hint="save it again without transforms"
+            )
         file = folder / info.relative_path
         if not file.is_file():
             raise CheckpointError(f"it is missing, with a part of {plain}", where=file, hint=_HINT)
@@ -203,7 +209,9 @@ def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: P
             raise CheckpointError(f"the parts of {plain} do not fit together", where=folder, hint=_HINT)
         position += length
     if position != math.prod(shape):
-        raise CheckpointError(f"{position} of {math.prod(shape)} elements of {plain} are there", where=folder)
+        raise CheckpointError(
+            f"{position} of {math.prod(shape)} elements of {plain} are there", where=folder, hint=_HINT
+        )
     return Chunked(plain, shape, facts.properties.state[0], chunks)
 
 
@@ -251,7 +259,9 @@ def _load(chunk: Chunk, tensor: Chunked) -> torch.Tensor:
         return found
     except pickle.UnpicklingError:
         raise ConfigError(
-            f"the part of {tensor.name} in it is more than a tensor, and reading it could run code", where=chunk.file
+            f"the part of {tensor.name} in it is more than a tensor, and reading it could run code",
+            where=chunk.file,
+            hint="do not use it: whoever wrote it put something else there",
         ) from None
     except Exception as error:  # whatever a damaged file provokes in torch
         raise _damaged(chunk, tensor.name, error) from None

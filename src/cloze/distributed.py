@@ -71,7 +71,7 @@ def start(shape: RunShape) -> Accelerator:
         )
     plugin = fsdp_plugin() if wants_fsdp() else None
     if wants_deepspeed and plugin is not None:
-        raise LaunchError("DeepSpeed and FSDP were asked for at once", hint="choose one")
+        raise LaunchError("DeepSpeed and FSDP were asked for at once", where="accelerate launch", hint="choose one")
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that there is no GPU
     if on_cpu and wants_deepspeed:
@@ -119,7 +119,10 @@ def check_world(accelerator: Accelerator, launched: Launched) -> None:
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     seen = accelerator.num_processes
     if seen != expected:
-        raise LaunchError(f"accelerate sees {seen} processes, but {expected} were started (WORLD_SIZE)")
+        raise LaunchError(
+            f"accelerate sees {seen} processes, but {expected} were started (WORLD_SIZE)",
+            hint="start with `accelerate launch`, torchrun or srun, and set no ACCELERATE_* yourself",
+        )
     if launched.num_processes is not None and launched.num_processes != seen:
         machines = f" on {launched.num_machines} machines" if launched.num_machines else ""
         raise LaunchError(
@@ -129,15 +132,24 @@ def check_world(accelerator: Accelerator, launched: Launched) -> None:
         )
     if launched.deepspeed and accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise LaunchError(
-            "DeepSpeed was asked for, but accelerate dropped it", hint="remove use_cpu from its settings"
+            "DeepSpeed was asked for, but accelerate dropped it",
+            where="accelerate launch",
+            hint="remove use_cpu from its settings",
         )
     if launched.fsdp and not is_fsdp(accelerator):
-        raise LaunchError("FSDP was asked for, but accelerate dropped it", hint="remove use_cpu from its settings")
+        raise LaunchError(
+            "FSDP was asked for, but accelerate dropped it",
+            where="accelerate launch",
+            hint="remove use_cpu from its settings",
+        )
     if torch.distributed.is_initialized():
         ranks: list[Any] = [None] * seen
         torch.distributed.all_gather_object(ranks, accelerator.process_index)
         if sorted(ranks) != list(range(seen)):
-            raise LaunchError(f"every rank must be there once, but the ranks are {ranks}")
+            raise LaunchError(
+                f"every rank must be there once, but the ranks are {ranks}",
+                hint="give each machine another --machine_rank",
+            )
 
 
 def read_launcher() -> Launched:

@@ -28,7 +28,11 @@ def model_folder(name: str) -> str:
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "config.yaml").is_file() or (path / "checkpoint.json").is_file():
             raise ModelError("there is no model here yet", where=name, hint=f"run `cloze consolidate {name}` first")
-        raise ModelError("not a model folder: there is no config.json", where=name)
+        raise ModelError(
+            "not a model folder: there is no config.json",
+            where=name,
+            hint="give a run, a model folder or a name on the Hub",
+        )
     if not path.exists() and name.startswith((".", "/", "runs/")):
         raise ModelError("no such folder", where=name, hint="give a run, a model folder or a name on the Hub")
     return name
@@ -60,7 +64,11 @@ def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:
         raise ConfigError("nothing to fill: the text has no mask", where=repr(text), hint="write <mask> in it")
     limit = getattr(tokenizer, "model_max_length", None)
     if limit and inputs["input_ids"].shape[1] > limit:
-        raise ConfigError(f"{inputs['input_ids'].shape[1]} tokens, but the model takes {limit}", where="text")
+        raise ConfigError(
+            f"{inputs['input_ids'].shape[1]} tokens, but the model takes {limit}",
+            where="text",
+            hint="give a shorter text",
+        )
     return inputs, rows
 
 

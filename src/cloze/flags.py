@@ -7,6 +7,7 @@ A name that is not known is one line with a suggestion. Imports nothing heavy.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jsonargparse
+import yaml
 
 from cloze import __version__, config
 from cloze.errors import ConfigError
+from cloze.recipe_file import check_events, check_recipe, printable
 
 # command -> (its dataclass, one line of help, whether required fields are given by position)
 COMMANDS: dict[str, tuple[type, str, bool]] = {
@@ -35,6 +38,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "push": (config.PushConfig, "publish a model on the Hub", True),
     "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
     "submit": (config.SubmitConfig, "submit a recipe to SLURM as a chain of jobs", True),
+    "init": (config.InitConfig, "write recipes, configurations and SLURM scripts into a folder", True),
     "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
@@ -73,9 +77,10 @@ OLD_NAMES = {
 }
 
 
-@functools.cache  # `cloze plan` reads the options of three commands
-def build_parser() -> jsonargparse.ArgumentParser:
-    """The parser of all commands; raises `jsonargparse.ArgumentError` instead of exiting."""
+@functools.cache
+def build_parser(command: str | None = None) -> jsonargparse.ArgumentParser:
+    """The parser of one command, or of all of them, which takes a second; raises `jsonargparse.ArgumentError` instead
+    of exiting."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="cloze",
@@ -85,6 +90,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
     for name, (dataclass, help_line, _) in COMMANDS.items():
+        if command not in (None, name):
+            continue
         sub = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
         sub.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
         sub.add_class_arguments(dataclass)
@@ -94,15 +101,25 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
-    parser = build_parser()
+    first = next((word for word in argv if not word.startswith("-")), None)
+    parser = build_parser(first if first in COMMANDS and argv[0] == first else None)
     words = _spell_out(argv)
+    if first in COMMANDS:
+        _check_values(first, words)
     try:
         namespace = parser.parse_args(words)
     except jsonargparse.ArgumentError as error:
         raise _explain(str(error), argv) from None
+    except (RecursionError, ValueError):  # nested deeply, no spelling in UTF-8, an integer of 5,000 digits, ...
+        raise ConfigError("a value cannot be read", where=f"cloze {first}", hint="write plain values") from None
     command = namespace.command
     values = namespace[command].as_dict()
     values.pop("config", None)
+    for name, value in values.items():
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+            raise ConfigError(
+                "is not UTF-8 text", where=f"--{name} {printable(value)}", hint="rename it, or leave it out"
+            )
     return command, COMMANDS[command][0](**values)
 
 
@@ -146,6 +163,20 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
     return [*words[:at], *files, *words[at:]]
 
 
+def _check_values(command: str, words: Sequence[str]) -> None:
+    """Raise ConfigError for a --config file that is no list of names that the command knows, with their values; and
+    for a value on the command line that is YAML with aliases or tags, or nested deeply: it is read as YAML, too."""
+    known = {field.name for field in dataclasses.fields(COMMANDS[command][0])}
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word == "--config" or word.startswith("--config="):
+            for name in check_recipe(word.partition("=")[2] if "=" in word else value):
+                if name not in known:
+                    raise _unknown(command, name)
+        elif any(mark in word for mark in "[{&!"):
+            with contextlib.suppress(yaml.YAMLError):
+                check_events(word.partition("=")[2] if word.startswith("--") and "=" in word else word, word)
+
+
 def _explain(message: str, argv: Sequence[str]) -> ConfigError:
     """One line for a parser's message, with a suggestion where a name is not known."""
     command = next((word for word in argv if word in COMMANDS), None)
@@ -153,6 +184,8 @@ def _explain(message: str, argv: Sequence[str]) -> ConfigError:
     if unknown and command:
         return _unknown(command, unknown.group(1))
     message = message.replace(f"{command}.", "")
+    if len(message) > 1000:
+        message = f"{message[:1000]}..."
     hint = f"see cloze {command} --help" if command else f"the commands are: {', '.join(COMMANDS)}"
     return ConfigError(" ".join(message.split()), where=f"cloze {command}" if command else "cloze", hint=hint)
 
@@ -160,4 +193,4 @@ def _explain(message: str, argv: Sequence[str]) -> ConfigError:
 def _unknown(command: str, name: str) -> ConfigError:
     close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(COMMANDS[command][0])], n=1)
     hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
-    return ConfigError(f"unknown option {name}", where=f"cloze {command}", hint=hint)
+    return ConfigError(f"unknown option {printable(name)}", where=f"cloze {command}", hint=hint)

@@ -48,7 +48,11 @@ def find_zero_files(path: Path) -> Path | None:
     if latest.is_file():
         tag = latest.read_text(encoding="utf-8").strip()
         if not holds_files(path / tag):
-            raise CheckpointError(f"it names {tag}, and no DeepSpeed checkpoint is there", where=latest)
+            raise CheckpointError(
+                f"it names {tag}, and no DeepSpeed checkpoint is there",
+                where=latest,
+                hint="give the folder that holds the *_states.pt files",
+            )
         return path / tag
     if holds_files(path / "pytorch_model"):
         return path / "pytorch_model"
@@ -110,7 +114,11 @@ def expected_tensors(config: PretrainedConfig) -> tuple[dict[str, tuple[int, ...
             model = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, ImportError) as error:
         what = str(error).strip().split("\n")[0]
-        raise ModelError(f"no masked language model can be made from its configuration ({what})") from None
+        raise ModelError(
+            f"no masked language model can be made from its configuration ({what})",
+            where=getattr(config, "name_or_path", None) or config.model_type,
+            hint="give another one with --config_name",
+        ) from None
     tied = dict(model.all_tied_weights_keys or {})
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     return shapes, tied, type(model).__name__

@@ -72,7 +72,7 @@ def connect(token: str | None, quiet: bool = False) -> HfApi:
         disable_progress_bars()
     token = (token or "").strip()
     if not (token.isascii() and token.isprintable()):
-        raise HubError("not a token: it has characters that no token has", where="--token")
+        raise HubError("not a token: it has characters that none has", where="--token", hint="copy it anew")
     return HfApi(token=token or None)
 
 
@@ -243,7 +243,7 @@ def ask(call: Callable[[], T], repo: str, pauses: tuple[float, ...] = RETRY_SECO
         except ValueError as error:
             if "README.md" not in str(error):  # the Hub's verdict on the card's metadata
                 raise
-            raise HubError(str(error), where=repo) from None
+            raise HubError(str(error), where=repo, hint="mend the top of README.md") from None
         except HfHubHTTPError as error:
             if _without_xet(error):
                 continue

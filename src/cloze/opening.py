@@ -49,7 +49,11 @@ def load_checkpoint(folder: Path) -> Any:
     here = dict(model.named_parameters())
     different = sorted(here.keys() ^ manifest["parameters"].keys())
     if different:
-        raise CheckpointError(f"{different[0]} is in only one of checkpoint and model", where=folder)
+        raise CheckpointError(
+            f"{different[0]} is in only one of checkpoint and model",
+            where=folder,
+            hint="it was written for another version of this architecture: use the transformers that trained it",
+        )
     buffers = dict(model.named_buffers())
     with PieceReader(folder, manifest) as pieces:
         for name, facts in manifest["parameters"].items():

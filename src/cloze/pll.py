@@ -52,10 +52,14 @@ def read_sentences(lines: Sequence[str], tokenizer: Any, limit: int | None) -> l
         encoded = tokenizer(line, return_special_tokens_mask=True)
         ids = np.array(encoded["input_ids"], np.int64)
         if limit is not None and len(ids) > limit:
-            raise ConfigError(f"{len(ids)} tokens, but the model takes {limit}", where=f"sentence {number}")
+            raise ConfigError(
+                f"{len(ids)} tokens, but the model takes {limit}",
+                where=f"sentence {number}",
+                hint="cut it, or leave it out",
+            )
         scored = np.array(encoded["special_tokens_mask"]) == 0
         if not scored.any():
-            raise ConfigError("no token to predict", where=f"sentence {number}")
+            raise ConfigError("no token to predict", where=f"sentence {number}", hint="leave it out")
         words = encoded.word_ids() if tokenizer.is_fast else [None] * len(ids)
         word = np.array([-1 - place if one is None else one for place, one in enumerate(words)], np.int64)
         found.append(Sentence(ids, scored, word))

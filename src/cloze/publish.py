@@ -62,7 +62,11 @@ def find_model(path: Path) -> tuple[Path, Path | None]:
     if is_run or (path / MANIFEST).is_file() or any(path.glob(f"checkpoint-*/{MANIFEST}")):
         raise ConfigError("there is no model here yet", where=path, hint=f"run `cloze consolidate {path}` first")
     if not (path / "config.json").is_file():
-        raise ConfigError("not a model folder: there is no config.json", where=path)
+        raise ConfigError(
+            "not a model folder: there is no config.json",
+            where=path,
+            hint="give a run that was consolidated, or a model folder",
+        )
     parent = path.resolve().parent
     return path, parent if (parent / "config.yaml").is_file() else None
 

@@ -33,7 +33,11 @@ def find_blocks(run_dir: Path | None) -> Prepared:
     values = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     found = open_data(TrainConfig(**values))
     if found.manifest["checksum"] != manifest["checksum"]:
-        raise DataError("not the data of this run: its checksum is another one", where=values["dataset_name"])
+        raise DataError(
+            "not the data of this run: its checksum is another one",
+            where=values["dataset_name"],
+            hint="put the old blocks back, or leave out --dataset_repo",
+        )
     return open_prepared(Path(found.tokenizer).parent)
 
 

@@ -81,7 +81,7 @@ def rebuild(run: Path, step: int, data: str | None = None) -> Replayed:
     layout = Layout(global_batch, 1, 0, 1, None, *warmup_of(config))
     plan = plan_run(config, layout, len(found.blocks), found.block_size)
     if not 1 <= step <= plan.total_steps:
-        raise ConfigError(f"the run has steps 1 to {plan.total_steps:,}", where="--step")
+        raise ConfigError(f"the run has steps 1 to {plan.total_steps:,}", where="--step", hint="give one of them")
     words = words_for(config, found)
     masking = masking_rule(config, found.manifest, plan.total_samples, words)
     order = BlockOrder(layout, len(found.blocks), config.seed)

@@ -70,7 +70,11 @@ class Stored:
             out[offset : offset + part.numel()] = part
             covered += part.numel()
         if covered != numel:
-            raise CheckpointError(f"{covered} of {numel} elements of {self.name} are there", where=self.where)
+            raise CheckpointError(
+                f"{covered} of {numel} elements of {self.name} are there",
+                where=self.where,
+                hint="it is damaged: use another checkpoint",
+            )
         return torch.empty(self.shape, dtype=self.written_dtype(dtype)) if out is None else out.view(self.shape)
 
     def content_sum(self, dtype: torch.dtype) -> int:
@@ -123,7 +127,11 @@ def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "traine
         if {n: f["shape"] for n, f in other["parameters"].items()} != {
             n: f["shape"] for n, f in manifest["parameters"].items()
         }:
-            raise CheckpointError(f"has other parameters than {folders[-1].name}", where=folder)
+            raise CheckpointError(
+                f"has other parameters than {folders[-1].name}",
+                where=folder,
+                hint="average the checkpoints of one run only, or fewer of them",
+            )
     tensors = []
     for name, facts in manifest["parameters"].items():
         shape = tuple(facts["shape"])

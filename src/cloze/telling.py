@@ -9,6 +9,7 @@ where rank 0 seems to be well.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -17,13 +18,24 @@ import traceback
 from pathlib import Path
 
 from cloze.console import complain, own_rank
-from cloze.errors import ClozeError, LostRank, is_common, one_line
+from cloze.errors import ClozeError, DiskError, LostRank, is_common, one_line
 from cloze.failures import FailureLog, exit_code_of, is_same, recorded_in, speaker_of
+from cloze.recipe_file import printable
 
 FIRST_WORD_SECONDS = 2.0  # a rank whose error rank 0 is likely to have too lets it speak first
 ELSEWHERE_SECONDS = 5.0  # the same on another host than rank 0's, where the end of rank 0 is known later
 SETTLE_SECONDS = 1.0  # for the records of ranks that fail together
 _POLL_SECONDS = 0.05
+_OF_A_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
+
+
+def told_of_a_path(error: Exception) -> Exception:
+    """An OSError of a path that cannot be used, that no command expected: a DiskError, one line. Within a run
+    errors are recorded as they are."""
+    if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename and recorded_in(error) is None:
+        what, where = f"cannot be used ({os.strerror(error.errno)})", printable(os.fsdecode(error.filename))
+        return DiskError(what, where=where, hint="give another path")
+    return error
 
 
 def tell(error: Exception) -> int:
@@ -31,6 +43,7 @@ def tell(error: Exception) -> int:
 
     A ClozeError is one line; anything else a traceback, from the rank that had it first, and one line from others.
     """
+    error = told_of_a_path(error)
     log, rank, code = recorded_in(error), own_rank(), exit_code_of(error)
     ended = threading.Event()  # the launcher ends all ranks as soon as one is gone: what is to be said comes first
     if threading.current_thread() is threading.main_thread():

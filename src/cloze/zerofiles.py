@@ -147,11 +147,19 @@ def _find(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
     optimizers: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if _OTHER_LAYOUT.fullmatch(path.name):
-            raise ConfigError("a checkpoint of a pipeline or of experts is not read", where=path)
+            raise ConfigError(
+                "a checkpoint of a pipeline or of experts is not read",
+                where=path,
+                hint="DeepSpeed's own tools can make a model file of it",
+            )
         for pattern, found in ((_MODEL, models), (_OPTIMIZER, optimizers)):
             match = pattern.fullmatch(path.name)
             if match and int(match.group(2)):
-                raise ConfigError("a model split by tensor parallelism is not read", where=path)
+                raise ConfigError(
+                    "a model split by tensor parallelism is not read",
+                    where=path,
+                    hint="DeepSpeed's own tools can make a model file of it",
+                )
             if match:
                 found[int(match.group(1) or 0)] = path
     stage3 = any(path.name.startswith("zero_pp_") for path in models.values())
@@ -187,7 +195,9 @@ def _load(file: Path, rank: int) -> dict[str, Any]:
     except Exception as error:  # whatever a damaged file provokes in torch
         raise _damaged(file, rank, str(error)) from None
     if not isinstance(content, dict) or not ({"module", "optimizer_state_dict"} & content.keys()):
-        raise CheckpointError(f"rank {rank}'s file is not one of DeepSpeed", where=file)
+        raise CheckpointError(
+            f"rank {rank}'s file is not one of DeepSpeed", where=file, hint="give a folder that DeepSpeed wrote"
+        )
     return content
 
 

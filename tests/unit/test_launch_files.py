@@ -22,7 +22,7 @@ from cloze.errors import ConfigError
 from cloze.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / ".ci/run"]
+COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / "launch/test_lowest", ROOT / ".ci/run"]
 COMMANDS += [ROOT / "slurm/submit", ROOT / "launch/multi_node"]
 SOURCED = [ROOT / "launch/env.sh", ROOT / "slurm/common.sh", ROOT / "slurm/site.env.example"]
 SCRIPTS = [*COMMANDS, *SOURCED, *sorted(ROOT.glob("slurm/*.sbatch"))]

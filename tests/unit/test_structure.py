@@ -34,7 +34,7 @@ LAYERS = [
     ["flags"],
     ["telling"],
     ["failures"],
-    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine", "mappings"],
+    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine", "mappings", "recipe_file"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

@@ -90,7 +90,7 @@ def read_lines(path: Path) -> list[str]:
         ) from None
     lines = [line for line in lines if line]
     if not lines:
-        raise DataError("holds no sentence", where=path)
+        raise DataError("holds no sentence", where=path, hint="one on each line")
     return lines
 
 

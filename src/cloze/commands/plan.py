@@ -37,7 +37,11 @@ def run(config: PlanConfig) -> None:
         say("plan", f"written to {config.json}")
     if config.write is not None:
         if row is None:
-            raise ConfigError(f"there is nothing to write: {plan.reason}", where=f"--write {config.write}")
+            raise ConfigError(
+                f"there is nothing to write: {plan.reason}",
+                where=f"--write {config.write}",
+                hint="see the table above, or take one with --choose",
+            )
         write_configs(config.write, row, plan, config)
         say("written", f"{config.write}; {command_line(config.write, row, plan, config)}")
 

@@ -25,7 +25,11 @@ def run(config: PushConfig) -> None:
     """Bring the card up to date and push, or with --dry_run say what would be pushed and change nothing."""
     if config.create_pr and (config.revision or config.tag):
         flag = "--revision" if config.revision else "--tag"
-        raise ConfigError("a pull request is opened against main, and has no tag", where=f"--create_pr and {flag}")
+        raise ConfigError(
+            "a pull request is opened against main, and has no tag",
+            where=f"--create_pr and {flag}",
+            hint="leave one out",
+        )
     model_dir, run_dir = find_model(Path(config.path))
     files_to_push(model_dir)
     blocks = None

@@ -56,14 +56,20 @@ def check(config: SubmitConfig) -> None:
     """Raise ConfigError for what sbatch would refuse, or worse, take."""
     for path in ("slurm/train.sbatch", config.recipe, config.ds_config):
         if not Path(path).is_file():
-            raise ConfigError("no such file", where=path, hint="submit from the repository root")
+            raise ConfigError(
+                "no such file",
+                where=path,
+                hint="submit from the repository root, or from a folder that `cloze init` filled",
+            )
     for name in ("nodes", "cpus_per_task", "prepare_tasks", "min_nodes", "processes_per_node", "seeds",
                  "prepare_tasks_at_once"):  # fmt: skip
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"must be at least 1, not {value}", where=f"--{name}")
     if config.min_nodes is not None and config.min_nodes > config.nodes:
-        raise ConfigError(f"is more than --nodes {config.nodes}", where=f"--min_nodes {config.min_nodes}")
+        raise ConfigError(
+            f"is more than --nodes {config.nodes}", where=f"--min_nodes {config.min_nodes}", hint="give fewer"
+        )
     if not TIME.fullmatch(config.time):
         raise ConfigError("not a time", where=f"--time {config.time}", hint="as sbatch takes it: 4:00:00, 2-0, 90")
 
@@ -78,7 +84,9 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
     beside = prepare_recipe(config.recipe)
     if not beside.is_file():
         if config.prepare_flags:
-            raise ConfigError("there is no such recipe to prepare with", where=beside)
+            raise ConfigError(
+                "there is no such recipe to prepare with", where=beside, hint="write it, or leave out --prepare_flags"
+            )
         return train, None
     prepare = parse(["prepare", "--config", str(beside), *shlex.split(config.prepare_flags)])[1]
     if is_local(prepare.dataset_name):

@@ -165,6 +165,15 @@ class DemoConfig:
 
 
 @dataclass(kw_only=True)
+class InitConfig:
+    """Write the recipes, the DeepSpeed and accelerate configurations and the SLURM scripts into a folder to start in:
+    `launch`, `ds_configs` and `slurm`, as the repository has them."""
+
+    folder: str
+    """the folder: `.` for this one"""
+
+
+@dataclass(kw_only=True)
 class DoctorConfig:
     """Look whether these machines are fit to train on: versions that differ, GPUs, every pair of ranks over gloo and
     NCCL, the shared folder, disks, clocks, cores, limits, what DeepSpeed can build, the Hub token. It prints a table;

@@ -100,7 +100,11 @@ def _backend(tokenizer: Any, config: TokenizerConfig) -> Tokenizer:
             f"a {kind} tokenizer cannot be extended", where=config.extend, hint="BPE, WordPiece and Unigram can"
         )
     if backend.pre_tokenizer is None:
-        raise ModelError("it does not cut texts into words first, and cannot be extended", where=config.extend)
+        raise ModelError(
+            "it does not cut texts into words first, and cannot be extended",
+            where=config.extend,
+            hint="train one with --kind instead",
+        )
     if config.kind not in ("bpe", kind.lower()):
         raise ConfigError(f"{config.extend} is {kind}", where="--kind", hint="leave it out")
     return backend

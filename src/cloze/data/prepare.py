@@ -34,7 +34,7 @@ from cloze.errors import ClozeError, ConfigError, DataError
 from cloze.files import parse_size
 
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 8, 2**20
-SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS, SAMPLE_PLACES = 50, 100_000, 3
+SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 100_000
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,9 @@ class file_errors:
         packed = is_compressed(self._path)
         broken = "the file is damaged or cut short; get it again"
         if isinstance(error, FileNotFoundError):
-            raise DataError("no such file", where=self._path) from None
+            raise DataError(
+                "no such file", where=self._path, hint="it went away while it was read: put it back, and start again"
+            ) from None
         if isinstance(error, pyarrow.ArrowInvalid | pyarrow.ArrowNotImplementedError | pyarrow.ArrowTypeError):
             text = str(error).splitlines()[0]
             raise DataError(f"cannot be read ({text})", where=self._path, hint="is the file whole?") from None

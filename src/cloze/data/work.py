@@ -91,7 +91,7 @@ def do_units(recipe: Recipe, tasks: list[Task], units: Path, num_proc: int, shar
     done = [task for task in mine if read_unit(units / unit_name(task.number, 0)) and task.stream is None]
     sizes = [task.size for task in mine]
     total = None if None in sizes else sum(size or 0 for size in sizes) // _MEGABYTE
-    tracker = _Tracker(mine, total)
+    tracker = _Tracker(mine)
     with progress("prepare", total=total, unit="MB", start=sum(task.size or 0 for task in done) // _MEGABYTE) as bar:
         tracker.show = bar
         if num_proc == 1 or (len(mine) == 1 and mine[0].stream is None):
@@ -106,8 +106,8 @@ def do_units(recipe: Recipe, tasks: list[Task], units: Path, num_proc: int, shar
 class _Tracker:
     """Adds up what the units report and shows it."""
 
-    def __init__(self, tasks: list[Task], total: int | None):
-        self._tasks, self._total = tasks, total
+    def __init__(self, tasks: list[Task]):
+        self._tasks = tasks
         self._begin = self._shown_at = time.monotonic()
         self.documents = self.tokens = self._bytes = self._shown = 0
         self.show: Callable[..., None] = lambda *a, **k: None

@@ -75,7 +75,11 @@ class Meeting:
             self.tell(what, choose())
         chosen = self.ask(0, what, LONGEST_SECONDS)
         if chosen is None:
-            raise LaunchError("rank 0 says nothing any more", where=self.place.say())
+            raise LaunchError(
+                "rank 0 says nothing any more",
+                where=self.place.say(),
+                hint="look at the log of rank 0, and start again",
+            )
         return chosen
 
 
@@ -86,7 +90,9 @@ def _connected(place: Place) -> Iterator[None]:
         yield
     except RuntimeError as error:  # all of torch.distributed's errors are
         what = f"lost the connection to rank 0 ({place.head}:{place.port}): {str(error).splitlines()[0]}"
-        raise LaunchError(what, where=place.say()) from None
+        raise LaunchError(
+            what, where=place.say(), hint="look at the log of rank 0, and at the network between the two"
+        ) from None
 
 
 def join(place: Place, timeout: float) -> Meeting:

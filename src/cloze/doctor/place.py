@@ -98,7 +98,9 @@ def first_host(nodes: str) -> str:
         pass
     found = re.match(r"([^\[,\s]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     if not found:
-        raise LaunchError(f"cannot read the list of nodes {nodes!r}", where="SLURM_STEP_NODELIST")
+        raise LaunchError(
+            f"cannot read the list of nodes {nodes!r}", where="SLURM_STEP_NODELIST", hint="start it with srun"
+        )
     return "".join(part or "" for part in found.groups())
 
 

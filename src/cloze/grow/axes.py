@@ -60,7 +60,11 @@ def blank_model(config: PretrainedConfig) -> Any:
             return AutoModelForMaskedLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     except Exception as error:  # whatever numbers that do not go together provoke; nothing of ours runs in there
         what = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ModelError(f"no masked language model can be made from the configuration ({what})") from None
+        raise ModelError(
+            f"no masked language model can be made from the configuration ({what})",
+            where=getattr(config, "model_type", None),
+            hint="change --config_overrides",
+        ) from None
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
@@ -86,7 +90,11 @@ def heads_of(config: PretrainedConfig) -> Heads:
     is known."""
     hidden = first_of(config, HIDDEN)
     if hidden is None:
-        raise ModelError("its width is not in the configuration", where=config.model_type)
+        raise ModelError(
+            "its width is not in the configuration",
+            where=config.model_type,
+            hint="models of this kind cannot be grown; train one from scratch",
+        )
     heads = first_of(config, HEADS) or hidden
     kv_heads = first_of(config, ("num_key_value_heads",)) or heads
     return Heads(hidden, heads, kv_heads, first_of(config, ("head_dim",)) or hidden // heads)

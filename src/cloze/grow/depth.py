@@ -36,7 +36,11 @@ def layer_sources(
     """
     old_lists, new_lists = _lists(old_model), _lists(new_model)
     if old_lists.keys() != new_lists.keys():
-        raise ModelError("the layers of the two configurations are not of one kind", where=type(new_model).__name__)
+        raise ModelError(
+            "the layers of the two configurations are not of one kind",
+            where=type(new_model).__name__,
+            hint="change numbers and sizes only with --config_overrides",
+        )
     sources: dict[str, LayerSource] = {}
     for name, new in new_lists.items():
         old = old_lists[name]
@@ -49,7 +53,11 @@ def layer_sources(
             fitting = [other for other, one in enumerate(old_kinds) if one == (weights, kind)]
             fitting = fitting or [other for other, one in enumerate(old_kinds) if one[0] == weights]
             if not fitting:
-                raise ModelError(f"no old layer has the weights of {prefix}", where=type(new_model).__name__)
+                raise ModelError(
+                    f"no old layer has the weights of {prefix}",
+                    where=type(new_model).__name__,
+                    hint="change numbers and sizes only with --config_overrides",
+                )
             chosen = min(fitting, key=lambda other: (abs(other - wanted), other in used, other))
             sources[prefix] = LayerSource(old[chosen], chosen in used)
             used.add(chosen)

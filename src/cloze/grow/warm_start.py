@@ -241,7 +241,11 @@ def _stored(
     def pieces() -> Iterator[tuple[int, torch.Tensor]]:
         made = recipe.make(tensors, rows)
         if tuple(made.shape) != shape:
-            raise ModelError(f"{recipe.name} would have shape {tuple(made.shape)}, not {shape}", where=where)
+            raise ModelError(
+                f"{recipe.name} would have shape {tuple(made.shape)}, not {shape}",
+                where=where,
+                hint="this architecture keeps the tensor in another layout: train it from scratch",
+            )
         yield 0, made.reshape(-1)
 
     return Stored(recipe.name, shape, tensors[recipe.old_name].dtype, pieces, where)

@@ -83,7 +83,11 @@ def load_checked(folder: Path) -> PreTrainedModel:
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
-            raise ModelError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(report[kind])))}", where=folder)
+            raise ModelError(
+                f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(report[kind])))}",
+                where=folder,
+                hint="the folder is not whole: consolidate again",
+            )
     return model.eval()
 
 

@@ -27,7 +27,9 @@ def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
     try:
         matches = re.compile(pattern).match
     except re.error as error:
-        raise ConfigError(f"not a regular expression ({error})", where="--freeze") from None
+        raise ConfigError(
+            f"not a regular expression ({error})", where="--freeze", hint="for example .*embeddings"
+        ) from None
     named = list(model.named_parameters())
     found = [parameter for name, parameter in named if matches(name)]
     if not found or len(found) == len(named):

@@ -13,7 +13,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-OFFLOADS = ("none", "optimizer", "all", "nvme")
 _SUFFIX = {"none": "", "optimizer": "+offload", "all": "+offload_params", "nvme": "+nvme"}
 _FP16 = {
     "enabled": "auto",

@@ -77,7 +77,9 @@ def make_twin(recipe: Recipe, dtype: torch.dtype, checkpointing: bool = False) -
             twin = AutoModelForMaskedLM.from_config(config, dtype=dtype, **_attention(recipe)).train()
     except Exception as error:  # code of 51 architectures
         what = f"cannot be made without weights ({type(error).__name__}: {error})"
-        raise ModelError(what, where=config.model_type) from None
+        raise ModelError(
+            what, where=config.model_type, hint="mend --config_overrides; `cloze archs` shows the architectures"
+        ) from None
     if checkpointing:
         twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return twin

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from cloze.errors import ConfigError
 from cloze.files import disk_errors, write_text
 from cloze.sample import everyday, living, science, sky, world
-from cloze.sample.phrasing import Domain, Row, Topic, begins_with_entity, read_table, say, with_pronoun
+from cloze.sample.phrasing import Domain, Row, Topic, begins_with_entity, say, with_pronoun
 
 NUM_THREADS = 10_000
 DOMAINS = sky.DOMAINS + science.DOMAINS + living.DOMAINS + world.DOMAINS + everyday.DOMAINS
@@ -73,11 +73,6 @@ def threads(seed: int = 0, num_threads: int = NUM_THREADS) -> Iterator[dict[str,
             "selftext_urls": {"url": []},
             "answers_urls": {"url": []},
         }
-
-
-def entities() -> set[str]:
-    """Everything that the corpus knows something about, as `table: name`."""
-    return {f"{domain.table}: {row['name']}" for domain in DOMAINS for row in read_table(domain.table)}
 
 
 def _answer(rng: random.Random, domain: Domain, topic: Topic, row: Row) -> str:

@@ -152,7 +152,9 @@ def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.opt
 def _scale_others(groups: list[dict[str, Any]], adamw_lr: Any, learning_rate: float) -> None:
     """`adamw_lr` is the peak learning rate of the groups that Muon leaves to AdamW; one schedule goes for both."""
     if not isinstance(adamw_lr, int | float) or adamw_lr < 0 or learning_rate == 0:
-        raise ConfigError(f"adamw_lr={adamw_lr} is not a learning rate", where="--optim_args")
+        raise ConfigError(
+            f"adamw_lr={adamw_lr} is not a learning rate", where="--optim_args", hint="for example adamw_lr=3e-4"
+        )
     for group in groups:
         if not group["use_muon"]:
             group["lr_scale"] = group.get("lr_scale", 1.0) * adamw_lr / learning_rate

@@ -104,7 +104,11 @@ class PieceReader:
             out[first - offset : last - offset] = part
             covered += last - first
         if out is None or covered != end - offset:
-            raise CheckpointError(f"{covered} of {end - offset} elements of {name}:{key} are there", where=self.folder)
+            raise CheckpointError(
+                f"{covered} of {end - offset} elements of {name}:{key} are there",
+                where=self.folder,
+                hint="it is damaged: use another checkpoint",
+            )
         return out
 
     def frozen(self, name: str) -> torch.Tensor:

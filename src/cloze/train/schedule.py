@@ -49,7 +49,11 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[i
         factor = scheduler.lr_lambdas[0]
         factor(0)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(str(error), where="--lr_scheduler_type / --lr_scheduler_kwargs") from None
+        raise ConfigError(
+            str(error),
+            where="--lr_scheduler_type / --lr_scheduler_kwargs",
+            hint="give arguments that this schedule of transformers has",
+        ) from None
     except AttributeError:
         raise ConfigError(
             f"{config.lr_scheduler_type} depends on more than the step",

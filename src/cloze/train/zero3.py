@@ -39,7 +39,8 @@ def build(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
             if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
                 raise
             hint = "ZeRO-3 never holds it whole: launch/accelerate/zero3.yaml, ds_configs/zero3_nvme.json"
-            raise ModelError("there is not enough memory for the whole model in each process", hint=hint) from None
+            what = "there is not enough memory for the whole model in each process"
+            raise ModelError(what, where=config.model_name_or_path or config.model_type, hint=hint) from None
     folder = folder_for_weights(Path(config.output_dir))
     with weights_in_files(folder):
         model, tokenizer = build_model(*arguments)
@@ -94,7 +95,11 @@ def check_zero(deepspeed: str | None, on_gpu: bool) -> None:
         raise ConfigError(f"{quantized[0]} needs CUDA kernels", where=where, hint=hint)
     group, world_size = int(zero.get("zero_hpz_partition_size", 1)), int(os.environ.get("WORLD_SIZE", "1"))
     if (quantized or group > 1) and zero.get("stage") != 3:
-        raise ConfigError(f"ZeRO++ is a part of ZeRO-3, not of stage {zero.get('stage')}", where=where)
+        raise ConfigError(
+            f"ZeRO++ is a part of ZeRO-3, not of stage {zero.get('stage')}",
+            where=where,
+            hint="set stage to 3, or take it out",
+        )
     if world_size % group:
         hint = "it is the number of processes of a machine"
         raise ConfigError(
