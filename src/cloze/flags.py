@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Sequence
-from typing import Any
-
-import jsonargparse
+from typing import TYPE_CHECKING, Any
 
 from cloze import __version__, config
+from cloze.console import FORMAT_VARIABLE, FORMATS, log_format
 from cloze.errors import ConfigError
+
+if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
+    import jsonargparse
 
 # command -> (its dataclass, one line of help, whether required fields are given by position)
 COMMANDS: dict[str, tuple[type, str, bool]] = {
@@ -37,6 +40,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
+    "completion": (config.CompletionConfig, "print what makes a shell complete commands and options", True),
 }
 
 # Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
@@ -73,11 +77,13 @@ OLD_NAMES = {
 
 def build_parser() -> jsonargparse.ArgumentParser:
     """The parser of all commands; raises `jsonargparse.ArgumentError` instead of exiting."""
+    import jsonargparse
+
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="cloze",
         description="Distributed training of masked language models.",
-        version=f"cloze {__version__}",
+        version=__version__,
         exit_on_error=False,
     )
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
@@ -91,8 +97,10 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
+    import jsonargparse
+
     parser = build_parser()
-    words = _spell_out(argv)
+    words = _spell_out(_without_log_format(argv)[0])
     try:
         namespace = parser.parse_args(words)
     except jsonargparse.ArgumentError as error:
@@ -101,6 +109,35 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     values = namespace[command].as_dict()
     values.pop("config", None)
     return command, COMMANDS[command][0](**values)
+
+
+def choose_log_format(argv: Sequence[str]) -> list[str]:
+    """Take --log_format out of a command line and into the environment, for this process and those it starts.
+
+    Raises ConfigError where it, or CLOZE_LOG_FORMAT, is none of `cloze.console.FORMATS`.
+    """
+    words, chosen = _without_log_format(argv)
+    if chosen is not None:
+        os.environ[FORMAT_VARIABLE] = chosen
+    if log_format() not in FORMATS:
+        said, where = log_format(), "--log_format" if chosen is not None else FORMAT_VARIABLE
+        del os.environ[FORMAT_VARIABLE]
+        raise ConfigError(f"no such format: {said!r}", where=where, hint=f"one of {', '.join(FORMATS)}")
+    return words
+
+
+def _without_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The other words, and the last format that was given, if any; the flag may stand before the command, too."""
+    words, chosen, rest = [], None, list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--log_format":
+            chosen = rest.pop(0) if rest else ""
+        elif word.startswith("--log_format="):
+            chosen = word.partition("=")[2]
+        else:
+            words.append(word)
+    return words, chosen
 
 
 def _spell_out(argv: Sequence[str]) -> list[str]:
@@ -152,6 +189,7 @@ def _explain(message: str, argv: Sequence[str]) -> ConfigError:
 
 
 def _unknown(command: str, name: str) -> ConfigError:
-    close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(COMMANDS[command][0])], n=1)
+    names = [field.name for field in dataclasses.fields(COMMANDS[command][0])] + ["log_format"]
+    close = difflib.get_close_matches(name, names, n=1)
     hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
     return ConfigError(f"unknown option {name}", where=f"cloze {command}", hint=hint)

@@ -31,10 +31,12 @@ LAYERS = [
     ["fully_sharded"],
     ["dcpfiles"],
     ["tensorfile", "zerofiles"],
+    ["helping", "completion"],
     ["flags"],
     ["telling"],
     ["failures"],
-    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine"],
+    ["console", "files", "config", "memory", "intervals", "places", "wire", "machine", "options", "examples", "screen"],
+    ["events"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
