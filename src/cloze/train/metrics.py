@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from cloze.data.loader import StepBatches, TrainLoader
+from cloze.events import event, is_json
 from cloze.files import disk_errors, write_text
 from cloze.train.plan import Plan
 
@@ -41,6 +42,8 @@ class MetricsLog:
         if self._accelerator.is_main_process:
             with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
+            if is_json():
+                event("metrics", **clean)
         named = {_tracker_name(k): v for k, v in clean.items() if k != "step" and isinstance(v, int | float)}
         self._accelerator.log(named, step=values["step"])
 
