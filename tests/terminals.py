@@ -16,14 +16,14 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
+import sys
 import termios
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-
-from ranks import warm_up
 
 _SEQUENCE = re.compile(r"\x1b(?:\[(\??)([\d;]*)([A-Za-z])|([78DM]))")
 
@@ -130,7 +130,6 @@ class Terminal:
     """`function` in a forked process whose input and output are a terminal of this size."""
 
     def __init__(self, function: Callable[[], None], columns: int = 80, rows: int = 24, **environment: str):
-        warm_up()
         self.written = ""
         self.screen = Screen(columns, rows)
         self.pid, self._fd = pty.fork()
@@ -158,8 +157,9 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while self._read(deadline):
             pass
-        _, status = os.waitpid(self.pid, 0 if time.monotonic() < deadline else os.WNOHANG)
-        return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= deadline:
+            os.kill(self.pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def _read(self, deadline: float) -> bool:
         ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
@@ -176,9 +176,7 @@ def _be_child(function: Callable[[], None], columns: int, rows: int, environment
     code = 1
     try:
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        import sys
-
-        sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, buffering=1) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
         for name in ("NO_COLOR", "CLOZE_LOG_FORMAT", "COLUMNS", "LINES"):
             os.environ.pop(name, None)
         os.environ |= {"TERM": "xterm-256color"} | environment

@@ -29,7 +29,7 @@ from cloze.train.setup import Run
 
 SECONDS_BETWEEN_DRAWINGS = 0.5
 SMOOTHING = 0.9  # how much of the smoothed loss stays when the next line of metrics comes
-_CELL, _BAR = 25, 40  # columns of a cell, and the most of the bar
+_CELL, _WIDE_CELL, _BAR = 19, 26, 40  # columns of a cell: the fewest, enough for all it may say; the most of the bar
 _GIB = 2**30
 
 
@@ -135,7 +135,8 @@ class View:
 
     def rows(self, width: int) -> list[str]:
         """The view in rows of at most `width` columns, with colours where the terminal has them."""
-        return render([self._head(width), *grid(self._cells(), width)], width)
+        columns, size = columns_for(width)
+        return render([self._head(width), *grid(self._cells(size), columns, size)], width)
 
     def _head(self, width: int) -> list[tuple[str, str]]:
         done, total, now = self._done, self._run.plan.total_steps, time.monotonic()
@@ -153,8 +154,8 @@ class View:
         full = int(room * done / total)
         return [(left, "bold"), ("━" * full, "green"), ("─" * (room - full), "dim"), (right, "")]
 
-    def _cells(self) -> list[tuple[str, str]]:
-        """(label, value), in the order of reading."""
+    def _cells(self, size: int) -> list[tuple[str, str]]:
+        """(label, value) of `size` columns each, in the order of reading."""
         line, run = self._line, self._run
         waited = line.get("data_wait")
         used, host = host_memory()
@@ -165,27 +166,27 @@ class View:
         mfu = line.get("mfu")
         return [
             ("loss", _number(line.get("loss"), ".4f")),
-            (f"smoothed ({SMOOTHING})", _number(self._smoothed.value, ".4f")),
+            (f"smoothed {SMOOTHING}", _number(self._smoothed.value, ".4f")),
             ("lr", _number(line.get("learning_rate"), ".3g")),
             ("grad norm", _number(line.get("grad_norm"), ".3f")),
             ("tokens/s", _number(line.get("tokens_per_second"), ",.0f")),
             ("MFU", "-" if mfu is None else f"{mfu:.1%}"),
             ("data wait", "-" if waited is None else f"{waited:.1%}"),
             ("epoch", _number(line.get("epoch"), ".3f")),
-            ("saved", self._last_checkpoint()),
+            ("saved", self._last_checkpoint(size >= _WIDE_CELL)),
             ("next eval", "-" if evaluation is None else f"{evaluation:,}"),
             *gpu,
             ("host", f"{used / _GIB:.1f}/{host / _GIB:.0f} GiB"),
         ]
 
-    def _last_checkpoint(self) -> str:
-        """`500 (2:03 ago)`; of one that was there before this start, its step only."""
+    def _last_checkpoint(self, with_age: bool) -> str:
+        """`500 2:03 ago`; of one that was there before this start, its step only."""
         if self._run.saved is None:
             return "-"
         step, now = self._run.saved[0], time.monotonic()
         if self._saved[0] != step:
             self._saved = step, 0.0 if step == self._first else now
-        return f"{step:,}" + (f" {duration(now - self._saved[1])} ago" if self._saved[1] else "")
+        return f"{step:,}" + (f" {duration(now - self._saved[1])} ago" if self._saved[1] and with_age else "")
 
 
 @contextlib.contextmanager
@@ -204,10 +205,14 @@ def training_view(run: Run, first_step: int) -> Iterator[View | Lines]:
         view.end()
 
 
-def grid(cells: Sequence[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
-    """Cells of (label, value) in as many columns as fit, each row as pieces of (text, style)."""
-    columns = max(1, min(4, (width + 2) // _CELL))
-    size = min(34, (width + 2) // columns) - 2
+def columns_for(width: int) -> tuple[int, int]:
+    """How many cells stand side by side in `width` columns, and how many columns each has."""
+    columns = max(1, min(3, (width + 2) // (_CELL + 2)))
+    return columns, max(0, min(34, (width + 2) // columns - 2))
+
+
+def grid(cells: Sequence[tuple[str, str]], columns: int, size: int) -> list[list[tuple[str, str]]]:
+    """Cells of (label, value) in rows, each row as pieces of (text, style)."""
     rows = []
     for at in range(0, len(cells), columns):
         pieces: list[tuple[str, str]] = []
@@ -231,8 +236,9 @@ def render(rows: Sequence[Sequence[tuple[str, str]]], width: int) -> list[str]:
         text = Text.assemble(*row)
         text.truncate(width)
         texts.append(text)
+    _console.width = width
     with _console.capture() as taken:
-        _console.print(Text("\n").join(texts), end="", width=width, no_wrap=True, overflow="crop")
+        _console.print(Text("\n").join(texts), end="", no_wrap=True, overflow="crop")
     return taken.get().splitlines()
 
 
