@@ -41,7 +41,9 @@ class Option:
 
 def options_of(dataclass: type) -> list[Option]:
     """All options of a command's dataclass, inherited ones first."""
-    hints, helps, homes = typing.get_type_hints(dataclass), {}, {}
+    hints = typing.get_type_hints(dataclass)
+    helps: dict[str, str] = {}
+    homes: dict[str, str] = {}
     for base in reversed(dataclass.__mro__):
         found = _docstrings(base)
         helps |= {name: text for name, text in found.items() if text}

@@ -22,6 +22,7 @@ from cloze.data.loader import StepBatches, TrainLoader
 from cloze.events import event, is_json
 from cloze.files import disk_errors, write_text
 from cloze.train.plan import Plan
+from cloze.train.trackers import report, tracker_values
 
 FILE = "metrics.jsonl"
 
@@ -44,13 +45,7 @@ class MetricsLog:
                 file.write(json.dumps(clean) + "\n")
             if is_json():
                 event("metrics", **clean)
-        named = {_tracker_name(k): v for k, v in clean.items() if k != "step" and isinstance(v, int | float)}
-        self._accelerator.log(named, step=values["step"])
-
-
-def _tracker_name(key: str) -> str:
-    """`eval_perplexity` -> `eval/perplexity`, `loss` -> `train/loss`, as transformers names them."""
-    return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
+        report(tracker_values(clean), step=values["step"])
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ from cloze.train.run_folder import kept_failures, write_status
 from cloze.train.sessions import note_session
 from cloze.train.setup import Run, Start, resume, set_up
 from cloze.train.signals import StopSignals
+from cloze.train.trackers import trackers_closed
 
 _PURPOSE_DROPOUT = 0x64726F70
 
@@ -62,7 +63,7 @@ def train(config: TrainConfig) -> Path:
 
     Raises Stopped, with the checkpoint saved, where it was asked to stop.
     """
-    with StopSignals(config.save_before_time_limit) as stop, kept_failures(config):
+    with StopSignals(config.save_before_time_limit) as stop, kept_failures(config), trackers_closed():
         try:
             with ExitStack() as stack:
                 run = set_up(config, stop, stack)
@@ -107,8 +108,6 @@ def train_to_the_end(run: Run) -> None:
         f"{duration(time.monotonic() - begin)}; the run is in {run.output_dir}",
         result=run.output_dir,
     )
-    for tracker in run.engine.accelerator.trackers:
-        tracker.finish()
 
 
 def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
