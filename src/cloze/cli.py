@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from cloze import __version__
-from cloze.console import is_quiet, silence_other_ranks, tell_end
+from cloze.console import answer, is_quiet, silence_other_ranks, tell_end
 from cloze.errors import Stopped
 from cloze.events import end_json, is_json, speak_json
 from cloze.flags import choose_log_format, parse
 from cloze.helping import show_help, wants_help
 from cloze.telling import leave_code, tell
+
+ANSWERS = ("compare", "inspect", "plan", "replay", "submit")  # commands that are run to read what they say
 
 
 def run() -> NoReturn:
@@ -78,6 +80,7 @@ def _run_command(words: list[str]) -> int:
         print(f"cloze {__version__}")
         return 0
     command, arguments = parse(words)
+    answer(command in ANSWERS)
     return importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
 
 

@@ -32,6 +32,7 @@ FORMATS = {
     "quiet": "warnings, errors, and where the result is",
     "json": "one JSON object a line on stdout, errors too",
 }
+_answers: list[bool] = []
 # Who shows progress while something else is shown live: (stage, total, unit, start) -> advance.
 _shown: list[Callable[[str, int | None, str, int], Callable[..., None]]] = []
 
@@ -39,6 +40,11 @@ _shown: list[Callable[[str, int | None, str, int], Callable[..., None]]] = []
 def log_format() -> str:
     """One of FORMATS."""
     return os.environ.get(FORMAT_VARIABLE, "auto")
+
+
+def answer(yes: bool) -> None:
+    """Whether from now on what is said is what was asked for, which a quiet command says, too."""
+    _answers[:] = [True] * yes
 
 
 def is_quiet() -> bool:
@@ -102,7 +108,7 @@ def say(stage: str, line: str, result: object = None) -> None:
         return
     if is_json():
         event(stage, message=line, **({} if result in (None, True) else {"result": str(result)}))
-    elif not is_quiet():
+    elif not is_quiet() or _answers:
         print(f"{stage:<12} {line}", flush=True)
     elif result is not None:
         print(f"{stage:<12} {line if result is True else result}", flush=True)

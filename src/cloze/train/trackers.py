@@ -73,6 +73,8 @@ def _begin(
         if name in kept:
             try:
                 tracker = _start(name, config, output_dir, kept[name], first_step)
+                if name == "trackio":  # each of its starts replaces what it knew
+                    tracker.store_init_configuration(plain)
             except Exception as error:
                 warn(f"{name} cannot go on with its run of before ({one_line(error)}); it begins a new one")
         if tracker is None:
