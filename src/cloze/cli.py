@@ -16,10 +16,15 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from cloze.console import front, is_main, silence_other_ranks
+from cloze import __version__
+from cloze.console import answer, is_quiet, silence_other_ranks, tell_end
 from cloze.errors import Stopped
-from cloze.flags import parse
+from cloze.events import end_json, is_json, speak_json
+from cloze.flags import choose_log_format, parse
+from cloze.helping import show_help, wants_help
 from cloze.telling import leave_code, tell
+
+ANSWERS = ("compare", "inspect", "plan", "replay", "submit")  # commands that are run to read what they say
 
 
 def run() -> NoReturn:
@@ -46,20 +51,37 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     try:
-        command, arguments = parse(sys.argv[1:] if argv is None else argv)
-        code = importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
+        words = choose_log_format(sys.argv[1:] if argv is None else argv)
+        if is_json():
+            speak_json()
+        if is_json() or is_quiet():
+            for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "WANDB_SILENT"):
+                os.environ.setdefault(name, "true")
+        code = _run_command(words)
     except Stopped as stop:
         code = stop.exit_code
-        if is_main():
-            print(f"{front()}cloze: {stop}", file=sys.stderr)
+        tell_end(str(stop), code)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-        if is_main():
-            print(f"{front()}cloze: interrupted", file=sys.stderr)
+        tell_end("interrupted", code)
     except Exception as error:
         code = tell(error)
     leave_code(code)
+    end_json()
     leave(code)
+
+
+def _run_command(words: list[str]) -> int:
+    """Help and version without the parser, whose import takes longer than they do; else the command's exit code."""
+    if wants_help(words):
+        show_help(words)
+        return 0
+    if words[:1] == ["--version"]:
+        print(f"cloze {__version__}")
+        return 0
+    command, arguments = parse(words)
+    answer(command in ANSWERS)
+    return importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
 
 
 def _stop(number: int, _: Any) -> None:

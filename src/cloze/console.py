@@ -1,10 +1,12 @@
 """What a person sees: one line per stage, and a progress bar with an ETA (plain lines where there is no terminal).
 
 say("prepare", "12,000 blocks in prepared/eli5")
+say("train", "1,200 steps; the run is in runs/x", result="runs/x")     # the last word, also of a quiet command
 with progress("tokenize", total=5000, unit="documents") as advance:
     advance(100, note="1.2 Mtok/s")
 
 Of many ranks only rank 0 speaks. What another has to say, an error, begins with `[rank 3 @ host]` in every line.
+--log_format (or CLOZE_LOG_FORMAT) says how: see FORMATS. `json` makes one object of each line (`cloze.events`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,39 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
+from cloze.events import event, is_json
+
 PLAIN_INTERVAL_SECONDS = 10.0
+FORMAT_VARIABLE = "CLOZE_LOG_FORMAT"
+FORMATS = {
+    "auto": "a live view on a terminal, lines elsewhere",
+    "plain": "lines",
+    "quiet": "warnings, errors, and where the result is",
+    "json": "one JSON object a line on stdout, errors too",
+}
+_answers: list[bool] = []
+# Who shows progress while something else is shown live: (stage, total, unit, start) -> advance.
+_shown: list[Callable[[str, int | None, str, int], Callable[..., None]]] = []
+
+
+def log_format() -> str:
+    """One of FORMATS."""
+    return os.environ.get(FORMAT_VARIABLE, "auto")
+
+
+def answer(yes: bool) -> None:
+    """Whether from now on what is said is what was asked for, which a quiet command says, too."""
+    _answers[:] = [True] * yes
+
+
+def is_quiet() -> bool:
+    """Whether only warnings, errors and results are to be shown."""
+    return log_format() == "quiet"
+
+
+def is_live() -> bool:
+    """Whether there is a terminal that can be drawn on, and it is to be drawn on."""
+    return log_format() == "auto" and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown")
 
 
 def own_rank() -> int:
@@ -67,16 +101,35 @@ def _complain_of_thread(what: threading.ExceptHookArgs) -> None:
         complain("".join(traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)))
 
 
-def say(stage: str, line: str) -> None:
-    """Print one line about a stage, on rank 0 only."""
-    if is_main():
+def say(stage: str, line: str, result: object = None) -> None:
+    """Print one line about a stage, on rank 0 only. `result`: where the command's result is, which a quiet command
+    says in place of the line; True where the line itself is the result."""
+    if not is_main():
+        return
+    if is_json():
+        event(stage, message=line, **({} if result in (None, True) else {"result": str(result)}))
+    elif not is_quiet() or _answers:
         print(f"{stage:<12} {line}", flush=True)
+    elif result is not None:
+        print(f"{stage:<12} {line if result is True else result}", flush=True)
 
 
 def warn(line: str, on_any_rank: bool = False) -> None:
     """Print one warning line to stderr, on rank 0 only unless it is about this rank (`on_any_rank`)."""
-    if is_main() or on_any_rank:
+    if not (is_main() or on_any_rank):
+        return
+    if is_json():
+        event("warning", message=line)
+    else:
         complain(f"cloze: warning: {line}")
+
+
+def tell_end(line: str, exit_code: int) -> None:
+    """Say on rank 0 why the command ends before its time without an error: it was asked to."""
+    if is_main() and is_json():
+        event("stopped", message=line, exit_code=exit_code)
+    elif is_main():
+        print(f"{front()}cloze: {line}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
@@ -89,12 +142,24 @@ def duration(seconds: float) -> str:
 @contextlib.contextmanager
 def progress(stage: str, total: int | None, unit: str = "", start: int = 0) -> Iterator[Callable[..., None]]:
     """Yield `advance(n=1, note="")`. A rich bar on a terminal; elsewhere a plain line every 10 seconds."""
-    if not is_main():
+    if not is_main() or is_quiet():
         yield lambda n=1, note="": None
-    elif sys.stderr.isatty():
+    elif _shown:
+        yield _shown[-1](stage, total, unit, start)
+    elif is_live():
         yield from _bar(stage, total, unit, start)
     else:
         yield from _plain(stage, total, unit, start)
+
+
+@contextlib.contextmanager
+def showing(part: Callable[[str, int | None, str, int], Callable[..., None]]) -> Iterator[None]:
+    """Within it, `part` shows what `progress` is asked to show: something live has the terminal."""
+    _shown.append(part)
+    try:
+        yield
+    finally:
+        _shown.remove(part)
 
 
 def _bar(stage: str, total: int | None, unit: str, start: int) -> Iterator[Callable[..., None]]:
@@ -118,7 +183,9 @@ def _bar(stage: str, total: int | None, unit: str, start: int) -> Iterator[Calla
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # rich would send what goes to a file by `> log` to the terminal
+    lines = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=lines) as bar:
         task = bar.add_task(stage, total=total, completed=start, note="")
         yield lambda n=1, note="": bar.update(task, advance=n, note=note)
 
@@ -134,10 +201,14 @@ def _plain(stage: str, total: int | None, unit: str, start: int) -> Iterator[Cal
         if now - last < PLAIN_INTERVAL_SECONDS:
             return
         last = now
+        seconds = now - begin
+        left = None if total is None else seconds / max(1, done - start) * (total - done)
+        if is_json():
+            event("progress", stage=stage, done=done, total=total, unit=unit, seconds=seconds, eta_seconds=left,
+                  note=note)  # fmt: skip
+            return
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
-        eta = "" if total is None else f"  ETA {duration((now - begin) / max(1, done - start) * (total - done))}"
-        print(
-            f"{stage:<12} {count} {unit}  {duration(now - begin)}{eta}  {note}".rstrip(), file=sys.stderr, flush=True
-        )
+        eta = "" if left is None else f"  ETA {duration(left)}"
+        print(f"{stage:<12} {count} {unit}  {duration(seconds)}{eta}  {note}".rstrip(), file=sys.stderr, flush=True)
 
     yield advance

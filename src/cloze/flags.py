@@ -11,16 +11,20 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonargparse
 import yaml
 
 from cloze import __version__, config
+from cloze.console import FORMAT_VARIABLE, FORMATS, log_format
 from cloze.errors import ConfigError
 from cloze.recipe_file import check_events, check_recipe, printable
+
+if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
+    import jsonargparse
 
 # command -> (its dataclass, one line of help, whether required fields are given by position)
 COMMANDS: dict[str, tuple[type, str, bool]] = {
@@ -43,6 +47,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "bench": (config.BenchConfig, "measure speed beside other tools", True),
     "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
     "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
+    "completion": (config.CompletionConfig, "print what makes a shell complete commands and options", True),
 }
 
 # Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
@@ -78,32 +83,35 @@ OLD_NAMES = {
 
 
 @functools.cache
-def build_parser(command: str | None = None) -> jsonargparse.ArgumentParser:
-    """The parser of one command, or of all of them, which takes a second; raises `jsonargparse.ArgumentError` instead
-    of exiting."""
+def build_parser(only: str | None = None) -> jsonargparse.ArgumentParser:
+    """The parser of all commands, or one that knows the options of a single one (made in a tenth of the time); raises
+    `jsonargparse.ArgumentError` instead of exiting."""
+    import jsonargparse
+
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="cloze",
         description="Distributed training of masked language models.",
-        version=f"cloze {__version__}",
+        version=__version__,
         exit_on_error=False,
     )
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
     for name, (dataclass, help_line, _) in COMMANDS.items():
-        if command not in (None, name):
-            continue
         sub = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
         sub.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
-        sub.add_class_arguments(dataclass)
+        if only in (None, name):
+            sub.add_class_arguments(dataclass)
         commands.add_subcommand(name, sub, help=help_line)
     return parser
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
-    first = next((word for word in argv if not word.startswith("-")), None)
-    parser = build_parser(first if first in COMMANDS and argv[0] == first else None)
-    words = _spell_out(argv)
+    import jsonargparse
+
+    words = _spell_out(_without_log_format(argv)[0])
+    first = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(first if first in COMMANDS and words[0] == first else None)
     if first in COMMANDS:
         _check_values(first, words)
     try:
@@ -121,6 +129,35 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
                 "is not UTF-8 text", where=f"--{name} {printable(value)}", hint="rename it, or leave it out"
             )
     return command, COMMANDS[command][0](**values)
+
+
+def choose_log_format(argv: Sequence[str]) -> list[str]:
+    """Take --log_format out of a command line and into the environment, for this process and those it starts.
+
+    Raises ConfigError where it, or CLOZE_LOG_FORMAT, is none of `cloze.console.FORMATS`.
+    """
+    words, chosen = _without_log_format(argv)
+    if chosen is not None:
+        os.environ[FORMAT_VARIABLE] = chosen
+    if log_format() not in FORMATS:
+        said, where = log_format(), "--log_format" if chosen is not None else FORMAT_VARIABLE
+        del os.environ[FORMAT_VARIABLE]
+        raise ConfigError(f"no such format: {said!r}", where=where, hint=f"one of {', '.join(FORMATS)}")
+    return words
+
+
+def _without_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The other words, and the last format that was given, if any; the flag may stand before the command, too."""
+    words, chosen, rest = [], None, list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--log_format":
+            chosen = rest.pop(0) if rest else ""
+        elif word.startswith("--log_format="):
+            chosen = word.partition("=")[2]
+        else:
+            words.append(word)
+    return words, chosen
 
 
 def _spell_out(argv: Sequence[str]) -> list[str]:
@@ -191,6 +228,7 @@ def _explain(message: str, argv: Sequence[str]) -> ConfigError:
 
 
 def _unknown(command: str, name: str) -> ConfigError:
-    close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(COMMANDS[command][0])], n=1)
+    names = [field.name for field in dataclasses.fields(COMMANDS[command][0])] + ["log_format"]
+    close = difflib.get_close_matches(name, names, n=1)
     hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
     return ConfigError(f"unknown option {printable(name)}", where=f"cloze {command}", hint=hint)

@@ -37,6 +37,21 @@ def free_memory() -> int:
     return max(0, min(left, default=0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def host_memory() -> tuple[int, int]:
+    """Bytes that are taken on this machine, or in the container that limits this process, and bytes there are."""
+    text = Path("/proc/meminfo").read_text()
+    total, free = (
+        int(found.group(1)) * 1024 if (found := re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)) else 0
+        for name in ("MemTotal", "MemAvailable")
+    )
+    with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit
+        cgroup = Path("/sys/fs/cgroup")
+        limit = int((cgroup / "memory.max").read_text())
+        if limit < total:
+            return int((cgroup / "memory.current").read_text()), limit
+    return total - free, total
+
+
 def give_back() -> None:
     """Give freed memory back to the operating system, which glibc keeps for itself: what comes next then shows."""
     gc.collect()

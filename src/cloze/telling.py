@@ -19,8 +19,10 @@ from pathlib import Path
 
 from cloze.console import complain, own_rank
 from cloze.errors import ClozeError, DiskError, LostRank, is_common, one_line
+from cloze.events import event, is_json
 from cloze.failures import FailureLog, exit_code_of, is_same, recorded_in, speaker_of
 from cloze.recipe_file import printable
+from cloze.screen import restore
 
 FIRST_WORD_SECONDS = 2.0  # a rank whose error rank 0 is likely to have too lets it speak first
 ELSEWHERE_SECONDS = 5.0  # the same on another host than rank 0's, where the end of rank 0 is known later
@@ -67,7 +69,7 @@ def _tell_of_lost(error: LostRank, log: FailureLog | None, rank: int) -> None:
             lowest = min((r["rank"] for r in log.records() if r["follow_up"]), default=rank)
             speaks = rank == lowest or os.environ.get("LOCAL_RANK", "0") == "0"
     if speaks:
-        complain(f"cloze: error: {error}")
+        _speak(error, [])
     if log is not None:
         log.publish()
 
@@ -111,6 +113,19 @@ def _turn(rank: int) -> float:
 
 def _speak(error: Exception, others: list[int]) -> None:
     also = f" (and on {spans(others)})" if others else ""
+    if is_json():
+        known = isinstance(error, ClozeError)
+        event(
+            "error",
+            what=error.what if isinstance(error, ClozeError) else one_line(error),
+            where=error.where if isinstance(error, ClozeError) else None,
+            hint=error.hint if isinstance(error, ClozeError) else None,
+            kind=type(error).__name__,
+            exit_code=exit_code_of(error),
+            also_on_ranks=others,
+            traceback=None if known else "".join(traceback.format_exception(error)),
+        )
+        return
     if isinstance(error, ClozeError):
         complain(f"cloze: error: {error}{also}")
         return
@@ -131,7 +146,9 @@ def spans(numbers: list[int]) -> str:
 
 
 def leave_code(code: int) -> None:
-    """Rank 0 leaves its exit code where the environment's CLOZE_EXIT_FILE says: a launcher's own is not the ranks'."""
+    """This process ends: its terminal is in order, and rank 0 leaves its exit code where the environment's
+    CLOZE_EXIT_FILE says, for a launcher's own is not the ranks'."""
+    restore()
     path = os.environ.get("CLOZE_EXIT_FILE")
     if path is not None and own_rank() == 0:
         with contextlib.suppress(OSError):

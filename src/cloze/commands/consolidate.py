@@ -27,7 +27,11 @@ def run(config: ConsolidateConfig) -> None:
         foreign = find_zero_files(path) or find_dcp_files(path)
         source, output = _own(config, stack) if foreign is None else _foreign(config, foreign)
         compared = write_model(source, output, max_shard_bytes, config.dtype)
-    say("consolidate", f"checksums as in the checkpoint; reloaded; {compared}; {duration(time.monotonic() - begin)}")
+    say(
+        "consolidate",
+        f"checksums as in the checkpoint; reloaded; {compared}; {duration(time.monotonic() - begin)}",
+        result=output,
+    )
     say("next", f"cloze evaluate {output.parent if config.output is None else output} --data PREPARED")
 
 

@@ -60,11 +60,11 @@ def run(config: EvaluateConfig) -> None:
     if accelerator.is_main_process:
         told[0] += f"; {duration(time.monotonic() - begin)}"
         for line in told:
-            say("evaluate", line)
+            say("evaluate", line, result=True)
         output = output_path(config)
         if output is not None:
             write_json(output, values)
-            say("evaluate", f"written to {output}")
+            say("evaluate", f"written to {output}", result=output)
 
 
 def check(config: EvaluateConfig) -> None:

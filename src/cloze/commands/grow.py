@@ -18,5 +18,5 @@ def run(config: GrowConfig) -> None:
         say("grow", f"{name}: {before:,} -> {after:,}")
     if done.tokens:
         say("grow", "tokens: " + ", ".join(f"{count:,} {kind}" for kind, count in done.tokens.items()))
-    say("grow", f"{done.compared}; {duration(time.monotonic() - begin)}")
+    say("grow", f"{done.compared}; {duration(time.monotonic() - begin)}", result=config.output)
     say("next", f"cloze train --model_name_or_path {config.output} --dataset_name PREPARED --output_dir RUN")

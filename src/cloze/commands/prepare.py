@@ -22,4 +22,4 @@ def run(config: PrepareConfig) -> None:
         warn(f"left out: {', '.join(f'{count:,} records ({reason})' for reason, count in bad.items())}")
         for line in manifest["bad_record_examples"][:3]:
             warn(f"  {line}")
-    say("prepare", f"written to {config.output} in {duration(time.monotonic() - begin)}")
+    say("prepare", f"written to {config.output} in {duration(time.monotonic() - begin)}", result=config.output)

@@ -84,7 +84,7 @@ def _show(
         say("push", f"and as a dataset to {config.dataset_repo}:")
         _list(block_files(blocks, dataset_card(str(config.dataset_repo), blocks.manifest, told)))
     print(metadata or "(the card has no metadata)")
-    say("push", f"dry run: nothing was sent to {config.repo}")
+    say("push", f"dry run: nothing was sent to {config.repo}", result=True)
 
 
 def _list(files: dict[str, Path | bytes]) -> None:
@@ -94,4 +94,4 @@ def _list(files: dict[str, Path | bytes]) -> None:
 
 
 def _tell(pushed: Pushed) -> None:
-    say("push", pushed.url if pushed.changed else f"nothing has changed since {pushed.url}")
+    say("push", pushed.url if pushed.changed else f"nothing has changed since {pushed.url}", result=pushed.url)

@@ -24,4 +24,8 @@ def run(config: TokenizerConfig) -> None:
             f"({less:.2f} % fewer)",
         )
         say("next", f"cloze grow MODEL --tokenizer {config.output} --output GROWN")
-    say("tokenizer", f"{len(tokenizer):,} tokens -> {config.output} in {duration(time.monotonic() - begin)}")
+    say(
+        "tokenizer",
+        f"{len(tokenizer):,} tokens -> {config.output} in {duration(time.monotonic() - begin)}",
+        result=config.output,
+    )

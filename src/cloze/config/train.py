@@ -155,9 +155,11 @@ class TrainConfig(ModelConfig, BlocksConfig):
     logging_steps: int = 10
     """optimizer steps between lines of metrics.jsonl"""
     report_to: str = "none"
-    """trackers of accelerate, separated by commas: tensorboard, wandb, mlflow, ... or none"""
+    """trackers of accelerate, separated by commas: tensorboard, wandb, mlflow, trackio, ... or none"""
     run_name: str | None = None
     """the run's name in trackers (default: the last part of output_dir)"""
+    project: str = "huggingface"
+    """the project it is in: W&B's (or WANDB_PROJECT), MLflow's experiment (or MLFLOW_EXPERIMENT_NAME), Trackio's"""
 
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     """when to save a checkpoint; one is always saved at the end unless this is `no`"""

@@ -290,3 +290,15 @@ class SubmitConfig:
     """flags of `cloze prepare` that win over its recipe"""
     dry_run: bool = False
     """submit nothing; print the sbatch commands, and the scripts"""
+
+
+@dataclass(kw_only=True)
+class CompletionConfig:
+    """Print what makes a shell complete commands, options and their values.
+
+    Write it where the shell looks for such things (see the examples), or try it with `source <(cloze completion bash)`
+    in bash, `source <(cloze completion zsh)` in zsh, `cloze completion fish | source` in fish.
+    """
+
+    shell: Literal["bash", "zsh", "fish"]
+    """which shell"""

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cloze.config import TrainConfig
@@ -40,6 +39,7 @@ from cloze.train.optim import check_optimizer, check_update
 from cloze.train.plan import Plan
 from cloze.train.precision import precision_here
 from cloze.train.probe import make_probe
+from cloze.train.trackers import check_trackers
 from cloze.train.zero3 import check_zero
 
 
@@ -56,11 +56,7 @@ def check_machine(config: TrainConfig) -> None:
                 f"cannot read it ({error})", where=config.deepspeed, hint="give a file such as ds_configs/zero2.json"
             ) from None
     check_zero(config.deepspeed, on_gpu(config))
-    installed = {str(tracker.value) for tracker in get_available_trackers()}
-    for name in trackers(config):
-        if name not in installed:
-            hint = f"installed here: {', '.join(sorted(installed)) or 'none'}; `pip install {name}` for it"
-            raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)
+    check_trackers(config)
     if config.tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     if config.full_determinism is True or (config.full_determinism == "auto" and on_gpu(config)):
@@ -193,8 +189,3 @@ def steps_unread(engine: Engine, config: TrainConfig) -> int:
     """
     engine.hold_after_refusal = config.on_nonfinite == "stop"
     return int(engine.deferred and engine.accelerator.device.type == "cuda")
-
-
-def trackers(config: TrainConfig) -> list[str]:
-    """The names in --report_to."""
-    return [] if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")]

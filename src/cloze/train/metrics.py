@@ -19,8 +19,10 @@ import torch
 from accelerate import Accelerator
 
 from cloze.data.loader import StepBatches, TrainLoader
+from cloze.events import event, is_json
 from cloze.files import disk_errors, write_text
 from cloze.train.plan import Plan
+from cloze.train.trackers import report, tracker_values
 
 FILE = "metrics.jsonl"
 
@@ -41,13 +43,9 @@ class MetricsLog:
         if self._accelerator.is_main_process:
             with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
-        named = {_tracker_name(k): v for k, v in clean.items() if k != "step" and isinstance(v, int | float)}
-        self._accelerator.log(named, step=values["step"])
-
-
-def _tracker_name(key: str) -> str:
-    """`eval_perplexity` -> `eval/perplexity`, `loss` -> `train/loss`, as transformers names them."""
-    return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
+            if is_json():
+                event("metrics", **clean)
+        report(tracker_values(clean), step=values["step"])
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:

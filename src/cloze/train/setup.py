@@ -39,7 +39,6 @@ from cloze.train.equip import (
     head_capacity,
     measure_pace,
     steps_unread,
-    trackers,
 )
 from cloze.train.fit import Trial, fit_memory
 from cloze.train.link import lost_while_joining
@@ -54,6 +53,7 @@ from cloze.train.run_folder import check_same_run, failure_log, goes_on, open_ru
 from cloze.train.schedule import learning_rate_schedule
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
+from cloze.train.trackers import begin_trackers, tracker_names
 from cloze.train.watch import Watch
 
 
@@ -129,8 +129,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
-    if accelerator.log_with:
-        accelerator.init_trackers(config.run_name or output_dir.name, config=_plain_values(config))
+    begin_trackers(accelerator, config, output_dir, resolved(config), saved["position"]["global_step"] if saved else 0)
     masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = check_on_probe(head, engine, data, masking, config.seed)
     training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
@@ -209,7 +208,7 @@ def _run_shape(config: TrainConfig, model_type: str) -> RunShape:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         deepspeed=config.deepspeed,
         timeout_seconds=config.ddp_timeout,
-        log_with=trackers(config),
+        log_with=tracker_names(config),
         project_dir=config.output_dir,
     )
 
@@ -218,7 +217,3 @@ def _save_model_files(module: Any, tokenizer: Any, folder: Path) -> None:
     module.config.architectures = [type(module).__name__.removeprefix("FSDP")]  # fully_shard makes a class of it
     module.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _plain_values(config: TrainConfig) -> dict[str, Any]:
-    return {k: v for k, v in resolved(config).items() if isinstance(v, bool | int | float | str)}

@@ -28,6 +28,7 @@ from typing import Any
 
 from cloze.console import front
 from cloze.errors import Stopped
+from cloze.screen import restore
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A terminal's Ctrl-C reaches a rank twice, once through its launcher; within this time it counts once.
@@ -128,6 +129,7 @@ class StopSignals:
         if self._pressed is None:
             self._pressed = now
         elif now - self._pressed > SAME_PRESS_SECONDS:
+            restore()
             os.write(2, f"{front()}cloze: interrupted twice; the last checkpoint is whole\n".encode())
             os._exit(128 + signal.SIGINT)
 

@@ -14,17 +14,19 @@ from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cloze.config import TrainConfig
-from cloze.console import duration, progress, say
+from cloze.console import duration, say
 from cloze.data.hashing import make_key
 from cloze.data.loader import StepBatches, TrainLoader
 from cloze.errors import LostRank, Stopped, note_phase, one_line
 from cloze.model.packed import model_inputs
 from cloze.train.ema import decay_at
 from cloze.train.feed import HostCopy, arrive, host_values, to_device
+from cloze.train.live import training_view
 from cloze.train.loss import masked_loss_sum
 from cloze.train.metrics import MetricsLog, Window
 from cloze.train.milestones import Place, deal_with_refused_step, evaluate, finish_saving, roll_back, save, stop_here
@@ -33,6 +35,7 @@ from cloze.train.run_folder import kept_failures, write_status
 from cloze.train.sessions import note_session
 from cloze.train.setup import Run, Start, resume, set_up
 from cloze.train.signals import StopSignals
+from cloze.train.trackers import trackers_closed
 
 _PURPOSE_DROPOUT = 0x64726F70
 
@@ -60,7 +63,7 @@ def train(config: TrainConfig) -> Path:
 
     Raises Stopped, with the checkpoint saved, where it was asked to stop.
     """
-    with StopSignals(config.save_before_time_limit) as stop, kept_failures(config):
+    with StopSignals(config.save_before_time_limit) as stop, kept_failures(config), trackers_closed():
         try:
             with ExitStack() as stack:
                 run = set_up(config, stop, stack)
@@ -103,9 +106,8 @@ def train_to_the_end(run: Run) -> None:
         "train",
         f"{plan.total_steps:,} steps, {plan.epoch(plan.total_steps):.2f} epochs, "
         f"{duration(time.monotonic() - begin)}; the run is in {run.output_dir}",
+        result=run.output_dir,
     )
-    for tracker in run.engine.accelerator.trackers:
-        tracker.finish()
 
 
 def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
@@ -119,10 +121,7 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
     window, unread = Window(start.step, device), Unread()
     place = start.place
     run.watch.step = start.step
-    with (
-        run.watch.phase("train"),
-        progress("train", total=plan.total_steps, unit="steps", start=start.step) as advance,
-    ):
+    with run.watch.phase("train"), training_view(run, start.step) as view:
         for batch in window.timed(loader):
             done = batch.global_step + 1
             last = done == plan.total_steps
@@ -139,9 +138,9 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
                 unread.append((result, place))
             stop = read_results(run, log, unread, 0 if log_it or evaluate_it or save_it else run.steps_unread)
             if log_it and batch.global_step not in run.left_out:
-                advance(0, note=log_step(run, log, window, result))
+                view.log(log_step(run, log, window, result))
             place = batch.stream
-            advance()
+            view.advance()
             run.watch.step = done
             if evaluate_it:
                 evaluate(run, log, done, place)
@@ -168,8 +167,8 @@ def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
     return stop
 
 
-def log_step(run: Run, log: MetricsLog, window: Window, result: StepResult) -> str:
-    """Write a line of metrics; return what the progress bar says. Every rank calls it, and waits for its device."""
+def log_step(run: Run, log: MetricsLog, window: Window, result: StepResult) -> dict[str, Any]:
+    """Write a line of metrics, and return it. Every rank calls it, and waits for its device."""
     done, plan = result.global_step + 1, run.plan
     sums = torch.stack([sum_over_ranks(run, window.sums[0]), *window.sums[1:]]).tolist()
     measured = window.close(done, sums, plan, run.pace)
@@ -183,8 +182,7 @@ def log_step(run: Run, log: MetricsLog, window: Window, result: StepResult) -> s
         **measured,
     }
     log.write(line)
-    loss = "-" if line["loss"] is None else f"{line['loss']:.4f}"
-    return f"loss {loss}  {line['tokens_per_second']:,.0f} tokens/s"
+    return line
 
 
 def train_step(run: Run, batch: StepBatches) -> StepResult:

@@ -1,0 +1,11 @@
+"""`cloze completion SHELL`: print what makes a shell complete commands, options and their values."""
+
+from __future__ import annotations
+
+from cloze.completion import script
+from cloze.config import CompletionConfig
+
+
+def run(config: CompletionConfig) -> None:
+    """Print the script."""
+    print(script(config.shell))
