@@ -9,24 +9,26 @@ from __future__ import annotations
 
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from cloze.config.grow import GrowConfig
+from cloze.config.machines import (
+    BenchConfig,
+    CompletionConfig,
+    DemoConfig,
+    DoctorConfig,
+    InitConfig,
+    SubmitConfig,
+)
 from cloze.config.plan import PlanConfig
 from cloze.config.report import ReportConfig
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import (
     ArchsConfig,
-    BenchConfig,
     CompareConfig,
-    CompletionConfig,
     ConsolidateConfig,
-    DemoConfig,
-    DoctorConfig,
     EvaluateConfig,
     FillConfig,
-    InitConfig,
     MeasureConfig,
     PushConfig,
     ReplayConfig,
-    SubmitConfig,
 )
 
 __all__ = [

@@ -1,0 +1,158 @@
+"""What is done on machines and for them: demo, init, doctor, bench, submit, completion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """Run the whole main job on the sample corpus: prepare, train, consolidate, evaluate, fill."""
+
+    output_dir: str = "runs/demo"
+    """the run's folder"""
+    num_processes: int | None = None
+    """how many processes train (default: one per GPU, or 2 on the CPU)"""
+    max_steps: int = -1
+    """optimizer steps (default: enough to learn the sample corpus)"""
+
+
+@dataclass(kw_only=True)
+class InitConfig:
+    """Write the recipes, the DeepSpeed and accelerate configurations and the SLURM scripts into a folder to start in:
+    `launch`, `ds_configs` and `slurm`, as the repository has them."""
+
+    folder: str
+    """the folder: `.` for this one"""
+
+
+@dataclass(kw_only=True)
+class DoctorConfig:
+    """Look whether these machines are fit to train on: versions that differ, GPUs, every pair of ranks over gloo and
+    NCCL, the shared folder, disks, clocks, cores, limits, what DeepSpeed can build, the Hub token. It prints a table;
+    what is red there stops a run or makes it wrong or many times slower, says what to do, and makes the exit code 2.
+    Start it as training is started: `cloze doctor` on one machine, `srun cloze doctor` on the nodes of a job (with the
+    tasks and GPUs per node of training), `accelerate launch ... -m cloze doctor`, `torchrun ... -m cloze doctor`."""
+
+    output_dir: str = "."
+    """the folder that runs are to be written to: is it one folder for all ranks, has it room, how fast is it; nothing
+    is left there"""
+    timeout: float = 60.0
+    """seconds to wait until all ranks have reached rank 0"""
+    megabytes: int = 64
+    """MiB that are sent between two ranks, and written to the disk and read; up to 16 ranks each pair is measured
+    alone; above, the first rank of each node stands for it, and above 16 nodes several pairs are measured at a time"""
+    json: str | None = None
+    """write all that was found, and the table, to this file too"""
+
+
+@dataclass(kw_only=True)
+class BenchConfig:
+    """Measure Cloze beside its peers, in one run on this machine, and print a table."""
+
+    what: Literal["prepare", "loader", "save", "train", "step", "memory"]
+    """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
+    of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
+    waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns;
+    `step`: where the time of one step of `cloze train` goes, also under `accelerate launch`; `memory`: what `cloze
+    plan` predicts beside what two ranks on the CPU take, or one on a GPU, for 6 architectures under DDP, ZeRO 0 to 3
+    and FSDP2"""
+    dataset_name: str | None = None
+    """prepare: a file of ELI5-shaped records (q_id, answers.text), repeated with shuffled answers up to the size
+    (default: the sample corpus)"""
+    tokenizer_name: str | None = None
+    """prepare: a tokenizer (default: one trained on the sample corpus)"""
+    megabytes: int = 100
+    """prepare: size of the corpus as JSON lines"""
+    num_proc: int | None = None
+    """prepare: processes for Cloze and for the tutorial (default: one per core)"""
+    block_size: int = 128
+    """tokens per block"""
+    num_blocks: int = 10_000_000
+    """loader: blocks in the folder"""
+    per_device_train_batch_size: int | None = None
+    """loader, train, step: blocks per batch (default: 32 for the loader, 8 for training on a CPU; with --gpu, the
+    batch at which each loop is fastest)"""
+    gpu: bool = False
+    """train, step, memory: measure the GPU, in bf16 (default: the CPU, in fp32)"""
+    sizes: str | None = None
+    """train, step: which of distilroberta-128, distilroberta-512, roberta-base-512, roberta-large-512,
+    modernbert-base-1024, tiny-32, separated by commas (default: the first one; `train --gpu`: all but the last);
+    memory: which of roberta, bert, modernbert, deberta-v2, electra, xlm-roberta-xl (default: all)"""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """train, step: how documents are packed into the blocks"""
+    rounds: int | None = None
+    """train, step: turns of each loop (default: 5; train --gpu: 3)"""
+    steps: int | None = None
+    """train, step: steps in a turn (default: 5; with --gpu as many as take a second)"""
+    model_type: str = "roberta"
+    """save: the architecture"""
+    config_overrides: str = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"
+    """save: its size (default: RoBERTa-large's)"""
+    work_dir: str | None = None
+    """where the files are made, and deleted (default: a temporary folder)"""
+    output: str | None = None
+    """write the table as JSON too"""
+
+
+@dataclass(kw_only=True)
+class SubmitConfig:
+    """Submit a recipe to SLURM as a chain of jobs: prepare (an array) -> train -> consolidate and evaluate (-> push).
+
+    Run it in the repository root, on a machine that has `sbatch`. Each job begins when the one before has done well,
+    and is cancelled where that cannot happen any more. The scripts are in slurm/; each works alone with sbatch, too.
+    """
+
+    recipe: str
+    """the recipe of `cloze train`, a YAML file; RECIPE.prepare.yaml beside it says how its blocks are made"""
+    nodes: int = 1
+    """nodes to train on"""
+    min_nodes: int | None = None
+    """go on with so many where no more are there (default: --nodes); samples, masks and global batch stay"""
+    gpus_per_node: int = 0
+    """GPUs of each node, one process for each; 0: none are asked for"""
+    processes_per_node: int | None = None
+    """default: one for each GPU, or one where there is no GPU"""
+    cpus_per_task: int = 8
+    """CPU cores of each node, or of each task that prepares"""
+    time: str = "24:00:00"
+    """time limit of one start of the training job; a run that needs longer is queued again, and goes on"""
+    partition: str | None = None
+    """the partition to train in (default: the cluster's)"""
+    cpu_partition: str | None = None
+    """the partition for preparing and pushing, which need no GPU (default: --partition)"""
+    account: str | None = None
+    """the account to charge"""
+    sbatch_flags: str = ""
+    """more flags for each sbatch: `--qos=high --exclusive`"""
+    ds_config: str = "ds_configs/zero2.json"
+    """the DeepSpeed configuration"""
+    max_restarts: int = 3
+    """how often training may be started again without a new checkpoint"""
+    seeds: int | None = None
+    """train with so many seeds, 1 to N, as an array of jobs in OUTPUT_DIR-seed1, ..."""
+    prepare_tasks: int = 8
+    """tasks that prepare; the blocks are the same for any number of them"""
+    prepare_tasks_at_once: int | None = None
+    """how many of them may run at a time (default: all)"""
+    push_to: str | None = None
+    """push the model to this repository of the Hub, `owner/name`, when it is evaluated"""
+    train_flags: str = ""
+    """flags of `cloze train` that win over the recipe: `--max_steps 1000`; with slurm/submit, what follows `--`"""
+    prepare_flags: str = ""
+    """flags of `cloze prepare` that win over its recipe"""
+    dry_run: bool = False
+    """submit nothing; print the sbatch commands, and the scripts"""
+
+
+@dataclass(kw_only=True)
+class CompletionConfig:
+    """Print what makes a shell complete commands, options and their values.
+
+    Write it where the shell looks for such things (see the examples), or try it with `source <(cloze completion bash)`
+    in bash, `source <(cloze completion zsh)` in zsh, `cloze completion fish | source` in fish.
+    """
+
+    shell: Literal["bash", "zsh", "fish"]
+    """which shell"""
