@@ -80,7 +80,7 @@ def test_a_drawing_takes_at_most_ten_milliseconds_of_a_core(view: View):
     begin = time.thread_time()
     for _ in range(20):
         view.rows(100)
-    assert (time.thread_time() - begin) / 20 < 0.010  # 1.3 ms on the author's machine, twice a second
+    assert (time.thread_time() - begin) / 20 < 0.010  # 1.3 ms were measured, twice a second
 
 
 def test_an_evaluation_shows_how_far_it_is_until_it_is_done(view: View):
