@@ -18,6 +18,12 @@ from cloze.stored import Source, own_source
 
 def run(config: ConsolidateConfig) -> None:
     """Consolidate and say what to do next."""
+    output = consolidate(config)
+    say("next", f"cloze evaluate {output.parent if config.output is None else output} --data PREPARED")
+
+
+def consolidate(config: ConsolidateConfig) -> Path:
+    """Consolidate, say what was done, and return the model's folder."""
     max_shard_bytes = parse_size(config.max_shard_size, "--max_shard_size")
     if config.average < 1:
         raise ConfigError("must be at least 1", where="--average")
@@ -28,7 +34,7 @@ def run(config: ConsolidateConfig) -> None:
         source, output = _own(config, stack) if foreign is None else _foreign(config, foreign)
         compared = write_model(source, output, max_shard_bytes, config.dtype)
     say("consolidate", f"checksums as in the checkpoint; reloaded; {compared}; {duration(time.monotonic() - begin)}")
-    say("next", f"cloze evaluate {output.parent if config.output is None else output} --data PREPARED")
+    return output
 
 
 def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
