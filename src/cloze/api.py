@@ -7,7 +7,7 @@ a YAML file given as `config`. What is wrong with them is a ClozeError of one li
 >>> cloze.train(output_dir="runs/mine", learning_rat=1e-4)
 Traceback (most recent call last):
     ...
-cloze.errors.ConfigError: cloze train: unknown option learning_rat; did you mean learning_rate
+cloze.errors.ConfigError: cloze train: unknown option learning_rat; did you mean learning_rate?
 
 Nothing heavy is loaded before the first call.
 """
@@ -196,7 +196,7 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
     elif num_processes is not None or config.deepspeed is not None:
         from cloze.processes import train_in_processes
 
-        train_in_processes(config, num_processes or 1)
+        train_in_processes(config, 1 if num_processes is None else num_processes)
     else:
         _train_here(config, own_process=False)
     return Run(config.output_dir)
