@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +47,27 @@ def argv(values: dict[str, Any]) -> list[str]:
     return ["train", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def handlers_restored() -> Iterator[None]:
+    """torch's launcher leaves its own."""
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers_restored")
 def test_notebook_launcher_gives_the_losses_of_accelerate_launch(prepared: Path, tmp_path: Path):
     """Two forks of this process. Dropout is on: each rank has to be the rank that it is."""
     ranks.warm_up()
-    notebook_launcher(cloze.train, args=(flags(prepared, tmp_path / "run"),), num_processes=2, use_port="0")
+    notebook_launcher(cloze.train, args=(flags(prepared, tmp_path / "run"),), num_processes=2, use_port=free_port())
     succeed(cloze_ranks(argv(flags(prepared, tmp_path / "launched")), 2, "ddp", tmp_path / "log"))
     assert len(losses(tmp_path / "run")) == 6
     assert losses(tmp_path / "run") == losses(tmp_path / "launched")
@@ -123,10 +143,10 @@ import cloze
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    one, two = map(json.loads, sys.argv[1:])
+    one, two = map(json.loads, sys.argv[1:3])
     cloze.train(one)                                            # with OpenMP's threads, in this process
     torch.randn(500, 500).requires_grad_().mm(torch.randn(500, 500)).sum().backward()
-    notebook_launcher(cloze.train, args=(two,), num_processes=2, use_port="0")
+    notebook_launcher(cloze.train, args=(two,), num_processes=2, use_port=sys.argv[3])
     print(cloze.evaluate(two["output_dir"], two["dataset_name"]))
 """
 
@@ -136,7 +156,7 @@ def test_forks_of_a_kernel_that_has_computed_with_threads_do_not_hang(prepared: 
     one, two = flags(prepared, tmp_path / "one"), flags(prepared, tmp_path / "two")
     script = tmp_path / "cells.py"
     script.write_text(AFTER_THREADS)
-    words = [sys.executable, str(script), json.dumps(one), json.dumps(two)]
+    words = [sys.executable, str(script), json.dumps(one), json.dumps(two), free_port()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     succeed(cloze_ranks(argv(two | {"output_dir": str(tmp_path / "launched")}), 2, "ddp", tmp_path / "log"))
