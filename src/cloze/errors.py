@@ -32,6 +32,10 @@ class ClozeError(Exception):
         line = self.what if self.where is None else f"{self.where}: {self.what}"
         return " ".join((line if self.hint is None else f"{line}; {self.hint}").split())
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it, as it does for any exception that has this method: the line alone."""
+        return [f"cloze: error: {self}"]
+
 
 class ConfigError(ClozeError):
     """A flag, a YAML key, or a combination of them that cannot be used."""

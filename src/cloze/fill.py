@@ -1,54 +1,35 @@
 """What a model puts in place of a mask.
 
 fill("runs/demo", "The Milky Way is a <mask> galaxy.", top_k=3)   # [[("spiral", 0.97), ...]]
+
+A run that has not been consolidated answers with its newest checkpoint.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cloze.data.tokenize import load_tokenizer
-from cloze.errors import ConfigError, ModelError
-from cloze.model.load import load_pretrained
+from cloze.errors import ConfigError
+from cloze.opening import find_model, load_model
 
 MASK_SPELLINGS = ("<mask>", "[MASK]")
-
-
-def model_folder(name: str) -> str:
-    """A run's folder stands for the model in it; anything else is taken as it is.
-
-    Raises ModelError for a run that has not been consolidated yet, and for a local path without a model.
-    """
-    path = Path(name)
-    if (path / "model" / "config.json").is_file():
-        return str(path / "model")
-    if path.is_dir() and not (path / "config.json").is_file():
-        if (path / "config.yaml").is_file() or (path / "checkpoint.json").is_file():
-            raise ModelError("there is no model here yet", where=name, hint=f"run `cloze consolidate {name}` first")
-        raise ModelError(
-            "not a model folder: there is no config.json",
-            where=name,
-            hint="give a run, a model folder or a name on the Hub",
-        )
-    if not path.exists() and name.startswith((".", "/", "runs/")):
-        raise ModelError("no such folder", where=name, hint="give a run, a model folder or a name on the Hub")
-    return name
 
 
 def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> list[list[tuple[str, float]]]:
     """The `top_k` most likely words for each mask in `text`, with their probabilities.
 
-    Raises ConfigError where `text` has no mask or is too long, ModelError where the model cannot be loaded.
+    Raises ConfigError where `text` has no mask or is too long, ModelError or CheckpointError
+    where the model cannot be loaded.
     """
     if top_k < 1:
         raise ConfigError("must be at least 1", where="--top_k")
-    folder = model_folder(name)
-    tokenizer = load_tokenizer(folder, trust_remote_code)
+    folder, tokenizer_dir = find_model(name)
+    tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code)
     inputs, rows = masked_inputs(tokenizer, text)
-    return best_words(load_pretrained(folder, trust_remote_code), tokenizer, inputs, rows, top_k)
+    return best_words(load_model(folder, trust_remote_code), tokenizer, inputs, rows, top_k)
 
 
 def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:

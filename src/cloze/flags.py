@@ -11,9 +11,10 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -158,6 +159,31 @@ def _without_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
         else:
             words.append(word)
     return words, chosen
+
+
+def from_values(command: str, values: Mapping[str, Any]) -> Any:
+    """A command's dataclass from Python values by the names of its flags, `config` among them: what the same flags on
+    the command line give. Raises ConfigError for a name or value that those would not take."""
+    fields = {field.name: str(field.type) for field in dataclasses.fields(COMMANDS[command][0])}
+    words = [command]
+    for name, value in values.items():
+        if name != "config" and name not in fields:
+            raise _unknown(command, name)
+        kinds = bool | int | float | str | os.PathLike
+        if not isinstance(value, dict if "dict" in fields.get(name, "") else kinds) and (
+            value is not None or "None" not in fields.get(name, "")
+        ):
+            hint = f"see cloze {command} --help"
+            raise ConfigError(f"{name} cannot be {value!r}", where=f"cloze {command}", hint=hint)
+        words.append(f"--{name}={_written(value)}")
+    return parse(words)[1]
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    return json.dumps(value)
 
 
 def _spell_out(argv: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 START_AGAIN, INTERRUPTED, MEND = 75, 130, 2
+ENDS_WITH_PARENT = "CLOZE_ENDS_WITH_PARENT"  # in the environment: stop the ranks when the process above this one dies
 
 
 def exit_code(codes: Iterable[int]) -> int:
@@ -48,9 +49,13 @@ def main() -> NoReturn:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from cloze.train.signals import end_with_launcher
+
     # What torch (2.13) registers for TERM, INT, HUP and QUIT when it starts ranks.
     api._terminate_process_handler = pass_on  # type: ignore[assignment]
     signal.signal(signal.SIGUSR1, pass_on)
+    if os.environ.pop(ENDS_WITH_PARENT, None):
+        end_with_launcher()
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:

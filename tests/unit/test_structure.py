@@ -14,15 +14,15 @@ PACKAGE = Path(cloze.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the outside in: a module may import its own layer and the ones after it.
 LAYERS = [
-    ["cli", "__main__", "jobs", "launcher"],
+    ["cli", "__main__", "jobs", "launcher", "api", "kernel", "processes"],
     ["commands"],
     ["demo", "doctor", "metrics", "bench", "inspection", "replay", "planning", "report"],
     ["grow"],
-    ["measure", "publish", "publish_blocks", "follow", "pusher"],
+    ["fill", "measure", "publish", "publish_blocks", "follow", "pusher"],
     ["consolidate", "opening"],
     ["foreign"],
     ["stored"],
-    ["fill", "hub"],
+    ["hub"],
     ["train"],
     ["vocabulary"],
     ["card", "card_metadata", "curve", "dataset_card", "reproduce", "evaluation", "model", "sample", "pll"],
@@ -50,7 +50,7 @@ LAYERS = [
         "mappings",
         "recipe_file",
     ],
-    ["events"],
+    ["events", "results"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

@@ -18,6 +18,12 @@ from cloze.stored import Source, own_source
 
 def run(config: ConsolidateConfig) -> None:
     """Consolidate and say what to do next."""
+    output = consolidate(config)
+    say("next", f"cloze evaluate {output.parent if config.output is None else output} --data PREPARED")
+
+
+def consolidate(config: ConsolidateConfig) -> Path:
+    """Consolidate, say what was done, and return the model's folder."""
     max_shard_bytes = parse_size(config.max_shard_size, "--max_shard_size")
     if config.average < 1:
         raise ConfigError("must be at least 1", where="--average")
@@ -32,7 +38,7 @@ def run(config: ConsolidateConfig) -> None:
         f"checksums as in the checkpoint; reloaded; {compared}; {duration(time.monotonic() - begin)}",
         result=output,
     )
-    say("next", f"cloze evaluate {output.parent if config.output is None else output} --data PREPARED")
+    return output
 
 
 def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:

@@ -17,14 +17,19 @@ from cloze.distributed import RunShape, start
 from cloze.errors import ConfigError, DataError
 from cloze.evaluation import Scores
 from cloze.files import write_json
-from cloze.fill import model_folder
 from cloze.measure import Masks, check_masks, masks_of, open_subject, split_sentences
+from cloze.opening import model_folder
 from cloze.pll import pseudo_perplexity
 from cloze.vocabulary import BANDS
 
 
 def run(config: EvaluateConfig) -> None:
     """Evaluate, print what was found, write eval.json."""
+    evaluate(config)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """The same; returns what eval.json says, on every rank."""
     check(config)
     prepared = None if config.data is None else open_prepared(config.data)
     lines = None if config.sentences is None else read_lines(Path(config.sentences))
@@ -65,6 +70,7 @@ def run(config: EvaluateConfig) -> None:
         if output is not None:
             write_json(output, values)
             say("evaluate", f"written to {output}", result=output)
+    return values
 
 
 def check(config: EvaluateConfig) -> None:

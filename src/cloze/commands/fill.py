@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import re
+
 from cloze.config import FillConfig
 from cloze.fill import MASK_SPELLINGS, fill
+from cloze.results import Answer
 
 
 def run(config: FillConfig) -> None:
     """Print the answers for each mask, the most likely first."""
-    answers = fill(config.model, config.text, config.top_k, config.trust_remote_code)
-    for number, candidates in enumerate(answers, 1):
-        if len(answers) > 1:
+    masks = answers(config)
+    for number, candidates in enumerate(masks, 1):
+        if len(masks) > 1:
             print(f"mask {number}:")
-        for word, probability in candidates:
-            sentence = config.text
-            if len(answers) == 1:
-                for spelling in MASK_SPELLINGS:
-                    sentence = sentence.replace(spelling, word)
-            print(f"{probability:7.2%}  {word:<16}  {sentence if len(answers) == 1 else ''}".rstrip())
+        for score, token, text in candidates:
+            print(f"{score:7.2%}  {token:<16}  {text if len(masks) == 1 else ''}".rstrip())
+
+
+def answers(config: FillConfig) -> list[list[Answer]]:
+    """For each mask in the text the answers, the most likely first."""
+    found = fill(config.model, config.text, config.top_k, config.trust_remote_code)
+    return [
+        [Answer(score, token, _put(token, number, config.text)) for token, score in candidates]
+        for number, candidates in enumerate(found)
+    ]
+
+
+def _put(token: str, number: int, text: str) -> str:
+    """The text with a token in place of its mask `number`, counted from 0; as it is where the mask is spelled in a
+    way of the tokenizer's own."""
+    masks = list(re.finditer("|".join(map(re.escape, MASK_SPELLINGS)), text))
+    if number >= len(masks):
+        return text
+    return text[: masks[number].start()] + token + text[masks[number].end() :]

@@ -12,10 +12,15 @@ from cloze.inspection import split_line
 
 def run(config: PrepareConfig) -> None:
     """Prepare, then say what there is now."""
+    prepare_and_tell(config)
+
+
+def prepare_and_tell(config: PrepareConfig) -> bool:
+    """The same; returns whether the folder is whole, which it is not while other shards are at work."""
     begin = time.monotonic()
     manifest = prepare(config)
     if manifest is None:
-        return
+        return False
     for name in manifest["splits"]:
         say("prepare", f"{name}: {split_line(manifest, name)}")
     if bad := manifest.get("bad_records"):
@@ -23,3 +28,4 @@ def run(config: PrepareConfig) -> None:
         for line in manifest["bad_record_examples"][:3]:
             warn(f"  {line}")
     say("prepare", f"written to {config.output} in {duration(time.monotonic() - begin)}", result=config.output)
+    return True

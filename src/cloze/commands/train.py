@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 from cloze.config import TrainConfig
 from cloze.console import say
@@ -10,10 +11,18 @@ from cloze.train.trainer import train
 
 
 def run(config: TrainConfig) -> None:
-    """Train, then say what to do next. With --push_to_hub what is saved goes to the Hub meanwhile."""
+    """Train, then say what to do next."""
+    folder = train_here(config)
+    if config.save_strategy != "no":
+        say("next", f"cloze consolidate {folder}")
+
+
+def train_here(config: TrainConfig, own_process: bool = True) -> Path:
+    """Train in this process, and return the run's folder. With --push_to_hub what is saved goes to the Hub meanwhile.
+
+    `own_process`: False where there is more in it than this run, such as a notebook.
+    """
     if config.push_to_hub:
         from cloze.follow import following
     with following(config) if config.push_to_hub else nullcontext():
-        folder = train(config)
-    if config.save_strategy != "no":
-        say("next", f"cloze consolidate {folder}")
+        return train(config, own_process)

@@ -148,12 +148,19 @@ def manifest_checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prepared:
-    """An opened prepared folder."""
+    """An opened prepared folder, which stands for its path wherever a path does."""
 
     folder: Path
     manifest: dict[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {facts['blocks']:,}" for name, facts in self.manifest["splits"].items())
+        return f"Prepared({str(self.folder)!r}: blocks of {self.block_size} tokens: {splits})"
 
     @property
     def block_size(self) -> int:

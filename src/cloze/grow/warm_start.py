@@ -23,7 +23,6 @@ from cloze.consolidate import compare_sums, tidy_config, write_weights
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, ModelError
 from cloze.files import parse_size, staged_folder, write_json
-from cloze.fill import model_folder
 from cloze.grow.axes import Growth, Map, blank_model, find_axes, heads_of, shapes_of, whole_numbers
 from cloze.grow.depth import LayerSource, layer_sources
 from cloze.grow.exact import LAST, before_decoder, check_possible, compare, shares
@@ -33,6 +32,7 @@ from cloze.model.archs import POSITIONS_AFTER_PADDING
 from cloze.model.depth import layer_depths
 from cloze.model.load import fit_vocabulary, load_checked, load_error
 from cloze.model.overrides import apply_overrides, parse_overrides
+from cloze.opening import model_folder
 from cloze.places import without_place
 from cloze.stored import Stored
 

@@ -54,15 +54,18 @@ class MaskedHead:
         first = next(name for name, value in output.items() if value is not None)
         return type(output)(**{**output, first: picked})
 
+    def expect(self, positions: torch.Tensor | None, rows: tuple[int, ...] = ()) -> None:
+        """The flat positions [K] that the next forward, of `rows` [B, S], is to predict; None: all."""
+        self._positions, self._rows = positions, rows
+
     def logits(self, model: Any, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
         """Scores [K, V] at the flat positions [K] of `inputs`, whose input_ids are [B, S], on the same device."""
         if self.sparse:
-            self._positions = positions
-            self._rows = tuple(inputs.get("decoder_input_ids", inputs["input_ids"]).shape)
+            self.expect(positions, tuple(inputs.get("decoder_input_ids", inputs["input_ids"]).shape))
         try:
             logits = model(**inputs).logits
         finally:
-            self._positions = None
+            self.expect(None)
         flat = logits.reshape(-1, logits.shape[-1])
         return flat if self.sparse else flat.index_select(0, positions)
 

@@ -9,7 +9,8 @@ the processes have joined there is nothing to agree on or to save, and a request
         with stop.joining(): ...               # the processes find each other
         if sum_over_ranks(stop.vote()): ...
 
-The second Ctrl-C ends the process at once: whatever is being written has no name yet.
+The second Ctrl-C ends the process at once: whatever is being written has no name yet. In a process that is not
+training's own, a notebook's kernel, it raises KeyboardInterrupt in place of that.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopSignals:
-    """Listens for requests to stop from `with` on, until its end."""
+    """Listens for requests to stop from `with` on, until its end. `own_process`: whether this process may be ended,
+    and ends with its launcher; False where it is somebody's who only called training."""
 
-    def __init__(self, seconds_before_limit: int | None = None):
+    def __init__(self, seconds_before_limit: int | None = None, own_process: bool = True):
+        self._own_process = own_process
         self._reason: str | None = None
         self._code = Stopped.exit_code
         self._holding = self._joining = False
@@ -59,7 +62,7 @@ class StopSignals:
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
-        if "LOCAL_RANK" in os.environ:
+        if "LOCAL_RANK" in os.environ and self._own_process:
             end_with_launcher()
         return self
 
@@ -97,6 +100,8 @@ class StopSignals:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self._note(number)
+        if number == signal.SIGINT and not self._own_process and self._is_second_press():
+            raise KeyboardInterrupt("interrupted twice; the last checkpoint is whole")
         if not self._holding:
             raise self.stopped("before training began")
 
@@ -105,9 +110,11 @@ class StopSignals:
         while data := os.read(self._read, 64):
             for number in data:
                 self._note(number)
-                if number == signal.SIGINT:
-                    self._press()
-            if self._joining:
+                if number == signal.SIGINT and self._own_process and self._is_second_press():
+                    restore()
+                    os.write(2, f"{front()}cloze: interrupted twice; the last checkpoint is whole\n".encode())
+                    os._exit(128 + signal.SIGINT)
+            if self._joining and self._own_process:
                 timer = threading.Timer(JOIN_SECONDS, self._leave_if_joining)
                 timer.daemon = True
                 timer.start()
@@ -124,14 +131,12 @@ class StopSignals:
             self._reason = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
             self._code = 128 + number if number == signal.SIGINT else Stopped.exit_code
 
-    def _press(self) -> None:
+    def _is_second_press(self) -> bool:
+        """Whether Ctrl-C was pressed before; two signals of one press count once."""
         now = time.monotonic()
         if self._pressed is None:
             self._pressed = now
-        elif now - self._pressed > SAME_PRESS_SECONDS:
-            restore()
-            os.write(2, f"{front()}cloze: interrupted twice; the last checkpoint is whole\n".encode())
-            os._exit(128 + signal.SIGINT)
+        return now - self._pressed > SAME_PRESS_SECONDS
 
 
 def end_with_launcher() -> None:

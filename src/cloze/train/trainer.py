@@ -58,12 +58,13 @@ class StepResult:
 Unread = deque[tuple[StepResult, Place]]  # steps whose results the host has not looked at, and where they began
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, own_process: bool = True) -> Path:
     """Train from the beginning, or from a checkpoint, to the end; return the run's folder. Every rank calls it.
 
-    Raises Stopped, with the checkpoint saved, where it was asked to stop.
+    Raises Stopped, with the checkpoint saved, where it was asked to stop. `own_process`: see StopSignals.
     """
-    with StopSignals(config.save_before_time_limit) as stop, kept_failures(config), trackers_closed():
+    signals = StopSignals(config.save_before_time_limit, own_process)
+    with signals as stop, kept_failures(config), trackers_closed():
         try:
             with ExitStack() as stack:
                 run = set_up(config, stop, stack)

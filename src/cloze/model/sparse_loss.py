@@ -1,0 +1,112 @@
+"""The masked-only head for a model that computes its own loss, as under transformers' Trainer.
+
+    model = cloze.sparse_head(AutoModelForMaskedLM.from_pretrained("distilbert/distilroberta-base"))
+    Trainer(model, ...).train()                     # the same losses; the head computes 15 % of the rows
+
+While the model trains and is given labels [B, S], the backbone's output is cut down to the rows that have one (see
+`cloze.model.sparse_head`), and so are the labels: the model's own loss is the mean over the same tokens. In
+evaluation, and without labels, nothing is different.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+
+from cloze.data.dataset import PackedDataset
+from cloze.data.masking import IGNORE_INDEX
+from cloze.errors import ModelError
+from cloze.model.archs import FIXED_BLOCK_SIZE
+from cloze.model.load import usable_length
+from cloze.model.packed import DocumentAttention, document_attention
+from cloze.model.sparse_head import MaskedHead
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+TOLERANCE = 1e-5  # of the loss, fp32
+_ROWS = 8  # rows are padded to a multiple of this, so that matrices have few shapes
+
+
+class SparseLoss:
+    """The hooks on a model: before its forward labels are gathered, after its backbone the rows.
+
+    `always`: also outside of training.
+    """
+
+    def __init__(self, model: Any):
+        self.head, self.always = MaskedHead(model), False
+        model.register_forward_pre_hook(self._gather_labels, with_kwargs=True)
+        model.register_forward_hook(self._done, always_call=True)
+
+    def _gather_labels(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        labels = named.get("labels")
+        if labels is None or not (module.training or self.always) or not self.head.sparse:
+            return None
+        flat = labels.reshape(-1)
+        masked = (flat != IGNORE_INDEX).nonzero().squeeze(1)  # the host waits for a GPU here
+        padding = masked.new_zeros(max(_ROWS, -(-len(masked) // _ROWS) * _ROWS) - len(masked))
+        self.head.expect(torch.cat([masked, padding]), tuple(labels.shape))
+        targets = torch.cat([flat[masked], flat.new_full(padding.shape, IGNORE_INDEX)])
+        return arguments, {**named, "labels": targets.unsqueeze(0)}
+
+    def _done(self, *_: Any) -> None:
+        self.head.expect(None)
+
+
+def sparse_head(model: Model) -> Model:
+    """Make a masked language model compute its head on the rows that have a label only, and return it.
+
+    Call it once, before Trainer, DDP, DeepSpeed or torch.compile wrap the model. The loss is the model's own, by its
+    own code. Logits are then [1, K, V] while it trains, K being the rows with a label and padding.
+
+    Raises ModelError where that loss would be another one: for encoder-decoders, whose decoders read the labels, and
+    for architectures whose head mixes rows. It is tried, by two forwards.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError("its decoder reads the labels, which have to be whole", where=name)
+    if any(isinstance(getattr(hook, "__self__", None), SparseLoss) for hook in model._forward_pre_hooks.values()):
+        return model
+    sparse = SparseLoss(model)
+    problem = "no backbone to gather rows of" if not sparse.head.sparse else _problem(model, sparse)
+    if problem is not None:
+        sparse.head.sparse = False
+        raise ModelError(f"the masked-only head gives another loss ({problem})", where=name, hint="train without it")
+    return model
+
+
+@torch.no_grad()
+def _problem(model: Any, sparse: SparseLoss) -> str | None:
+    """What is wrong with the loss at masked rows only; None where it is the dense one."""
+    config = model.config.get_text_config()
+    length = usable_length(model.config) or 16
+    size = length if config.model_type in FIXED_BLOCK_SIZE else min(16, length)
+    device = next(model.parameters()).device
+    ids = torch.randint(config.vocab_size, (2, size), generator=torch.Generator().manual_seed(0)).to(device)
+    if getattr(config, "pad_token_id", None) is not None:  # padding has no place of its own
+        ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
+    labels = torch.where(torch.arange(size, device=device) % 3 == 1, ids, IGNORE_INDEX)
+    was_training = model.training
+    model.eval()
+    try:
+        dense = float(model(input_ids=ids, labels=labels).loss)
+        sparse.always = True
+        loss = float(model(input_ids=ids, labels=labels).loss)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    finally:
+        sparse.always = False
+        model.train(was_training)
+    return None if abs(loss - dense) <= TOLERANCE * abs(dense) else f"{loss:.6f}, not {dense:.6f}"
+
+
+def documents_apart(model: Any, dataset: PackedDataset) -> DocumentAttention | None:
+    """How this model keeps the documents of packed blocks apart, for `MaskingCollator(documents=...)`; None for blocks
+    of `packing="concat"`, whose documents see each other.
+
+    The model is on the CPU, in fp32: forms of masks are tried on it. Raises ModelError where none gives a document the
+    logits it has alone.
+    """
+    if dataset.prepared.packing != "best_fit":
+        return None
+    return document_attention(model, dataset.block_size, model.config.get_text_config().vocab_size)
