@@ -114,7 +114,8 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
 
             if len(args) > len(places):
                 names = ", ".join(place.name for place in places) or "none"
-                raise ConfigError(f"takes by position: {names}; all else by name", where=f"cloze.{command}")
+                hint = f"by position: {names}"
+                raise ConfigError("takes all else by name", where=f"cloze.{command}", hint=hint)
             named: dict[str, Any] = {**dict(zip([place.name for place in places], args, strict=False)), **flags}
             own = {name: named.pop(name) for name in _OWN if name in named and name in takes.__annotations__}  # type: ignore[attr-defined]
             recipe = named.pop("config", None)
@@ -208,9 +209,11 @@ def _train_here(config: TrainConfig, own_process: bool) -> None:
     from cloze.fully_sharded import wants_fsdp
 
     if threading.current_thread() is not threading.main_thread():
-        raise LaunchError("training listens to signals, which only the main thread can", hint="give num_processes=1")
+        what, hint = "training listens to signals, which only the main thread can", "give num_processes=1"
+        raise LaunchError(what, where="cloze.train", hint=hint)
     if not own_process and wants_fsdp():
-        raise LaunchError("FSDP needs processes of its own", hint="start them with `accelerate launch -m cloze train`")
+        hint = "start them with `accelerate launch -m cloze train`"
+        raise LaunchError("FSDP needs processes of its own", where="cloze.train", hint=hint)
     try:
         train_here(config, own_process)
     except Stopped as stop:

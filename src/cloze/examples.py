@@ -7,9 +7,9 @@ COMMAND_GROUPS = {
     "begin": ("demo",),
     "data": ("tokenizer", "prepare", "inspect"),
     "training": ("plan", "grow", "train", "replay"),
-    "trained models": ("consolidate", "evaluate", "compare", "fill", "push"),
+    "trained models": ("consolidate", "evaluate", "compare", "fill", "report", "push"),
     "machines": ("submit", "doctor", "bench", "archs"),
-    "this program": ("completion",),
+    "this program": ("init", "completion"),
 }
 
 # (the dataclass, its first option of a group) -> the group's name. A group goes on until the next one begins.
@@ -82,11 +82,16 @@ EXAMPLES = {
         "cloze push runs/mine --repo my-name/mine --private --license apache-2.0 --language en",
     ),
     "replay": ("cloze replay runs/mine --step 12 --samples 2",),
-    "submit": ("cloze submit launch/recipes/roberta-large-eli5.yaml --nodes 4 --gpus_per_node 8 --dry_run",),
+    "submit": ("cloze submit launch/recipes/roberta-large.yaml --nodes 4 --gpus_per_node 8 --dry_run",),
     "archs": ("cloze archs", "cloze archs --model_type modernbert"),
     "bench": ("cloze bench train --rounds 3", "cloze bench prepare --megabytes 200"),
     "doctor": ("cloze doctor --output_dir runs", "srun cloze doctor --output_dir /shared/runs"),
     "demo": ("cloze demo --output_dir runs/demo",),
+    "init": ("cloze init my-project",),
+    "report": (
+        "cloze report runs/mine",
+        "cloze report runs/mine runs/other --output report.html --prompts prompts.txt",
+    ),
     "completion": (
         "cloze completion bash > ~/.local/share/bash-completion/completions/cloze",
         "cloze completion zsh > ~/.zfunc/_cloze",

@@ -7,7 +7,6 @@ A name that is not known is one line with a suggestion. Imports nothing heavy.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -17,12 +16,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from cloze import __version__, config
 from cloze.console import FORMAT_VARIABLE, FORMATS, log_format
 from cloze.errors import ConfigError
-from cloze.recipe_file import check_events, check_recipe, printable
+from cloze.recipe_file import check_flow, check_recipe, printable
 
 if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
     import jsonargparse
@@ -236,8 +233,7 @@ def _check_values(command: str, words: Sequence[str]) -> None:
                 if name not in known:
                     raise _unknown(command, name)
         elif any(mark in word for mark in "[{&!"):
-            with contextlib.suppress(yaml.YAMLError):
-                check_events(word.partition("=")[2] if word.startswith("--") and "=" in word else word, word)
+            check_flow(word.partition("=")[2] if word.startswith("--") and "=" in word else word, word)
 
 
 def _explain(message: str, argv: Sequence[str]) -> ConfigError:

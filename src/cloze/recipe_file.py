@@ -3,14 +3,13 @@
     check_recipe("recipe.yaml")     # ["seed", "output_dir"], the names in it; or ConfigError
 
 The parser's events come first, which make no objects: so tags are never followed, aliases never multiplied (a file of
-1 kB can stand for 10^9 values), and depth costs no stack.
+1 kB can stand for 10^9 values), and depth costs no stack. PyYAML is imported where it is needed: help does without.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-
-import yaml
 
 from cloze.errors import ConfigError
 
@@ -21,6 +20,8 @@ MAX_DEPTH = 20
 def check_recipe(path: str) -> list[str]:
     """The names that a file sets. Raises ConfigError where it cannot be read or is not a YAML mapping of names, each
     given once, to plain values."""
+    import yaml
+
     try:
         with Path(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -40,6 +41,8 @@ def check_recipe(path: str) -> list[str]:
 
 def check_yaml(text: str, where: str) -> list[str]:
     """The names of a mapping in YAML. Raises ConfigError, or yaml.YAMLError."""
+    import yaml
+
     check_events(text, where)
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
@@ -56,6 +59,8 @@ def check_yaml(text: str, where: str) -> list[str]:
 
 def check_events(text: str, where: str) -> None:
     """Raises ConfigError for an alias, a tag, or values nested too deeply; yaml.YAMLError."""
+    import yaml
+
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -68,6 +73,14 @@ def check_events(text: str, where: str) -> None:
             raise ConfigError(
                 f"is nested more than {MAX_DEPTH} deep", where=printable(where), hint="write plain values"
             )
+
+
+def check_flow(text: str, where: str) -> None:
+    """The same for a value of the command line, which need not be YAML. Raises ConfigError."""
+    import yaml
+
+    with contextlib.suppress(yaml.YAMLError):
+        check_events(text, where)
 
 
 def printable(text: str) -> str:

@@ -57,7 +57,8 @@ class MaskingCollator:
         if not 0 <= mask_replace_prob <= 1 or not 0 <= random_replace_prob <= 1 - mask_replace_prob + 1e-9:
             raise ConfigError("must be at least 0, and at most 1 together", where="mask_/random_replace_prob")
         if tokenizer.mask_token_id is None:
-            raise ConfigError("the tokenizer has no mask token", where=type(tokenizer).__name__)
+            hint = "take the tokenizer of an encoder (BERT, RoBERTa, ...)"
+            raise ConfigError("the tokenizer has no mask token", where=type(tokenizer).__name__, hint=hint)
         self.masking = Masking(
             mask_token_id=tokenizer.mask_token_id,
             vocab_size=len(tokenizer),
@@ -76,7 +77,8 @@ class MaskingCollator:
         longest = max(map(len, rows))
         lengths = np.array([len(row) for row in rows])
         if (lengths < longest).any() and self._pad is None:
-            raise DataError("examples of different lengths, but the tokenizer has no padding token")
+            what = "examples of different lengths, but the tokenizer has no padding token"
+            raise DataError(what, where="MaskingCollator", hint="give examples of one length")
         blocks = np.full((len(rows), longest), self._pad or 0, np.int32)
         for place, row in enumerate(rows):
             blocks[place, : len(row)] = row
@@ -97,6 +99,7 @@ class MaskingCollator:
     def _apart(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self._documents is None:
             hint = "give documents=cloze.documents_apart(model, dataset), or prepare with packing='concat'"
-            raise DataError("several documents are packed into a block, and would see each other", hint=hint)
+            what = "several documents are packed into a block, and would see each other"
+            raise DataError(what, where="MaskingCollator", hint=hint)
         segments = np.stack([np.asarray(example["segments"], np.int32) for example in examples])
         return self._documents.inputs(torch.from_numpy(segments), torch.from_numpy(document_offsets(segments)))

@@ -64,7 +64,7 @@ def sparse_head(model: Model) -> Model:
     """
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError("its decoder reads the labels, which have to be whole", where=name)
+        raise ModelError("its decoder reads the labels, which have to be whole", where=name, hint="train without it")
     if any(isinstance(getattr(hook, "__self__", None), SparseLoss) for hook in model._forward_pre_hooks.values()):
         return model
     sparse = SparseLoss(model)

@@ -83,7 +83,7 @@ def gather_runs(folders: Sequence[str]) -> list[Run]:
         if not path.is_dir():
             raise ConfigError("no such run", where=path, hint="give the output_dir of `cloze train`")
         if path.resolve() in [one.resolve() for one in paths[:number]]:
-            raise ConfigError("given twice", where=path)
+            raise ConfigError("given twice", where=path, hint="leave one out")
     return [_gather(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
 
 
