@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "launch/MEASURED.md", "launch/GPU.md", "launch/SCALING.md"]
 FLAGS = {field.name for config, _, _ in COMMANDS.values() for field in dataclasses.fields(config)}
-OF_OTHERS = {"hosts", "rank", "config", "help"}  # launch/multi_node, the parser
+OF_OTHERS = {"hosts", "rank", "config", "help", "log_format"}  # launch/multi_node, the parser, all commands
 
 
 def section(title: str) -> str:
