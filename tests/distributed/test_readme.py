@@ -50,8 +50,8 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_commands_for_your_own_text_run_as_written(workplace: Path):
     ours = [words for words in commands() if "--config" not in words and "/" not in words[0]]
     assert [words[words.index("cloze") + 1] for words in ours] == [
-        "tokenizer", "prepare", "train", "consolidate", "evaluate", "compare", "fill", "push", "report", "inspect", "archs",
-        "plan", "tokenizer", "grow", "replay", "doctor",
+        "tokenizer", "prepare", "train", "consolidate", "evaluate", "compare", "fill", "push", "report", "inspect",
+        "archs", "plan", "tokenizer", "grow", "replay", "doctor",
     ]  # fmt: skip
     for words in ours:
         run(words, workplace)

@@ -128,7 +128,7 @@ def test_what_cannot_be_used_is_a_line_without_a_wall(prepared: Path, tmp_path: 
 
 
 def test_positions_are_few():
-    with pytest.raises(ConfigError, match=r"cloze\.evaluate: takes by position: model, data; all else by name"):
+    with pytest.raises(ConfigError, match=r"cloze\.evaluate: takes all else by name; by position: model, data"):
         cloze.evaluate("model", "data", "validation")
 
 
@@ -257,7 +257,7 @@ def test_training_outside_of_the_main_thread_says_what_to_do(prepared: Path, tmp
     thread.start()
     thread.join()
     assert [str(error) for error in found] == [
-        "training listens to signals, which only the main thread can; give num_processes=1"
+        "cloze.train: training listens to signals, which only the main thread can; give num_processes=1"
     ]
 
 
