@@ -47,12 +47,12 @@ class Scores:
     """Sums over the masked tokens of each block, in double precision.
 
     `table` [blocks, 5]: sum of losses (nats), masked tokens, how many of them were predicted right, were among the
-    five best, and their bytes (0 where nobody knows them). `bands` [bands, 2]: sum of losses and tokens of each band
-    of frequency.
+    five best, and their bytes (0 where nobody knows them). `bands` [bands, 3]: sum of losses, tokens, and how many
+    were predicted right, of each band of frequency.
     """
 
     table: NDArray[np.float64]
-    bands: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+    bands: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
 
     def _sum(self, column: int) -> float:
         return math.fsum(self.table[:, column])
@@ -119,7 +119,7 @@ def score_batch(
     logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, num_rows: int, facts: TokenFacts | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """logits: [K, V], targets: [K], rows: [K], which of `num_rows` blocks each belongs to -> lines of the table
-    [num_rows, 5] and bands [bands, 2], both float64."""
+    [num_rows, 5] and bands [bands, 3], both float64."""
     real = targets != IGNORE_INDEX
     logits, targets, rows = logits[real].float(), targets[real], rows[real]
     losses = F.cross_entropy(logits, targets, reduction="none").double()
@@ -130,9 +130,9 @@ def score_batch(
     columns = torch.stack([losses, ones, right[:, 0].double(), right.any(-1).double(), num_bytes], dim=1)
     table = torch.zeros(num_rows, len(COLUMNS), dtype=torch.float64, device=logits.device)
     table.index_add_(0, rows, columns)
-    bands = torch.zeros(len(facts.names) if facts else 0, 2, dtype=torch.float64, device=logits.device)
+    bands = torch.zeros(len(facts.names) if facts else 0, 3, dtype=torch.float64, device=logits.device)
     if facts is not None:
-        bands.index_add_(0, facts.band[targets], columns[:, :2])
+        bands.index_add_(0, facts.band[targets], columns[:, [LOSS, MASKED, RIGHT]])
     return table, bands
 
 
@@ -157,7 +157,7 @@ def score_blocks(
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     count = len(blocks)
     table = torch.zeros(count, len(COLUMNS), dtype=torch.float64)
-    bands = torch.zeros(len(facts.names) if facts else 0, 2, dtype=torch.float64)
+    bands = torch.zeros(len(facts.names) if facts else 0, 3, dtype=torch.float64)
     steps = -(-count // (per_device * world))
     with progress("evaluate", total=steps * draws, unit="batches") as advance:
         for draw in range(draws):

@@ -108,10 +108,13 @@ def test_all_numbers_are_the_same_on_any_ranks(run: Path, prepared: Path, tmp_pa
     assert low < one["perplexity"] < high
     assert one["masked_accuracy"] <= one["masked_accuracy_top5"] <= 1
     assert sum(band["masked_tokens"] for band in one["bands"].values()) == one["masked_tokens"]
+    right = sum(band["masked_accuracy"] * band["masked_tokens"] for band in one["bands"].values() if band["loss"])
+    assert right == pytest.approx(one["masked_accuracy"] * one["masked_tokens"], rel=1e-9)
     for key in ("perplexity_interval", "loss_interval", "bits_per_byte", "masked_accuracy_top5"):
         np.testing.assert_allclose(other[key], one[key], rtol=1e-6)
     for name, band in one["bands"].items():
         assert other["bands"][name]["masked_tokens"] == band["masked_tokens"]
+        assert other["bands"][name]["masked_accuracy"] == band["masked_accuracy"]
 
 
 def test_more_draws_make_the_number_surer_and_begin_with_the_first(run: Path, prepared: Path, tmp_path: Path):

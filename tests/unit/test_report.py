@@ -53,7 +53,7 @@ SCORES = {
     "draws": 1,
     "data_checksum": "abc",
     "bands": {
-        "the 100 most frequent": {"loss": 0.5, "masked_tokens": 1000},
+        "the 100 most frequent": {"loss": 0.5, "masked_accuracy": 0.875, "masked_tokens": 1000},
         "the next 900": {"loss": 2.0, "masked_tokens": 234},
         "all others": {"loss": None, "masked_tokens": 0},
     },
@@ -168,7 +168,7 @@ def test_the_page_says_what_was_measured_on_what_with_what(tmp_path: Path):
         "Tokens seen 61.4k 2 epochs",
         "Time 0:24 1 restart",
         "1,234 masked tokens of 99 blocks of the split validation (15 % of the tokens masked)",
-        "the 100 most frequent 0.5000 1,000",
+        "the 100 most frequent 0.5000 87.50 % 1,000",
         "training 4,000 documents, 900,000 tokens, 7,031 blocks",
         "tokenizer mine, 50,265 tokens",
         "checksum 0123456789abcdef",

@@ -113,8 +113,12 @@ def describe(scores: Scores) -> dict[str, Any]:
         "masked_tokens": scores.masked_tokens,
         "blocks": scores.blocks,
         "bands": {
-            name: {"loss": loss / count if count else None, "masked_tokens": int(count)}
-            for name, (loss, count) in zip(BANDS, scores.bands.tolist(), strict=True)
+            name: {
+                "loss": loss / count if count else None,
+                "masked_accuracy": right / count if count else None,
+                "masked_tokens": int(count),
+            }
+            for name, (loss, count, right) in zip(BANDS, scores.bands.tolist(), strict=True)
         },
     }
 
@@ -124,13 +128,15 @@ def tell(scores: Scores) -> list[str]:
     low, high = scores.perplexity_interval
     bits = "" if scores.bits_per_byte is None else f", {scores.bits_per_byte:.4f} bits per byte"
     bands = "; ".join(
-        f"{name} {loss / count:.3f}" for name, (loss, count) in zip(BANDS, scores.bands.tolist(), strict=True) if count
+        f"{name} {loss / count:.3f}, {right / count:.4f}"
+        for name, (loss, count, right) in zip(BANDS, scores.bands.tolist(), strict=True)
+        if count
     )
     return [
         f"perplexity {scores.perplexity:.4f} (95 %: {low:.4f} to {high:.4f}), masked accuracy "
         f"{scores.masked_accuracy:.4f} on {scores.masked_tokens:,} masked tokens of {scores.blocks:,} blocks",
         f"right among the five best {scores.masked_accuracy_top5:.4f}{bits}",
-        f"loss of tokens by frequency: {bands}",
+        f"loss and accuracy of tokens by frequency: {bands}",
     ]
 
 

@@ -74,17 +74,20 @@ def _perplexities(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
 
 
 def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
-    """Loss of tokens by how frequent they are, as bars on one scale."""
+    """Loss of tokens by how frequent they are, as bars on one scale, and how many were predicted right."""
     names: list[str] = []
     for _, run in scored:
         names += [name for name in part(run.scores, "bands") if name not in names]
     values = {
-        (name, at): (loss, part(part(run.scores, "bands"), name).get("masked_tokens"))
+        (name, at): (
+            loss,
+            *(part(part(run.scores, "bands"), name).get(key) for key in ("masked_accuracy", "masked_tokens")),
+        )
         for at, run in scored
         for name in names
         if is_number(loss := part(part(run.scores, "bands"), name).get("loss"))
     }
-    most = max([loss for loss, _ in values.values()], default=0.0)
+    most = max([loss for loss, *_ in values.values()], default=0.0)
     if most <= 0:
         return Html("")
     rows = []
@@ -93,16 +96,16 @@ def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
         for at, run in scored:
             if (name, at) not in values:
                 continue
-            loss, tokens = values[name, at]
+            loss, accuracy, tokens = values[name, at]
             shown, first = (name if first else ""), False
             bar = Html(
                 f'<span class="bar {colour(at)}" style="--to:{loss / most:.2%}" aria-hidden="true"><i></i></span>'
             )
-            cells: list[Any] = [shown, key(at, run.name, True), number(loss), bar, number(tokens)]
+            cells: list[Any] = [shown, key(at, run.name, True), number(loss), bar, _percent(accuracy), number(tokens)]
             rows.append(cells if several else [shown, *cells[2:]])
-    head = ["masked tokens by frequency", *(["run"] if several else []), "loss", "", "tokens"]
+    head = ["masked tokens by frequency", *(["run"] if several else []), "loss", "", "right", "tokens"]
     loss_at = 2 if several else 1
-    return table(head, rows, numbers=(loss_at, loss_at + 2))
+    return table(head, rows, numbers=(loss_at, loss_at + 2, loss_at + 3))
 
 
 def section_of_answers(filled: Sequence[Filled], several: bool) -> Html:
