@@ -78,15 +78,12 @@ def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
     names: list[str] = []
     for _, run in scored:
         names += [name for name in part(run.scores, "bands") if name not in names]
-    values = {
-        (name, at): (
-            loss,
-            *(part(part(run.scores, "bands"), name).get(key) for key in ("masked_accuracy", "masked_tokens")),
-        )
-        for at, run in scored
-        for name in names
-        if is_number(loss := part(part(run.scores, "bands"), name).get("loss"))
-    }
+    values: dict[tuple[str, int], tuple[float, Any, Any]] = {}
+    for at, run in scored:
+        for name in names:
+            band = part(part(run.scores, "bands"), name)
+            if is_number(found := band.get("loss")):
+                values[name, at] = float(found or 0.0), band.get("masked_accuracy"), band.get("masked_tokens")
     most = max([loss for loss, *_ in values.values()], default=0.0)
     if most <= 0:
         return Html("")
