@@ -29,7 +29,7 @@ class ClozeError(Exception):
         return partial(type(self), where=self.where, hint=self.hint), (self.what,)
 
     def __str__(self) -> str:
-        line = self.what if self.where is None else f"{self.where}: {self.what}"
+        line = _short(self.what) if self.where is None else f"{_short(str(self.where))}: {_short(self.what)}"
         return " ".join((line if self.hint is None else f"{line}; {self.hint}").split())
 
     def _render_traceback_(self) -> list[str]:
@@ -138,6 +138,11 @@ def note_common(error: BaseException) -> None:
 def is_common(error: BaseException) -> bool:
     """Whether every rank is known to raise this error."""
     return getattr(error, "_cloze_common", False)
+
+
+def _short(text: str) -> str:
+    """At most 1,000 characters: paths of a screenful lose their middle."""
+    return text if len(text) <= 1000 else f"{text[:500]} ... {text[-495:]}"
 
 
 def one_line(error: BaseException) -> str:
