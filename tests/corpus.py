@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cloze.config import PrepareConfig, TokenizerConfig
 
@@ -39,3 +40,14 @@ TINY_MODEL_NO_DROPOUT = [
     *TINY_MODEL[:3],
     TINY_MODEL[3] + ",hidden_dropout_prob=0.0,attention_probs_dropout_prob=0.0",
 ]
+
+# The same as arguments of `cloze.train(...)`.
+TINY_CALL: dict[str, Any] = {
+    "model_type": TINY_MODEL[1],
+    "config_overrides": TINY_MODEL[3],
+    "per_device_train_batch_size": 2,
+    "max_steps": 6,
+    "save_steps": 3,
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
+}

@@ -16,23 +16,14 @@ from typing import Any
 import pytest
 import ranks
 from accelerate import notebook_launcher
-from corpus import TINY_MODEL, TINY_MODEL_NO_DROPOUT
+from corpus import TINY_CALL, TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 
 import cloze
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIAL = ROOT / "launch" / "tutorial.ipynb"
-TINY: dict[str, Any] = {
-    "model_type": TINY_MODEL[1],
-    "config_overrides": TINY_MODEL[3],
-    "per_device_train_batch_size": 2,
-    "max_steps": 6,
-    "save_steps": 3,
-    "logging_steps": 1,
-    "learning_rate": 1e-3,
-    "use_cpu": True,
-}
+TINY = {**TINY_CALL, "use_cpu": True}
 
 
 def losses(folder: Path) -> list[float]:

@@ -23,7 +23,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from corpus import TINY_MODEL
+from corpus import TINY_CALL as TINY
 from ranks import cloze_ranks, succeed
 
 import cloze
@@ -32,15 +32,6 @@ from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.flags import COMMANDS, from_values, parse
 
-TINY: dict[str, Any] = {
-    "model_type": TINY_MODEL[1],
-    "config_overrides": TINY_MODEL[3],
-    "per_device_train_batch_size": 2,
-    "max_steps": 6,
-    "save_steps": 3,
-    "logging_steps": 1,
-    "learning_rate": 1e-3,
-}
 COMMAND_NAMES = [name for name in cloze.__all__ if name in COMMANDS]
 
 

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, masking_utils
+from transformers.utils import import_utils
 
 from cloze.model.compiled import compile_backbone, eagerly
 
@@ -53,6 +54,14 @@ def test_blocks_without_padding_get_no_mask_when_they_are_compiled():
     assert len(calls) == 1
     assert calls[0].kwargs.get("attn_mask") is None
     assert len(calls[0].args) == 3
+
+
+def test_what_is_changed_for_that_is_as_before_when_the_forward_is_done():
+    torch._dynamo.reset()
+    model = tiny()
+    compile_backbone(model, "default", backend=Graphs())  # type: ignore[arg-type]
+    model(input_ids=torch.full((2, 8), 7))
+    assert masking_utils.is_torchdynamo_exporting is import_utils.is_torchdynamo_exporting
 
 
 def test_full_determinism_sets_what_pytorch_names_for_it():

@@ -54,7 +54,8 @@ class PackedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Number the samples of this pass over the blocks, so that it draws masks of its own. Trainer and accelerate's
-        data loaders call it."""
+        data loaders call it; worker processes that outlive a pass (persistent_workers) do not hear of it, and draw the
+        masks of the first one again."""
         self._epoch = epoch
 
     @property

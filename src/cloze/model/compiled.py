@@ -84,16 +84,33 @@ def compile_layers(layers: Sequence[torch.nn.Module], mode: str, backend: str = 
 def _compiled(forward: Callable[..., Any], mode: str, backend: str) -> Callable[..., Any]:
     """A compiled forward, which runs as it is written inside `eagerly`."""
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # whoever wants them says --tf32
-    # torch 2.11's compiler takes `torch.compiler.is_exporting()` for true. transformers then makes a mask that hides
-    # nothing, and with a mask attention is computed in fp32 without a fused kernel.
-    masking_utils.is_torchdynamo_exporting = lambda: False  # type: ignore[assignment]
     compiled = torch.compile(forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False)
 
     @functools.wraps(forward)
     def either(*arguments: Any, **named: Any) -> Any:
-        return (forward if _plain_depth else compiled)(*arguments, **named)
+        if _plain_depth:
+            return forward(*arguments, **named)
+        with _not_exporting():
+            return compiled(*arguments, **named)
 
     return either
+
+
+def _no() -> bool:
+    return False
+
+
+@contextlib.contextmanager
+def _not_exporting() -> Iterator[None]:
+    """While a compiled forward runs, and may be compiled: torch 2.11's compiler takes `torch.compiler.is_exporting()`
+    for true. transformers then makes a mask that hides nothing, and with a mask attention is computed in fp32 without
+    a fused kernel. Whoever exports a model in this process meets transformers' own."""
+    plain = masking_utils.is_torchdynamo_exporting
+    masking_utils.is_torchdynamo_exporting = _no
+    try:
+        yield
+    finally:
+        masking_utils.is_torchdynamo_exporting = plain
 
 
 @contextlib.contextmanager
