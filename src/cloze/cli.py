@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -65,10 +66,29 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = 128 + signal.SIGINT
         tell_end("interrupted", code)
     except Exception as error:
-        code = tell(error)
+        gone = isinstance(error, BrokenPipeError) and nobody_reads()
+        code = 128 + signal.SIGPIPE if gone else tell(error)
     leave_code(code)
     end_json()
+    nobody_reads()
     leave(code)
+
+
+def nobody_reads() -> bool:
+    """Write what stdout still holds. Whether its reader is gone (`cloze archs | head`); then it leads nowhere now."""
+    gone = False
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        gone = any(state & select.POLLERR for _, state in poll.poll(0))  # of a pipe: nobody has its other end
+    except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError):  # stdout is no file of the system's
+        return False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _run_command(words: list[str]) -> int:

@@ -45,10 +45,10 @@ def run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> cloze.Run:
     return cloze.train(dataset_name=prepared, output_dir=tmp_path_factory.mktemp("api") / "run", **TINY)
 
 
-def test_import_cloze_loads_nothing_and_takes_less_than_a_tenth_of_a_second():
+def test_import_cloze_loads_nothing_beside_the_standard_library():
     script = (
-        "import sys, time\nbegin = time.process_time()\nimport cloze\nassert time.process_time() - begin < 0.1\n"
-        "print({'torch', 'numpy', 'transformers', 'accelerate', 'jsonargparse'} & set(sys.modules))\n"
+        "import sys\nbefore = set(sys.modules)\nimport cloze\n"
+        "print({name.split('.')[0] for name in set(sys.modules) - before} - {'cloze'} - sys.stdlib_module_names)\n"
         "cloze.train, cloze.Run\n"
         "print({'torch', 'transformers', 'accelerate', 'jsonargparse'} & set(sys.modules))\n"
     )

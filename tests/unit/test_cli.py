@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,18 @@ def test_help_explains_every_option_and_loads_nothing_heavy(command: str):
     assert done.returncode == 0, done.stderr
     for field in dataclasses.fields(COMMANDS[command][0]):
         assert f"--{field.name}" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["completion", "bash"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "cloze", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert command.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert command.stderr.read() == b""
 
 
 def test_errors_go_to_stderr_in_one_line_with_exit_code_2():

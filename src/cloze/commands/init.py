@@ -31,4 +31,5 @@ def run(config: InitConfig) -> None:
         with disk_errors(folder), staged_folder(folder / name) as staged:
             ignored = shutil.ignore_patterns(*NOT_IN_A_WHEEL)
             shutil.copytree(KIT / name, staged, ignore=ignored, dirs_exist_ok=True)
-    say("init", f"{', '.join(FOLDERS)} -> {folder}; start commands there, as in `cloze plan launch/recipes/NAME.yaml`")
+    start = "start commands there, as in `cloze plan launch/recipes/NAME.yaml`"
+    say("init", f"{', '.join(FOLDERS)} -> {folder}; {start}", result=folder)

@@ -44,4 +44,4 @@ def _write(config: ReportConfig) -> None:
     text = render(runs, filled)
     write_text(output, text)
     lines = sum(len(one.lines) for one in runs)
-    say("report", f"{lines:,} lines of metrics -> {output}, {len(text.encode()) / 1000:,.0f} kB")
+    say("report", f"{lines:,} lines of metrics -> {output}, {len(text.encode()) / 1000:,.0f} kB", result=output)
