@@ -26,6 +26,7 @@ from transformers import PretrainedConfig
 from cloze.errors import ConfigError, ModelError
 from cloze.grow.axes import Heads, Map
 from cloze.grow.vocabulary import Rows
+from cloze.model.archs import fixed_length
 from cloze.model.in_float32 import InFloat32
 from cloze.train.probe import TOLERANCE, logits_difference
 
@@ -133,11 +134,7 @@ def _vocab_size(model: Any) -> int:
 
 def _random_ids(tokens: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
     """[TEXTS, S] of some tokens, the same ones each time; S is one that the architecture takes."""
-    length = LENGTH
-    if config.model_type == "perceiver":
-        length = config.max_position_embeddings
-    elif config.model_type == "reformer":
-        length = config.axial_pos_shape[0] * config.axial_pos_shape[1]
+    length = fixed_length(config) or LENGTH
     chosen = torch.randint(len(tokens), (TEXTS, length), generator=torch.Generator().manual_seed(0))
     return tokens[chosen]
 

@@ -192,22 +192,31 @@ def decoder_start(config: PretrainedConfig) -> int | None:
     return 0
 
 
+def fixed_length(config: PretrainedConfig) -> int | None:
+    """The one length of blocks that an architecture of FIXED_BLOCK_SIZE takes; None for all others."""
+    if config.model_type == "perceiver":
+        return int(config.max_position_embeddings)
+    if config.model_type == "reformer" and config.axial_pos_embds:
+        return int(config.axial_pos_shape[0] * config.axial_pos_shape[1])
+    return None
+
+
 def check_block_size(config: PretrainedConfig, block_size: int) -> None:
     """Raise ConfigError for a block size that the architecture cannot take, whatever its number of positions."""
-    if config.model_type == "perceiver" and block_size != config.max_position_embeddings:
+    length = fixed_length(config)
+    if length is None or block_size == length:
+        return
+    if config.model_type == "perceiver":
         raise ConfigError(
             f"perceiver predicts {config.max_position_embeddings} positions, no more and no less",
             where="--block_size",
             hint=f"prepare with --block_size {config.max_position_embeddings}",
         )
-    if config.model_type == "reformer" and config.axial_pos_embds:
-        product = config.axial_pos_shape[0] * config.axial_pos_shape[1]
-        if block_size != product:
-            raise ConfigError(
-                f"reformer trains on blocks of {product} tokens (axial_pos_shape {config.axial_pos_shape})",
-                where="--block_size",
-                hint=f"prepare with --block_size {product}",
-            )
+    raise ConfigError(
+        f"reformer trains on blocks of {length} tokens (axial_pos_shape {config.axial_pos_shape})",
+        where="--block_size",
+        hint=f"prepare with --block_size {length}",
+    )
 
 
 def check_kernels(config: PretrainedConfig) -> None:

@@ -17,7 +17,7 @@ import torch
 from cloze.data.dataset import PackedDataset
 from cloze.data.masking import IGNORE_INDEX
 from cloze.errors import ModelError
-from cloze.model.archs import FIXED_BLOCK_SIZE
+from cloze.model.archs import fixed_length
 from cloze.model.load import usable_length
 from cloze.model.packed import DocumentAttention, document_attention
 from cloze.model.sparse_head import MaskedHead
@@ -79,8 +79,7 @@ def sparse_head(model: Model) -> Model:
 def _problem(model: Any, sparse: SparseLoss) -> str | None:
     """What is wrong with the loss at masked rows only; None where it is the dense one."""
     config = model.config.get_text_config()
-    length = usable_length(model.config) or 16
-    size = length if config.model_type in FIXED_BLOCK_SIZE else min(16, length)
+    size = fixed_length(config) or min(16, usable_length(model.config) or 16)
     device = next(model.parameters()).device
     ids = torch.randint(config.vocab_size, (2, size), generator=torch.Generator().manual_seed(0)).to(device)
     if getattr(config, "pad_token_id", None) is not None:  # padding has no place of its own
