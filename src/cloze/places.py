@@ -8,14 +8,35 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
 
 # Options whose values are secrets: never stored, shown, or handed to trackers.
 SECRETS = ("token", "hub_token")
 # Options that say where something lies here, or how this machine is called (`run_name` often is).
 PLACES = ("output_dir", "cache_dir", "prepared_cache_dir", "resume_from_checkpoint", "run_name")
 _PATH = re.compile(r"[/~]|\.\.?/")
+
+
+def apart(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A configuration without its secrets, and these as variables for the environment of a process of one's own,
+    which takes them with `with_secrets`: a file outlives whoever is killed."""
+    secrets = {_variable(name): config[name] for name in SECRETS if config.get(name)}
+    return {key: value for key, value in config.items() if key not in SECRETS}, secrets
+
+
+def with_secrets(config: Config) -> Config:
+    """A command's configuration (a dataclass) with the secrets that `apart` left in the environment, which forgets
+    them."""
+    found = {name: os.environ.pop(_variable(name), None) for name in SECRETS if hasattr(config, name)}
+    return replace(config, **{name: value for name, value in found.items() if value})  # type: ignore[type-var]
+
+
+def _variable(secret: str) -> str:
+    return f"CLOZE_GIVEN_{secret.upper()}"
 
 
 def is_place(text: str) -> bool:

@@ -24,6 +24,7 @@ import yaml
 from cloze.config import TrainConfig
 from cloze.errors import ClozeError, ConfigError, Stopped, TrainingError
 from cloze.launcher import ENDS_WITH_PARENT, INTERRUPTED, START_AGAIN
+from cloze.places import apart
 
 _ERROR = "cloze: error: "
 
@@ -34,10 +35,11 @@ def train_in_processes(config: TrainConfig, num_processes: int) -> None:
     if num_processes < 1:
         raise ConfigError("must be at least 1", where="num_processes")
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
-        file = Path(folder) / "train.yaml"  # a folder that nobody else can read: it may hold a token
-        file.write_text(yaml.safe_dump(dataclasses.asdict(config)), encoding="utf-8")
+        file = Path(folder) / "train.yaml"
+        values, secrets = apart(dataclasses.asdict(config))
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = [sys.executable, "-m", "cloze.launcher", *launcher_flags(config, num_processes)]
-        code, said = _follow([*words, "-m", "cloze", "train", "--config", str(file)], num_processes)
+        code, said = _follow([*words, "-m", "cloze", "train", "--config", str(file)], num_processes, secrets)
     if code == 0:
         return
     if code == INTERRUPTED:
@@ -61,10 +63,12 @@ def launcher_flags(config: TrainConfig, num_processes: int) -> list[str]:
     return flags
 
 
-def _follow(words: list[str], num_processes: int) -> tuple[int, str]:
-    """Run a command, print what it prints, pass Ctrl-C on; return its exit code, and its last line of Cloze's own."""
+def _follow(words: list[str], num_processes: int, secrets: dict[str, str]) -> tuple[int, str]:
+    """Run a command, print what it prints, pass Ctrl-C on; return its exit code, and its last line of Cloze's own.
+    `secrets`: variables of its environment that hold what must not be written anywhere."""
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, ENDS_WITH_PARENT: "1", "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **secrets}
+    environment |= {ENDS_WITH_PARENT: "1", "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
     # A session of its own: a notebook's interrupt goes to the kernel's whole process group, and would come twice.
     child = subprocess.Popen(words, env=environment, start_new_session=True, text=True, errors="replace", **pipes)  # type: ignore[call-overload]

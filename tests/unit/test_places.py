@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
+from cloze.config import TrainConfig
 from cloze.errors import CheckpointError
-from cloze.places import is_place, portable, without_place
+from cloze.places import apart, is_place, portable, with_secrets, without_place
 from cloze.train.run_folder import check_same_run
 
 
@@ -24,6 +27,18 @@ def test_a_configuration_loses_its_secrets_and_its_places():
     secret = {"token": "hf_a", "hub_token": "hf_b", "output_dir": "runs/x", "cache_dir": "/c", "run_name": "host-17"}
     secret |= {"prepared_cache_dir": "/d", "resume_from_checkpoint": "auto"}
     assert portable(secret | {"seed": 7, "deepspeed": "/home/me/zero2.json"}) == {"seed": 7, "deepspeed": "zero2.json"}
+
+
+def test_secrets_go_to_a_process_of_ones_own_beside_its_configuration(monkeypatch: pytest.MonkeyPatch):
+    config = TrainConfig(output_dir="runs/x", token="hf_a", hub_token="hf_b", seed=7)
+    values, secrets = apart(dataclasses.asdict(config))
+    assert "hf_" not in str(values)
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    assert with_secrets(TrainConfig(**values)) == config
+    assert not secrets.keys() & os.environ.keys()
+    assert with_secrets(TrainConfig(**values)).token is None
+    assert with_secrets(config) == config
 
 
 def test_a_checkpoint_from_the_hub_belongs_to_the_run_whose_paths_it_has_lost(tmp_path: Path):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from cloze.config import TrainConfig
 from cloze.console import say
+from cloze.places import with_secrets
 from cloze.train.trainer import train
 
 
 def run(config: TrainConfig) -> None:
     """Train, then say what to do next."""
-    folder = train_here(config)
+    folder = train_here(with_secrets(config))
     if config.save_strategy != "no":
         say("next", f"cloze consolidate {folder}")
 
