@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,13 +33,27 @@ def exit_code(codes: Iterable[int]) -> int:
     return START_AGAIN if found - {0} else 0
 
 
-def pass_on(number: int, _: Any) -> None:
-    """Give a signal to the processes that this one has started, and go on waiting for them."""
+def children() -> list[int]:
+    """The processes that this one has started (Linux)."""
+    found = []
     for file in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for pid in file.read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), number)
+            found += [int(pid) for pid in file.read_text().split()]
+    return found
+
+
+def pass_on(number: int, _: Any) -> None:
+    """Give a signal to the processes that this one has started, and go on waiting for them."""
+    for pid in children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def pass_on_or_leave(number: int, frame: Any) -> None:
+    """As `pass_on`; leaves where no process has been started yet."""
+    if not children():
+        sys.exit(INTERRUPTED if number == signal.SIGINT else START_AGAIN)
+    pass_on(number, frame)
 
 
 def main() -> NoReturn:
@@ -49,17 +64,23 @@ def main() -> NoReturn:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from cloze.screen import put_in_order
     from cloze.train.signals import end_with_launcher
 
-    # What torch (2.13) registers for TERM, INT, HUP and QUIT when it starts ranks.
+    # What torch (2.13) registers for TERM, INT, HUP and QUIT when it starts ranks; a single one is started without it.
     api._terminate_process_handler = pass_on  # type: ignore[assignment]
-    signal.signal(signal.SIGUSR1, pass_on)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, pass_on_or_leave)
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with_launcher()
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:
+        put_in_order(2)
         sys.exit(exit_code(failure.exitcode for failure in error.failures.values()))
+    except subprocess.CalledProcessError as error:
+        put_in_order(2)
+        sys.exit(exit_code([error.returncode]))
     except SignalException as error:
         sys.exit(exit_code([128 + error.sigval] if error.sigval == 2 else [-int(error.sigval)]))
     except DistError as error:

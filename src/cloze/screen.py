@@ -15,7 +15,7 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 LEAST_SCROLLING_ROWS = 3
 _SAVE, _BACK, _HIDE, _SHOW = "\x1b7", "\x1b8", "\x1b[?25l", "\x1b[?25h"
@@ -53,17 +53,24 @@ class Screen:
 
     def close(self) -> None:
         """Clear the rows and give them back; the cursor is where the text above ends, and is shown."""
+        with self.handed_back():
+            self._closed = True
+        with contextlib.suppress(ValueError):
+            _open.remove(self)
+
+    @contextlib.contextmanager
+    def handed_back(self) -> Iterator[None]:
+        """The terminal in order inside, and nothing drawn; the next drawing after that takes its rows again."""
         locked = self._lock.acquire(timeout=1.0)  # who draws may wait for ever, for a terminal that is held (Ctrl-S)
         try:
             if locked and not self._closed and self._shape is not None:
                 with contextlib.suppress(OSError):
                     self._write(f"{self._give_back()}{_PLAIN}{_SHOW}")
-            self._closed = True
+                self._shape = None
+            yield
         finally:
             if locked:
                 self._lock.release()
-        with contextlib.suppress(ValueError):
-            _open.remove(self)
 
     def _reserve(self, rows: int, count: int) -> str:
         """Make `count` rows free at the end, and let the others scroll alone."""
@@ -79,6 +86,22 @@ class Screen:
         data = text.encode()
         while data:
             data = data[os.write(self._fd, data) :]
+
+
+@contextlib.contextmanager
+def all_handed_back() -> Iterator[None]:
+    """Every terminal in order inside, for the shell that is seen while this process is stopped (Ctrl-Z)."""
+    with contextlib.ExitStack() as stack:
+        for screen in list(_open):
+            stack.enter_context(screen.handed_back())
+        yield
+
+
+def put_in_order(fd: int) -> None:
+    """Undo what a process that was killed has left at a terminal: a scrolling region, a hidden cursor."""
+    if os.isatty(fd):
+        with contextlib.suppress(OSError):
+            os.write(fd, f"{_SAVE}{_WHOLE_REGION}{_BACK}{_SHOW}".encode())
 
 
 def restore() -> None:

@@ -90,33 +90,44 @@ def stop(number, frame):
 told = 0
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, stop)
-open(f"{sys.argv[1]}/ready-{os.environ['RANK']}", "w").close()
+open(f"{sys.argv[1]}/ready-{os.environ.get('RANK', 0)}", "w").close()
 while not told:
     time.sleep(0.02)
 time.sleep(float(sys.argv[2]))
-open(f"{sys.argv[1]}/saved-{os.environ['RANK']}", "w").write(signal.Signals(told).name)
+open(f"{sys.argv[1]}/saved-{os.environ.get('RANK', 0)}", "w").write(signal.Signals(told).name)
 sys.exit(75)
 """
 
 
 @pytest.mark.parametrize(
-    ("number", "seconds"),
+    ("number", "seconds", "num_processes"),
     [
-        (signal.SIGTERM, 1),
-        (signal.SIGUSR1, 1),
-        (signal.SIGINT, 1),
-        pytest.param(signal.SIGTERM, 40, marks=pytest.mark.slow),
+        (signal.SIGTERM, 1, 2),
+        (signal.SIGUSR1, 1, 2),
+        (signal.SIGINT, 1, 2),
+        (signal.SIGTERM, 1, 1),
+        pytest.param(signal.SIGUSR1, 1, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 1, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 40, 2, marks=pytest.mark.slow),
     ],
 )
-def test_our_launcher_lets_the_ranks_save_however_long_it_takes(tmp_path: Path, number: int, seconds: int):
-    """The ranks stand in for training that saves a large checkpoint: torch's launcher would kill them after 30 s."""
+def test_our_launcher_lets_the_ranks_save_however_long_it_takes(
+    tmp_path: Path, number: int, seconds: int, num_processes: int
+):
+    """The ranks stand in for training that saves a large checkpoint: torch's launcher would kill them after 30 s, and
+    accelerate starts a single one without torch's."""
     (tmp_path / "rank.py").write_text(RANK)
-    launch = [sys.executable, "-m", "cloze.launcher", "--config_file", "launch/accelerate/zero2.yaml"]
-    words = [*launch, "--num_processes", "2", str(tmp_path / "rank.py"), str(tmp_path), str(seconds)]
+    launch = [sys.executable, "-m", "cloze.launcher", "--num_processes", str(num_processes)]
+    if num_processes == 2:
+        launch += ["--config_file", "launch/accelerate/zero2.yaml"]
+    else:
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
+    words = [*launch, str(tmp_path / "rank.py"), str(tmp_path), str(seconds)]
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == num_processes)
     os.killpg(process.pid, number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75, told
-    assert [(tmp_path / f"saved-{rank}").read_text() for rank in (0, 1)] == [signal.Signals(number).name] * 2
+    saved = [(tmp_path / f"saved-{rank}").read_text() for rank in range(num_processes)]
+    assert saved == [signal.Signals(number).name] * num_processes
     assert "Traceback" not in told

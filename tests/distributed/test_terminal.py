@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed, warm_up
@@ -87,6 +91,62 @@ def test_a_terminal_is_in_order_after(prepared: Path, tmp_path: Path, how: str):
     assert terminal.screen.in_order
     if how == "an exception":
         assert "RuntimeError: broken for the test" in terminal.screen.text
+
+
+def as_job_of_a_shell(job: Callable[[], None]) -> None:
+    """What a shell does with a job that Ctrl-Z stops, and that a line typed at its prompt (`fg`) lets go on."""
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpid())
+        signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+        try:
+            job()
+        except SystemExit as leaving:
+            os._exit(leaving.code)
+        os._exit(0)
+    _, status = os.waitpid(child, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    os.tcsetpgrp(0, os.getpgrp())
+    os.write(1, b"job stopped ")
+    os.read(0, 10)
+    os.tcsetpgrp(0, child)
+    os.killpg(child, signal.SIGCONT)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+@pytest.mark.slow
+def test_ctrl_z_hands_the_terminal_to_the_shell_and_fg_draws_on(prepared: Path, tmp_path: Path):
+    warm_up()
+    argv = argv_of(prepared, tmp_path / "run", "--max_steps", "100000", "--save_steps", "4")
+    terminal = Terminal(lambda: as_job_of_a_shell(lambda: main(argv)), columns=80, rows=24)
+    terminal.wait_for("checkpoint-4")
+    terminal.wait_for("smoothed")
+    terminal.press("\x1a")
+    terminal.wait_for("job stopped ")
+    assert terminal.screen.in_order
+    assert "tokens/s" not in terminal.screen.text
+    terminal.written = ""
+    terminal.press("fg\n")
+    terminal.wait_for("smoothed")
+    terminal.press("\x03")
+    assert terminal.wait() == 130
+    assert terminal.screen.in_order
+
+
+@pytest.mark.slow
+def test_the_launcher_puts_a_terminal_in_order_that_a_killed_rank_has_left(prepared: Path, tmp_path: Path):
+    words = [sys.executable, "-m", "cloze.launcher", "--num_processes", "1", "--num_machines", "1", "--cpu"]
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "cloze"]
+    argv = argv_of(prepared, tmp_path / "run", "--max_steps", "100000", "--save_steps", "4")
+    terminal = Terminal(lambda: sys.exit(subprocess.run([*words, *argv]).returncode), columns=80, rows=24)
+    terminal.wait_for("smoothed")
+    assert not terminal.screen.in_order
+    *_, rank = psutil.Process(terminal.pid).children(recursive=True)  # shell, launcher, rank
+    rank.kill()
+    assert terminal.wait() == 75
+    assert terminal.screen.in_order
 
 
 @pytest.mark.slow

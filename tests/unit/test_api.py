@@ -313,7 +313,9 @@ def test_processes_of_their_own_get_a_token_that_no_file_holds(prepared: Path, t
 
     monkeypatch.setattr("cloze.processes._follow", follow)
     with pytest.raises(cloze.Stopped):
-        cloze.train(dataset_name=prepared, output_dir=tmp_path / "run", **TINY, num_processes=2, hub_token="hf_planted")
+        cloze.train(
+            dataset_name=prepared, output_dir=tmp_path / "run", **TINY, num_processes=2, hub_token="hf_planted"
+        )
     assert "hf_planted" not in seen["file"] + " ".join(seen["words"])
     assert "output_dir:" in seen["file"]
     assert seen["secrets"] == ["hf_planted"]

@@ -283,19 +283,16 @@ def test_what_was_launched_is_read_from_the_launchers_command_line(monkeypatch: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_processes", ["1", "2"])
 @pytest.mark.parametrize("code", [2, 75])
-def test_the_launcher_passes_on_the_code_of_a_real_rank_without_a_traceback(tmp_path: Path, code: int):
+def test_the_launcher_passes_on_the_code_of_a_real_rank_without_a_traceback(
+    tmp_path: Path, code: int, num_processes: str
+):
     script = tmp_path / "rank.py"
     script.write_text(f"raise SystemExit({code})\n")
-    words = [
-        "-m",
-        "cloze.launcher",
-        "--config_file",
-        "launch/accelerate/cpu.yaml",
-        "--num_processes",
-        "2",
-        str(script),
-    ]
+    config = "launch/accelerate/cpu.yaml" if num_processes == "2" else tmp_path / "one.yaml"
+    (tmp_path / "one.yaml").write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\n")
+    words = ["-m", "cloze.launcher", "--config_file", str(config), "--num_processes", num_processes, str(script)]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,8 @@ the processes have joined there is nothing to agree on or to save, and a request
         if sum_over_ranks(stop.vote()): ...
 
 The second Ctrl-C ends the process at once: whatever is being written has no name yet. In a process that is not
-training's own, a notebook's kernel, it raises KeyboardInterrupt in place of that.
+training's own, a notebook's kernel, it raises KeyboardInterrupt in place of that. Ctrl-Z stops it as ever, with the
+terminal in order meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 from cloze.console import front
 from cloze.errors import Stopped
-from cloze.screen import restore
+from cloze.screen import all_handed_back, restore
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A terminal's Ctrl-C reaches a rank twice, once through its launcher; within this time it counts once.
@@ -61,6 +62,8 @@ class StopSignals:
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        if self._own_process and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda *_: None)  # `_listen` does it
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         if "LOCAL_RANK" in os.environ and self._own_process:
             end_with_launcher()
@@ -109,6 +112,10 @@ class StopSignals:
         """Note signals also while the main thread is inside a library's call, where Python's handlers have to wait."""
         while data := os.read(self._read, 64):
             for number in data:
+                if number == signal.SIGTSTP:
+                    with all_handed_back():
+                        stop_as_ever(number)
+                    continue
                 self._note(number)
                 if number == signal.SIGINT and self._own_process and self._is_second_press():
                     restore()
@@ -146,6 +153,19 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     except (OSError, AttributeError):
         return
+
+
+def stop_as_ever(number: int) -> None:
+    """Do what SIGTSTP does to a process without a handler: stop it, unless no shell is there to let it go on.
+
+    From any thread: the main one may be in a collective with a rank that is stopped already. signal.signal asks for
+    the main one, the C library does not.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    handler = libc.signal(number, None)  # SIG_DFL is 0
+    signal.pthread_kill(threading.get_ident(), number)  # this thread takes it, and returns when the process goes on
+    libc.signal(number, handler)
 
 
 def slurm_end_time() -> float | None:
