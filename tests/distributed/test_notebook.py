@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import ranks
 from accelerate import notebook_launcher
 from corpus import TINY_CALL, TINY_MODEL_NO_DROPOUT
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from ranks import cloze_ranks, succeed
 
 import cloze
@@ -167,24 +174,45 @@ def cells() -> list[str]:
     ]
 
 
-def execute(folder: Path, corpus: str) -> dict[str, Any]:
-    """Run the notebook's code cells, in order, in one fresh process: no kernel, no outputs between them."""
-    script = folder / "cells.py"
-    guarded = "\n\n".join([*cells(), CHECKED]).replace("\n", "\n    ")
-    script.write_text(f'if __name__ == "__main__":\n    {guarded}\n')  # as workers read it again
+@contextlib.contextmanager
+def kernel(folder: Path, corpus: str) -> Iterator[tuple[NotebookClient, KernelManager]]:
+    """A real Jupyter kernel, with its notebook in `folder`."""
     environment = os.environ | {"CLOZE_TUTORIAL_CORPUS": corpus, "CLOZE_TUTORIAL_FOLDER": str(folder / "tutorial")}
-    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "JUPYTER_RUNTIME_DIR": str(folder / "jupyter")}
+    environment |= {"IPYTHONDIR": str(folder / "ipython")}
     if corpus == "galaxies":
         environment["OMP_NUM_THREADS"] = "1"
-    begin = time.monotonic()
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(f"{time.monotonic() - begin:.0f} s")
-    assert "dry run: nothing was sent to my-name/my-first-cloze" in done.stdout
-    return json.loads(done.stdout.splitlines()[-1])
+    client = NotebookClient(
+        nbformat.read(TUTORIAL, as_version=4), timeout=3000, resources={"metadata": {"path": folder}}
+    )
+    manager = client.create_kernel_manager()
+    with client.setup_kernel(env=environment):
+        yield client, manager
 
 
-def test_the_tutorial_trains_measures_and_fills_in_a_fresh_process(tmp_path: Path):
+def run_cell(client: NotebookClient, source: str) -> str:
+    """Run a cell, and return what it printed."""
+    cell = nbformat.v4.new_code_cell(source)
+    client.nb.cells.append(cell)
+    client.execute_cell(cell, len(client.nb.cells) - 1)
+    return "".join(output["text"] for output in cell.outputs if output.output_type == "stream")
+
+
+def execute(folder: Path, corpus: str) -> dict[str, Any]:
+    """Run the notebook as Jupyter does, cell by cell in one kernel."""
+    with kernel(folder, corpus) as (client, _):
+        begin = time.monotonic()
+        for number, cell in enumerate(client.nb.cells):
+            client.execute_cell(cell, number)
+        print(f"{time.monotonic() - begin:.0f} s")
+        outputs = [output for cell in client.nb.cells for output in cell.get("outputs", [])]
+        printed = "".join(output.get("text", "") for output in outputs)
+        assert "dry run: nothing was sent to my-name/my-first-cloze" in printed
+        assert "\x1b[" not in printed  # no view of a terminal
+        return json.loads(run_cell(client, CHECKED).splitlines()[-1])
+
+
+def test_the_tutorial_trains_measures_and_fills_in_a_jupyter_kernel(tmp_path: Path):
     """On the part of the sample corpus that is about galaxies."""
     found = execute(tmp_path, "galaxies")
     assert found["status"] == "finished"
@@ -208,3 +236,26 @@ def test_the_tutorial_is_kept_without_outputs_and_can_be_switched_to_the_real_co
     for number, cell in enumerate(cells()):
         compile(cell, f"cell {number}", "exec")
     assert 'source = {"preset": "eli5_category"' in "".join(cells())
+
+
+def test_the_stop_button_of_a_notebook_saves_and_the_same_cell_goes_on(prepared: Path, tmp_path: Path):
+    """The kernel is interrupted as Jupyter does it, in the middle of training, and trains on."""
+    values = flags(prepared, tmp_path / "run", max_steps=120, save_steps=500)
+    call = f"run = cloze.train({values}, resume_from_checkpoint='auto')"
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    def press(manager: KernelManager) -> None:
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
+            time.sleep(0.02)
+        asyncio.run(manager.interrupt_kernel())
+
+    with kernel(tmp_path, "sample") as (client, manager):
+        run_cell(client, "import cloze")
+        threading.Thread(target=press, args=[manager], daemon=True).start()
+        with pytest.raises(CellExecutionError, match="interrupted: stopped after step"):
+            run_cell(client, call)
+        assert 0 < len(losses(tmp_path / "run")) < 120
+        assert "resume " in run_cell(client, call)
+        run_cell(client, f"cloze.train({values | {'output_dir': str(tmp_path / 'whole')}})")
+    assert cloze.Run(tmp_path / "run").status == "finished"
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
