@@ -109,8 +109,8 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
 
         @functools.wraps(function)
         def call(*args: P.args, **flags: P.kwargs) -> R:
-            from cloze.flags import from_values
             from cloze.kernel import call_plainly, left_as_it_was
+            from cloze.options.flags import from_values
 
             if len(args) > len(places):
                 names = ", ".join(place.name for place in places) or "none"

@@ -1,8 +1,8 @@
 """The command line: `cloze COMMAND ...`, also as `python -m cloze COMMAND ...`.
 
-Hands the command's dataclass (`cloze.flags.parse`) to `cloze.commands.COMMAND.run`, and turns what a person can cause
-(`ClozeError`) into one line on stderr and exit code 2 (`cloze.telling`). Imports nothing heavy: help and usage errors
-come at once.
+Hands the command's dataclass (`cloze.options.flags.parse`) to `cloze.commands.COMMAND.run`, and turns what a person
+can cause (`ClozeError`) into one line on stderr and exit code 2 (`cloze.telling`). Imports nothing heavy: help and
+usage errors come at once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from cloze import __version__
 from cloze.console import answer, is_quiet, silence_other_ranks, tell_end
 from cloze.errors import Stopped
 from cloze.events import end_json, is_json, speak_json
-from cloze.flags import choose_log_format, parse
-from cloze.helping import show_help, wants_help
+from cloze.options.flags import choose_log_format, parse
+from cloze.options.helping import show_help, wants_help
 from cloze.telling import leave_code, tell
 
 ANSWERS = ("compare", "inspect", "plan", "replay", "submit")  # commands that are run to read what they say

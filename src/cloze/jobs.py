@@ -19,7 +19,7 @@ from pathlib import Path
 from cloze.config import TrainConfig
 from cloze.errors import ClozeError
 from cloze.files import write_json
-from cloze.flags import parse
+from cloze.options.flags import parse
 from cloze.train.checkpoint_files import list_checkpoints
 
 STARTS = Path("slurm") / "starts.json"

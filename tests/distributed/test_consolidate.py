@@ -17,12 +17,12 @@ from transformers import AutoModelForMaskedLM, BartConfig, pipeline
 
 from cloze.commands import consolidate as command
 from cloze.config import ConsolidateConfig, ModelConfig
-from cloze.consolidate import DTYPES, choose_checkpoint, choose_last, consolidate, tidy_config
+from cloze.consolidate.model_folder import DTYPES, choose_checkpoint, choose_last, consolidate, tidy_config
+from cloze.consolidate.stored import Stored
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import parse_size, sha256
 from cloze.model.load import read_config
-from cloze.stored import Stored
 from cloze.train.checkpoint_files import read_manifest, write_manifest
 from cloze.train.probe import probe_difference
 from cloze.train.restore import PieceReader

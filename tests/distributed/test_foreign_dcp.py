@@ -15,7 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from test_foreign import DECODER, EMBEDDINGS, _Attack, assert_trained, convert, written
 
-from cloze.dcpfiles import METADATA, DcpFiles, runs
+from cloze.consolidate.dcpfiles import METADATA, DcpFiles, runs
 from cloze.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -190,7 +190,7 @@ def test_the_end_of_a_slurm_jobs_time(prepared: Path, whole: Path, tmp_path: Pat
 
 def test_consolidating_stops_without_leaving_anything(whole: Path, tmp_path: Path):
     shutil.copytree(whole / "checkpoint-6", tmp_path / "checkpoint-6")
-    before = at_call("cloze.consolidate", "write_weights", 1, sent(signal.SIGTERM), rank=0)
+    before = at_call("cloze.consolidate.model_folder", "write_weights", 1, sent(signal.SIGTERM), rank=0)
     outcomes = cloze_ranks(["consolidate", str(tmp_path)], 1, "ddp", tmp_path / "log", before)
     assert outcomes[0].code == 75
     assert "Traceback" not in outcomes[0].output

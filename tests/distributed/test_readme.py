@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze.flags import COMMANDS, parse
+from cloze.options.flags import COMMANDS, parse
 from cloze.sample import write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]

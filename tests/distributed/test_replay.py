@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from cloze.data.loader import IGNORE_INDEX
 from cloze.errors import ConfigError, DataError
-from cloze.flags import parse
+from cloze.options.flags import parse
 from cloze.replay import rebuild, replay
 
 FLAGS = [*TINY_MODEL, "--num_train_epochs", "1.3", "--save_strategy", "epoch", "--learning_rate", "1e-3"]

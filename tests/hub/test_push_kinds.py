@@ -14,7 +14,7 @@ from pushing import FINE, HOST, SCORES, STRANGER, WRITE, Client, accepted, every
 
 from cloze.data.shards import open_prepared
 from cloze.errors import ClozeError, ConfigError
-from cloze.publish_blocks import find_blocks
+from cloze.hub.blocks import find_blocks
 
 PULL = """
 import json, sys

@@ -30,7 +30,7 @@ import cloze
 import cloze.api
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
-from cloze.flags import COMMANDS, from_values, parse
+from cloze.options.flags import COMMANDS, from_values, parse
 
 COMMAND_NAMES = [name for name in cloze.__all__ if name in COMMANDS]
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from cloze.card import MARKER, card_text, render_card, write_card
-from cloze.card_metadata import Told, metadata_text
+from cloze.cards.metadata import Told, metadata_text
+from cloze.cards.model_card import MARKER, card_text, render_card, write_card
 from cloze.errors import HubError
 
 SCORES = {"perplexity": 6.5, "masked_accuracy": 0.61, "split": "validation", "mlm_probability": 0.15, "seed": 42}

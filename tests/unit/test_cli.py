@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from cloze import config
 from cloze.errors import ConfigError
-from cloze.flags import COMMANDS, OLD_NAMES, parse
+from cloze.options.flags import COMMANDS, OLD_NAMES, parse
 
 # Names of `cloze train` that TrainingArguments does not have: the model and data names of run_mlm.py, and our own.
 RUN_MLM = {

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloze import cli
-from cloze.flags import COMMANDS
+from cloze.options.flags import COMMANDS
 
 SECONDS = 20.0  # more than any of them takes on a busy machine, and far less than an alias bomb
 OFTEN = settings(max_examples=4000, deadline=None, suppress_health_check=list(HealthCheck))

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from cloze import __version__, completion, console, events
+from cloze import __version__, console, events
 from cloze.cli import main
 from cloze.errors import ConfigError, DataError
-from cloze.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
-from cloze.flags import COMMANDS, build_parser, choose_log_format, parse
-from cloze.helping import help_text
-from cloze.options import options_of
+from cloze.options import completion
+from cloze.options.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
+from cloze.options.fields import options_of
+from cloze.options.flags import COMMANDS, build_parser, choose_log_format, parse
+from cloze.options.helping import help_text
 from cloze.telling import tell
 
 ROOT = Path(__file__).resolve().parents[2]

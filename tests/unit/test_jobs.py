@@ -12,8 +12,8 @@ import pytest
 
 from cloze.commands import submit
 from cloze.errors import ClozeError, LaunchError
-from cloze.flags import parse
 from cloze.jobs import count_start, main, newest_step
+from cloze.options.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "launch/recipes/roberta-eli5-full.yaml"

@@ -19,7 +19,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from packaging.requirements import Requirement
 
 from cloze.errors import ConfigError
-from cloze.flags import parse
+from cloze.options.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / "launch/test_lowest", ROOT / ".ci/run"]

@@ -17,8 +17,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from cloze.distributed import Launched, read_launcher
-from cloze.flags import parse
 from cloze.launcher import exit_code
+from cloze.options.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "launch/recipes/distilroberta-eli5.yaml"

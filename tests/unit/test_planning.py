@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from cloze.commands import plan as command
 from cloze.config import PlanConfig, TrainConfig
 from cloze.errors import ConfigError, ModelError
-from cloze.flags import parse
 from cloze.model.sparse_head import MaskedHead
+from cloze.options.flags import parse
 from cloze.planning import activations, choose, shapes
 from cloze.planning.activations import Untraceable, trace_pass, untrained
 from cloze.planning.divided import fsdp_wire

@@ -16,7 +16,7 @@ import pytest
 from cloze.commands import report
 from cloze.config import ReportConfig
 from cloze.errors import ClozeError, ConfigError, DataError
-from cloze.flags import parse
+from cloze.options.flags import parse
 from cloze.report.curves import MOST_POINTS, clock_of, points_of, smoothed, thinned
 from cloze.report.gather import gather_runs, names_of, num_parameters, read_lines
 from cloze.report.page import embedded, render

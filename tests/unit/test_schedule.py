@@ -10,7 +10,7 @@ from transformers import get_scheduler
 
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
-from cloze.flags import parse
+from cloze.options.flags import parse
 from cloze.train.schedule import learning_rate_schedule
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloze.completion import script
 from cloze.config import CompletionConfig
+from cloze.options.completion import script
 
 
 def run(config: CompletionConfig) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from cloze.config import ConsolidateConfig
 from cloze.console import duration, say
-from cloze.consolidate import choose_checkpoint, choose_last, write_model
-from cloze.dcpfiles import holds_metadata
+from cloze.consolidate.dcpfiles import holds_metadata
+from cloze.consolidate.foreign import find_dcp_files, find_zero_files, foreign_source
+from cloze.consolidate.model_folder import choose_checkpoint, choose_last, write_model
+from cloze.consolidate.stored import Source, own_source
 from cloze.errors import ConfigError
 from cloze.files import parse_size
-from cloze.foreign import find_dcp_files, find_zero_files, foreign_source
-from cloze.stored import Source, own_source
 
 
 def run(config: ConsolidateConfig) -> None:

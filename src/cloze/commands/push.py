@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi
 
-from cloze.card import MARKER, card_text, write_card
-from cloze.card_metadata import Told, base_and_dataset, metadata_text, origin_of, told_by_run
+from cloze.cards.dataset_card import dataset_card
+from cloze.cards.metadata import Told, base_and_dataset, metadata_text, origin_of, told_by_run
+from cloze.cards.model_card import MARKER, card_text, write_card
 from cloze.config import PushConfig
 from cloze.console import say, warn
-from cloze.dataset_card import dataset_card
 from cloze.errors import ConfigError
-from cloze.hub import Pushed, Target, check_access, connect, put_tag
-from cloze.publish import files_to_push, find_model, push_model, with_license
+from cloze.hub.client import Pushed, Target, check_access, connect, put_tag
+from cloze.hub.publish import files_to_push, find_model, push_model, with_license
 
 if TYPE_CHECKING:
     from cloze.data.shards import Prepared
@@ -34,7 +34,7 @@ def run(config: PushConfig) -> None:
     files_to_push(model_dir)
     blocks = None
     if config.dataset_repo:
-        from cloze.publish_blocks import find_blocks  # it needs torch, a push without blocks does not
+        from cloze.hub.blocks import find_blocks  # it needs torch, a push without blocks does not
 
         blocks = find_blocks(run_dir)
     told = told_by_run(run_dir, Told(config.license, config.language, config.dataset_repo))
@@ -61,7 +61,7 @@ def run(config: PushConfig) -> None:
 
 def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: Told) -> Told:
     """Push the blocks first, so that the model's card can name them; return what it is to say."""
-    from cloze.publish_blocks import push_blocks
+    from cloze.hub.blocks import push_blocks
 
     private = True if config.private else None
     target = Target(str(config.dataset_repo), "dataset", private, create_pr=config.create_pr)
@@ -79,7 +79,7 @@ def _show(
     files: dict[str, Path | bytes] = {**files_to_push(model_dir), "README.md": card}
     _list(files)
     if blocks is not None:
-        from cloze.publish_blocks import block_files
+        from cloze.hub.blocks import block_files
 
         say("push", f"and as a dataset to {config.dataset_repo}:")
         _list(block_files(blocks, dataset_card(str(config.dataset_repo), blocks.manifest, told)))

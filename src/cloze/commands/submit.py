@@ -18,7 +18,7 @@ from cloze.console import say
 from cloze.data.local_files import is_local, local_splits
 from cloze.data.shards import MANIFEST
 from cloze.errors import ConfigError, LaunchError
-from cloze.flags import parse
+from cloze.options.flags import parse
 
 TIME = re.compile(r"\d+(-\d+)?(:\d+){0,2}|UNLIMITED", re.IGNORECASE)
 

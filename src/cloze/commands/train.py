@@ -24,6 +24,6 @@ def train_here(config: TrainConfig, own_process: bool = True) -> Path:
     `own_process`: False where there is more in it than this run, such as a notebook.
     """
     if config.push_to_hub:
-        from cloze.follow import following
+        from cloze.hub.follow import following
     with following(config) if config.push_to_hub else nullcontext():
         return train(config, own_process)

@@ -137,7 +137,7 @@ def _ask_hub() -> dict[str, Any]:
     from huggingface_hub import get_token
 
     from cloze.errors import HubError
-    from cloze.hub import Target, ask, connect, missing_right
+    from cloze.hub.client import Target, ask, connect, missing_right
 
     if not get_token():
         return {"state": "absent"}

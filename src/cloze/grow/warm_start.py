@@ -19,7 +19,8 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig
 
 from cloze.config import GrowConfig
-from cloze.consolidate import compare_sums, tidy_config, write_weights
+from cloze.consolidate.model_folder import compare_sums, tidy_config, write_weights
+from cloze.consolidate.stored import Stored
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, ModelError
 from cloze.files import parse_size, staged_folder, write_json
@@ -34,7 +35,6 @@ from cloze.model.load import fit_vocabulary, load_checked, load_error
 from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.opening import model_folder
 from cloze.places import without_place
-from cloze.stored import Stored
 
 NOTE = "grown.json"
 

@@ -23,10 +23,10 @@ from cloze.data.loader import Layout, fixed_capacity
 from cloze.data.shards import MANIFEST, open_prepared
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError, ConfigError
-from cloze.flags import parse
 from cloze.model.archs import check_block_size, check_model_type
 from cloze.model.load import check_fits, read_config, usable_length
 from cloze.model.overrides import parse_overrides
+from cloze.options.flags import parse
 from cloze.train.plan import split_batch, warmup_of
 
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")

@@ -1,7 +1,7 @@
 """The Hugging Face Hub: who we are there, what we may write, and one commit at a time.
 
 The token and its rights are checked before anything is uploaded, a busy Hub is asked again, and what it refuses is one
-line. What goes up is decided in cloze.publish.
+line. What goes up is decided in cloze.hub.publish.
 
     api = connect(token=None)
     repo = check_access(api, Target("name"))                             # "owner/name"

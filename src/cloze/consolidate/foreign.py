@@ -22,12 +22,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
+from cloze.consolidate.dcpfiles import Chunked, DcpFiles, holds_metadata
+from cloze.consolidate.stored import Source, Stored, chunks
+from cloze.consolidate.zerofiles import Placed, ZeroFiles, holds_files, verify_files
 from cloze.data.tokenize import load_tokenizer
-from cloze.dcpfiles import Chunked, DcpFiles, holds_metadata
 from cloze.errors import CheckpointError, ConfigError, ModelError
-from cloze.stored import Source, Stored, chunks
 from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
-from cloze.zerofiles import Placed, ZeroFiles, holds_files, verify_files
 
 # How far a weight in half precision is from the fp32 one it was rounded from, relative to it (and below the smallest
 # normal number, absolutely).

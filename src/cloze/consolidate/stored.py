@@ -5,7 +5,7 @@ time: files are mapped, a tensor is put together from its pieces, and given away
 
     source = own_source([folder], stack)                  # a checkpoint of Cloze
     source = own_source([older, newer], stack)            # the mean of several
-    source = cloze.foreign.foreign_source(folder, ...)    # what DeepSpeed wrote
+    source = cloze.consolidate.foreign.foreign_source(folder, ...)    # what DeepSpeed wrote
     for tensor in source.tensors:
         tensor.read(torch.bfloat16), tensor.content_sum(torch.bfloat16)
 """

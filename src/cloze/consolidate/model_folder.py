@@ -23,12 +23,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
-from cloze.card import write_card
+from cloze.cards.model_card import write_card
 from cloze.console import progress, warn
+from cloze.consolidate.stored import Source, Stored, own_source
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import staged_folder, write_json
 from cloze.model.load import load_checked
-from cloze.stored import Source, Stored, own_source
 from cloze.tensorfile import Entry, write_tensors
 from cloze.train.checkpoint_files import (
     MANIFEST,

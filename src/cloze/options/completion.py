@@ -11,8 +11,8 @@ from __future__ import annotations
 import shlex
 
 from cloze.console import FORMATS
-from cloze.flags import COMMANDS
-from cloze.options import Option, options_of
+from cloze.options.fields import Option, options_of
+from cloze.options.flags import COMMANDS
 
 SHELLS = ("bash", "zsh", "fish")
 

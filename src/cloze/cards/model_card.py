@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from cloze.card_metadata import (
+from cloze.cards.curve import CURVE, loss_curve
+from cloze.cards.metadata import (
     Told,
     hub_name,
     last_part,
@@ -25,13 +26,12 @@ from cloze.card_metadata import (
     told_by_run,
     with_values,
 )
+from cloze.cards.reproduce import BLOCK_FLAGS, commands
 from cloze.console import duration
-from cloze.curve import CURVE, loss_curve
 from cloze.files import write_text
 from cloze.machine import versions_of
 from cloze.mappings import interval_of, is_number, part, read_mapping
 from cloze.places import portable
-from cloze.reproduce import BLOCK_FLAGS, commands
 
 MARKER = "<!-- made by cloze -->"
 HYPERPARAMETERS = (

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from cloze.card_metadata import Told, hub_name, last_part, origin_of
+from cloze.cards.metadata import Told, hub_name, last_part, origin_of
+from cloze.cards.reproduce import prepare_command
 from cloze.mappings import part
-from cloze.reproduce import prepare_command
 
 
 def dataset_card(repo: str, manifest: dict[str, Any], told: Told) -> str:

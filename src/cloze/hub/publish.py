@@ -18,10 +18,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from cloze.card_metadata import Told
-from cloze.curve import CURVE
+from cloze.cards.curve import CURVE
+from cloze.cards.metadata import Told
 from cloze.errors import ConfigError, HubError
-from cloze.hub import Pushed, Target, ask, commit
+from cloze.hub.client import Pushed, Target, ask, commit
 from cloze.places import portable, without_place
 from cloze.train.checkpoint_files import MANIFEST, read_manifest, signed
 

@@ -27,7 +27,7 @@ from typing import Any
 from cloze.config import TrainConfig
 from cloze.console import is_main, progress, say, warn
 from cloze.errors import ConfigError, Stopped
-from cloze.hub import Target, check_access, connect
+from cloze.hub.client import Target, check_access, connect
 from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
 
 POLL_SECONDS = 0.5
@@ -110,7 +110,7 @@ class Follower:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
         # A session of its own: Ctrl-C at a terminal is for training to answer. It ends when its standard input does.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cloze.pusher"],
+            [sys.executable, "-m", "cloze.hub.pusher"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

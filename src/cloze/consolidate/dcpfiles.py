@@ -25,8 +25,8 @@ from typing import IO, Any
 import torch
 
 from cloze.console import progress
+from cloze.consolidate.zerofiles import plain_name
 from cloze.errors import CheckpointError, ConfigError
-from cloze.zerofiles import plain_name
 
 METADATA = ".metadata"
 _HINT = "use an earlier checkpoint"

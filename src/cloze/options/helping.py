@@ -15,9 +15,9 @@ import textwrap
 from collections.abc import Sequence
 
 from cloze.console import FORMAT_VARIABLE, FORMATS
-from cloze.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
-from cloze.flags import COMMANDS
-from cloze.options import Option, options_of
+from cloze.options.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
+from cloze.options.fields import Option, options_of
+from cloze.options.flags import COMMANDS
 
 _COLUMN = 26  # where the text beside an option begins, if the terminal is wide enough
 _WIDEST, _NARROW = 100, 60

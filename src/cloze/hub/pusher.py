@@ -1,4 +1,4 @@
-"""The process beside a run that pushes its checkpoints: `python -m cloze.pusher`, started by cloze.follow.
+"""The process beside a run that pushes its checkpoints: `python -m cloze.hub.pusher`, started by cloze.hub.follow.
 
 Reads an Order as a line of JSON from standard input, later the line `end`; ends at once where standard input does, as
 when training was killed. Writes {"note": what it does} and at last {"end": {"url" or "problem"}} as lines to standard
@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cloze.card_metadata import Told, base_and_dataset
+from cloze.cards.metadata import Told, base_and_dataset
 from cloze.console import warn
 from cloze.errors import ClozeError
-from cloze.follow import POLL_SECONDS, Order, identity
-from cloze.hub import HubBusy, Target, connect
+from cloze.hub.client import HubBusy, Target, connect
+from cloze.hub.follow import POLL_SECONDS, Order, identity
 from cloze.train.checkpoint_files import list_checkpoints
 
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # between tries of the same push while training goes on
@@ -114,9 +114,9 @@ class Pusher:
 
     def _push(self, checkpoints: list[Path], message: str) -> None:
         """One commit: the newest checkpoint's model and card, and what else the strategy asks for."""
-        from cloze.card import write_card
-        from cloze.consolidate import consolidate
-        from cloze.publish import push_model, with_license
+        from cloze.cards.model_card import write_card
+        from cloze.consolidate.model_folder import consolidate
+        from cloze.hub.publish import push_model, with_license
 
         # Training may delete a checkpoint at any time: links to its files keep them.
         shutil.rmtree(self._work, ignore_errors=True)

@@ -16,8 +16,8 @@ from huggingface_hub import HfApi
 from cloze.config import TrainConfig
 from cloze.data.shards import MANIFEST, Prepared, open_prepared
 from cloze.errors import ConfigError, DataError
-from cloze.hub import Pushed, Target, commit
-from cloze.publish import refuse_tokens
+from cloze.hub.client import Pushed, Target, commit
+from cloze.hub.publish import refuse_tokens
 from cloze.train.data import open_data
 
 _OLD_BLOCKS = re.compile(r"(train|validation)/data-\d{5}-of-\d{5}\.arrow")
