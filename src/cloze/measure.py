@@ -1,7 +1,7 @@
 """Score a model on prepared blocks or on sentences: what `cloze evaluate` and `cloze compare` share.
 
 subject = open_subject("runs/mine", prepared, "validation", accelerator)
-scores = subject.score_split("validation", settings)            # cloze.evaluation.Scores
+scores = subject.score_split("validation", settings)            # cloze.evaluation.perplexity.Scores
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from cloze.data.tokenize import fingerprint, load_tokenizer
 from cloze.data.words import words_of
 from cloze.distributed import gather
 from cloze.errors import ConfigError, ModelError
-from cloze.evaluation import Scores, score_blocks
+from cloze.evaluation.perplexity import Scores, score_blocks
+from cloze.evaluation.pll import Sentence, SentenceScore, read_sentences, score_sentences
+from cloze.evaluation.vocabulary import token_facts
 from cloze.model.archs import FIXED_BLOCK_SIZE, decoder_start
 from cloze.model.load import check_fits, usable_length
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.opening import open_model
-from cloze.pll import Sentence, SentenceScore, read_sentences, score_sentences
-from cloze.vocabulary import token_facts
 
 
 @dataclass(frozen=True)

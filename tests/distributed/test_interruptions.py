@@ -77,7 +77,7 @@ def sent(*numbers: int) -> Callable[[], None]:
 PHASES = {
     "loading": ("cloze.train.setup", "load_state", 1),
     "training": ("cloze.train.trainer", "masked_loss_sum", 3),
-    "evaluating": ("cloze.evaluation", "score_batch", 2),
+    "evaluating": ("cloze.evaluation.perplexity", "score_batch", 2),
     "saving": ("cloze.train.checkpoint", "write_tensors", 1),
 }
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cloze.intervals import interval, p_value, ratio_and_error
+from cloze.evaluation.intervals import interval, p_value, ratio_and_error
 
 
 def draw(generator: np.random.Generator, blocks: int) -> tuple[np.ndarray, np.ndarray]:

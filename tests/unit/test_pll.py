@@ -14,9 +14,9 @@ from minicons.scorer import MaskedLMScorer
 from cloze.config import ModelConfig
 from cloze.data.shards import open_prepared
 from cloze.errors import ConfigError
+from cloze.evaluation.pll import SentenceScore, masked_copies, pseudo_perplexity, read_sentences, score_sentences
 from cloze.model.load import build_model
 from cloze.model.sparse_head import MaskedHead
-from cloze.pll import SentenceScore, masked_copies, pseudo_perplexity, read_sentences, score_sentences
 
 TEXTS = ["The Milky Way is a spiral galaxy.", "Stars, planets and moons", "Why is the sky blue?", "antidisestablished"]
 

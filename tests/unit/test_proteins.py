@@ -17,7 +17,7 @@ from cloze.data.encode import Encoder, character_table
 from cloze.data.shards import open_prepared
 from cloze.data.words import words_of
 from cloze.errors import ConfigError
-from cloze.vocabulary import token_bytes
+from cloze.evaluation.vocabulary import token_bytes
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from cloze.data.train_tokenizer import train_tokenizer
 from cloze.data.unigram import best_cut, train_unigram
 from cloze.data.word_counts import count_words
 from cloze.errors import DataError
+from cloze.evaluation.vocabulary import token_bytes
 from cloze.sample import write_corpus
-from cloze.vocabulary import token_bytes
 
 KINDS = ["bpe", "wordpiece", "unigram"]
 AROUND = {"bpe": ("<s>", "</s>"), "wordpiece": ("[CLS]", "[SEP]"), "unigram": ("<s>", "</s>")}

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from cloze.data.shards import open_prepared
 from cloze.data.tokenize import load_tokenizer
-from cloze.vocabulary import frequency_bands, token_bytes, token_counts, token_facts
+from cloze.evaluation.vocabulary import frequency_bands, token_bytes, token_counts, token_facts
 
 TEXTS = ["The Milky Way is a spiral galaxy.", "naïve café, 12.5 km — über 北京 🙂!", "don't   stop\nhere"]
 

@@ -12,9 +12,9 @@ from cloze.config import CompareConfig
 from cloze.console import duration, say
 from cloze.data.shards import open_prepared
 from cloze.distributed import RunShape, start
-from cloze.evaluation import LOSS, MASKED, Scores
+from cloze.evaluation.intervals import interval, p_value, ratio_and_error
+from cloze.evaluation.perplexity import LOSS, MASKED, Scores
 from cloze.files import write_json
-from cloze.intervals import interval, p_value, ratio_and_error
 from cloze.measure import check_masks, masks_of, open_subject
 
 

@@ -15,12 +15,12 @@ from cloze.console import duration, say
 from cloze.data.shards import Prepared, open_prepared
 from cloze.distributed import RunShape, start
 from cloze.errors import ConfigError, DataError
-from cloze.evaluation import Scores
+from cloze.evaluation.perplexity import Scores
+from cloze.evaluation.pll import pseudo_perplexity
+from cloze.evaluation.vocabulary import BANDS
 from cloze.files import write_json
 from cloze.measure import Masks, check_masks, masks_of, open_subject, split_sentences
 from cloze.opening import model_folder
-from cloze.pll import pseudo_perplexity
-from cloze.vocabulary import BANDS
 
 
 def run(config: EvaluateConfig) -> None:

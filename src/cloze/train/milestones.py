@@ -11,7 +11,7 @@ import torch
 from cloze.console import say, warn
 from cloze.distributed import decide, engine_name, gather
 from cloze.errors import DiskError, TrainingError
-from cloze.evaluation import Interrupted, Scores, score_blocks
+from cloze.evaluation.perplexity import Interrupted, Scores, score_blocks
 from cloze.machine import versions_of
 from cloze.model.compiled import eagerly
 from cloze.model.packed import model_inputs

@@ -4,8 +4,8 @@ import datasets
 import evaluate
 from accelerate import Accelerator
 
+from cloze.evaluation.pll import pseudo_perplexity
 from cloze.measure import open_subject
-from cloze.pll import pseudo_perplexity
 
 _DESCRIPTION = """
 Pseudo-log-likelihood: the sum of the log-probabilities of a text's tokens, each predicted from all others (Salazar et

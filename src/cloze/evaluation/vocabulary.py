@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloze.data.loader import BlockSource
-from cloze.evaluation import TokenFacts
+from cloze.evaluation.perplexity import TokenFacts
 
 BANDS = {"the 100 most frequent": 100, "the next 900": 1_000, "the next 9,000": 10_000, "all others": None}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cloze.console import progress
 from cloze.data.loader import BlockSource, eval_batches
 from cloze.data.masking import IGNORE_INDEX, Masking
-from cloze.intervals import interval, ratio_and_error
+from cloze.evaluation.intervals import interval, ratio_and_error
 
 COLUMNS = LOSS, MASKED, RIGHT, RIGHT_IN_5, BYTES = range(5)  # of the table of blocks
 
@@ -77,7 +77,7 @@ class Scores:
 
     @property
     def loss_interval(self) -> tuple[float, float]:
-        """Where the loss is with 95 % confidence, blocks being what was drawn (see `cloze.intervals`)."""
+        """Where the loss is with 95 % confidence, blocks being what was drawn (see `cloze.evaluation.intervals`)."""
         return interval(*ratio_and_error(self.table[:, LOSS], self.table[:, MASKED]))
 
     @property
