@@ -48,3 +48,10 @@ def test_parts_of_the_package_do_not_import_each_other_in_circles():
     assert "errors" in layers.layers(layers.imports())[-1]
     with pytest.raises(ValueError, match="circles: a, b"):
         layers.layers({"a": {"b"}, "b": {"a"}, "c": set()})
+
+
+def test_every_folder_of_the_package_is_said_once():
+    said = re.findall(r"`(\w+)/`", GUIDE.split("| folder | what it is |")[1])
+    assert sorted(said) == sorted(
+        path.name for path in (ROOT / "src/cloze").iterdir() if path.is_dir() and "_" not in path.name
+    )
