@@ -7,6 +7,7 @@ process itself must never join a process group or start threads that a fork woul
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import multiprocessing
 import os
@@ -61,6 +62,22 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> None:
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+@functools.cache
+def compile_async_io() -> None:
+    """DeepSpeed's reader and writer of disks, once on this machine: it takes minutes, which no time limit of a test of
+    training is meant for."""
+    in_fresh_process(_load_async_io)
+
+
+def _load_async_io() -> None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    from cloze.train.ops import load_op
+
+    load_op(AsyncIOBuilder(), "tests")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memory_limit import MemoryGroup, memory_group
+from ranks import compile_async_io
 
 # 429 million parameters: 5.1 GB of state. The largest tensor has 9.4 million elements.
 MODEL = ["--model_type", "roberta", "--config_overrides"]
@@ -40,6 +41,7 @@ WORLD = 3
 
 def settings(folder: Path) -> Path:
     """ds_configs/zero3_nvme.json for this model: buffers of the size of its tensors, nothing kept in memory."""
+    compile_async_io()
     found = json.loads((ROOT / "ds_configs" / "zero3_nvme.json").read_text())
     zero = found["zero_optimization"]
     zero |= {"sub_group_size": 4_000_000, "stage3_max_live_parameters": 30_000_000}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import cloze_ranks, succeed
+from ranks import cloze_ranks, compile_async_io, succeed
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,7 @@ def settings(name: str, folder: Path, sub_group_size: int = 1_000_000) -> str:
     if name.endswith("_hpz"):
         zero["zero_hpz_partition_size"] = 2
     if name == "zero3_nvme":
+        compile_async_io()
         zero["sub_group_size"] = sub_group_size
         zero["offload_optimizer"] |= {"nvme_path": str(folder / "disk")}
         zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 1_200_000}

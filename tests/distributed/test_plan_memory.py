@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from corpus import TINY_MODEL
-from ranks import run_ranks, succeed
+from ranks import compile_async_io, run_ranks, succeed
 
 from cloze.bench.memory import FSDP, predict, recipe_of
 from cloze.files import write_json
@@ -72,6 +72,8 @@ def test_two_ranks_hold_what_the_plan_says(
         deepspeed = str(tmp_path / "ds_config.json")
         text = json.dumps(ds_config(choice)).replace("/local_nvme", str(tmp_path / "disk"))
         write_json(deepspeed, json.loads(text))
+        if choice.offload == "nvme":
+            compile_async_io()
     predicted, unused = predict(recipe_of(settings), choice)
     work = {"settings": settings, "unused": unused, "deepspeed": deepspeed, "folder": str(tmp_path)}
     succeed(run_ranks(_measure, 2, tmp_path / "log", **work))

@@ -25,6 +25,7 @@ from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.model.depth import parameter_depths
+from cloze.train.ops import load_op
 
 Groups = list[tuple[dict[str, Any], list[str]]]
 _NOT_ARGUMENTS = {"params", "model_params", "lr", "weight_decay", "adamw_wd", "kwargs"}
@@ -143,7 +144,9 @@ def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.opt
     if offload and torch.cuda.is_available():
         if shutil.which("g++") or shutil.which("c++"):
             from deepspeed.ops.adam import DeepSpeedCPUAdam
+            from deepspeed.ops.op_builder import CPUAdamBuilder
 
+            load_op(CPUAdamBuilder(), "offload of the optimizer")
             return DeepSpeedCPUAdam, {"betas": betas, "eps": eps}
         warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
     return torch.optim.AdamW, {"betas": betas, "eps": eps, "fused": True}

@@ -24,6 +24,7 @@ from cloze.files import disk_errors
 from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
 from cloze.train.data import TrainData
+from cloze.train.ops import load_op
 
 
 @in_phase("model")
@@ -119,6 +120,7 @@ def _check_disk(nvme_path: str | None, where: str) -> None:
     if not AsyncIOBuilder().is_compatible():
         hint = "apt-get install libaio-dev g++ (libaio-devel on Red Hat), or offload to cpu"
         raise ConfigError("offload to a disk needs libaio, which is not here", where=where, hint=hint)
+    load_op(AsyncIOBuilder(), "offload to a disk")
 
 
 def partition(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dtype) -> None:
