@@ -78,7 +78,8 @@ def front() -> str:
 
 def complain(text: str) -> None:
     """Write one or more lines to stderr, on whatever rank, each with `front`. In one piece: lines of two ranks that
-    share a terminal must not mix."""
+    share a terminal must not mix. What no encoding has (a byte of an argument that is not UTF-8) is escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     sys.stderr.write("".join(f"{front()}{line}\n" for line in text.splitlines()))
     sys.stderr.flush()
 

@@ -39,7 +39,7 @@ ENCODER_DECODER = {"bart", "mbart", "mvp"}
 # Their backward pass computes activations anew, and refuses to outside of training.
 REVERSIBLE = {"reformer"}
 # Their backbone does not become one graph under torch.compile; that of all others does.
-BREAKS_GRAPH = {"ibert", "longformer", "mra", "reformer", "yoso"}
+BREAKS_GRAPH = {"flaubert", "ibert", "longformer", "mra", "reformer", "xlm", "xmod", "yoso"}
 # They call their layers past the hooks in which FSDP2 gathers a layer's weights.
 GATHERED_AS_ONE = {"reformer", "squeezebert"}
 # Left alone, their forward pass fails under autocast to bfloat16 (deberta, xmod) or with such weights (fnet, mra).
