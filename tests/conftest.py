@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import pytest
 import torch
+
+# Who starts tests in the background of a script has Ctrl-C ignored in all of their processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Threads of OpenMP do not survive a fork, and a rank that is forked would wait for them for ever: so this process,
 # whose forks the ranks are (see `ranks`), never has any.

@@ -70,7 +70,8 @@ def main() -> NoReturn:
     # What torch (2.13) registers for TERM, INT, HUP and QUIT when it starts ranks; a single one is started without it.
     api._terminate_process_handler = pass_on  # type: ignore[assignment]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, pass_on_or_leave)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup, or a shell's background
+            signal.signal(number, pass_on_or_leave)
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with_launcher()
     try:

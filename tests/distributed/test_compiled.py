@@ -55,17 +55,24 @@ def test_the_backbone_is_one_graph_and_compiled_once(prepared: Path, model_type:
         assert torch.stack(apart).norm() / norm < 1e-5
 
 
+# With fullgraph=True torch captures a number read from a tensor, and rows chosen by a mask, too. `compile_backbone`
+# does not ask for it: torch's inductor (2.13) cannot compile the graph of xmod that comes of it.
+CAPTURED_WHERE_ASKED = {"flaubert", "xlm", "xmod"}
+
+
 @pytest.mark.parametrize("model_type", [pytest.param(name, marks=pytest.mark.slow) for name in sorted(BREAKS_GRAPH)])
 def test_what_is_said_to_break_graphs_does(prepared: Path, model_type: str):
     torch._dynamo.reset()
     model = build(prepared, model_type)
     backbone, ids = getattr(model, model.base_model_prefix), first_batch(prepared)["input_ids"]
     backbone(ids)[0].sum().backward()
-    counters.clear()  # as `compile_backbone` does it; with fullgraph=True torch would also capture `.item()`
-    try:
-        torch.compile(backbone, backend="aot_eager", dynamic=False)(ids)[0].sum().backward()
-    except TorchDynamoException:
-        return
+    if model_type not in CAPTURED_WHERE_ASKED:
+        with pytest.raises(TorchDynamoException):
+            torch.compile(backbone, backend="aot_eager", fullgraph=True)(ids)[0].sum().backward()
+    torch._dynamo.reset()
+    counters.clear()
+    compile_backbone(model, "default", backend="aot_eager")
+    backbone(ids)[0].sum().backward()
     assert counters["graph_break"]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 import ranks
 from accelerate import notebook_launcher
@@ -24,7 +25,7 @@ from corpus import TINY_CALL, TINY_MODEL_NO_DROPOUT
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from ranks import cloze_ranks, succeed
+from ranks import cloze_ranks, succeed, wait_for
 
 import cloze
 
@@ -160,6 +161,40 @@ def test_forks_of_a_kernel_that_has_computed_with_threads_do_not_hang(prepared: 
     succeed(cloze_ranks(argv(two | {"output_dir": str(tmp_path / "launched")}), 2, "ddp", tmp_path / "log"))
     assert losses(tmp_path / "two") == losses(tmp_path / "launched")
     assert "Evaluation(perplexity" in done.stdout
+
+
+KILLED = """
+import json, sys
+import cloze
+
+if __name__ == "__main__":
+    flags = json.loads(sys.argv[1])
+    cloze.train(flags, num_processes=2, hub_token=sys.stdin.readline().strip())
+"""
+
+
+def test_a_caller_that_is_killed_leaves_no_token_on_the_disk(prepared: Path, tmp_path: Path):
+    """Its processes have the token, in their environment, and end with it; its temporary folder stays."""
+    temporary, script, run = tmp_path / "temporary", tmp_path / "cells.py", tmp_path / "run"
+    temporary.mkdir()
+    script.write_text(KILLED)
+    words = [sys.executable, str(script), json.dumps(flags(prepared, run, max_steps=100_000))]
+    caller = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(temporary)}, text=True
+    )
+    caller.stdin.write("hf_planted\n")
+    caller.stdin.flush()
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    started = psutil.Process(caller.pid).children(recursive=True)
+    assert sum("hf_planted" in process.environ().values() for process in started) >= 2
+    assert not any("hf_planted" in word for process in started for word in process.cmdline())
+    caller.kill()
+    caller.wait()
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left
+    assert list(temporary.glob("cloze-*/train.yaml"))
+    files = [file for folder in (temporary, run) for file in folder.rglob("*") if file.is_file()]
+    assert [file for file in files if b"hf_planted" in file.read_bytes()] == []
 
 
 CHECKED = """

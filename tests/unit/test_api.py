@@ -302,20 +302,3 @@ def test_type_checkers_see_the_flags_and_the_results(tmp_path: Path):
     assert lines[1] == '4: note: Revealed type is "str"'
     assert lines[2].startswith('5: error: Unexpected keyword argument "learning_rat" for "train"; did you mean')
     assert any(line.startswith('6: error: Argument "draws" to "evaluate" has incompatible type') for line in lines)
-
-
-def test_processes_of_their_own_get_a_token_that_no_file_holds(prepared: Path, tmp_path: Path, monkeypatch):
-    seen = {}
-
-    def follow(words: list[str], num_processes: int, secrets: dict[str, str]) -> tuple[int, str]:
-        seen.update(file=Path(words[-1]).read_text(), words=words, secrets=list(secrets.values()))
-        return 75, "stopped"
-
-    monkeypatch.setattr("cloze.processes._follow", follow)
-    with pytest.raises(cloze.Stopped):
-        cloze.train(
-            dataset_name=prepared, output_dir=tmp_path / "run", **TINY, num_processes=2, hub_token="hf_planted"
-        )
-    assert "hf_planted" not in seen["file"] + " ".join(seen["words"])
-    assert "output_dir:" in seen["file"]
-    assert seen["secrets"] == ["hf_planted"]

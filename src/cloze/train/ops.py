@@ -1,9 +1,9 @@
 """DeepSpeed's parts in C++, which are compiled on a machine when they are first used.
 
-    load_op(AsyncIOBuilder(), "offload to a disk")     # before the processes of a run meet
+    load_op(AsyncIOBuilder(), "offload to a disk")
 
-Compiled later, one rank would build while the others wait in a collective. And a build that was killed leaves a lock
-behind, for which torch waits for ever and without a word (torch.utils.file_baton): it goes when nobody holds it.
+torch's builds are silent. And one that was killed leaves a lock behind, for which every later one waits for ever
+(torch.utils.file_baton): it goes when nobody holds it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cloze.model.mapped import file_system
 
 SECONDS_WITHOUT_A_SIGN = 900.0  # a single file of CUDA code takes minutes
 _SEEN_BY_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs"}
+_LOADS_BEFORE = {"async_io": ("pin_memory",)}  # DeepSpeed 0.19: an op that its `load` loads first
 
 
 def load_op(builder: Any, what_for: str) -> Any:
@@ -28,8 +29,8 @@ def load_op(builder: Any, what_for: str) -> Any:
     from deepspeed.git_version_info import installed_ops
 
     root = _build_root()
-    for lock in root.glob("*/lock"):
-        wait_for_lock(lock)
+    for name in (builder.name, *_LOADS_BEFORE.get(builder.name, ())):
+        wait_for_lock(root / name / "lock")
     if not installed_ops.get(builder.name) and not (root / builder.name / f"{builder.name}.so").exists():
         say("compile", f"DeepSpeed's {builder.name} for {what_for}, once on this machine; some minutes")
     try:

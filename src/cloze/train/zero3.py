@@ -120,7 +120,7 @@ def _check_disk(nvme_path: str | None, where: str) -> None:
     if not AsyncIOBuilder().is_compatible():
         hint = "apt-get install libaio-dev g++ (libaio-devel on Red Hat), or offload to cpu"
         raise ConfigError("offload to a disk needs libaio, which is not here", where=where, hint=hint)
-    load_op(AsyncIOBuilder(), "offload to a disk")
+    load_op(AsyncIOBuilder(), "offload to a disk")  # here, before the processes meet: else others wait in a collective
 
 
 def partition(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dtype) -> None:
