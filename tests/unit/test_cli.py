@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -182,13 +181,3 @@ def test_what_a_library_does_at_the_very_end_does_not_change_the_exit_code(words
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert done.stdout.endswith("the last word\n")
-
-
-def test_an_argument_that_is_not_utf8_is_told_where_output_must_be():
-    words = [sys.executable, "-m", "cloze", b"--\x80=", "archs"]
-    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "PYTHONUTF8": "1"}
-    done = subprocess.run(words, capture_output=True, env=strict)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(b"cloze: error: ")
-    assert b"\\udc80" in done.stderr
-    assert done.stderr.count(b"\n") == 1

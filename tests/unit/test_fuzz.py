@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cloze import cli
@@ -130,6 +130,7 @@ def recipes(draw: Any) -> tuple[str, bytes]:
 def try_command_lines(profile: settings) -> None:
     @profile
     @given(command_lines())
+    @example(["--\udc80=", "archs"])  # a byte that is not UTF-8, as Python hands it over
     def run(words: list[str]) -> None:
         cloze(*words)
 
