@@ -10,14 +10,14 @@ what a command shows to people (a table), or of what a library prints; any other
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import threading
 import warnings
 from datetime import datetime, timezone
 from typing import Any, TextIO
+
+from cloze.foreign.json_yaml import dump_json
 
 _lock = threading.RLock()
 
@@ -32,15 +32,11 @@ def event(name: str, **fields: Any) -> None:
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     rank = int(os.environ.get("RANK", "0"))
     about = {"event": name, "time": now, **({"rank": rank} if rank else {})}
-    line = json.dumps(about | {key: _plain(value) for key, value in fields.items()}, default=str, allow_nan=False)
+    line = dump_json(about | fields, default=str, ensure_ascii=True)
     stream = sys.stdout.stream if isinstance(sys.stdout, Lines) else sys.stdout
     with _lock:
         stream.write(line + "\n")
         stream.flush()
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Lines:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import resource
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import ConfigError, DiskError
+from cloze.foreign.json_yaml import dump_json
 
 SPARE_FILES = 256
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -102,8 +102,8 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` atomically as readable JSON with a final newline; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` atomically as readable JSON with a final newline. NaN and infinity become null."""
+    write_text(path, dump_json(value, indent=2) + "\n")
 
 
 def sha256(path: Path | str) -> str:

@@ -1,21 +1,19 @@
-"""What was read from a run's JSON and YAML files, any of which may be missing, cut short or hold something else.
+"""Values of a run's JSON and YAML files (`foreign.json_yaml.read_mapping`), which may hold anything.
 
-config = read_mapping(Path("runs/demo/config.yaml"))        # {} where it cannot be read
+low, high = interval_of(scores, "perplexity") or (None, None)
 """
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any, TypeGuard
-
-import yaml
 
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and value is not True and value is not False and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, int) or math.isfinite(value)  # isfinite raises for an integer beyond all floats
 
 
 def part(values: dict[str, Any], key: str) -> dict[str, Any]:
@@ -28,13 +26,3 @@ def interval_of(scores: dict[str, Any], kind: str) -> list[float] | None:
     """[low, high] of a result where eval.json has them."""
     found = scores.get(f"{kind}_interval")
     return found if isinstance(found, list) and len(found) == 2 and all(map(is_number, found)) else None
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file's mapping; empty where there is no such file or it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}

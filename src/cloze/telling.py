@@ -21,7 +21,7 @@ from cloze.console import complain, own_rank
 from cloze.errors import ClozeError, DiskError, LostRank, is_common, one_line
 from cloze.events import event, is_json
 from cloze.failures import FailureLog, exit_code_of, is_same, recorded_in, speaker_of
-from cloze.options.recipe_file import printable
+from cloze.foreign.paths import printable
 from cloze.screen import restore
 
 FIRST_WORD_SECONDS = 2.0  # a rank whose error rank 0 is likely to have too lets it speak first

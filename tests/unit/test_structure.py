@@ -39,6 +39,7 @@ LAYERS = [
         "mappings",
     ],
     ["events", "results"],
+    ["foreign"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

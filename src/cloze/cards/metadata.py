@@ -16,7 +16,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cloze.errors import HubError
-from cloze.mappings import interval_of, is_number, part, read_mapping
+from cloze.foreign.json_yaml import read_mapping
+from cloze.mappings import interval_of, is_number, part
 
 METRICS = {
     "perplexity": "Perplexity (fixed masks)",

@@ -29,8 +29,9 @@ from cloze.cards.metadata import (
 from cloze.cards.reproduce import BLOCK_FLAGS, commands
 from cloze.console import duration
 from cloze.files import write_text
+from cloze.foreign.json_yaml import read_mapping
 from cloze.machine import versions_of
-from cloze.mappings import interval_of, is_number, part, read_mapping
+from cloze.mappings import interval_of, is_number, part
 from cloze.places import portable
 
 MARKER = "<!-- made by cloze -->"

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from cloze import __version__, config
 from cloze.console import FORMAT_VARIABLE, FORMATS, log_format
 from cloze.errors import ConfigError
-from cloze.options.recipe_file import check_flow, check_recipe, printable
+from cloze.foreign.paths import printable
+from cloze.options.recipe_file import check_flow, check_recipe
 
 if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
     import jsonargparse

@@ -12,7 +12,7 @@ from typing import Any
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.fill import best_words, masked_inputs
-from cloze.mappings import read_mapping
+from cloze.foreign.json_yaml import read_mapping
 from cloze.opening import open_model
 from cloze.report.gather import Run
 from cloze.report.scores import Answers, Filled

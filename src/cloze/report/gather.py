@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from cloze.errors import ConfigError, DataError
-from cloze.mappings import is_number, part, read_mapping
+from cloze.foreign.json_yaml import read_mapping
+from cloze.mappings import is_number, part
 from cloze.places import portable, without_place
 from cloze.train.checkpoint_files import list_checkpoints
 

@@ -20,6 +20,7 @@ from typing import Any
 from cloze.console import warn
 from cloze.errors import CheckpointError
 from cloze.files import publish, sha256, write_json, write_text
+from cloze.foreign.json_yaml import dump_json, finite
 
 FORMAT_VERSION = 2
 MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
@@ -53,13 +54,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write checkpoint.json with a checksum of itself: readable, unless it is of millions of pieces (see
     launch/SCALING.md), where that would take most of the time of a save."""
     if len(manifest.get("pieces", [])) > MOST_READABLE_PIECES:
-        write_text(folder / MANIFEST, json.dumps(signed(manifest), allow_nan=False) + "\n")
+        write_text(folder / MANIFEST, dump_json(signed(manifest)) + "\n")
     else:
         write_json(folder / MANIFEST, signed(manifest))
 
 
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest with the checksum of itself."""
+    manifest = finite(manifest)
     return {**manifest, "checksum": _checksum(manifest)}
 
 
