@@ -49,6 +49,7 @@ def run() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave the interpreter with its exit code."""
     silence_other_ranks()
+    _requests.clear()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     try:
@@ -66,12 +67,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = 128 + signal.SIGINT
         tell_end("interrupted", code)
     except Exception as error:
-        gone = isinstance(error, BrokenPipeError) and nobody_reads()
-        code = 128 + signal.SIGPIPE if gone else tell(error)
+        if _requests:  # a library made another error of it, or it broke what was under way
+            code = _requests[0].exit_code
+            tell_end(str(_requests[0]), code)
+        else:
+            code = _code_of(error)
     leave_code(code)
     end_json()
     nobody_reads()
     leave(code)
+
+
+def _code_of(error: Exception) -> int:
+    """Report an error; return the exit code."""
+    gone = isinstance(error, BrokenPipeError) and nobody_reads()
+    return 128 + signal.SIGPIPE if gone else tell(error)
 
 
 def nobody_reads() -> bool:
@@ -104,8 +114,12 @@ def _run_command(words: list[str]) -> int:
     return importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
 
 
+_requests: list[Stopped] = []  # what signals have raised in this process
+
+
 def _stop(number: int, _: Any) -> None:
-    raise Stopped(f"{signal.Signals(number).name}: stopped; what is finished is kept")
+    _requests.append(Stopped(f"{signal.Signals(number).name}: stopped; what is finished is kept"))
+    raise _requests[-1]
 
 
 def leave(code: int) -> NoReturn:

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
-from cloze.errors import ClozeError, LaunchError, note_common
+from cloze.errors import ClozeError, LaunchError, Stopped, note_common
 from cloze.files import allow_open_files
 from cloze.fully_sharded import fsdp_plugin, is_fsdp, keep_on_cpu, wants_fsdp
 
@@ -254,7 +254,7 @@ def gather_to_main(value: T, group: Any = None) -> list[T]:
 
 
 def decide(choose: Callable[[], T], group: Any = None) -> T:
-    """Run `choose` on rank 0 and give its result to every rank; a ClozeError there is raised on all of them."""
+    """Run `choose` on rank 0 and give its result to every rank; its ClozeError or Stopped is raised on all of them."""
     if not torch.distributed.is_initialized():
         return choose()
     outcome: list[Any] = [None, None]
@@ -262,7 +262,7 @@ def decide(choose: Callable[[], T], group: Any = None) -> T:
     if torch.distributed.get_rank() == 0:
         try:
             outcome[0] = choose()
-        except ClozeError as error:
+        except (ClozeError, Stopped) as error:
             outcome[1] = error
         except Exception as error:  # a bug: the others must not wait for ever
             unexpected, outcome[1] = error, LaunchError(f"rank 0 failed: {type(error).__name__}: {error}")

@@ -98,8 +98,12 @@ class LostRank(ClozeError):
         return rank == "0" or (self.loud and (rank == "1" or local_rank == "0"))
 
 
-class Stopped(Exception):
-    """Somebody asked for an end (a signal, the end of a job's time), and it was reached in good order."""
+class Stopped(BaseException):
+    """A request to stop (a signal, the end of a job's time) ended the process in good order.
+
+    Not an Exception, as KeyboardInterrupt is not: a signal raises it wherever the main thread is, also inside
+    `except Exception` around a library, which must not take it for an error of that library.
+    """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 

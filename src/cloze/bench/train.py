@@ -13,8 +13,10 @@ turn and the search for batches are written after each size, so that a run that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -128,23 +130,16 @@ def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bo
     return done
 
 
-class _failures:
-    """A peer that fails, or whose batch does not fit any more, is left out; the others go on."""
-
-    def __init__(self, done: Comparison, peer: str):
-        self._done, self._peer = done, peer
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, PeerFailed | OutOfMemory):
-            return False
-        self._done.failed[self._peer] = str(error)
-        self._done.measured.pop(self._peer, None)
+@contextlib.contextmanager
+def _failures(done: Comparison, peer: str) -> Iterator[None]:
+    """Leave out a peer that fails, or whose batch does not fit any more; the others continue."""
+    try:
+        yield
+    except (PeerFailed, OutOfMemory) as error:
+        done.failed[peer] = str(error)
+        done.measured.pop(peer, None)
         last = (str(error).splitlines() or ["no word"])[-1]
-        warn(f"{self._done.name}: {PEERS[self._peer]} failed ({type(error).__name__}: {last})")
-        return True
+        warn(f"{done.name}: {PEERS[peer]} failed ({type(error).__name__}: {last})")
 
 
 def _batch_for(config: BenchConfig, peers: Peers, done: Comparison, peer: str, search: bool) -> int:

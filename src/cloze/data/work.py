@@ -32,6 +32,7 @@ from cloze.data.units import Recipe, do_unit, read_unit, unit_name
 from cloze.errors import DataError
 
 POLL_SECONDS = 0.5
+SIGNAL_SECONDS = 1.0  # within this time a scheduler's signal has reached all processes of a job
 _MEGABYTE = 10**6
 
 
@@ -226,6 +227,7 @@ def _do_in_processes(recipe: Recipe, jobs: Iterator[Job], units: Path, num_proc:
             tracker.refresh()
         pool.shutdown()
     except BrokenProcessPool:
+        time.sleep(SIGNAL_SECONDS)  # raises Stopped if the worker was ended by a request to stop this process too
         raise DataError(
             "a worker process was killed, probably for want of memory",
             where="--num_proc",
@@ -241,7 +243,8 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(recipe: Recipe, units: Path, counts: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # all processes get them; the first ends the others
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(recipe=recipe, units=units, counts=counts, encode=Encoder(recipe.encoder))
 

@@ -23,7 +23,7 @@ import yaml
 
 from cloze.config import TrainConfig
 from cloze.console import is_main, own_rank
-from cloze.errors import CheckpointError, ConfigError, DiskError, Stopped, in_phase
+from cloze.errors import CheckpointError, ConfigError, DiskError, in_phase
 from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import disk_errors, write_json, write_text
 from cloze.places import SECRETS, without_place
@@ -118,8 +118,6 @@ def kept_failures(config: TrainConfig) -> Iterator[None]:
         log.begin()
     try:
         yield
-    except Stopped:
-        raise
     except Exception as error:
         if log is not None:
             log.leave(error)

@@ -69,11 +69,13 @@ class StopSignals:
             end_with_launcher()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self._write)
+        if self._reason is not None and not self._holding and isinstance(error, Exception):
+            raise self.stopped("before training began") from error  # a library made another error of it
 
     def hold(self) -> None:
         """From now on a request is noted, for the ranks to agree on. Raises Stopped if there is one already."""

@@ -79,7 +79,7 @@ def train_safely(run: Run) -> None:
     """Train to the end; whatever comes in between, a checkpoint that is being written is finished first."""
     try:
         train_to_the_end(run)
-    except Exception as error:
+    except (Exception, Stopped) as error:
         note_phase(error, *run.watch.doing)
         finish_saving(run, quietly=True)
         line = str(error) if isinstance(error, Stopped) else one_line(error)
