@@ -24,8 +24,6 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
     Raises ConfigError where `text` has no mask or is too long, ModelError or CheckpointError
     where the model cannot be loaded.
     """
-    if top_k < 1:
-        raise ConfigError("must be at least 1", where="--top_k")
     folder, tokenizer_dir = find_model(name)
     tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code)
     inputs, rows = masked_inputs(tokenizer, text)

@@ -17,7 +17,6 @@ from cloze.data.blocks import Blocks
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared, open_prepared, verify_prepared
 from cloze.data.tokenize import load_tokenizer
-from cloze.errors import ConfigError
 
 SAMPLED_BLOCKS = 4096
 BAR = 40
@@ -26,8 +25,6 @@ BOUNDARY, PADDING = " ⟦⏎⟧ ", "⟦{} padding⟧"
 
 def inspect_prepared(config: InspectConfig) -> None:
     """Print it. Raises DataError for a folder that is not prepared or, with verify, damaged; ConfigError."""
-    if config.blocks < 0:
-        raise ConfigError("must not be negative", where="--blocks")
     prepared = open_prepared(config.data)
     if config.split is not None:
         prepared.blocks(config.split)  # refused in the same words as everywhere if it is not there

@@ -47,16 +47,6 @@ def masks_of(config: MeasureConfig) -> Masks:
     return Masks(config.mlm_probability, config.seed, config.draws, config.per_device_eval_batch_size)
 
 
-def check_masks(masks: Masks) -> None:
-    """Raise ConfigError for values that cannot be used."""
-    if masks.per_device < 1:
-        raise ConfigError("must be at least 1", where="--per_device_eval_batch_size")
-    if masks.draws < 1:
-        raise ConfigError("must be at least 1", where="--draws")
-    if not 0.0 < masks.mlm_probability <= 1.0:
-        raise ConfigError("must be above 0 and at most 1", where="--mlm_probability")
-
-
 @dataclass(frozen=True)
 class Subject:
     """A model that is to be measured, on its device, with the tokenizer it came with."""

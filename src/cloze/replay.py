@@ -115,8 +115,6 @@ def read_run(run: Path) -> tuple[TrainConfig, int, str]:
 
 def replay(config: ReplayConfig) -> None:
     """Rebuild a batch, print it decoded, and store it where asked. Raises ConfigError, DataError, DiskError."""
-    if config.samples < 0:
-        raise ConfigError("must not be negative", where="--samples")
     batch = rebuild(Path(config.run), config.step, config.data)
     masked = int((batch.labels != IGNORE_INDEX).sum())
     say(

@@ -206,7 +206,7 @@ def planned(values: TrainConfig) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"batch_size_warmup_steps": -1}, "--batch_size_warmup_steps: must not be negative"),
+        ({"batch_size_warmup_steps": -1}, "--batch_size_warmup_steps: must be at least 0"),
         ({"batch_size_warmup_steps": 5}, "--batch_size_warmup_steps and --batch_size_warmup_start: give both or none"),
         ({"batch_size_warmup_start": 5}, "give both or none"),
         ({"batch_size_warmup_steps": 5, "batch_size_warmup_start": 0}, "must be at least 1"),

@@ -59,7 +59,6 @@ def test_the_command_prints_the_filled_text(model: Path, capsys: pytest.CaptureF
     ("name", "text", "top_k", "expected"),
     [
         ("run", "no mask here", 3, "nothing to fill"),
-        ("run", "<mask>", 0, "--top_k: must be at least 1"),
         ("run", "<mask> " * 100, 3, "the model takes 62"),
         ("./nowhere", "<mask>", 3, "no such folder"),
         ("unfinished", "<mask>", 3, "cloze consolidate"),

@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
+import math
+import operator
 import os
 import signal
 import time
@@ -22,6 +25,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cloze import cli
+from cloze.config import ranges
+from cloze.errors import ConfigError
 from cloze.options.flags import COMMANDS
 
 SECONDS = 20.0  # more than any of them takes on a busy machine, and far less than an alias bomb
@@ -38,6 +43,16 @@ NASTY = [
     "<<: {a: 1}", "a: b: c", "? x", "- a", "| x", "#", "../" * 500,
 ]  # fmt: skip
 VALUES = st.one_of(st.sampled_from(NASTY), st.text(max_size=20), st.integers().map(str), st.floats().map(str))
+EDGES = ("nan", ".nan", ".inf", "-.inf", "1e308", "-1", "0", "1", str(2**63), str(10**30), "9" * 5000, "true", "x")
+
+
+def extremes(allowed: ranges.Allowed) -> list[str]:
+    """Values at each bound of an option's declared range, one step inside and one step beyond it, and far away."""
+    steps = [1] if int in allowed.kinds else [1, 1e-9, 0.5]
+    near = [bound.bound + sign * step for bound in allowed.bounds for step in steps for sign in (-1, 1)]
+    return list(dict.fromkeys([*map(str, near), *(str(bound.bound) for bound in allowed.bounds), *EDGES]))
+
+
 PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates())
 NESTED = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
 
@@ -111,7 +126,9 @@ def command_lines(draw: Any) -> list[str]:
     names = [field.name for field in dataclasses.fields(COMMANDS[command][0])]
     words = [command]
     for _ in range(draw(st.integers(1, 4))):
-        value, name = draw(VALUES), draw(st.sampled_from(names) | VALUES)
+        name = draw(st.sampled_from(names) | VALUES)
+        allowed = ranges.allowed_values(COMMANDS[command][0]).get(name)
+        value = draw(VALUES if allowed is None else VALUES | st.sampled_from(extremes(allowed)))
         words += draw(st.sampled_from([[f"--{name}={value}"], [f"--{name}", value], [value], [f"--{name}"]]))
     return draw(st.permutations(words)) if draw(st.integers(0, 9)) == 0 else words
 
@@ -154,6 +171,65 @@ def test_any_command_line_is_understood_or_one_line(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_number_has_a_declared_range(command: str):
+    for name, allowed in ranges.allowed_values(COMMANDS[command][0]).items():
+        if int in allowed.kinds or float in allowed.kinds:
+            kinds = {type(bound) for bound in allowed.bounds}
+            assert kinds & {ranges.Ge, ranges.Gt}, f"{name} has no lower bound"
+            assert kinds & {ranges.Le, ranges.Lt}, f"{name} has no upper bound"
+            assert all(abs(bound.bound) < 2**63 or float in allowed.kinds for bound in allowed.bounds), name
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_value_is_taken_exactly_where_its_range_says(command: str):
+    """The same answer from the declared range and from a configuration that is made, for the extremes of each number:
+    without the command line's parser, which the next test uses."""
+    config = COMMANDS[command][0]
+    needed = {field.name: "x" for field in dataclasses.fields(config) if field.default is dataclasses.MISSING}
+    for name, value in {"runs": ["x"], "what": "train", "shell": "bash", "step": 1}.items():
+        needed |= {name: value} if name in needed else {}
+    config(**needed)
+    for name, allowed in ranges.allowed_values(config).items():
+        if not {int, float} & set(allowed.kinds):
+            continue
+        values = [value for text in extremes(allowed) for value in (number(text),) if value is not None]
+        inside = [value for value in values if within(allowed, value)]
+        assert 0 < len(inside) < len(values), name
+        for value in values:
+            if within(allowed, value):
+                assert getattr(config(**needed | {name: value}), name) == value
+            else:
+                with pytest.raises(ConfigError, match=f"^--{name}: must be ") as caught:
+                    config(**needed | {name: value})
+                assert "\n" not in str(caught.value)
+
+
+def number(text: str) -> int | float | None:
+    """A value as a recipe gives it; None for what is no number."""
+    value = yaml.safe_load(text) if len(text) < 4000 else 10**4999
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def within(allowed: ranges.Allowed, value: int | float) -> bool:
+    """Whether a number lies in a range, by the definition of its bounds."""
+    if isinstance(value, float) and (float not in allowed.kinds or not math.isfinite(value)):
+        return False
+    compare = {ranges.Ge: operator.ge, ranges.Gt: operator.gt, ranges.Le: operator.le, ranges.Lt: operator.lt}
+    return all(compare[type(bound)](value, bound.bound) for bound in allowed.bounds)
+
+
+@pytest.mark.usefixtures("no_command")
+@pytest.mark.parametrize("command", ["train", "prepare", "plan"])
+def test_extreme_values_on_the_command_line_work_or_are_one_line(command: str):
+    """Each number of a command is extreme in turn; the one line must name it."""
+    config, words = COMMANDS[command][0], {"output_dir": "y", "output": "y", "tokenizer_name": "x", "recipe": "x"}
+    given = [f"--{name}={value}" for name, value in words.items() if name in ranges.allowed_values(config)]
+    numbers = [name for name, allowed in ranges.allowed_values(config).items() if {int, float} & set(allowed.kinds)]
+    for name, value in zip(numbers, itertools.cycle(["nan", ".inf", "-1e300", "1e300", "9" * 40]), strict=False):
+        assert f"--{name}" in cloze(command, *given, f"--{name}={value}")
+
+
 @pytest.mark.usefixtures("no_command")
 def test_any_recipe_is_understood_or_one_line(tmp_path: Path):
     try_recipes(BRIEFLY, tmp_path / "recipe.yaml")
@@ -178,8 +254,8 @@ def test_a_recipe_that_is_no_list_of_values_is_refused(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("no_command")
-def test_a_recipe_may_begin_with_a_byte_order_mark_and_hold_numbers_that_are_none(tmp_path: Path):
-    (tmp_path / "recipe.yaml").write_bytes(b"\xef\xbb\xbfseed: 7\nlearning_rate: .inf\n")
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xef\xbb\xbfseed: 7\nlearning_rate: 1.0e-4\n")
     assert not cloze("train", "--config", str(tmp_path / "recipe.yaml"), "--dataset_name", "x", "--output_dir", "y")
 
 

@@ -83,7 +83,7 @@ def test_damage_is_found_with_verify_only(packed: Path, tmp_path: Path, capsys):
     [
         (["nowhere"], "no such folder"),
         (["{prepared}", "--split", "test"], "no split 'test'; the splits are: train, validation"),
-        (["{prepared}", "--blocks", "-1"], "--blocks: must not be negative"),
+        (["{prepared}", "--blocks", "-1"], "--blocks: must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line(prepared: Path, capsys, argv: list[str], expected: str):

@@ -155,7 +155,7 @@ def test_a_dry_run_submits_nothing_and_shows_every_script(login_node: Path, caps
         (["no.yaml"], "no.yaml: no such file; submit from the repository root"),
         ([RECIPE, "--nodes", "0"], "--nodes: must be at least 1"),
         ([RECIPE, "--min_nodes", "2"], "--min_nodes 2: is more than --nodes 1"),
-        ([RECIPE, "--time", "tomorrow"], "--time tomorrow: not a time"),
+        ([RECIPE, "--time", "tomorrow"], "--time: 'tomorrow' is not a time"),
         ([RECIPE, "--train_flags", "--max_stepz 3"], "unknown option max_stepz"),
         ([RECIPE, "--train_flags", "--dataset_name other"], "trains on other, but"),
         ([RECIPE, "--prepare_flags", "--dataset_name no/corpus.jsonl"], "no/corpus.jsonl: no such file or folder"),

@@ -525,7 +525,7 @@ def test_blocks_and_vocabulary_come_from_what_is_there(prepared: Path, tmp_path:
         ({"model_type": "rowberta"}, {}, "--model_type: no masked language model of type rowberta"),
         ({"model_type": None}, {}, "which model?"),
         ({}, {"gpus": "H1000"}, "no GPU H1000 is known here"),
-        ({}, {"nodes": 0}, "--nodes: must be above 0"),
+        ({}, {"nodes": 0}, "--nodes: must be at least 1"),
         ({"bf16": True}, {"gpus": "T4"}, "--precision: T4 has no bf16"),
         ({"global_batch_size": 3}, {"gpus": "8xT4"}, "a step has 3 blocks, too few for 8 GPUs"),
         ({"learning_rat": 1}, {}, "unknown option learning_rat"),

@@ -38,8 +38,8 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--mlm_probability", "1.5"], "--mlm_probability: must be between 0 and 1"),
-        (["--mlm_probability", "0"], "nothing would be masked"),
+        (["--mlm_probability", "1.5"], "--mlm_probability: must be above 0 and at most 1"),
+        (["--mlm_probability", "0"], "--mlm_probability: must be above 0 and at most 1"),
         (["--mask_replace_prob", "0.9", "--random_replace_prob", "0.2"], "must not be above 1 together"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size: must be at least 1"),
         (["--gradient_checkpointing_every_n_layers", "2"], "needs --gradient_checkpointing"),

@@ -15,13 +15,12 @@ from cloze.distributed import RunShape, start
 from cloze.evaluation.intervals import interval, p_value, ratio_and_error
 from cloze.evaluation.perplexity import LOSS, MASKED, Scores
 from cloze.files import write_json
-from cloze.measure import check_masks, masks_of, open_subject
+from cloze.measure import masks_of, open_subject
 
 
 def run(config: CompareConfig) -> None:
     """Score both models, and print the paired difference. Raises ConfigError, ModelError."""
     masks = masks_of(config)
-    check_masks(masks)
     prepared = open_prepared(config.data)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     begin = time.monotonic()

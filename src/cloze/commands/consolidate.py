@@ -25,8 +25,6 @@ def run(config: ConsolidateConfig) -> None:
 def consolidate(config: ConsolidateConfig) -> Path:
     """Consolidate, say what was done, and return the model's folder."""
     max_shard_bytes = parse_size(config.max_shard_size, "--max_shard_size")
-    if config.average < 1:
-        raise ConfigError("must be at least 1", where="--average")
     begin = time.monotonic()
     with ExitStack() as stack:
         path = Path(config.checkpoint)

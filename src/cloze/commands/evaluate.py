@@ -19,7 +19,7 @@ from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
 from cloze.files import write_json
-from cloze.measure import Masks, check_masks, masks_of, open_subject, split_sentences
+from cloze.measure import Masks, masks_of, open_subject, split_sentences
 from cloze.opening import model_folder
 
 
@@ -75,7 +75,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def check(config: EvaluateConfig) -> None:
     """Raise ConfigError for values that cannot be used."""
-    check_masks(masks_of(config))
     if config.metric == "perplexity" and (config.data is None or config.sentences is not None):
         raise ConfigError(
             "perplexity is measured on prepared blocks",

@@ -18,10 +18,6 @@ from cloze.planning.write import command_line, write_configs
 
 def run(config: PlanConfig) -> None:
     """Work it out, show it, and write what was asked for. Raises ConfigError, DataError, ModelError, DiskError."""
-    for name in ("nodes", "network_gbit", "host_memory_gib", "tokens"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"must be above 0, not {value}", where=f"--{name}")
     gpu, count = this_machine() if config.gpus is None else parse_gpus(config.gpus)
     if config.write is not None and Path(config.write).exists():
         raise ConfigError("is there already", where=f"--write {config.write}", hint="give a folder that is not")

@@ -6,7 +6,6 @@ the one before. Where sbatch refuses one, those before it are cancelled.
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 from dataclasses import dataclass, field
@@ -19,8 +18,6 @@ from cloze.data.local_files import is_local, local_splits
 from cloze.data.shards import MANIFEST
 from cloze.errors import ConfigError, LaunchError
 from cloze.options.flags import parse
-
-TIME = re.compile(r"\d+(-\d+)?(:\d+){0,2}|UNLIMITED", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,17 +58,10 @@ def check(config: SubmitConfig) -> None:
                 where=path,
                 hint="submit from the repository root, or from a folder that `cloze init` filled",
             )
-    for name in ("nodes", "cpus_per_task", "prepare_tasks", "min_nodes", "processes_per_node", "seeds",
-                 "prepare_tasks_at_once"):  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"must be at least 1, not {value}", where=f"--{name}")
     if config.min_nodes is not None and config.min_nodes > config.nodes:
         raise ConfigError(
             f"is more than --nodes {config.nodes}", where=f"--min_nodes {config.min_nodes}", hint="give fewer"
         )
-    if not TIME.fullmatch(config.time):
-        raise ConfigError("not a time", where=f"--time {config.time}", hint="as sbatch takes it: 4:00:00, 2-0, 90")
 
 
 def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cloze.config.ranges import MAX_BLOCK_SIZE, MAX_COUNT, MIN_BLOCK_SIZE, SIZE, Ge, Le, Lt, Ranged
 
 
 @dataclass(kw_only=True)
-class SourceConfig:
+class SourceConfig(Ranged):
     """Where documents come from."""
 
     dataset_name: str | None = None
@@ -39,7 +41,7 @@ class SourceConfig:
 class BlocksConfig(SourceConfig):
     """How documents become blocks of tokens."""
 
-    block_size: int = 128
+    block_size: Annotated[int, Ge(MIN_BLOCK_SIZE), Le(MAX_BLOCK_SIZE)] = 128
     """tokens per block"""
     packing: Literal["concat", "best_fit"] = "concat"
     """`concat`: documents end to end, cut into full blocks, as in the tutorial; `best_fit`: documents kept whole where
@@ -51,13 +53,13 @@ class BlocksConfig(SourceConfig):
     on_bad_record: Literal["refuse", "skip"] = "refuse"
     """a record without text, of the wrong type, no UTF-8, or above 64 MiB: stop and name it, or leave it out and
     count it"""
-    num_proc: int | None = None
+    num_proc: Annotated[int | None, Ge(1), Le(4096)] = None
     """worker processes (default: one per core); the result does not depend on it"""
-    unit_size: str = "32MB"
+    unit_size: Annotated[str, SIZE] = "32MB"
     """bytes of the corpus that are done, and kept, at a time; larger ones for corpora of many terabytes"""
     validation_split: str | None = None
     """take the validation documents from this split of the dataset"""
-    validation_split_percentage: float = 5.0
+    validation_split_percentage: Annotated[float, Ge(0), Lt(100)] = 5.0
     """without a validation_split: the share of documents kept for validation, chosen by a hash of the document's id,
     so that the same document always falls on the same side; 0 for none"""
     trust_remote_code: bool = False
@@ -72,23 +74,23 @@ class PrepareConfig(BlocksConfig):
     """a tokenizer on the Hub, or a local folder"""
     output: str
     """the folder to make; `datasets.load_from_disk` opens it too"""
-    num_shards: int = 1
+    num_shards: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
     """share the work between so many runs of this command, on any machines that see the output folder"""
-    shard_index: int | None = None
+    shard_index: Annotated[int | None, Ge(0), Lt(MAX_COUNT)] = None
     """which of them this is, from 0"""
     finalize: bool = False
     """do no work, only check that all shards' work is there and join it (the last shard does it by itself)"""
 
 
 @dataclass(kw_only=True)
-class InspectConfig:
+class InspectConfig(Ranged):
     """Show what is in a prepared folder."""
 
     data: str
     """a folder made by `cloze prepare`"""
     split: str | None = None
     """train or validation (default: all there are)"""
-    blocks: int = 3
+    blocks: Annotated[int, Ge(0), Le(MAX_COUNT)] = 3
     """how many blocks to show as text"""
     verify: bool = False
     """read every shard and compare its checksum"""
@@ -103,15 +105,15 @@ class TokenizerConfig(SourceConfig):
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     """`bpe`: byte-level, with RoBERTa's special tokens; `wordpiece`: BERT's; `unigram`: SentencePiece's, with XLM-R's
     special tokens"""
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, Ge(1), Le(10**7)] = 8192
     """number of tokens, special tokens included"""
-    min_frequency: int = 2
+    min_frequency: Annotated[int, Ge(0), Le(MAX_COUNT)] = 2
     """how often a pair must occur to be merged, and a word to become a token"""
     do_lower_case: bool = False
     """with wordpiece and unigram: take all letters for small ones"""
-    model_max_length: int = 512
+    model_max_length: Annotated[int, Ge(1), Le(MAX_COUNT)] = 512
     """the longest input that models with this tokenizer will take"""
     extend: str | None = None
     """a tokenizer on the Hub, or a local folder: keep all its tokens, and add those that save most on this corpus"""
-    new_tokens: int = 1000
+    new_tokens: Annotated[int, Ge(1), Le(10**7)] = 1000
     """with extend: how many to add at most; `cloze grow` gives a model embeddings for them"""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cloze.config.ranges import SIZE, Ranged
 
 
 @dataclass(kw_only=True)
-class GrowConfig:
+class GrowConfig(Ranged):
     """Make a model to begin training with out of a trained one: for another tokenizer, deeper, wider. The folder is
     for --model_name_or_path of `cloze train`; grown.json in it says what it was made of."""
 
@@ -26,7 +28,7 @@ class GrowConfig:
     """`tile`: weights repeated around the old ones in the middle, as ModernBERT-large was begun;
     `function_preserving`: so that the new model answers exactly as the old one (widths that are a multiple; more
     layers only where norms come first)"""
-    max_shard_size: str = "5GB"
+    max_shard_size: Annotated[str, SIZE] = "5GB"
     """largest size of one weights file"""
     token: str | None = None
     """a Hub token (default: the one of `hf auth login`)"""

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cloze.config.ranges import (
+    MAX_BATCH,
+    MAX_BLOCK_SIZE,
+    MAX_COUNT,
+    MAX_NODES,
+    MAX_SECONDS,
+    MAX_STEPS,
+    MIN_BLOCK_SIZE,
+    TIME,
+    Ge,
+    Gt,
+    Le,
+    Ranged,
+)
 
 
 @dataclass(kw_only=True)
-class DemoConfig:
+class DemoConfig(Ranged):
     """Run the whole main job on the sample corpus: prepare, train, consolidate, evaluate, fill."""
 
     output_dir: str = "runs/demo"
     """the run's folder"""
-    num_processes: int | None = None
+    num_processes: Annotated[int | None, Ge(1), Le(1024)] = None
     """how many processes train (default: one per GPU, or 2 on the CPU)"""
-    max_steps: int = -1
+    max_steps: Annotated[int, Ge(-1), Le(MAX_STEPS)] = -1
     """optimizer steps (default: enough to learn the sample corpus)"""
 
 
 @dataclass(kw_only=True)
-class InitConfig:
+class InitConfig(Ranged):
     """Write the recipes, the DeepSpeed and accelerate configurations and the SLURM scripts into a folder to start in:
     `launch`, `ds_configs` and `slurm`, as the repository has them."""
 
@@ -28,7 +43,7 @@ class InitConfig:
 
 
 @dataclass(kw_only=True)
-class DoctorConfig:
+class DoctorConfig(Ranged):
     """Look whether these machines are fit to train on: versions that differ, GPUs, every pair of ranks over gloo and
     NCCL, the shared folder, disks, clocks, cores, limits, what DeepSpeed can build, the Hub token. It prints a table;
     what is red there stops a run or makes it wrong or many times slower, says what to do, and makes the exit code 2.
@@ -38,9 +53,9 @@ class DoctorConfig:
     output_dir: str = "."
     """the folder that runs are to be written to: is it one folder for all ranks, has it room, how fast is it; nothing
     is left there"""
-    timeout: float = 60.0
+    timeout: Annotated[float, Gt(0), Le(MAX_SECONDS)] = 60.0
     """seconds to wait until all ranks have reached rank 0"""
-    megabytes: int = 64
+    megabytes: Annotated[int, Ge(1), Le(MAX_COUNT)] = 64
     """MiB that are sent between two ranks, and written to the disk and read; up to 16 ranks each pair is measured
     alone; above, the first rank of each node stands for it, and above 16 nodes several pairs are measured at a time"""
     json: str | None = None
@@ -48,7 +63,7 @@ class DoctorConfig:
 
 
 @dataclass(kw_only=True)
-class BenchConfig:
+class BenchConfig(Ranged):
     """Measure Cloze beside its peers, in one run on this machine, and print a table."""
 
     what: Literal["prepare", "loader", "save", "train", "step", "memory"]
@@ -63,15 +78,15 @@ class BenchConfig:
     (default: the sample corpus)"""
     tokenizer_name: str | None = None
     """prepare: a tokenizer (default: one trained on the sample corpus)"""
-    megabytes: int = 100
+    megabytes: Annotated[int, Ge(1), Le(MAX_COUNT)] = 100
     """prepare: size of the corpus as JSON lines"""
-    num_proc: int | None = None
+    num_proc: Annotated[int | None, Ge(1), Le(4096)] = None
     """prepare: processes for Cloze and for the tutorial (default: one per core)"""
-    block_size: int = 128
+    block_size: Annotated[int, Ge(MIN_BLOCK_SIZE), Le(MAX_BLOCK_SIZE)] = 128
     """tokens per block"""
-    num_blocks: int = 10_000_000
+    num_blocks: Annotated[int, Ge(1), Le(MAX_STEPS)] = 10_000_000
     """loader: blocks in the folder"""
-    per_device_train_batch_size: int | None = None
+    per_device_train_batch_size: Annotated[int | None, Ge(1), Le(MAX_BATCH)] = None
     """loader, train, step: blocks per batch (default: 32 for the loader, 8 for training on a CPU; with --gpu, the
     batch at which each loop is fastest)"""
     gpu: bool = False
@@ -82,9 +97,9 @@ class BenchConfig:
     memory: which of roberta, bert, modernbert, deberta-v2, electra, xlm-roberta-xl (default: all)"""
     packing: Literal["concat", "best_fit"] = "concat"
     """train, step: how documents are packed into the blocks"""
-    rounds: int | None = None
+    rounds: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
     """train, step: turns of each loop (default: 5; train --gpu: 3)"""
-    steps: int | None = None
+    steps: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
     """train, step: steps in a turn (default: 5; with --gpu as many as take a second)"""
     model_type: str = "roberta"
     """save: the architecture"""
@@ -97,7 +112,7 @@ class BenchConfig:
 
 
 @dataclass(kw_only=True)
-class SubmitConfig:
+class SubmitConfig(Ranged):
     """Submit a recipe to SLURM as a chain of jobs: prepare (an array) -> train -> consolidate and evaluate (-> push).
 
     Run it in the repository root, on a machine that has `sbatch`. Each job begins when the one before has done well,
@@ -106,17 +121,17 @@ class SubmitConfig:
 
     recipe: str
     """the recipe of `cloze train`, a YAML file; RECIPE.prepare.yaml beside it says how its blocks are made"""
-    nodes: int = 1
+    nodes: Annotated[int, Ge(1), Le(MAX_NODES)] = 1
     """nodes to train on"""
-    min_nodes: int | None = None
+    min_nodes: Annotated[int | None, Ge(1), Le(MAX_NODES)] = None
     """go on with so many where no more are there (default: --nodes); samples, masks and global batch stay"""
-    gpus_per_node: int = 0
+    gpus_per_node: Annotated[int, Ge(0), Le(1024)] = 0
     """GPUs of each node, one process for each; 0: none are asked for"""
-    processes_per_node: int | None = None
+    processes_per_node: Annotated[int | None, Ge(1), Le(4096)] = None
     """default: one for each GPU, or one where there is no GPU"""
-    cpus_per_task: int = 8
+    cpus_per_task: Annotated[int, Ge(1), Le(4096)] = 8
     """CPU cores of each node, or of each task that prepares"""
-    time: str = "24:00:00"
+    time: Annotated[str, TIME] = "24:00:00"
     """time limit of one start of the training job; a run that needs longer is queued again, and goes on"""
     partition: str | None = None
     """the partition to train in (default: the cluster's)"""
@@ -128,13 +143,13 @@ class SubmitConfig:
     """more flags for each sbatch: `--qos=high --exclusive`"""
     ds_config: str = "ds_configs/zero2.json"
     """the DeepSpeed configuration"""
-    max_restarts: int = 3
+    max_restarts: Annotated[int, Ge(0), Le(MAX_COUNT)] = 3
     """how often training may be started again without a new checkpoint"""
-    seeds: int | None = None
+    seeds: Annotated[int | None, Ge(1), Le(MAX_NODES)] = None
     """train with so many seeds, 1 to N, as an array of jobs in OUTPUT_DIR-seed1, ..."""
-    prepare_tasks: int = 8
+    prepare_tasks: Annotated[int, Ge(1), Le(MAX_NODES)] = 8
     """tasks that prepare; the blocks are the same for any number of them"""
-    prepare_tasks_at_once: int | None = None
+    prepare_tasks_at_once: Annotated[int | None, Ge(1), Le(MAX_NODES)] = None
     """how many of them may run at a time (default: all)"""
     push_to: str | None = None
     """push the model to this repository of the Hub, `owner/name`, when it is evaluated"""
@@ -147,7 +162,7 @@ class SubmitConfig:
 
 
 @dataclass(kw_only=True)
-class CompletionConfig:
+class CompletionConfig(Ranged):
     """Print what makes a shell complete commands, options and their values.
 
     Write it where the shell looks for such things (see the examples), or try it with `source <(cloze completion bash)`

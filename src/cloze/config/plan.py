@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from cloze.config.ranges import MAX_BLOCK_SIZE, MAX_COUNT, MAX_NODES, Ge, Gt, Le, Ranged
 
 
 @dataclass(kw_only=True)
-class PlanConfig:
+class PlanConfig(Ranged):
     """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network.
 
     That is: memory of a GPU for DDP, every ZeRO stage and offload, and FSDP2, with and without activation
@@ -23,18 +26,18 @@ class PlanConfig:
     """the recipe of `cloze train`, a YAML file; RECIPE.prepare.yaml beside it says how its blocks are made"""
     gpus: str | None = None
     """GPUs of each node: `8xH100-80GB`, `A10G` (default: what is in this machine; without a GPU its CPU)"""
-    nodes: int = 1
+    nodes: Annotated[int, Ge(1), Le(MAX_NODES)] = 1
     """nodes, each with so many GPUs"""
-    network_gbit: float = 100.0
+    network_gbit: Annotated[float, Gt(0), Le(MAX_COUNT)] = 100.0
     """Gbit/s between two nodes"""
-    host_memory_gib: float | None = None
+    host_memory_gib: Annotated[float | None, Gt(0), Le(MAX_COUNT)] = None
     """GiB of host memory of each node; choices that need more are left out (default: this machine's where --gpus is
     not given, else there is no limit)"""
-    block_size: int | None = None
+    block_size: Annotated[int | None, Ge(1), Le(MAX_BLOCK_SIZE)] = None
     """tokens per block (default: those of the prepared folder, else as RECIPE.prepare.yaml says)"""
-    vocab_size: int | None = None
+    vocab_size: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
     """tokens of the vocabulary, for a model from scratch whose tokenizer is not here"""
-    tokens: float | None = None
+    tokens: Annotated[float | None, Gt(0), Le(1e18)] = None
     """tokens that the run is to read, such as 10e9 (default: as the recipe's epochs or max_steps say)"""
     train_flags: str = ""
     """flags of `cloze train` that win over the recipe: `--max_steps 1000 --bf16`"""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cloze.config.ranges import Ranged
+
 
 @dataclass(kw_only=True)
-class ReportConfig:
+class ReportConfig(Ranged):
     """Write a report of one run, or of several beside each other, as one HTML file.
 
     It needs nothing else, no network either: curves, restarts, evaluations with their intervals, data, machines,

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from cloze.config.data import BlocksConfig
+from cloze.config.ranges import (
+    MAX_BATCH,
+    MAX_COUNT,
+    MAX_RATE,
+    MAX_SECONDS,
+    MAX_SEED,
+    MAX_STEPS,
+    Ge,
+    Gt,
+    Le,
+    Lt,
+    Ranged,
+)
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(Ranged):
     """Which model to train."""
 
     model_name_or_path: str | None = None
@@ -49,65 +62,65 @@ class TrainConfig(ModelConfig, BlocksConfig):
     and resumes on the same number of processes only"""
     output_dir: str
     """the run's folder: checkpoints, metrics, resolved configuration"""
-    mlm_probability: float = 0.15
+    mlm_probability: Annotated[float, Gt(0), Le(1)] = 0.15
     """share of tokens to predict"""
-    mlm_probability_end: float | None = None
+    mlm_probability_end: Annotated[float | None, Gt(0), Le(1)] = None
     """let the share change linearly, from mlm_probability at the run's first sample to this at its last one;
     evaluation masks this share throughout (default: the share stays)"""
     mask_unit: Literal["token", "word", "span"] = "token"
     """what is masked as a whole: single tokens; words (BERT's whole word masking); or spans of up to 10 words
     (SpanBERT); evaluation masks single tokens"""
-    mask_replace_prob: float = 0.8
+    mask_replace_prob: Annotated[float, Ge(0), Le(1)] = 0.8
     """share of those that are replaced by the mask token"""
-    random_replace_prob: float = 0.1
+    random_replace_prob: Annotated[float, Ge(0), Le(1)] = 0.1
     """share of those that are replaced by a random token; the rest stay as they are"""
 
-    per_device_train_batch_size: int = 8
+    per_device_train_batch_size: Annotated[int, Ge(1), Le(MAX_BATCH)] = 8
     """blocks per process and forward pass"""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Annotated[int, Ge(1), Le(MAX_BATCH)] = 1
     """forward passes per optimizer step"""
-    global_batch_size: int | None = None
+    global_batch_size: Annotated[int | None, Ge(1), Le(MAX_BATCH)] = None
     """blocks per optimizer step on all processes together, however many there are: per_device_train_batch_size is then
     the most of a forward pass, and gradient_accumulation_steps follows (default: the product of the three)"""
-    batch_size_warmup_steps: int = 0
+    batch_size_warmup_steps: Annotated[int, Ge(0), Le(MAX_STEPS)] = 0
     """let the global batch grow linearly, in whole blocks, for so many optimizer steps; until then a step takes only
     the forward passes it needs"""
-    batch_size_warmup_start: int | None = None
+    batch_size_warmup_start: Annotated[int | None, Ge(1), Le(MAX_BATCH)] = None
     """with it: blocks of all processes together in the first step"""
     auto_find_batch_size: bool = False
     """split the same global batch into as few passes as memory allows: per_device_train_batch_size *
     gradient_accumulation_steps * processes stays, the two flags are chosen"""
-    num_train_epochs: float = 3.0
+    num_train_epochs: Annotated[float, Ge(0), Le(MAX_COUNT)] = 3.0
     """passes over the training blocks"""
-    max_steps: int = -1
+    max_steps: Annotated[int, Ge(-1), Le(MAX_STEPS)] = -1
     """optimizer steps; overrides num_train_epochs where positive"""
-    learning_rate: float = 5e-5
+    learning_rate: Annotated[float, Ge(0), Le(MAX_RATE)] = 5e-5
     """peak learning rate"""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Ge(0), Le(MAX_RATE)] = 0.0
     """for all weights but biases and normalization"""
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    adam_epsilon: Annotated[float, Ge(0), Le(1)] = 1e-8
+    max_grad_norm: Annotated[float, Ge(0), Le(1e30)] = 1.0
     """gradients are clipped to this norm; 0 for no clipping"""
     lr_scheduler_type: str = "linear"
     """a schedule of `transformers` (linear, cosine, warmup_stable_decay, constant_with_warmup, inverse_sqrt, ...)"""
     lr_scheduler_kwargs: dict[str, Any] | None = None
     """further arguments of the schedule: `{"num_decay_steps": 0.2, "decay_type": "1-sqrt"}` for warmup_stable_decay"""
-    warmup_steps: float = 0
+    warmup_steps: Annotated[float, Ge(0), Le(MAX_STEPS)] = 0
     """steps of warm-up; below 1: the share of all steps"""
-    layerwise_lr_decay: float | None = None
+    layerwise_lr_decay: Annotated[float | None, Gt(0), Le(1)] = None
     """fine-tuning: each layer learns at this share of the learning rate of the layer above (0.8 to 0.95 is usual)"""
     optim: Literal["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "stable_adamw", "muon"] = "adamw_torch_fused"
     """the optimizer; AdamW is fused in either spelling; Muon takes hidden matrices, and AdamW the rest"""
     optim_args: str | None = None
     """its further arguments: `momentum=0.9,nesterov=true`"""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float | None, Gt(0), Lt(1)] = None
     """keep a moving average of the fp32 weights, 4 more bytes a parameter: each step it moves by 1 - ema_decay (by
     more in the first steps) towards them; `cloze consolidate --weights ema` takes it"""
     freeze: str | None = None
     """do not train parameters whose names match this regular expression from their beginning: `.*embeddings`"""
-    seed: int = 42
+    seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 42
     """decides initial weights, order, masks and dropout"""
 
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
@@ -132,13 +145,13 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """compute scores for the vocabulary at masked positions only; architectures that cannot are noticed"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass to save memory"""
-    gradient_checkpointing_every_n_layers: int = 1
+    gradient_checkpointing_every_n_layers: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
     """with it: of every so many layers recompute the first only, so that less is computed twice and more is kept"""
     deepspeed: str | None = None
     """a DeepSpeed configuration (JSON); normally given to `accelerate launch` instead"""
-    ddp_timeout: int = 1800
+    ddp_timeout: Annotated[int, Ge(1), Le(MAX_SECONDS)] = 1800
     """seconds after which a collective operation that nobody answers is an error"""
-    hang_timeout: int | None = None
+    hang_timeout: Annotated[int | None, Ge(1), Le(MAX_SECONDS)] = None
     """seconds without progress after which every rank writes the stacks of its threads into the run's folder, and ends
     (default: never)"""
     use_cpu: bool = False
@@ -146,13 +159,13 @@ class TrainConfig(ModelConfig, BlocksConfig):
 
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
     """when to evaluate on the validation blocks"""
-    eval_steps: int | None = None
+    eval_steps: Annotated[int | None, Ge(1), Le(MAX_STEPS)] = None
     """optimizer steps between evaluations (default: logging_steps)"""
     eval_on_start: bool = False
     """evaluate before the first step"""
-    per_device_eval_batch_size: int = 8
+    per_device_eval_batch_size: Annotated[int, Ge(1), Le(MAX_BATCH)] = 8
     """blocks per process and forward pass in evaluation"""
-    logging_steps: int = 10
+    logging_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] = 10
     """optimizer steps between lines of metrics.jsonl"""
     report_to: str = "none"
     """trackers of accelerate, separated by commas: tensorboard, wandb, mlflow, trackio, ... or none"""
@@ -163,16 +176,16 @@ class TrainConfig(ModelConfig, BlocksConfig):
 
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     """when to save a checkpoint; one is always saved at the end unless this is `no`"""
-    save_steps: int = 500
+    save_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] = 500
     """optimizer steps between checkpoints"""
-    save_total_limit: int | None = None
+    save_total_limit: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
     """keep this many of the newest checkpoints (default: all)"""
     async_save: bool = False
     """write checkpoints in the background: training waits only until the state is copied to host memory, which must
     hold one more copy of it"""
     on_save_error: Literal["continue", "stop"] = "continue"
     """what to do when a checkpoint cannot be written (a full disk): go on until the next one, or stop"""
-    save_before_time_limit: int | None = None
+    save_before_time_limit: Annotated[int | None, Ge(1), Le(MAX_SECONDS)] = None
     """in a SLURM job: this many seconds before its time ends, save a checkpoint and stop (exit code 75)"""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """when a loss or gradient is NaN or infinite: stop; skip the batch; or go back to the last checkpoint and leave

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cloze.config.ranges import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS, SIZE, Ge, Gt, Le, Ranged
 
 
 @dataclass(kw_only=True)
-class ConsolidateConfig:
+class ConsolidateConfig(Ranged):
     """Turn a checkpoint into a folder that `from_pretrained` and `pipeline("fill-mask")` load."""
 
     checkpoint: str
@@ -15,13 +17,13 @@ class ConsolidateConfig:
     transformers' Trainer, of accelerate, of DeepSpeed or of torch (torch.distributed.checkpoint)"""
     output: str | None = None
     """the folder to make (default: `model` in the run's folder; must be given for checkpoints of other tools)"""
-    max_shard_size: str = "5GB"
+    max_shard_size: Annotated[str, SIZE] = "5GB"
     """largest size of one weights file"""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """type of the weights that are written; they are kept in fp32 while training in any precision"""
     weights: Literal["trained", "ema"] = "trained"
     """which weights: those that were trained, or their moving average (see --ema_decay of `cloze train`)"""
-    average: int = 1
+    average: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
     """the mean of the weights of so many of the last checkpoints"""
     config_name: str | None = None
     """for checkpoints of other tools: the model's configuration, a folder or a model on the Hub (default: config.json
@@ -32,18 +34,18 @@ class ConsolidateConfig:
 
 
 @dataclass(kw_only=True)
-class MeasureConfig:
+class MeasureConfig(Ranged):
     """How blocks are scored."""
 
     split: str = "validation"
     """train or validation"""
-    per_device_eval_batch_size: int = 8
+    per_device_eval_batch_size: Annotated[int, Ge(1), Le(MAX_BATCH)] = 8
     """blocks (or masked sentences) per process and forward pass; the result does not depend on it"""
-    mlm_probability: float = 0.15
+    mlm_probability: Annotated[float, Gt(0), Le(1)] = 0.15
     """share of tokens to predict"""
-    seed: int = 42
+    seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 42
     """decides which tokens are masked"""
-    draws: int = 1
+    draws: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
     """how many masks each block is scored with; more make the number surer"""
     output: str | None = None
     """the JSON file to write"""
@@ -82,21 +84,21 @@ class CompareConfig(MeasureConfig):
 
 
 @dataclass(kw_only=True)
-class FillConfig:
+class FillConfig(Ranged):
     """Show what a model puts in place of the mask."""
 
     model: str
     """a model folder, a run's folder (its `model`), or a model on the Hub"""
     text: str
     """a text with the model's mask token; `<mask>` and `[MASK]` are both understood"""
-    top_k: int = 3
+    top_k: Annotated[int, Ge(1), Le(MAX_COUNT)] = 3
     """how many answers to show"""
     trust_remote_code: bool = False
     """run Python code that comes with the model"""
 
 
 @dataclass(kw_only=True)
-class ArchsConfig:
+class ArchsConfig(Ranged):
     """Show which architectures there are, and what works for each."""
 
     model_type: str | None = None
@@ -106,14 +108,14 @@ class ArchsConfig:
 
 
 @dataclass(kw_only=True)
-class ReplayConfig:
+class ReplayConfig(Ranged):
     """Rebuild the batch of one step of a run, exactly as it was trained on, and show it decoded."""
 
     run: str
     """a run's folder"""
-    step: int
+    step: Annotated[int, Ge(1), Le(MAX_STEPS)]
     """which step, counted from 1 as in metrics.jsonl and in messages"""
-    samples: int = 4
+    samples: Annotated[int, Ge(0), Le(MAX_COUNT)] = 4
     """how many of its blocks to show"""
     data: str | None = None
     """where the run's prepared data are now (default: where they were)"""
@@ -122,7 +124,7 @@ class ReplayConfig:
 
 
 @dataclass(kw_only=True)
-class PushConfig:
+class PushConfig(Ranged):
     """Publish a consolidated model with its model card on the Hugging Face Hub."""
 
     path: str

@@ -60,8 +60,6 @@ def extend_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, 
     where the corpus gives nothing to add.
     """
     check_new(Path(config.output))
-    if config.new_tokens < 1:
-        raise ConfigError("must be at least 1", where="--new_tokens")
     tokenizer = load_tokenizer(str(config.extend), token=config.token)
     backend = _backend(tokenizer, config)
     facts = json.loads(backend.to_str())

@@ -33,7 +33,6 @@ from cloze.data.work import Share, do_units, missing_units, owners, start_method
 from cloze.errors import ClozeError, ConfigError, DataError
 from cloze.files import parse_size
 
-MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 8, 2**20
 SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 100_000
 
 
@@ -48,7 +47,6 @@ class Inputs:
 
 def open_inputs(config: BlocksConfig, tokenizer_name: str) -> Inputs:
     """Open corpus and tokenizer, and say what is to be made of them. Raises ConfigError, DataError or ModelError."""
-    check_values(config)
     unit_bytes = parse_size(config.unit_size, "--unit_size")
     tokenizer = load_tokenizer(tokenizer_name, config.trust_remote_code, config.token)
     _check_tokenizer(config, tokenizer)
@@ -143,32 +141,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_values(config: BlocksConfig) -> None:
-    """Raise ConfigError for values that cannot be used, before anything is read."""
-    if not MIN_BLOCK_SIZE <= config.block_size <= MAX_BLOCK_SIZE:
-        limits = f"at least {MIN_BLOCK_SIZE} and at most {MAX_BLOCK_SIZE}"
-        raise ConfigError(f"must be {limits}, not {config.block_size}", where="--block_size")
-    if not 0 <= config.validation_split_percentage < 100:
-        raise ConfigError(
-            f"must be at least 0 and below 100, not {config.validation_split_percentage}",
-            where="--validation_split_percentage",
-        )
-    if config.num_proc is not None and config.num_proc < 1:
-        raise ConfigError(f"must be at least 1, not {config.num_proc}", where="--num_proc")
-
-
 def check_share(config: PrepareConfig) -> Share:
     """This run's share of the work. Raises ConfigError where there is no such share."""
-    if config.num_shards < 1:
-        raise ConfigError(f"must be at least 1, not {config.num_shards}", where="--num_shards")
     if config.shard_index is None:
         if config.num_shards > 1 and not config.finalize:
             raise ConfigError("which of them is this?", where="--num_shards", hint="give --shard_index 0, 1, ...")
         return Share(0, config.num_shards)
-    if not 0 <= config.shard_index < config.num_shards:
+    if config.shard_index >= config.num_shards:
         raise ConfigError(
-            f"must be at least 0 and below --num_shards ({config.num_shards}), not {config.shard_index}",
-            where="--shard_index",
+            f"must be below --num_shards ({config.num_shards}), not {config.shard_index}", where="--shard_index"
         )
     return Share(config.shard_index, config.num_shards)
 

@@ -121,7 +121,7 @@ def _zsh() -> str:
 
     cases = []
     for command in COMMANDS:
-        parts = [f"'--{one.name}[{told(one.help)}]{after(one)}'" for one in _options(command)]
+        parts = [f"'--{one.name}[{told(one.about)}]{after(one)}'" for one in _options(command)]
         parts += [
             f"'{at}{after(one) or ':' + one.name + ':_files'}'" for at, one in enumerate(_places(command), 1)
         ] or ["'*:file:_files'"]
@@ -156,11 +156,11 @@ def _fish() -> str:
         lines.append(f"complete -c cloze -n {_quoted(none)} -f -a {name} -d {_quoted(line)}")
     lines.append(f"complete -c cloze -n {_quoted(none)} -f -l version -d 'print the version, and end'")
     for option in everywhere():
-        lines.append(f"complete -c cloze -l {option.name}{_fish_values(option)} -d {_quoted(option.help)}")
+        lines.append(f"complete -c cloze -l {option.name}{_fish_values(option)} -d {_quoted(option.about)}")
     for command in COMMANDS:
         seen = _quoted(f"__fish_seen_subcommand_from {command}")
         for option in options_of(COMMANDS[command][0]):
-            about = f"-l {option.name}{_fish_values(option)} -d {_quoted(option.help)}"
+            about = f"-l {option.name}{_fish_values(option)} -d {_quoted(option.about)}"
             lines.append(f"complete -c cloze -n {seen} {about}")
         for option in _places(command)[:1]:
             if option.values:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cloze.config.ranges import allowed_values
+
 
 @dataclass(frozen=True)
 class Option:
     """One option. `kind`: bool, int, float, str or dict; `values`: what it may be, where that is a list (a switch may
-    be left without one); `home`: the dataclass that declares it."""
+    be left without one); `home`: the dataclass that declares it; `limits`: its range in words."""
 
     name: str
     kind: str
@@ -28,6 +30,12 @@ class Option:
     required: bool
     help: str
     home: str
+    limits: str = ""
+
+    @property
+    def about(self) -> str:
+        """Its help, with its range."""
+        return f"{self.help} [{self.limits}]".lstrip() if self.limits else self.help
 
     @property
     def metavar(self) -> str:
@@ -41,7 +49,7 @@ class Option:
 
 def options_of(dataclass: type) -> list[Option]:
     """All options of a command's dataclass, inherited ones first."""
-    hints = typing.get_type_hints(dataclass)
+    hints, allowed = typing.get_type_hints(dataclass), allowed_values(dataclass)
     helps: dict[str, str] = {}
     homes: dict[str, str] = {}
     for base in reversed(dataclass.__mro__):
@@ -61,6 +69,7 @@ def options_of(dataclass: type) -> list[Option]:
                 required=required,
                 help=helps.get(field.name, ""),
                 home=homes[field.name],
+                limits=str(allowed[field.name]),
             )
         )
     return options

@@ -13,10 +13,12 @@ import functools
 import json
 import os
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloze import __version__, config
+from cloze.config.ranges import allowed_values
 from cloze.console import FORMAT_VARIABLE, FORMATS, log_format
 from cloze.errors import ConfigError
 from cloze.foreign.paths import printable
@@ -87,7 +89,6 @@ def build_parser(only: str | None = None) -> jsonargparse.ArgumentParser:
     `jsonargparse.ArgumentError` instead of exiting."""
     import jsonargparse
 
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="cloze",
         description="Distributed training of masked language models.",
@@ -99,9 +100,19 @@ def build_parser(only: str | None = None) -> jsonargparse.ArgumentParser:
         sub = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
         sub.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
         if only in (None, name):
-            sub.add_class_arguments(dataclass)
+            _add_options(sub, dataclass)
         commands.add_subcommand(name, sub, help=help_line)
     return parser
+
+
+def _add_options(parser: jsonargparse.ArgumentParser, dataclass: type) -> None:
+    """Add the fields of a dataclass. Types are resolved here, since the parser looks for the names in annotations of
+    inherited fields in the wrong module."""
+    hints = typing.get_type_hints(dataclass)
+    for field in dataclasses.fields(dataclass):
+        required = field.default is dataclasses.MISSING
+        given = {"required": True} if required else {"default": field.default}
+        parser.add_argument(f"--{field.name}", type=hints[field.name], **given)
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
@@ -244,6 +255,13 @@ def _explain(message: str, argv: Sequence[str]) -> ConfigError:
     if unknown and command:
         return _unknown(command, unknown.group(1))
     message = message.replace(f"{command}.", "")
+    wrong = re.search(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', message, re.DOTALL)
+    if wrong and command:
+        allowed = allowed_values(COMMANDS[command][0]).get(wrong[1])
+        if allowed is not None:
+            shown, hint = printable(" ".join(wrong[2].split())), allowed.hint(wrong[2])
+            hint = hint or f"see cloze {command} --help"
+            return ConfigError(f"must be {allowed.types}, not {shown}", where=f"--{wrong[1]}", hint=hint)
     if len(message) > 1000:
         message = f"{message[:1000]}..."
     hint = f"see cloze {command} --help" if command else f"the commands are: {', '.join(COMMANDS)}"

@@ -100,11 +100,11 @@ def _groups(dataclass: type, options: Sequence[Option]) -> dict[str, list[Option
 def _about(option: Option) -> str:
     default = option.default
     if option.required:
-        return f"{option.help} (required)"
+        return f"{option.about} (required)"
     if default is None or default == "" or "default:" in option.help:
-        return option.help
+        return option.about
     said = str(default).lower() if isinstance(default, bool) else f"{default:g}" if option.kind == "float" else default
-    return f"{option.help} (default: {said})".strip()
+    return f"{option.about} (default: {said})".strip()
 
 
 def _row(name: str, text: str, width: int, column: int) -> list[str]:

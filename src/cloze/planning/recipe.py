@@ -73,10 +73,6 @@ def read_recipe(config: PlanConfig) -> Recipe:
     if not Path(config.recipe).is_file():
         raise ConfigError("no such recipe", where=config.recipe, hint="give a YAML file of `cloze train`")
     train: TrainConfig = parse(["train", "--config", config.recipe, *shlex.split(config.train_flags)])[1]
-    for name in ("block_size", "vocab_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"must be at least 1, not {value}", where=f"--{name}")
     notes: list[str] = []
     folder = Path(str(train.dataset_name))
     prepared = open_prepared(folder) if (folder / MANIFEST).is_file() else None

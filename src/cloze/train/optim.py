@@ -174,12 +174,6 @@ def check_optimizer(config: TrainConfig) -> None:
         )
     make, usual = _choose(config, offload=False)
     _make(make, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "use_muon": False}], config, usual)
-    if config.layerwise_lr_decay is not None and not 0.0 < config.layerwise_lr_decay <= 1.0:
-        raise ConfigError(
-            f"must be above 0 and at most 1, not {config.layerwise_lr_decay}",
-            where="--layerwise_lr_decay",
-            hint="0.8 to 0.95 is usual",
-        )
 
 
 def check_update(config: TrainConfig, accelerator: Accelerator) -> None:

@@ -128,50 +128,17 @@ def warmup_of(config: TrainConfig) -> tuple[int, int]:
 
 
 def check_values(config: TrainConfig, has_validation: bool) -> None:
-    """Raise ConfigError for values that cannot be used, before any process starts."""
+    """Raise ConfigError for values that cannot be used together, before any process starts."""
     if config.global_batch_size is not None and config.gradient_accumulation_steps != 1:
         raise ConfigError(
             "follows from --global_batch_size", where="--gradient_accumulation_steps", hint="leave one of them out"
         )
-    if config.global_batch_size is not None and config.global_batch_size < 1:
-        raise ConfigError(f"must be at least 1, not {config.global_batch_size}", where="--global_batch_size")
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "save_steps",
-        "gradient_checkpointing_every_n_layers",
-    ):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"must be at least 1, not {getattr(config, name)}", where=f"--{name}")
     if config.gradient_checkpointing_every_n_layers > 1 and not config.gradient_checkpointing:
         raise ConfigError("needs --gradient_checkpointing", where="--gradient_checkpointing_every_n_layers")
-    for name in ("mlm_probability", "mask_replace_prob", "random_replace_prob"):
-        if not 0.0 <= getattr(config, name) <= 1.0:
-            raise ConfigError(f"must be between 0 and 1, not {getattr(config, name)}", where=f"--{name}")
-    if config.mlm_probability == 0.0:
-        raise ConfigError("nothing would be masked", where="--mlm_probability", hint="0.15 is usual")
-    if config.mlm_probability_end is not None and not 0.0 < config.mlm_probability_end <= 1.0:
-        raise ConfigError(
-            f"must be above 0 and at most 1, not {config.mlm_probability_end}", where="--mlm_probability_end"
-        )
-    if config.batch_size_warmup_steps < 0:
-        raise ConfigError("must not be negative", where="--batch_size_warmup_steps")
     if (config.batch_size_warmup_steps > 0) != (config.batch_size_warmup_start is not None):
         raise ConfigError("give both or none", where="--batch_size_warmup_steps and --batch_size_warmup_start")
-    if config.batch_size_warmup_start is not None and config.batch_size_warmup_start < 1:
-        raise ConfigError("must be at least 1", where="--batch_size_warmup_start")
     if config.mask_replace_prob + config.random_replace_prob > 1.0:
         raise ConfigError("must not be above 1 together", where="--mask_replace_prob and --random_replace_prob")
-    if config.learning_rate < 0 or config.weight_decay < 0 or config.warmup_steps < 0:
-        raise ConfigError("must not be negative", where="--learning_rate, --weight_decay, --warmup_steps")
-    if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
-        raise ConfigError(f"must be above 0 and below 1, not {config.ema_decay}", where="--ema_decay")
-    if config.save_total_limit is not None and config.save_total_limit < 1:
-        raise ConfigError("must be at least 1", where="--save_total_limit")
-    if config.eval_steps is not None and config.eval_steps < 1:
-        raise ConfigError("must be at least 1", where="--eval_steps")
     if (config.eval_strategy != "no" or config.eval_on_start) and not has_validation:
         raise ConfigError(
             "the prepared folder has no validation blocks",
