@@ -93,7 +93,7 @@ def planted(folder: Path, file: str, ran: Path) -> None:
     if file == METADATA:
         metadata.planner_data = _Attack(ran)
     else:
-        torch.save({"tensor": torch.zeros(2), "surprise": _Attack(ran)}, folder / file)
+        torch.save({"tensor": torch.zeros(9000), "surprise": _Attack(ran)}, folder / file)
         next(iter(metadata.storage_data.values())).length = (folder / file).stat().st_size
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
 

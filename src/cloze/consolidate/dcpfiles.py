@@ -19,7 +19,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -27,8 +27,11 @@ import torch
 from cloze.console import progress
 from cloze.consolidate.zerofiles import plain_name
 from cloze.errors import CheckpointError, ConfigError
+from cloze.foreign.paths import check_regular, is_plain_name, open_regular, printable
+from cloze.foreign.pickles import damaged_member, load_torch_stream, read_pickle, reason, sizes
 
 METADATA = ".metadata"
+MAX_PATH = 64
 _HINT = "use an earlier checkpoint"
 _RECORDS = {
     "torch.distributed.checkpoint.metadata": {
@@ -43,33 +46,6 @@ _RECORDS = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
 }
-
-
-class _Record:
-    """Stands in for an object of the metadata: its fields, and no code."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
-
-
-class _Metadata(pickle.Unpickler):
-    """Reads records, numbers, text, shapes and types; everything else is refused before anything of it is made."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _RECORDS.get(module, ()):
-            return type(name, (_Record,), {})
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if (module, name) == ("torch", "Size"):
-            return tuple
-        if (module, name) == ("torch.serialization", "_get_layout"):
-            return str
-        if module.split(".")[0] == "pathlib" and name in ("PosixPath", "WindowsPath", "PurePosixPath"):
-            return PurePosixPath
-        raise pickle.UnpicklingError(f"it holds a Python object, {module}.{name}, and reading it could run code")
 
 
 @dataclass(frozen=True)
@@ -124,9 +100,9 @@ class DcpFiles:
             for tensor in self.trained.values():
                 for chunk in tensor.chunks:
                     try:
-                        with _opened(chunk) as stream, zipfile.ZipFile(stream) as records:
-                            bad = records.testzip()
-                    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError) as error:
+                        with _opened(chunk) as stream:
+                            bad = damaged_member(stream)
+                    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as error:
                         raise _damaged(chunk, tensor.name, error) from None
                     if bad is not None:
                         raise _damaged(chunk, tensor.name, f"checksum of {bad}")
@@ -145,33 +121,28 @@ def runs(shape: tuple[int, ...], offsets: tuple[int, ...], sizes: tuple[int, ...
     length = math.prod(sizes[cut:])
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
     begin = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
+    if not math.prod(sizes):
+        return
     for number, places in enumerate(itertools.product(*(range(size) for size in sizes[:cut]))):
-        if length:
-            yield number * length, begin + sum(p * s for p, s in zip(places, strides, strict=False)), length
+        yield number * length, begin + sum(p * s for p, s in zip(places, strides, strict=False)), length
 
 
 def _read_metadata(file: Path) -> Any:
-    try:
-        with open(file, "rb") as stream:
-            found = _Metadata(stream).load()
-        if not isinstance(getattr(found, "state_dict_metadata", None), dict):
-            raise pickle.UnpicklingError("it is no metadata of torch.distributed.checkpoint")
-        return found
-    except pickle.UnpicklingError as error:
-        if "could run code" in str(error):
-            raise ConfigError(str(error), where=file, hint="load it with torch if you trust who made it") from None
-        raise CheckpointError(f"it is damaged ({error})", where=file, hint=_HINT) from None
-    except Exception as error:  # whatever a damaged pickle provokes
-        raise CheckpointError(f"it is damaged ({type(error).__name__}: {error})", where=file, hint=_HINT) from None
+    found = read_pickle(file, _RECORDS)
+    if not isinstance(getattr(found, "state_dict_metadata", None), dict):
+        raise CheckpointError(
+            "it is damaged (it is no metadata of torch.distributed.checkpoint)", where=file, hint=_HINT
+        )
+    return found
 
 
 def _model_tensors(metadata: Any, folder: Path) -> dict[str, Chunked]:
-    """The tensors of the model: those under `model`, where Trainer and accelerate put it, else all."""
+    """Return the tensors of the model: those under `model`, where Trainer and accelerate put it, else all."""
     paths = metadata.planner_data if isinstance(getattr(metadata, "planner_data", None), dict) else {}
-    named = {name: tuple(map(str, paths.get(name, (name,)))) for name in metadata.state_dict_metadata}
+    named = {name: _names(paths.get(name, (name,))) for name in metadata.state_dict_metadata}
     nested = any(path[0] == "model" and len(path) > 1 for path in named.values())
-    where = {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items()}
-    found = {}
+    where = {(_name(index.fqn), sizes(index.offset or ())): info for index, info in metadata.storage_data.items()}
+    found: dict[str, Chunked] = {}
     for name, facts in metadata.state_dict_metadata.items():
         path = named[name]
         if not hasattr(facts, "chunks") or (nested and path[0] != "model"):
@@ -183,15 +154,36 @@ def _model_tensors(metadata: Any, folder: Path) -> dict[str, Chunked]:
     return found
 
 
+def _names(path: Any) -> tuple[str, ...]:
+    """The path to a value in nested mappings and lists, as the planner of DCP notes it."""
+    if not isinstance(path, tuple | list) or not 1 <= len(path) <= MAX_PATH:
+        raise ValueError("a path to a tensor is not a few names")
+    return tuple(str(one) if type(one) is int else _name(one) for one in path)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("a tensor has no name")
+    return value
+
+
 def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: Path) -> Chunked:
-    shape, chunks = tuple(facts.size), []
+    """Return where a tensor lies. Its parts must not be more than the files hold: so work and memory for them cannot
+    be more than the size of the files."""
+    shape, dtype, chunks = sizes(facts.size), facts.properties.state[0], []
+    if not isinstance(dtype, torch.dtype) or not isinstance(facts.chunks, list):
+        raise ValueError(f"{plain} is described in another way")
+    if len(facts.chunks) > len(where):
+        raise CheckpointError(f"the parts of {plain} do not fit together", where=folder, hint=_HINT)
     for one in facts.chunks:
-        info = where.get((name, tuple(one.offsets)))
+        offsets, extent = sizes(one.offsets), sizes(one.sizes)
+        info = where.get((name, offsets))
         if info is None:
             raise CheckpointError(f"a part of {plain} is not there", where=folder, hint=_HINT)
-        if Path(info.relative_path).name != info.relative_path:
+        relative = str(info.relative_path)
+        if not is_plain_name(relative):
             raise ConfigError(
-                f"it names a file outside, {info.relative_path}",
+                f"it names a file outside, {printable(relative)}",
                 where=folder / METADATA,
                 hint="do not use it: a checkpoint lies in one folder",
             )
@@ -199,10 +191,16 @@ def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: P
             raise ConfigError(
                 "compressed checkpoints are not read", where=folder, hint="save it again without transforms"
             )
-        file = folder / info.relative_path
-        if not file.is_file():
+        file = folder / relative
+        if not file.exists() and not file.is_symlink():
             raise CheckpointError(f"it is missing, with a part of {plain}", where=file, hint=_HINT)
-        chunks.append(Chunk(tuple(one.offsets), tuple(one.sizes), file, info.offset, info.length))
+        size = check_regular(file, error=CheckpointError).stat().st_size
+        start, length = sizes((info.offset, info.length))
+        if start + length > size or math.prod(extent) * dtype.itemsize > length:
+            raise CheckpointError(f"the part of {plain} in it is damaged (it is too short)", where=file, hint=_HINT)
+        if len(extent) != len(shape) or len(offsets) != len(shape):
+            raise CheckpointError(f"the parts of {plain} do not fit together", where=folder, hint=_HINT)
+        chunks.append(Chunk(offsets, extent, file, start, length))
     position = 0
     for offset, length in sorted(run[1:] for one in chunks for run in runs(shape, one.offsets, one.sizes)):
         if offset != position:
@@ -212,14 +210,14 @@ def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: P
         raise CheckpointError(
             f"{position} of {math.prod(shape)} elements of {plain} are there", where=folder, hint=_HINT
         )
-    return Chunked(plain, shape, facts.properties.state[0], chunks)
+    return Chunked(plain, shape, dtype, chunks)
 
 
 class _Part(io.RawIOBase):
     """Bytes [start, start + length) of a file, as a file."""
 
     def __init__(self, chunk: Chunk):
-        self._file = open(chunk.file, "rb")  # noqa: SIM115 (`close` closes it)
+        self._file: Any = open_regular(chunk.file, error=CheckpointError)
         self._chunk, self._at = chunk, 0
 
     def readable(self) -> bool:
@@ -253,7 +251,7 @@ def _opened(chunk: Chunk) -> IO[bytes]:
 def _load(chunk: Chunk, tensor: Chunked) -> torch.Tensor:
     try:
         with _opened(chunk) as stream:
-            found = torch.load(stream, map_location="cpu", weights_only=True)
+            found = load_torch_stream(stream)
         if not torch.is_tensor(found) or tuple(found.shape) != chunk.sizes or found.dtype != tensor.dtype:
             raise ValueError(f"not a {tensor.dtype} tensor of shape {chunk.sizes}")
         return found
@@ -268,5 +266,4 @@ def _load(chunk: Chunk, tensor: Chunked) -> torch.Tensor:
 
 
 def _damaged(chunk: Chunk, name: str, why: object) -> CheckpointError:
-    first = str(why).strip().split("\n")[0][:120]
-    return CheckpointError(f"the part of {name} in it is damaged ({first})", where=chunk.file, hint=_HINT)
+    return CheckpointError(f"the part of {name} in it is damaged ({reason(why)})", where=chunk.file, hint=_HINT)

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cloze.console import progress
 from cloze.errors import CheckpointError, ConfigError
+from cloze.foreign.pickles import damaged_member, load_torch, reason
 
 _OPTIMIZER = re.compile(r"(?:(?:bf16|fp16)_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
@@ -36,16 +36,6 @@ _HINT = "use an earlier checkpoint"
 # Objects that lie beside the tensors (DeepSpeed's loss scaler, enumerations and addresses; what a training script put
 # there): these names are read as empty shells, so that no code of theirs runs. All others are refused.
 _SHELLS = re.compile(r"(deepspeed|numpy|transformers|accelerate)\.|argparse\.Namespace$")
-
-
-class _Shell:
-    """Stands in for an object that nobody needs."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -177,23 +167,8 @@ def _find(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
 def _load(file: Path, rank: int) -> dict[str, Any]:
     """What is in a file, its tensors mapped. Raises CheckpointError naming file and rank where it is damaged,
     ConfigError where it holds objects that are not known."""
-    try:
-        names = get_unsafe_globals_in_checkpoint(file)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
-        raise _damaged(file, rank, str(error)) from None
-    unknown = [name for name in names if not _SHELLS.match(name)]
-    if unknown:
-        raise ConfigError(
-            f"rank {rank}'s file holds a Python object, {unknown[0]}, and reading it could run code",
-            where=file,
-            hint="save the checkpoint without it (client_state), or convert it with the zero_to_fp32.py beside it if "
-            "you trust who made it",
-        )
-    try:
-        with safe_globals([(_Shell, name) for name in names]):  # type: ignore[list-item]
-            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever a damaged file provokes in torch
-        raise _damaged(file, rank, str(error)) from None
+    hint = "save the checkpoint without it (client_state), or, if you trust it, use the zero_to_fp32.py beside it"
+    content = load_torch(file, f"rank {rank}'s file", _SHELLS, hint)
     if not isinstance(content, dict) or not ({"module", "optimizer_state_dict"} & content.keys()):
         raise CheckpointError(
             f"rank {rank}'s file is not one of DeepSpeed", where=file, hint="give a folder that DeepSpeed wrote"
@@ -202,8 +177,7 @@ def _load(file: Path, rank: int) -> dict[str, Any]:
 
 
 def _damaged(file: Path, rank: int, why: str) -> CheckpointError:
-    first = why.strip().split("\n")[0][:120]
-    return CheckpointError(f"rank {rank}'s file is damaged ({first})", where=file, hint=_HINT)
+    return CheckpointError(f"rank {rank}'s file is damaged ({reason(why)})", where=file, hint=_HINT)
 
 
 def verify_files(folder: Path) -> None:
@@ -213,9 +187,8 @@ def verify_files(folder: Path) -> None:
     with progress("verify", total=len(found), unit="files") as advance:
         for rank, file in found:
             try:
-                with zipfile.ZipFile(file) as records:
-                    bad = records.testzip()
-            except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError) as error:
+                bad = damaged_member(file)
+            except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as error:
                 raise _damaged(file, rank, str(error)) from None
             if bad is not None:
                 raise _damaged(file, rank, f"checksum of {bad}")
