@@ -2,7 +2,7 @@
 
 fill("runs/demo", "The Milky Way is a <mask> galaxy.", top_k=3)   # [[("spiral", 0.97), ...]]
 
-A run that has not been consolidated answers with its newest checkpoint.
+A run answers with its newest weights (see cloze.model_path).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError
-from cloze.opening import find_model, load_model
+from cloze.model_path import resolve_model
+from cloze.opening import load_model
 
 MASK_SPELLINGS = ("<mask>", "[MASK]")
 
@@ -24,10 +25,10 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
     Raises ConfigError where `text` has no mask or is too long, ModelError or CheckpointError
     where the model cannot be loaded.
     """
-    folder, tokenizer_dir = find_model(name)
-    tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code)
+    found = resolve_model(name)
+    tokenizer = load_tokenizer(found.tokenizer, trust_remote_code)
     inputs, rows = masked_inputs(tokenizer, text)
-    return best_words(load_model(folder, trust_remote_code), tokenizer, inputs, rows, top_k)
+    return best_words(load_model(found.folder, trust_remote_code), tokenizer, inputs, rows, top_k)
 
 
 def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from cloze.errors import ConfigError, ModelError
 from cloze.evaluation.perplexity import Scores, score_blocks
 from cloze.evaluation.pll import Sentence, SentenceScore, read_sentences, score_sentences
 from cloze.evaluation.vocabulary import token_facts
+from cloze.lineage import Lineage
 from cloze.model.archs import FIXED_BLOCK_SIZE, decoder_start
 from cloze.model.load import check_fits, usable_length
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
-from cloze.opening import open_model
+from cloze.model_path import resolve_model
+from cloze.opening import load_model
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def masks_of(config: MeasureConfig) -> Masks:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is to be measured, on its device, with the tokenizer it came with."""
+    """A model that is to be measured, on its device, with the tokenizer it came with. `run_dir`: the run that it
+    belongs to, and `lineage`: the weights that it is made of, each None if unknown."""
 
     name: str
     model: Any
@@ -58,6 +62,8 @@ class Subject:
     documents: DocumentAttention | None
     decoder_start: int | None
     accelerator: Accelerator
+    run_dir: Path | None
+    lineage: Lineage | None
 
     def score_split(self, prepared: Prepared, split: str, masks: Masks) -> Scores:
         """Score the blocks of a split with their fixed masks. Every rank calls it."""
@@ -106,16 +112,17 @@ def open_subject(
     None: it is for sentences. Raises ModelError where it is not one for them, DataError where there is no such split.
     """
     blocks = None if prepared is None else prepared.blocks(split)
-    model, tokenizer_dir = open_model(name, trust_remote_code)
-    tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code)
+    found = resolve_model(name)
+    model = load_model(found.folder, trust_remote_code)
+    tokenizer = load_tokenizer(found.tokenizer, trust_remote_code)
     documents = None
     if prepared is not None:
         if fingerprint(tokenizer) != prepared.manifest["tokenizer"]["fingerprint"]:
             raise ModelError(
                 "the model's tokenizer is not the one the data was prepared with",
                 where=name,
-                hint=f"prepare the corpus with --tokenizer_name {tokenizer_dir}; between tokenizers compare bits per "
-                "byte, which `cloze evaluate` gives for each",
+                hint=f"prepare the corpus with --tokenizer_name {found.tokenizer}; between tokenizers compare bits "
+                "per byte, which `cloze evaluate` gives for each",
             )
         check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
         if prepared.packing == "best_fit":
@@ -128,7 +135,8 @@ def open_subject(
     if blocks is not None:
         ids = torch.from_numpy(blocks.read(np.zeros(1, np.int64)).astype(np.int64))
     check_head(head, model, {"input_ids": ids.to(accelerator.device)}, "no")
-    return Subject(name, model, tokenizer, head, documents, decoder_start(model.config), accelerator)
+    start = decoder_start(model.config)
+    return Subject(found.folder, model, tokenizer, head, documents, start, accelerator, found.run_dir, found.lineage)
 
 
 def split_sentences(prepared: Prepared, split: str, tokenizer: Any) -> list[Sentence]:

@@ -1,6 +1,7 @@
 """A model from whatever names one: a run's folder, a checkpoint, a consolidated folder, a name on the Hub.
 
-model, tokenizer_dir = open_model("runs/mine/checkpoint-500")
+found = resolve_model("runs/mine/checkpoint-500")      # see cloze.model_path
+model = load_model(found.folder)
 """
 
 from __future__ import annotations
@@ -11,62 +12,18 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.errors import CheckpointError, ModelError
+from cloze.errors import CheckpointError
 from cloze.model.load import load_pretrained
-from cloze.train.checkpoint_files import find_checkpoint, list_checkpoints, verify_checkpoint
+from cloze.train.checkpoint_files import verify_checkpoint
 from cloze.train.restore import PieceReader
 from cloze.train.state import WEIGHT
 
 
-def model_folder(name: str) -> str:
-    """A run's folder stands for the model in it; anything else is taken as it is.
-
-    Raises ModelError for a run that has not been consolidated yet, and for a local path without a model.
-    """
-    path = Path(name)
-    if (path / "model" / "config.json").is_file():
-        return str(path / "model")
-    if path.is_dir() and not (path / "config.json").is_file():
-        if (path / "config.yaml").is_file() or (path / "checkpoint.json").is_file():
-            raise ModelError("there is no model here yet", where=name, hint=f"run `cloze consolidate {name}` first")
-        raise ModelError(
-            "not a model folder: there is no config.json",
-            where=name,
-            hint="give a run, a model folder or a name on the Hub",
-        )
-    if not path.exists() and name.startswith((".", "/", "runs/")):
-        raise ModelError("no such folder", where=name, hint="give a run, a model folder or a name on the Hub")
-    return name
-
-
-def find_model(name: str) -> tuple[str, str]:
-    """What `load_model` is to load, a checkpoint or a model, and where its tokenizer is.
-
-    A run's folder stands for its consolidated `model`, and where there is none yet, for its newest whole checkpoint.
-    Raises ModelError, CheckpointError.
-    """
-    path = Path(name)
-    if (path / "checkpoint.json").is_file():
-        verify_checkpoint(path)
-        return name, str(path / "model")
-    if path.is_dir() and not (path / "model" / "config.json").is_file() and list_checkpoints(path):
-        found = find_checkpoint(path, "auto")
-        assert found is not None  # there are some
-        return str(found), str(found / "model")
-    folder = model_folder(name)
-    return folder, folder
-
-
-def load_model(found: str, trust_remote_code: bool = False) -> Any:
-    """The model that `find_model` found, in fp32 on the CPU, in evaluation mode."""
-    path = Path(found)
-    return load_checkpoint(path) if (path / "checkpoint.json").is_file() else load_pretrained(found, trust_remote_code)
-
-
-def open_model(name: str, trust_remote_code: bool = False) -> tuple[Any, str]:
-    """Both: the model, and where its tokenizer is."""
-    found, tokenizer_dir = find_model(name)
-    return load_model(found, trust_remote_code), tokenizer_dir
+def load_model(folder: str, trust_remote_code: bool = False) -> Any:
+    """Return the model of a checkpoint, a model folder or a name, in fp32 on the CPU, in evaluation mode."""
+    if (Path(folder) / "checkpoint.json").is_file():
+        return load_checkpoint(Path(folder))
+    return load_pretrained(folder, trust_remote_code)
 
 
 @torch.no_grad()

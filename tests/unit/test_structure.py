@@ -20,6 +20,7 @@ LAYERS = [
     ["grow"],
     ["fill", "measure", "hub"],
     ["consolidate", "opening"],
+    ["model_path"],
     ["train"],
     ["cards", "evaluation", "model", "sample"],
     ["data"],
@@ -27,6 +28,7 @@ LAYERS = [
     ["fully_sharded", "tensorfile"],
     ["telling"],
     ["failures", "options"],
+    ["lineage"],
     [
         "console",
         "files",

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from cloze.errors import HubError
 from cloze.foreign.json_yaml import read_mapping
+from cloze.lineage import from_mapping
 from cloze.mappings import interval_of, is_number, part
 
 METRICS = {
@@ -73,6 +74,9 @@ def model_metadata(
 ) -> ModelCardData:
     """The metadata block: library, task, widget, and where known base model, datasets, license, language, results."""
     source, dataset = part(data, "source"), origin_of(data)
+    measured, local = dataset, last_part(source.get("dataset_name"))
+    if on_other_data(scores, data):
+        measured, local = None, last_part(scores.get("data"))
     known: dict[str, Any] = told.values()
     if base := hub_name(config.get("model_name_or_path")):
         known["base_model"] = base
@@ -82,10 +86,10 @@ def model_metadata(
         EvalResult(
             task_type="fill-mask",
             task_name="Masked language modeling",
-            dataset_type=dataset or "text",
-            dataset_name=dataset or last_part(source.get("dataset_name")) or "local text",
-            dataset_config=source.get("dataset_config_name") if dataset else None,
-            dataset_revision=source.get("revision") if dataset else None,
+            dataset_type=measured or "text",
+            dataset_name=measured or local or "local text",
+            dataset_config=source.get("dataset_config_name") if measured else None,
+            dataset_revision=source.get("revision") if measured else None,
             dataset_split=scores.get("split"),
             metric_type=kind,
             metric_name=metric,
@@ -106,11 +110,19 @@ def model_metadata(
     )
 
 
+def on_other_data(scores: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Return whether an evaluation is known to be on other blocks than those that the run was trained on."""
+    measured, trained = scores.get("data_checksum"), data.get("checksum")
+    return bool(measured and trained and measured != trained)
+
+
 def _measured_with(scores: dict[str, Any], kind: str) -> dict[str, Any] | None:
-    """The masks that a result was measured on, and its 95 % interval where there is one."""
+    """Return masks, weights and 95 % interval of a result, as far as they are known."""
     found = {key: scores[key] for key in ("mlm_probability", "seed", "draws") if is_number(scores.get(key))}
     if interval := interval_of(scores, kind):
         found["interval_95"] = interval
+    if (lineage := from_mapping(scores)) is not None:
+        found |= {"weights": str(lineage), "weights_checksum": lineage.weights}
     return found or None
 
 

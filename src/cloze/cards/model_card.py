@@ -9,7 +9,6 @@ kept.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,13 @@ from cloze.cards.metadata import (
     with_values,
 )
 from cloze.cards.reproduce import BLOCK_FLAGS, commands
+from cloze.cards.weights import evaluation_facts, number_in, read_lines, weights_facts
 from cloze.console import duration
 from cloze.files import write_text
 from cloze.foreign.json_yaml import read_mapping
+from cloze.lineage import read_record, scores_of
 from cloze.machine import versions_of
-from cloze.mappings import interval_of, is_number, part
+from cloze.mappings import is_number, part
 from cloze.places import portable
 
 MARKER = "<!-- made by cloze -->"
@@ -81,7 +82,7 @@ def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, t
     text = card_text(model_dir, run_dir, repo, told)
     if not path.exists() or _text(path) != text:
         write_text(path, text)
-    curve = loss_curve(read_lines(run_dir)) if run_dir else None
+    curve = loss_curve(read_lines(run_dir, read_record(model_dir)))
     if curve and f"]({CURVE})" in text:
         write_text(model_dir / CURVE, curve)
     return path
@@ -108,10 +109,14 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
     """The text of a card that Cloze makes, from whatever is known."""
     model_config = read_mapping(model_dir / "config.json")
     files = run_files(run_dir)
-    config, data, scores = _public_names(files["config.yaml"]), files["data.json"], files["eval.json"]
+    config, data = _public_names(files["config.yaml"]), files["data.json"]
+    lineage = read_record(model_dir)
+    scores, _ = scores_of(lineage, files["eval.json"])
     told = told_by_run(run_dir, told)
     sessions = [one for one in files["sessions.json"].get("sessions") or [] if isinstance(one, dict)]
-    lines = read_lines(run_dir) if run_dir else []
+    if lineage is not None and lineage.step:  # the run may have continued since
+        sessions = [one for one in sessions if number_in(one, "first_step") < lineage.step]
+    lines = read_lines(run_dir, lineage)
     mask = _mask_token(model_dir)
     name = repo.split("/")[-1] if repo else f"cloze-{model_config.get('model_type', 'model')}"
     metadata = model_metadata(name, config, data, scores, mask, told)
@@ -123,13 +128,14 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
         "A masked language model: it fills in words that are left out. Trained with Cloze.",
         _usage(mask, repo or "owner/name"),
         _data_section(data, told.dataset),
-        _evaluation_section(scores),
+        _table("Weights", "what", weights_facts(lineage)),
+        _table("Evaluation", "on fixed masks", evaluation_facts(scores, data)),
         "## Loss\n\nNats per masked token.\n\n" + f"![Loss by optimizer step]({CURVE})" if loss_curve(lines) else "",
         _table("Training", "hyperparameter", {key: config.get(key) for key in HYPERPARAMETERS}),
         _effort_section(sessions, lines, data),
         _config_section(config, data),
         _table("Versions", "library", versions or versions_of(LIBRARIES)),
-        _reproduce_section(commands(config, data, sessions, repo or f"owner/{name}")),
+        _reproduce_section(commands(config, data, sessions, repo or f"owner/{name}", lineage)),
         _limits_section(data),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -139,17 +145,6 @@ def _public_names(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration where models that are not on the Hub have no name: it would be a path, or a part of one."""
     told = {name: config[name] for name in MODEL_NAMES if isinstance(config.get(name), str)}
     return config | {name: one if hub_name(one) else LOCAL for name, one in told.items()}
-
-
-def read_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that can be read; none where there is no such file."""
-    lines = []
-    try:
-        for text in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            lines.append(json.loads(text))
-    except (OSError, ValueError):
-        pass
-    return [line for line in lines if isinstance(line, dict)]
 
 
 def _usage(mask: str, repo: str) -> str:
@@ -182,27 +177,6 @@ def _data_section(data: dict[str, Any], published: str | None) -> str:
         "the blocks themselves": published,
     }
     return _table("Training data", "what", facts)
-
-
-def _evaluation_section(scores: dict[str, Any]) -> str:
-    keys = (
-        "perplexity",
-        "loss",
-        "masked_accuracy",
-        "masked_accuracy_top5",
-        "bits_per_byte",
-        "masked_tokens",
-        "blocks",
-        "split",
-        "mlm_probability",
-        "seed",
-        "draws",
-    )
-    facts: dict[str, Any] = {key: scores.get(key) for key in keys}
-    for key in keys:
-        if (interval := interval_of(scores, key)) and facts[key] is not None:
-            facts[key] = f"{facts[key]} (95 %: {interval[0]:.6g} to {interval[1]:.6g})"
-    return _table("Evaluation", "on fixed masks", facts)
 
 
 def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]], data: dict[str, Any]) -> str:

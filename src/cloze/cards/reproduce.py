@@ -12,13 +12,20 @@ from typing import Any
 
 from cloze.config import BlocksConfig, PrepareConfig, TrainConfig
 from cloze.files import parse_size
+from cloze.lineage import Lineage
 from cloze.places import PLACES, SECRETS, without_place
 
 BLOCK_FLAGS = {field.name for field in dataclasses.fields(BlocksConfig)} | {"tokenizer_name"}
 _HUB = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license", "language")
 
 
-def commands(config: dict[str, Any], data: dict[str, Any], sessions: list[dict[str, Any]], repo: str) -> list[str]:
+def commands(
+    config: dict[str, Any],
+    data: dict[str, Any],
+    sessions: list[dict[str, Any]],
+    repo: str,
+    lineage: Lineage | None = None,
+) -> list[str]:
     """`cloze prepare`, `train` and `push` as shell commands; empty where the run's files do not say enough."""
     if not config or not isinstance(data.get("source"), dict):
         return []
@@ -29,8 +36,16 @@ def commands(config: dict[str, Any], data: dict[str, Any], sessions: list[dict[s
         config = {**config, "precision": precision}  # what the launcher and the machine made of it
     lines = [] if data.get("streamed") else [prepare_command(data, f"prepared/{name}")]
     lines.append(f"{launcher(sessions)} {train_command(config, data, f'prepared/{name}', run)}")
-    lines.append(f"cloze consolidate {run} && cloze push {run} --repo {shlex.quote(repo)}")
+    lines.append(f"cloze consolidate {run}{_which_weights(lineage)} && cloze push {run} --repo {shlex.quote(repo)}")
     return lines
+
+
+def _which_weights(lineage: Lineage | None) -> str:
+    """Return the flags of `cloze consolidate` that choose these weights of a finished run."""
+    if lineage is None:
+        return ""
+    average = f" --average {len(lineage.steps)}" if len(lineage.steps) > 1 else ""
+    return average + (" --weights ema" if "ema" in lineage.kind else "")
 
 
 def prepare_command(data: dict[str, Any], output: str) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cloze.commands.evaluate import about_data, about_masks
 from cloze.config import CompareConfig
-from cloze.console import duration, say
+from cloze.console import duration, say, warn
 from cloze.data.shards import open_prepared
 from cloze.distributed import RunShape, start
 from cloze.evaluation.intervals import interval, p_value, ratio_and_error
 from cloze.evaluation.perplexity import LOSS, MASKED, Scores
 from cloze.files import write_json
+from cloze.lineage import Lineage, describe, same_weights
 from cloze.measure import masks_of, open_subject
 
 
@@ -24,17 +26,19 @@ def run(config: CompareConfig) -> None:
     prepared = open_prepared(config.data)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     begin = time.monotonic()
-    scores = []
+    scores, lineages = [], []
     for name in (config.model, config.other):
         subject = open_subject(name, prepared, config.split, accelerator, config.trust_remote_code)
         scores.append(subject.score_split(prepared, config.split, masks))
+        lineages.append(subject.lineage)
         del subject
     values = paired(*scores)
     if accelerator.is_main_process:
-        tell(config, values, duration(time.monotonic() - begin))
+        tell(config, values, lineages, duration(time.monotonic() - begin))
         if config.output:
             about = {**about_masks(masks), **about_data(config.data, config.split, prepared)}
-            write_json(Path(config.output), {"a": config.model, "b": config.other, **values, **about})
+            of = {f"lineage_{key}": one and one.as_mapping() for key, one in zip("ab", lineages, strict=True)}
+            write_json(Path(config.output), {"a": config.model, "b": config.other, **of, **values, **about})
             say("compare", f"written to {config.output}")
 
 
@@ -57,11 +61,13 @@ def paired(one: Scores, other: Scores) -> dict[str, Any]:
     }
 
 
-def tell(config: CompareConfig, values: dict[str, Any], took: str) -> None:
-    """Say it."""
+def tell(config: CompareConfig, values: dict[str, Any], lineages: Sequence[Lineage | None], took: str) -> None:
+    """Print both perplexities and the difference."""
+    if same_weights(*lineages):
+        warn("a and b have the same weights")
     low, high = values["loss_difference_interval"]
-    say("compare", f"a: {config.model}: perplexity {values['perplexity_a']:.4f}")
-    say("compare", f"b: {config.other}: perplexity {values['perplexity_b']:.4f}")
+    say("compare", f"a: {config.model} ({describe(lineages[0])}): perplexity {values['perplexity_a']:.4f}")
+    say("compare", f"b: {config.other} ({describe(lineages[1])}): perplexity {values['perplexity_b']:.4f}")
     if low <= 0 <= high:
         verdict = "no difference can be told"
     else:

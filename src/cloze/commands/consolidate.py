@@ -12,8 +12,9 @@ from cloze.consolidate.dcpfiles import holds_metadata
 from cloze.consolidate.foreign import find_dcp_files, find_zero_files, foreign_source
 from cloze.consolidate.model_folder import choose_checkpoint, choose_last, write_model
 from cloze.consolidate.stored import Source, own_source
-from cloze.errors import ConfigError
+from cloze.errors import CheckpointError, ConfigError
 from cloze.files import parse_size
+from cloze.model_path import run_of
 
 
 def run(config: ConsolidateConfig) -> None:
@@ -45,7 +46,11 @@ def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
             raise ConfigError("a checkpoint of Cloze has its own", where=f"--{name}", hint="leave it out")
     path = Path(config.checkpoint)
     folders = [choose_checkpoint(path)] if config.average == 1 else choose_last(path, config.average)
-    output = Path(config.output) if config.output else folders[-1].parent / "model"
+    parent = folders[-1].parent
+    if config.output is None and (parent / "config.yaml").is_file() and run_of(folders[-1]) is None:
+        hint = "give --output FOLDER, or take it out of this run"
+        raise CheckpointError("belongs to another run than the folder it is in", where=folders[-1], hint=hint)
+    output = Path(config.output) if config.output else parent / "model"
     of = "the moving average of " if config.weights == "ema" else ""
     names = " and ".join([", ".join(folder.name for folder in folders[:-1]), folders[-1].name])
     where = str(folders[0]) if len(folders) == 1 else f"the mean of {names} in {folders[0].parent}"

@@ -19,8 +19,9 @@ from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
 from cloze.files import write_json
+from cloze.lineage import KEY as LINEAGE
+from cloze.lineage import describe as describe_lineage
 from cloze.measure import Masks, masks_of, open_subject, split_sentences
-from cloze.opening import model_folder
 
 
 def run(config: EvaluateConfig) -> None:
@@ -35,6 +36,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     lines = None if config.sentences is None else read_lines(Path(config.sentences))
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
+    say("evaluate", f"{subject.name}: {describe_lineage(subject.lineage)}")
     begin = time.monotonic()
     if config.metric == "perplexity":
         assert prepared is not None
@@ -62,11 +64,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"{config.metric} {total:.4f}, pseudo-perplexity {values['pseudo_perplexity']:.4f} over {len(found):,} "
             f"sentences, {values['tokens']:,} tokens"
         ]
+    values[LINEAGE] = None if subject.lineage is None else subject.lineage.as_mapping()
     if accelerator.is_main_process:
         told[0] += f"; {duration(time.monotonic() - begin)}"
         for line in told:
             say("evaluate", line, result=True)
-        output = output_path(config)
+        output = output_path(config, subject.run_dir)
         if output is not None:
             write_json(output, values)
             say("evaluate", f"written to {output}", result=output)
@@ -154,13 +157,10 @@ def about_data(folder: str | None, split: str, prepared: Prepared) -> dict[str, 
     }
 
 
-def output_path(config: EvaluateConfig) -> Path | None:
-    """--output, else eval.json in the run's folder for the perplexity of its model, else nowhere."""
+def output_path(config: EvaluateConfig, run_dir: Path | None) -> Path | None:
+    """Return --output, else eval.json in the run's folder for the perplexity of its model, else None."""
     if config.output:
         return Path(config.output)
-    if config.metric != "perplexity" or (Path(config.model) / "checkpoint.json").is_file():
+    if config.metric != "perplexity" or run_dir is None or (Path(config.model) / "checkpoint.json").is_file():
         return None
-    run_dir = Path(config.model)
-    if not (run_dir / "config.yaml").is_file():
-        run_dir = Path(model_folder(config.model)).parent
-    return run_dir / "eval.json" if (run_dir / "config.yaml").is_file() else None
+    return run_dir / "eval.json"

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from cloze.cards.dataset_card import dataset_card
 from cloze.cards.metadata import Told, base_and_dataset, metadata_text, origin_of, told_by_run
 from cloze.cards.model_card import MARKER, card_text, write_card
+from cloze.cards.weights import excluded_scores
 from cloze.config import PushConfig
 from cloze.console import say, warn
 from cloze.errors import ConfigError
@@ -30,7 +31,10 @@ def run(config: PushConfig) -> None:
             where=f"--create_pr and {flag}",
             hint="leave one out",
         )
-    model_dir, run_dir = find_model(Path(config.path))
+    found = find_model(Path(config.path))
+    model_dir, run_dir = Path(found.folder), found.run_dir
+    if line := excluded_scores(model_dir, run_dir):
+        warn(line)
     files_to_push(model_dir)
     blocks = None
     if config.dataset_repo:

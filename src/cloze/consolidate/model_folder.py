@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,10 +25,12 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
 from cloze.cards.model_card import write_card
+from cloze.cards.weights import excluded_scores
 from cloze.console import progress, warn
 from cloze.consolidate.stored import Source, Stored, own_source
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import staged_folder, write_json
+from cloze.lineage import of_tensors, write_record
 from cloze.model.load import load_checked
 from cloze.tensorfile import Entry, write_tensors
 from cloze.train.checkpoint_files import (
@@ -40,6 +43,11 @@ from cloze.train.checkpoint_files import (
 from cloze.train.sums import content_sum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """Return `fp32`, `bf16` or `fp16`, else torch's own name."""
+    return next((name for name, one in DTYPES.items() if one == dtype), str(dtype).removeprefix("torch."))
 
 
 def choose_checkpoint(path: Path) -> Path:
@@ -104,11 +112,15 @@ def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) 
         source.save_model_files(staged)
         tidy_config(staged, DTYPES[dtype])
         files = write_weights(staged, source.tensors, max_shard_bytes, DTYPES[dtype])
-        compare_sums(staged, files, source.tensors, DTYPES[dtype])
+        sums = compare_sums(staged, files, source.tensors, DTYPES[dtype])
+        lineage = source.lineage or of_tensors(sums, dtype)
+        write_record(staged, replace(lineage, dtype=dtype))
         model = load_checked(staged)
         compared = source.check(model)
         if (output / "README.md").is_file():
             shutil.copy(output / "README.md", staged)  # write_card keeps it if somebody wrote it by hand
+        if line := excluded_scores(staged, source.run_dir):
+            warn(line)
         write_card(staged, source.run_dir)
     _replace(output, finished)
     return compared
@@ -170,17 +182,22 @@ def _reader(tensor: Stored, dtype: torch.dtype, advance: Callable[..., None]) ->
     return read
 
 
-def compare_sums(folder: Path, files: dict[str, str], tensors: list[Stored], dtype: torch.dtype) -> None:
+def compare_sums(
+    folder: Path, files: dict[str, str], tensors: list[Stored], dtype: torch.dtype
+) -> dict[str, tuple[tuple[int, ...], int]]:
     """Read every tensor that was written, one at a time, and compare its checksum with that of the checkpoint's
-    pieces. Raises CheckpointError naming the first that differs."""
+    pieces; return shape and checksum of each. Raises CheckpointError naming the first that differs."""
+    sums = {}
     with ExitStack() as stack, progress("compare", total=len(tensors), unit="tensors") as advance:
         opened = {file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in set(files.values())}
         for tensor in tensors:
             written = opened[files[tensor.name]].get_tensor(tensor.name).reshape(-1)  # mapped
-            if content_sum(written, 0) != tensor.content_sum(dtype):
+            sums[tensor.name] = tensor.shape, content_sum(written, 0)
+            if sums[tensor.name][1] != tensor.content_sum(dtype):
                 raise CheckpointError(
                     f"{tensor.name} was not written as it is stored",
                     where=tensor.where,
                     hint="this is a bug in Cloze, or memory or a disk that lies; please report it",
                 )
             advance()
+    return sums

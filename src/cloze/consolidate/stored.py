@@ -25,7 +25,9 @@ import torch
 from safetensors.torch import load_file
 
 from cloze.errors import CheckpointError, ConfigError
+from cloze.lineage import Lineage, of_average, of_checkpoint, run_id
 from cloze.model.in_float32 import InFloat32
+from cloze.model_path import run_of
 from cloze.train.checkpoint_files import PROBE, read_manifest
 from cloze.train.probe import TOLERANCE, probe_difference, probe_loss, stored_loss
 from cloze.train.restore import PieceReader
@@ -90,12 +92,14 @@ class Stored:
 class Source:
     """A model to be written. `save_model_files` puts configuration and tokenizer into a folder; `check` compares the
     model, loaded again, with what else the checkpoint knows of it, says what it did, and raises CheckpointError;
-    `run_dir`: the folder of the run, for the model card."""
+    `run_dir`: the folder of the run, for the model card; `lineage`: the weights it is made of, in fp32, None if they
+    are another program's."""
 
     tensors: list[Stored]
     save_model_files: Callable[[Path], None]
     check: Callable[[torch.nn.Module], str]
     run_dir: Path | None = None
+    lineage: Lineage | None = None
 
 
 def _converted(piece: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
@@ -132,6 +136,12 @@ def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "traine
                 where=folder,
                 hint="average the checkpoints of one run only, or fewer of them",
             )
+        if run_id(other["run"]) != run_id(manifest["run"]):
+            raise CheckpointError(
+                f"belongs to another run than {folders[-1].name}",
+                where=folder,
+                hint="average the checkpoints of one run only",
+            )
     tensors = []
     for name, facts in manifest["parameters"].items():
         shape = tuple(facts["shape"])
@@ -153,8 +163,9 @@ def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "traine
     tensors += [_frozen(newest, name, name) for name in newest.frozen_names() if name not in names]
     exact = len(folders) == 1 and key == WEIGHT
     check = partial(_check_logits if exact else _check_loss, folders, manifest["precision"], key)
-    run_dir = newest.folder.parent if (newest.folder.parent / "config.yaml").is_file() else None
-    return Source(tensors, partial(_copy_model_files, newest.folder / "model"), check, run_dir)
+    run_dir = run_of(newest.folder)
+    lineage = of_average([of_checkpoint(one, key) for one in manifests])
+    return Source(tensors, partial(_copy_model_files, newest.folder / "model"), check, run_dir, lineage)
 
 
 def _frozen(reader: PieceReader, name: str, kept: str) -> Stored:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig
 
 from cloze.config import GrowConfig
-from cloze.consolidate.model_folder import compare_sums, tidy_config, write_weights
+from cloze.consolidate.model_folder import compare_sums, name_of_dtype, tidy_config, write_weights
 from cloze.consolidate.stored import Stored
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, ModelError
@@ -28,12 +28,13 @@ from cloze.grow.axes import Growth, Map, blank_model, find_axes, heads_of, shape
 from cloze.grow.depth import LayerSource, layer_sources
 from cloze.grow.exact import LAST, before_decoder, check_possible, compare, shares
 from cloze.grow.vocabulary import Rows, special_tokens, vocabulary_rows
+from cloze.lineage import of_tensors, write_record
 from cloze.machine import versions_of
 from cloze.model.archs import POSITIONS_AFTER_PADDING
 from cloze.model.depth import layer_depths
 from cloze.model.load import fit_vocabulary, load_checked, load_error
 from cloze.model.overrides import apply_overrides, parse_overrides
-from cloze.opening import model_folder
+from cloze.model_path import resolve_model
 from cloze.places import without_place
 
 NOTE = "grown.json"
@@ -78,7 +79,7 @@ def warm_start(config: GrowConfig) -> Done:
     output, max_shard_bytes = Path(config.output), parse_size(config.max_shard_size, "--max_shard_size")
     if output.exists():
         raise ConfigError("exists already", where=output, hint="choose another --output, or delete it")
-    folder = model_folder(config.source)
+    folder = resolve_model(config.source, consolidated=True).folder
     old, tokenizer = _load(folder, config), load_tokenizer(folder, token=config.token)
     new_tokenizer = tokenizer if config.tokenizer is None else load_tokenizer(config.tokenizer, token=config.token)
     new_config = _new_config(old.config, config, tokenizer, new_tokenizer)
@@ -100,7 +101,8 @@ def warm_start(config: GrowConfig) -> Done:
         new_tokenizer.save_pretrained(staged)
         tidy_config(staged, old.dtype)
         files = write_weights(staged, stored, max_shard_bytes, old.dtype)
-        compare_sums(staged, files, stored, old.dtype)
+        sums = compare_sums(staged, files, stored, old.dtype)
+        write_record(staged, of_tensors(sums, name_of_dtype(old.dtype), "grown"))
         grown = load_checked(staged)
         compared = compare(old, grown, rows, reshaped) if exact else "loaded again"
         note = _note(config, changes, rows, layers)

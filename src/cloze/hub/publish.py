@@ -3,8 +3,8 @@
 Only named files go up, never logs or pickles, and nothing that is only true on this machine: `checkpoint.json` loses
 its paths on the way, and gets a new checksum. Each push is one commit, so a repository is whole at any time.
 
-    model_dir, run_dir = find_model(Path("runs/demo"))
-    pushed = push_model(api, Target("owner/name"), model_dir, message="Upload model")
+    model = find_model(Path("runs/demo"))
+    pushed = push_model(api, Target("owner/name"), Path(model.folder), message="Upload model")
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from cloze.cards.curve import CURVE
 from cloze.cards.metadata import Told
 from cloze.errors import ConfigError, HubError
 from cloze.hub.client import Pushed, Target, ask, commit
+from cloze.lineage import FILE as LINEAGE_FILE
+from cloze.model_path import ModelPath, resolve_model
 from cloze.places import portable, without_place
 from cloze.train.checkpoint_files import MANIFEST, read_manifest, signed
 
@@ -45,6 +47,7 @@ MODEL_FILES = (
     "sentencepiece.bpe.model",
     "README.md",
     CURVE,
+    LINEAGE_FILE,
 )
 # What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
 _OLD_WEIGHTS = re.compile(r"model\.safetensors|model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")
@@ -52,23 +55,14 @@ _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 _SMALL_TEXTS = (".md", ".yaml", "config.json", "manifest.json", MANIFEST)
 
 
-def find_model(path: Path) -> tuple[Path, Path | None]:
-    """(model folder, run folder or None) of a run's folder or a model folder. Raises ConfigError."""
+def find_model(path: Path) -> ModelPath:
+    """Return the consolidated model that a run's folder or a model folder stands for (see cloze.model_path).
+
+    Raises ConfigError if it is no folder, ModelError if there is no model or RUN/model is not the run's newest.
+    """
     if not path.is_dir():
         raise ConfigError("no such folder", where=path, hint="give a run's folder or a consolidated model folder")
-    if (path / "model" / "config.json").is_file():
-        return path / "model", path
-    is_run = (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
-    if is_run or (path / MANIFEST).is_file() or any(path.glob(f"checkpoint-*/{MANIFEST}")):
-        raise ConfigError("there is no model here yet", where=path, hint=f"run `cloze consolidate {path}` first")
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            "not a model folder: there is no config.json",
-            where=path,
-            hint="give a run that was consolidated, or a model folder",
-        )
-    parent = path.resolve().parent
-    return path, parent if (parent / "config.yaml").is_file() else None
+    return resolve_model(str(path), consolidated=True)
 
 
 def files_to_push(model_dir: Path) -> dict[str, Path]:

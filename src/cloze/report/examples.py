@@ -13,7 +13,8 @@ from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.fill import best_words, masked_inputs
 from cloze.foreign.json_yaml import read_mapping
-from cloze.opening import open_model
+from cloze.model_path import resolve_model
+from cloze.opening import load_model
 from cloze.report.gather import Run
 from cloze.report.scores import Answers, Filled
 
@@ -25,8 +26,8 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
     ModelError, CheckpointError where a run has no model that can be loaded."""
     filled: list[Filled] = []
     for number, run in enumerate(runs):
-        model, tokenizer_dir = open_model(str(run.folder))
-        tokenizer = load_tokenizer(tokenizer_dir)
+        found = resolve_model(str(run.folder))
+        model, tokenizer = load_model(found.folder), load_tokenizer(found.tokenizer)
         inputs = [masked_inputs(tokenizer, text) for text in texts]
         after = [_answers(model, tokenizer, one) for one in inputs]
         del model
@@ -47,12 +48,12 @@ def begun_with(run: Run) -> tuple[Any, str] | None:
     machine, else its first checkpoint; None where neither is there, whole, and earlier than the model."""
     start = read_mapping(run.folder / "config.yaml").get("model_name_or_path")
     if isinstance(start, str) and (Path(start) / "config.json").is_file():
-        return open_model(start)[0], "the weights it began with"
+        return load_model(resolve_model(start).folder), "the weights it began with"
     if len(run.checkpoints) < 2:
         return None
     step = run.checkpoints[0].step
     try:
-        return open_model(str(run.folder / f"checkpoint-{step}"))[0], f"after {step:,} steps"
+        return load_model(resolve_model(str(run.folder / f"checkpoint-{step}")).folder), f"after {step:,} steps"
     except ClozeError:  # damaged: it is not what was asked for
         return None
 

@@ -1,0 +1,186 @@
+"""Which model a path or a name stands for: the one rule for evaluate, fill, compare, report, grow and push.
+
+- A checkpoint-N folder stands for itself, and so does a model folder.
+- A run's folder stands for its newest weights: RUN/model if it was consolidated from the newest checkpoint, else that
+  checkpoint. A RUN/model that is older, of another run, or changed by hand is named in one line. Commands that need
+  a consolidated model refuse it.
+- Anything else is a name on the Hub.
+
+    found = resolve_model("runs/mine")      # found.folder, found.tokenizer, found.lineage
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloze.console import warn
+from cloze.errors import CheckpointError, ModelError
+from cloze.foreign.json_yaml import read_mapping
+from cloze.lineage import Lineage, changed_file, describe, of_checkpoint, read_record, run_id
+from cloze.mappings import part
+from cloze.train.checkpoint_files import (
+    MANIFEST,
+    find_checkpoint,
+    list_checkpoints,
+    read_manifest,
+    verify_checkpoint,
+)
+
+IDENTITY = "run.json"
+_HINT = "give a run, a model folder or a name on the Hub"
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """`folder`: a checkpoint, a model folder, or a name on the Hub; `tokenizer`: where its tokenizer is; `run_dir`:
+    the run that it belongs to, None if unknown; `lineage`: None if it is not recorded."""
+
+    folder: str
+    tokenizer: str
+    run_dir: Path | None = None
+    lineage: Lineage | None = None
+
+
+def resolve_model(name: str, consolidated: bool = False) -> ModelPath:
+    """Return the model that `name` stands for. `consolidated`: it must be a model folder or a name on the Hub.
+
+    Raises ModelError if there is no model, or RUN/model is not the run's newest and `consolidated`; CheckpointError
+    if the checkpoint is damaged.
+    """
+    path = Path(name)
+    if (path / MANIFEST).is_file():
+        if consolidated:
+            raise _no_model_yet(path)
+        verify_checkpoint(path)
+        return _checkpoint(path)
+    if is_run(path):
+        return _of_run(path, consolidated)
+    if (path / "config.json").is_file():
+        return _model_folder(path)
+    if path.is_dir():
+        raise ModelError("not a model folder: there is no config.json", where=name, hint=_HINT)
+    if not path.exists() and name.startswith((".", "/", "runs/")):
+        raise ModelError("no such folder", where=name, hint=_HINT)
+    return ModelPath(name, name)
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder is a run's, with a model in it or without."""
+    return (
+        (path / "model" / "config.json").is_file()
+        or (path / "config.yaml").is_file()
+        or (path / "metrics.jsonl").is_file()
+        or any((folder / MANIFEST).is_file() for folder in list_checkpoints(path))
+    )
+
+
+def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
+    """Return the newest whole checkpoint of a run that is newer than `lineage`, or of the same step with other
+    weights; None if there is none. Reads a checkpoint's files only if it may be one."""
+    own = run_id(read_mapping(run_dir / IDENTITY))
+    for folder in reversed(list_checkpoints(run_dir)):
+        step = int(folder.name.rpartition("-")[2])
+        if lineage.step is None or step < lineage.step:
+            return None
+        if not (folder / MANIFEST).is_file():
+            continue
+        try:
+            if step == lineage.step and not _differs(folder, lineage):
+                return None
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            warn(f"{error}; trying the checkpoint before")
+            continue
+        if is_of_run(folder, own):
+            return folder
+        warn(f"{folder}: belongs to another run than the folder it is in, and is left out")
+    return None
+
+
+def is_of_run(folder: Path, own: str | None) -> bool:
+    """Return whether a checkpoint belongs to the run with the id `own`; True if either is unknown."""
+    other = run_id(part(read_manifest(folder), "run"))
+    return own is None or other is None or own == other
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run's folder that a checkpoint is in; None if that is no run or another one."""
+    run_dir = checkpoint.resolve().parent
+    own = run_id(read_mapping(run_dir / IDENTITY))
+    return run_dir if (run_dir / "config.yaml").is_file() and is_of_run(checkpoint, own) else None
+
+
+def _differs(folder: Path, lineage: Lineage) -> bool:
+    """Return whether a checkpoint of the same step has other weights. Of an average, its members may be gone."""
+    if lineage.kind not in ("trained", "ema"):
+        return False
+    key = "ema" if lineage.kind == "ema" else "weight"
+    return of_checkpoint(read_manifest(folder), key).weights != lineage.weights
+
+
+def _of_run(path: Path, consolidated: bool) -> ModelPath:
+    model = path / "model"
+    if (model / "config.json").is_file():
+        found, problem = _examine(model, path)
+        if problem is None:
+            return found
+        if consolidated:
+            hint = f"run `cloze consolidate {path}`, or give {model} to take it as it is"
+            raise ModelError(problem, where=model, hint=hint)
+        newest = _newest(path)
+        if newest is None:
+            warn(f"{model}: {problem}; it is used as it is")
+            return found
+        warn(f"{model}: {problem}; {newest} is used; `cloze consolidate {path}` makes {model} again")
+        return _checkpoint(newest)
+    newest = None if consolidated else _newest(path)
+    if newest is None:
+        raise _no_model_yet(path)
+    return _checkpoint(newest)
+
+
+def _newest(path: Path) -> Path | None:
+    return find_checkpoint(path, "auto") if _has_whole_checkpoint(path) else None
+
+
+def _model_folder(path: Path) -> ModelPath:
+    parent = path.resolve().parent
+    found, problem = _examine(path, parent if (parent / "config.yaml").is_file() else None)
+    if problem is not None:
+        warn(f"{path}: {problem}; it is used as it is")
+    return found
+
+
+def _examine(model: Path, run_dir: Path | None) -> tuple[ModelPath, str | None]:
+    """Return a model folder, and why it is not its run's newest model, None if it is or nothing is recorded."""
+    lineage = read_record(model)
+    if lineage is None:
+        if run_dir is not None and _has_whole_checkpoint(run_dir):
+            why = f"{model}: does not record the checkpoint it is made of"
+            warn(f"{why}; `cloze consolidate {run_dir}` makes it again")
+        return ModelPath(str(model), str(model), run_dir), None
+    if changed := changed_file(model):
+        found = ModelPath(str(model), str(model), run_dir)
+        return found, f"{changed} is not the file that consolidation wrote, so its weights are unknown"
+    found = ModelPath(str(model), str(model), run_dir, lineage)
+    if run_dir is None:
+        return found, None
+    own = run_id(read_mapping(run_dir / IDENTITY))
+    if lineage.run is not None and own is not None and lineage.run != own:
+        found = ModelPath(str(model), str(model), None, lineage)
+        return found, f"is of {describe(lineage)} of another run than the one in {run_dir}"
+    newer = newer_checkpoint(run_dir, lineage)
+    return found, None if newer is None else f"is of {describe(lineage)}, and {newer.name} is newer"
+
+
+def _has_whole_checkpoint(run_dir: Path) -> bool:
+    return any((folder / MANIFEST).is_file() for folder in list_checkpoints(run_dir))
+
+
+def _checkpoint(folder: Path) -> ModelPath:
+    return ModelPath(str(folder), str(folder / "model"), run_of(folder), of_checkpoint(read_manifest(folder)))
+
+
+def _no_model_yet(path: Path) -> ModelError:
+    return ModelError("there is no model here yet", where=path, hint=f"run `cloze consolidate {path}` first")
