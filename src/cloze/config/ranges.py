@@ -146,7 +146,7 @@ class Ranged:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first value that its option may not have."""
-        for name, allowed in allowed_values(type(self)).items():
+        for name, allowed in allowed_values(type(self)).items():  # type: ignore[arg-type]
             fault = allowed.fault(getattr(self, name))
             if fault is not None:
                 raise ConfigError(fault, where=f"--{name}", hint=allowed.hint(getattr(self, name)))
