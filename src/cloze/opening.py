@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.errors import CheckpointError
+from cloze.foreign.pretrained import from_config, from_pretrained
 from cloze.model.load import load_pretrained
 from cloze.train.checkpoint_files import verify_checkpoint
 from cloze.train.restore import PieceReader
@@ -33,8 +34,8 @@ def load_checkpoint(folder: Path) -> Any:
     Raises CheckpointError where its weights are not those of its configuration.
     """
     manifest = verify_checkpoint(folder, contents=False)
-    config = AutoConfig.from_pretrained(folder / "model")
-    model = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+    config = from_pretrained(AutoConfig, folder / "model")
+    model = from_config(AutoModelForMaskedLM, config, dtype=torch.float32)
     here = dict(model.named_parameters())
     different = sorted(here.keys() ^ manifest["parameters"].keys())
     if different:

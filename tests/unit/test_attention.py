@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from cloze.data.loader import document_offsets
 from cloze.errors import ConfigError, ModelError
+from cloze.foreign.pretrained import load_error
 from cloze.model.attention import (
     as_usual,
     attention_names,
@@ -22,7 +23,6 @@ from cloze.model.attention import (
     check_dropout,
     check_half,
 )
-from cloze.model.load import load_error
 from cloze.model.packed import (
     document_attention,
     document_block_mask,

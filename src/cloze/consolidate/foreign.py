@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from cloze.consolidate.dcpfiles import Chunked, DcpFiles, holds_metadata
@@ -27,6 +26,9 @@ from cloze.consolidate.stored import Source, Stored, chunks
 from cloze.consolidate.zerofiles import Placed, ZeroFiles, holds_files, verify_files
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import CheckpointError, ConfigError, ModelError
+from cloze.foreign.paths import is_plain_name, printable, read_text
+from cloze.foreign.pretrained import from_config, from_pretrained
+from cloze.foreign.safetensors_header import open_tensors
 from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
 
 # How far a weight in half precision is from the fp32 one it was rounded from, relative to it (and below the smallest
@@ -35,6 +37,7 @@ _ROUNDING = {torch.float32: (0.0, 0.0), torch.bfloat16: (2.0**-8, 2.0**-133), to
 
 
 Files = ZeroFiles | DcpFiles
+MAX_TAG_BYTES = 4096
 
 
 def find_zero_files(path: Path) -> Path | None:
@@ -46,10 +49,10 @@ def find_zero_files(path: Path) -> Path | None:
         return path
     latest = path / "latest"
     if latest.is_file():
-        tag = latest.read_text(encoding="utf-8").strip()
-        if not holds_files(path / tag):
+        tag = read_text(latest, MAX_TAG_BYTES, error=CheckpointError).strip()
+        if not is_plain_name(tag) or not holds_files(path / tag):
             raise CheckpointError(
-                f"it names {tag}, and no DeepSpeed checkpoint is there",
+                f"it names {printable(tag)}, and no DeepSpeed checkpoint is there",
                 where=latest,
                 hint="give the folder that holds the *_states.pt files",
             )
@@ -84,7 +87,7 @@ def foreign_source(folder: Path, given: Path, config_name: str | None, tokenizer
         raise ConfigError(
             "there is no config.json in this checkpoint", where=given, hint="give --config_name: a model or a folder"
         )
-    config, tokenizer = _config(name), _tokenizer(tokenizer_name, [beside, name])
+    config, tokenizer = from_pretrained(AutoConfig, name), _tokenizer(tokenizer_name, [beside, name])
     _check_vocabulary(config, tokenizer)
     files = _opened(folder)
     shapes, tied, class_name = expected_tensors(config)
@@ -109,29 +112,11 @@ def _opened(folder: Path) -> Files:
 
 def expected_tensors(config: PretrainedConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
     """Name and shape of every tensor in the model's files; name -> name of what is tied; the model's class."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, ImportError) as error:
-        what = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"no masked language model can be made from its configuration ({what})",
-            where=getattr(config, "name_or_path", None) or config.model_type,
-            hint="give another one with --config_name",
-        ) from None
+    with torch.device("meta"):
+        model = from_config(AutoModelForMaskedLM, config, dtype=torch.float32)
     tied = dict(model.all_tied_weights_keys or {})
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     return shapes, tied, type(model).__name__
-
-
-def _config(name: str) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        what = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"cannot load the configuration ({what})", where=name, hint="give --config_name: a model or a folder"
-        ) from None
 
 
 def _tokenizer(given: str | None, others: list[Path | str | None]) -> PreTrainedTokenizerBase:
@@ -272,6 +257,6 @@ def _beside(folder: Path) -> dict[str, Any]:
     """The weights that Trainer may have gathered beside a stage-3 checkpoint, mapped; {} where there are none."""
     found: dict[str, Any] = {}
     for file in sorted(folder.parent.glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     return found

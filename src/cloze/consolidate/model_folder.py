@@ -30,6 +30,7 @@ from cloze.console import progress, warn
 from cloze.consolidate.stored import Source, Stored, own_source
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import staged_folder, write_json
+from cloze.foreign.pretrained import from_pretrained
 from cloze.lineage import of_tensors, write_record
 from cloze.model.load import load_checked
 from cloze.tensorfile import Entry, write_tensors
@@ -141,7 +142,7 @@ def tidy_config(folder: Path, dtype: torch.dtype) -> None:
     configurations carry such values, and newer transformers refuse to save them again."""
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    own = type(AutoConfig.from_pretrained(folder))().to_dict()
+    own = type(from_pretrained(AutoConfig, folder))().to_dict()
     left = (vars(GenerationConfig()).keys() - own.keys()) | {"task_specific_params", "_name_or_path", "torch_dtype"}
     kept = {name: value for name, value in values.items() if name not in left}
     write_json(path, {**kept, "dtype": str(dtype).removeprefix("torch.")})

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloze.foreign.pretrained import from_pretrained
+
 BATCH_CHARACTERS = 2**20  # `tokenizers` needs some 50 bytes a character while it works
 Ids = NDArray[np.integer[Any]]
 
@@ -125,7 +127,7 @@ def _tokenizers(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray[n
 def _transformers(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray[np.int64]]]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer, trust_remote_code=spec.trust_remote_code)
+    tokenizer = from_pretrained(AutoTokenizer, spec.tokenizer, trust_remote_code=spec.trust_remote_code)
     tokenizer.model_max_length = int(1e30)  # documents are cut into blocks later: a long one is no reason to warn
 
     def encode(texts: list[str]) -> tuple[Ids, NDArray[np.int64]]:
@@ -154,7 +156,8 @@ def character_table(tokenizer: Any) -> NDArray[np.int32] | None:
 def _characters(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray[np.int64]]]:
     from transformers import AutoTokenizer
 
-    table = character_table(AutoTokenizer.from_pretrained(spec.tokenizer, trust_remote_code=spec.trust_remote_code))
+    tokenizer = from_pretrained(AutoTokenizer, spec.tokenizer, trust_remote_code=spec.trust_remote_code)
+    table = character_table(tokenizer)
     if table is None:
         raise ValueError("its tokens are not single characters")
     slowly = _transformers(spec)

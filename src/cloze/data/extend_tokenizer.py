@@ -36,6 +36,7 @@ from cloze.data.train_tokenizer import Texts, check_new
 from cloze.data.word_counts import count_words
 from cloze.errors import ConfigError, DataError, ModelError
 from cloze.files import staged_folder
+from cloze.foreign.pretrained import from_pretrained
 
 # How much likelier (in nats) a Unigram piece is than the pieces it is made of: less than any two ways to cut a word
 # differ in practice, and more than rounding.
@@ -228,7 +229,7 @@ def _numbered(tokenizer: Any, tokens: list[str]) -> dict[str, int]:
 
 def _reloaded(folder: Path, old: Any, added: dict[str, int]) -> Any:
     """The tokenizer as it will be loaded. Raises ModelError where that is not the old one with the new tokens."""
-    found = AutoTokenizer.from_pretrained(folder)
+    found = from_pretrained(AutoTokenizer, folder)
     if (
         found.get_vocab() != {**old.get_vocab(), **added}
         or found.mask_token_id != old.mask_token_id

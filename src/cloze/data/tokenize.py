@@ -14,22 +14,12 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cloze.errors import ModelError
+from cloze.foreign.pretrained import from_pretrained
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False, token: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub name. Raises ModelError where it cannot be loaded or cannot mask."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, token=token)
-    except Exception as error:  # whatever a damaged file provokes; nothing of ours runs in there
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remote = "trust_remote_code" in str(error)
-        raise ModelError(
-            f"cannot load the tokenizer ({text})",
-            where=name,
-            hint="it comes with Python code of its own: read it, then give --trust_remote_code"
-            if remote
-            else "give a folder with tokenizer.json, or the name of a model on the Hub",
-        ) from None
+    tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=trust_remote_code, token=token)
     if tokenizer.mask_token_id is None:
         raise ModelError(
             "the tokenizer has no mask token",

@@ -24,6 +24,7 @@ import torch
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
 from cloze.errors import ConfigError, ModelError
+from cloze.foreign.pretrained import from_config
 
 Map = torch.Tensor  # [new size] of old places
 Shapes = Mapping[str, tuple[int, ...]]
@@ -57,7 +58,7 @@ def blank_model(config: PretrainedConfig) -> Any:
     """The masked language model of a configuration, without memory for its weights. Raises ModelError."""
     try:
         with torch.device("meta"):
-            return AutoModelForMaskedLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+            return from_config(AutoModelForMaskedLM, copy.deepcopy(config), dtype=torch.float32)
     except Exception as error:  # whatever numbers that do not go together provoke; nothing of ours runs in there
         what = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(

@@ -24,6 +24,7 @@ from cloze.consolidate.stored import Stored
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, ModelError
 from cloze.files import parse_size, staged_folder, write_json
+from cloze.foreign.pretrained import from_pretrained
 from cloze.grow.axes import Growth, Map, blank_model, find_axes, heads_of, shapes_of, whole_numbers
 from cloze.grow.depth import LayerSource, layer_sources
 from cloze.grow.exact import LAST, before_decoder, check_possible, compare, shares
@@ -32,7 +33,7 @@ from cloze.lineage import of_tensors, write_record
 from cloze.machine import versions_of
 from cloze.model.archs import POSITIONS_AFTER_PADDING
 from cloze.model.depth import layer_depths
-from cloze.model.load import fit_vocabulary, load_checked, load_error
+from cloze.model.load import fit_vocabulary, load_checked
 from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.model_path import resolve_model
 from cloze.places import without_place
@@ -112,12 +113,14 @@ def warm_start(config: GrowConfig) -> Done:
 
 def _load(folder: str, config: GrowConfig) -> Any:
     """The old model, its weights mapped from the files. Raises ModelError where it cannot be loaded or lacks some."""
-    try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, output_loading_info=True, token=config.token
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise load_error(error, folder) from None
+    model, report = from_pretrained(
+        AutoModelForMaskedLM,
+        folder,
+        dtype="auto",
+        use_safetensors=True,
+        output_loading_info=True,
+        token=config.token,
+    )
     if report["missing_keys"]:
         raise ModelError(
             f"it has no {sorted(report['missing_keys'])[0]}",
@@ -132,10 +135,7 @@ def _new_config(old: PretrainedConfig, config: GrowConfig, tokenizer: Any, new_t
     overrides = parse_overrides(config.config_overrides)
     new = copy.deepcopy(old)
     if config.config_name is not None:
-        try:
-            new = AutoConfig.from_pretrained(config.config_name, token=config.token)
-        except (OSError, ValueError, KeyError) as error:
-            raise load_error(error, config.config_name, kind="configuration") from None
+        new = from_pretrained(AutoConfig, config.config_name, token=config.token)
         if new.model_type != old.model_type:
             raise ConfigError(
                 f"{new.model_type} cannot be made of {old.model_type}",

@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from cloze.config import ModelConfig
 from cloze.data.tokenize import load_tokenizer
-from cloze.errors import ClozeError, ConfigError, ModelError
+from cloze.errors import ConfigError, ModelError
+from cloze.foreign.pretrained import from_config, from_pretrained
 from cloze.model.archs import POSITIONS_AFTER_PADDING, adapt_config, check_block_size, check_model_type
 from cloze.model.overrides import apply_overrides, check_same_weights, parse_overrides
 
@@ -41,36 +42,37 @@ def build_model(
     tokenizer = load_tokenizer(str(tokenizer_dir), config.trust_remote_code)
     model_config = read_config(config, tokenizer, block_size)
     check_fits(model_config, len(tokenizer), block_size)
-    attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    attention: dict[str, Any] = (
+        {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    )
     set_seed(seed)
-    try:
-        if config.model_name_or_path is None:
-            model = AutoModelForMaskedLM.from_config(
-                model_config, trust_remote_code=config.trust_remote_code, dtype=torch.float32, **attention
-            )
-        else:
-            model = AutoModelForMaskedLM.from_pretrained(
-                config.model_name_or_path,
-                config=model_config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                **_hub_arguments(config),
-                **attention,
-            )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise load_error(error, config.model_name_or_path or model_config.model_type) from None
+    if config.model_name_or_path is None:
+        trust = config.trust_remote_code
+        model = from_config(
+            AutoModelForMaskedLM, model_config, trust_remote_code=trust, dtype=torch.float32, **attention
+        )
+    else:
+        model = from_pretrained(
+            AutoModelForMaskedLM,
+            config.model_name_or_path,
+            config=model_config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            **_hub_arguments(config),
+            **attention,
+        )
     return model, tokenizer
 
 
 def load_pretrained(folder: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """A finished model from a folder or Hub name, for inference. Raises ModelError."""
-    try:
-        model = AutoModelForMaskedLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise load_error(error, folder) from None
-    return model.eval()
+    return from_pretrained(
+        AutoModelForMaskedLM,
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+    ).eval()
 
 
 def load_checked(folder: Path) -> PreTrainedModel:
@@ -78,8 +80,8 @@ def load_checked(folder: Path) -> PreTrainedModel:
 
     Weights stay in the type they are stored in: so they are mapped from the files, and take no memory of their own.
     """
-    model, report = AutoModelForMaskedLM.from_pretrained(
-        str(folder), dtype="auto", use_safetensors=True, output_loading_info=True
+    model, report = from_pretrained(
+        AutoModelForMaskedLM, folder, dtype="auto", use_safetensors=True, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
@@ -96,10 +98,9 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
     overrides = parse_overrides(config.config_overrides)
     source = config.model_name_or_path or config.config_name
     if source is not None:
-        try:
-            model_config = AutoConfig.from_pretrained(source, **_hub_arguments(config))
-        except (OSError, ValueError, KeyError) as error:
-            raise load_error(error, source, kind="configuration") from None
+        model_config = from_pretrained(
+            AutoConfig, source, typed_attention=config.attn_implementation, **_hub_arguments(config)
+        )
     elif config.model_type is not None:
         check_model_type(config.model_type)
         model_config = AutoConfig.for_model(config.model_type)
@@ -178,17 +179,3 @@ def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
         "token": config.token,
         "trust_remote_code": config.trust_remote_code,
     }
-
-
-def load_error(error: Exception, name: object, kind: str = "model") -> ClozeError:
-    """One line for what loading a model or a configuration raised."""
-    text = str(error).strip().split("\n")[0]
-    if "trust_remote_code" in str(error):
-        hint = "it comes with Python code of its own: read it, then give --trust_remote_code"
-    elif "ttention" in text:
-        hint = "choose another --attn_implementation, or leave it out"
-    elif "safetensors" in str(error):
-        hint = "only safetensors weights are loaded, since other formats can run code; convert them first"
-    else:
-        hint = "give a folder made by save_pretrained or the name of a model on the Hub"
-    return ModelError(f"cannot load the {kind} ({text})", where=name, hint=hint)

@@ -15,6 +15,7 @@ import yaml
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, PretrainedConfig
 
 from cloze.errors import ConfigError
+from cloze.foreign.pretrained import from_config
 
 
 def parse_overrides(text: str | None) -> dict[str, str]:
@@ -88,7 +89,7 @@ def _is_asked_for(config: PretrainedConfig, name: str) -> bool:
 
 def _shapes(config: PretrainedConfig, trust_remote_code: bool) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = from_config(AutoModelForMaskedLM, config, trust_remote_code=trust_remote_code)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import constants
 from transformers import AutoConfig, PretrainedConfig
 
@@ -22,7 +21,9 @@ from cloze.config import PlanConfig, TrainConfig
 from cloze.data.loader import Layout, fixed_capacity
 from cloze.data.shards import MANIFEST, open_prepared
 from cloze.data.tokenize import load_tokenizer
-from cloze.errors import ClozeError, ConfigError
+from cloze.errors import ClozeError, ConfigError, ModelError
+from cloze.foreign.json_yaml import read_yaml
+from cloze.foreign.pretrained import from_pretrained
 from cloze.model.archs import check_block_size, check_model_type
 from cloze.model.load import check_fits, read_config, usable_length
 from cloze.model.overrides import parse_overrides
@@ -103,7 +104,7 @@ def read_recipe(config: PlanConfig) -> Recipe:
 
 def _keys(recipe: str, flags: str) -> set[str]:
     """Settings that were given by hand."""
-    given = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {}
+    given = read_yaml(recipe, kind=object, typed=True, error=ConfigError) or {}
     return set(given) | {word.lstrip("-").split("=")[0] for word in shlex.split(flags) if word.startswith("--")}
 
 
@@ -116,14 +117,17 @@ def own_config(train: TrainConfig) -> PretrainedConfig:
             return AutoConfig.for_model(train.model_type)
         if source is None:
             return read_config(train, _Words(0, PretrainedConfig()), 0)  # type: ignore[arg-type]  # says what is missing
-        return AutoConfig.from_pretrained(
+        return from_pretrained(
+            AutoConfig,
             source,
             revision=train.model_revision,
             cache_dir=train.cache_dir,
             trust_remote_code=train.trust_remote_code,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError):
+    except ModelError as error:
+        if not error.what.startswith("cannot load"):
+            raise
         hint = (
             "a plan asks nothing of the network: give a folder with its config.json, --train_flags "
             "'--model_name_or_path FOLDER', or from scratch '--model_name_or_path null --config_name FOLDER'"

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from cloze.errors import ConfigError, ModelError
+from cloze.foreign.pretrained import from_config
 from cloze.model.archs import NO_BF16
 from cloze.model.attention import supported
 from cloze.model.flops import block_flops, undivided
@@ -74,7 +75,7 @@ def make_twin(recipe: Recipe, dtype: torch.dtype, checkpointing: bool = False) -
     config = copy.deepcopy(recipe.model_config)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), undivided():
-            twin = AutoModelForMaskedLM.from_config(config, dtype=dtype, **_attention(recipe)).train()
+            twin = from_config(AutoModelForMaskedLM, config, dtype=dtype, **_attention(recipe)).train()
     except Exception as error:  # code of 51 architectures
         what = f"cannot be made without weights ({type(error).__name__}: {error})"
         raise ModelError(
@@ -85,7 +86,7 @@ def make_twin(recipe: Recipe, dtype: torch.dtype, checkpointing: bool = False) -
     return twin
 
 
-def _attention(recipe: Recipe) -> dict[str, str]:
+def _attention(recipe: Recipe) -> dict[str, Any]:
     """What the model is made with: flash and flex attention, which need a GPU, keep what sdpa keeps there."""
     asked = recipe.train.attn_implementation
     if asked is None:
