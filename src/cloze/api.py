@@ -206,7 +206,7 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
 def _train_here(config: TrainConfig, own_process: bool) -> None:
     """Train in this process."""
     from cloze.commands.train import train_here
-    from cloze.fully_sharded import wants_fsdp
+    from cloze.environment.requests import wants_fsdp
 
     if threading.current_thread() is not threading.main_thread():
         what, hint = "training listens to signals, which only the main thread can", "give num_processes=1"

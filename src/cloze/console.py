@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
+from cloze.environment import processes
 from cloze.events import event, is_json
 
 PLAIN_INTERVAL_SECONDS = 10.0
@@ -59,19 +60,19 @@ def is_live() -> bool:
 
 def own_rank() -> int:
     """This process's rank as its launcher says it; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
+    return processes.rank()
 
 
 def is_main() -> bool:
     """Whether this process is the one that talks (rank 0, or the only one)."""
-    return os.environ.get("RANK", "0") == "0"
+    return processes.rank() == 0
 
 
 def front() -> str:
     """What errors and warnings of this process begin with: `[rank 3 @ host] `; nothing where rank 0 is on the only
     host."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if is_main() and world == os.environ.get("LOCAL_WORLD_SIZE", world):
+    world = processes.world_size()
+    if is_main() and world == (processes.local_world_size() or world):
         return ""
     return f"[rank {own_rank()} @ {socket.gethostname()}] "
 

@@ -17,6 +17,7 @@ import torch
 
 from cloze.config import DemoConfig
 from cloze.console import say
+from cloze.environment import requests
 from cloze.errors import ConfigError
 from cloze.sample import write_corpus
 
@@ -88,7 +89,9 @@ def train(folder: Path, prepared: Path, num_processes: int, steps: int) -> None:
     words = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "-m", "cloze", "train"]
     words += [word for name, value in flags.items() for word in (f"--{name}", value)]
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    quiet = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}  # else the launcher warns of no GPU
+    quiet = (
+        {} if torch.cuda.is_available() else {requests.DEEPSPEED_DEVICE: "cpu"}
+    )  # else the launcher warns of no GPU
     call(words, {"OMP_NUM_THREADS": str(threads), **quiet})
 
 

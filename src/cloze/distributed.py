@@ -13,21 +13,24 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
-from cloze.errors import ClozeError, LaunchError, Stopped, note_common
+from cloze.collectives import gather
+from cloze.console import warn
+from cloze.environment import processes, requests
+from cloze.environment.settle import own_device, settle
+from cloze.errors import LaunchError
 from cloze.files import allow_open_files
-from cloze.fully_sharded import fsdp_plugin, is_fsdp, keep_on_cpu, wants_fsdp
+from cloze.fully_sharded import fsdp_plugin, is_fsdp, keep_on_cpu
 
-T = TypeVar("T")
 # Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.
 SOCKETS_PER_RANK = 4
 
@@ -60,27 +63,20 @@ def start(shape: RunShape) -> Accelerator:
 
     Raises LaunchError where the world differs from the one that was launched, or cannot do what is asked.
     """
-    allow_open_files(SOCKETS_PER_RANK * int(os.environ.get("WORLD_SIZE", "1")))
+    settle_environment()
+    allow_open_files(SOCKETS_PER_RANK * processes.world_size())
     on_cpu = shape.use_cpu or not torch.cuda.is_available()
-    wants_deepspeed = shape.deepspeed is not None or _env_true("ACCELERATE_USE_DEEPSPEED")
-    if wants_deepspeed and _env_true("ACCELERATE_USE_CPU"):
-        raise LaunchError(
-            "accelerate was told to use the CPU and DeepSpeed at once, and would silently drop DeepSpeed",
-            where="ACCELERATE_USE_CPU / use_cpu",
-            hint="leave use_cpu out: without a GPU, DeepSpeed runs on the CPU by itself",
-        )
-    plugin = fsdp_plugin() if wants_fsdp() else None
+    wants_deepspeed = shape.deepspeed is not None or requests.wants_deepspeed()
+    check_device(on_cpu, shape.use_cpu, wants_deepspeed)
+    plugin = fsdp_plugin() if requests.wants_fsdp() else None
     if wants_deepspeed and plugin is not None:
         raise LaunchError("DeepSpeed and FSDP were asked for at once", where="accelerate launch", hint="choose one")
     if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that there is no GPU
+        requests.run_deepspeed_on_cpu()
     if on_cpu and wants_deepspeed:
         _prepare_deepspeed_on_cpu()
     if wants_deepspeed or plugin is not None:
-        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        processes.be_alone(os.environ, _free_port())
     # DeepSpeed still calls collectives by names that torch has deprecated; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     group = InitProcessGroupKwargs(
@@ -92,15 +88,49 @@ def start(shape: RunShape) -> Accelerator:
         gradient_accumulation_steps=shape.gradient_accumulation_steps,
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=shape.deepspeed) if shape.deepspeed else None,
         fsdp_plugin=plugin,
-        kwargs_handlers=[group] * (wants_deepspeed or "LOCAL_RANK" in os.environ) + _fp8_recipe(shape.precision),
+        kwargs_handlers=[group] * (wants_deepspeed or processes.is_launched()) + _fp8_recipe(shape.precision),
         log_with=list(shape.log_with) or None,
         project_dir=shape.project_dir,
         step_scheduler_with_optimizer=False,
     )
     if plugin is not None:
         keep_on_cpu(accelerator, plugin)
+    if accelerator.device.type != ("cpu" if on_cpu else "cuda"):
+        raise LaunchError(
+            f"accelerate chose the device {accelerator.device}, and Cloze trains on CPUs and on CUDA GPUs only",
+            where="accelerate launch",
+        )
     check_world(accelerator, read_launcher())
     return accelerator
+
+
+def settle_environment() -> None:
+    """Refuse or remove, with a line, settings in the environment that would change the run; see
+    `cloze.environment.table`. Raises LaunchError."""
+    for line in settle(os.environ):
+        warn(line)
+
+
+def check_device(on_cpu: bool, use_cpu: bool, wants_deepspeed: bool) -> None:
+    """Make libraries use the device of this run. Raises LaunchError if the environment asks for another one, and for
+    more processes than GPUs."""
+    if requests.wants_cpu() and wants_deepspeed:
+        raise LaunchError(
+            "accelerate was told to use the CPU and DeepSpeed at once, and would silently drop DeepSpeed",
+            where=f"{requests.USE_CPU} / use_cpu",
+            hint="leave use_cpu out: without a GPU, DeepSpeed runs on the CPU by itself",
+        )
+    if requests.wants_cpu() and not on_cpu:
+        hint = "add --use_cpu, or leave use_cpu out of accelerate's settings"
+        raise LaunchError("accelerate was told to use the CPU, and there is a GPU", where=requests.USE_CPU, hint=hint)
+    asked = requests.deepspeed_device()
+    if wants_deepspeed and asked is not None and (asked == "cpu") != on_cpu:
+        here = "the CPU" if on_cpu else "a GPU"
+        raise LaunchError(
+            f"is {asked}, and this run uses {here}", where=requests.DEEPSPEED_DEVICE, hint="leave it out"
+        )
+    if not on_cpu and processes.is_launched():
+        processes.present_device(own_device(torch.cuda.device_count()))
 
 
 def _fp8_recipe(precision: str | None) -> list[Any]:
@@ -116,7 +146,7 @@ def _fp8_recipe(precision: str | None) -> list[Any]:
 
 def check_world(accelerator: Accelerator, launched: Launched) -> None:
     """Raise LaunchError unless the world is the launched one and every rank is there once."""
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    expected = processes.world_size()
     seen = accelerator.num_processes
     if seen != expected:
         raise LaunchError(
@@ -143,8 +173,7 @@ def check_world(accelerator: Accelerator, launched: Launched) -> None:
             hint="remove use_cpu from its settings",
         )
     if torch.distributed.is_initialized():
-        ranks: list[Any] = [None] * seen
-        torch.distributed.all_gather_object(ranks, accelerator.process_index)
+        ranks = gather(accelerator.process_index)
         if sorted(ranks) != list(range(seen)):
             raise LaunchError(
                 f"every rank must be there once, but the ranks are {ranks}",
@@ -225,71 +254,6 @@ def zero_stage(accelerator: Accelerator) -> int | None:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return None
     return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])
-
-
-def gather(value: T) -> list[T]:
-    """The value of every rank, on every rank, by rank."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def make_group(backend: str) -> Any:
-    """A process group of all ranks beside the one of training, for a thread of its own; None where there is none."""
-    if not torch.distributed.is_initialized():
-        return None
-    return torch.distributed.new_group(backend=backend)
-
-
-def gather_to_main(value: T, group: Any = None) -> list[T]:
-    """The value of every rank, by rank, on rank 0; an empty list elsewhere."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    main = torch.distributed.get_rank() == 0
-    values: list[Any] | None = [None] * torch.distributed.get_world_size() if main else None
-    torch.distributed.gather_object(value, values, group=group)
-    return values or []
-
-
-def decide(choose: Callable[[], T], group: Any = None) -> T:
-    """Run `choose` on rank 0 and give its result to every rank; its ClozeError or Stopped is raised on all of them."""
-    if not torch.distributed.is_initialized():
-        return choose()
-    outcome: list[Any] = [None, None]
-    unexpected: BaseException | None = None
-    if torch.distributed.get_rank() == 0:
-        try:
-            outcome[0] = choose()
-        except (ClozeError, Stopped) as error:
-            outcome[1] = error
-        except Exception as error:  # a bug: the others must not wait for ever
-            unexpected, outcome[1] = error, LaunchError(f"rank 0 failed: {type(error).__name__}: {error}")
-    torch.distributed.broadcast_object_list(outcome, group=group, device=_object_device(group))
-    if unexpected is not None:
-        raise unexpected
-    if outcome[1] is not None:
-        note_common(outcome[1])
-        raise outcome[1]
-    return outcome[0]
-
-
-def _object_device(group: Any) -> torch.device | None:
-    """Where objects travel: gloo wants host memory, NCCL this rank's GPU (torch's own choice)."""
-    return torch.device("cpu") if torch.distributed.get_backend(group) == "gloo" else None
-
-
-def agree(problem: ClozeError | None) -> None:
-    """Raise the first rank's problem on every rank, so that all of them stop at the same place."""
-    for one in gather(problem):
-        if one is not None:
-            note_common(one)
-            raise one
-
-
-def _env_true(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
 def _free_port() -> int:

@@ -9,7 +9,6 @@ and exits with code 2. Anything else that is raised is a bug in Cloze and keeps 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -90,12 +89,6 @@ class LostRank(ClozeError):
     ):
         super().__init__(what, where=where, hint=hint)
         self.exit_code, self.loud, self.lost = exit_code, loud, lost
-
-    def is_ours_to_tell(self) -> bool:
-        """Whether this process is to say it: rank 0 is; where that one is lost, rank 1 and the first rank of each
-        machine are, since each machine may see the others no more."""
-        rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-        return rank == "0" or (self.loud and (rank == "1" or local_rank == "0"))
 
 
 class Stopped(BaseException):

@@ -17,6 +17,7 @@ import warnings
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
+from cloze.environment import processes
 from cloze.foreign.json_yaml import dump_json
 
 _lock = threading.RLock()
@@ -30,7 +31,7 @@ def is_json() -> bool:
 def event(name: str, **fields: Any) -> None:
     """Write one object to stdout, in one piece; NaN and infinity become null."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    rank = int(os.environ.get("RANK", "0"))
+    rank = processes.rank()
     about = {"event": name, "time": now, **({"rank": rank} if rank else {})}
     line = dump_json(about | fields, default=str, ensure_ascii=True)
     stream = sys.stdout.stream if isinstance(sys.stdout, Lines) else sys.stdout

@@ -1,6 +1,6 @@
 """FSDP2 as `accelerate launch` asks for it: on GPUs by accelerate, and on CPUs too, where accelerate leaves it out.
 
-    plugin = fsdp_plugin() if wants_fsdp() else None
+    plugin = fsdp_plugin() if requests.wants_fsdp() else None
     accelerator = Accelerator(fsdp_plugin=plugin, ...)
     if plugin is not None:
         keep_on_cpu(accelerator, plugin)
@@ -10,41 +10,28 @@ How the model is divided then: `cloze.train.fsdp`.
 
 from __future__ import annotations
 
-import os
-
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from cloze.environment import requests
 from cloze.errors import LaunchError
 
 _CONFIG = "launch/accelerate/fsdp2.yaml"
 
 
-def wants_fsdp() -> bool:
-    """Whether the launcher asks for FSDP, of either version."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
-
-
 def fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """accelerate's settings of FSDP, from what the launcher put into the environment.
+    """Return accelerate's settings of FSDP, from what the launcher put into the environment.
 
-    Raises LaunchError for version 1, and for settings under which Cloze does not train.
+    Raises LaunchError for version 1, and for settings that accelerate cannot use. `cloze.environment.settle` has
+    refused those under which Cloze does not train.
     """
-    if os.environ.get("FSDP_VERSION", "1") != "2":
+    if requests.fsdp_version() != "2":
         raise LaunchError(
             "FSDP of version 1 was asked for, and only FSDP2 is supported",
             where="fsdp_version",
             hint=f"use fsdp_version: 2, as {_CONFIG} does",
         )
-    instead = {
-        "FSDP_OFFLOAD_PARAMS": "use ZeRO with offload (launch/accelerate/zero3_offload.yaml)",
-        "FSDP_ACTIVATION_CHECKPOINTING": "use the flag --gradient_checkpointing",
-        "ACCELERATE_USE_PARALLELISM_CONFIG": "leave parallelism_config out: weights are divided among all ranks",
-    }
-    for name, hint in instead.items():
-        if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
-            raise LaunchError("not with FSDP2 here", where=name.lower(), hint=hint)
     try:
         # The model is made on every rank, and nothing that transformers loads later may come out empty on some.
         return FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)

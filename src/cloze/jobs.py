@@ -12,11 +12,11 @@ a thousand preemptions are no problem; a node that breaks every run in its first
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 from cloze.config import TrainConfig
+from cloze.environment import processes
 from cloze.errors import ClozeError
 from cloze.files import write_json
 from cloze.options.flags import parse
@@ -65,7 +65,7 @@ def main(words: list[str]) -> int:
             print(config.global_batch_size or blocks_a_step(config, number))
             return 0
         if what == "start" and not count_start(run, number):
-            job = os.environ.get("SLURM_JOB_ID", "")
+            job = processes.slurm_job() or ""
             print(
                 f"cloze: error: {run}: {number + 1} starts ended without a checkpoint after step "
                 f"{newest_step(run)}, so job {job} gives up; see its logs in {run / 'slurm'}",

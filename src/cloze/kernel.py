@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from cloze.environment import processes
 from cloze.errors import ClozeError, Stopped
 
 R = TypeVar("R")
@@ -28,7 +29,7 @@ _LOADED_IN = os.getpid()
 
 def is_launched() -> bool:
     """Whether a launcher has started this process as one of several: then it is training's own."""
-    return "LOCAL_RANK" in os.environ
+    return processes.is_launched()
 
 
 @contextlib.contextmanager

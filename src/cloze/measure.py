@@ -6,6 +6,7 @@ scores = subject.score_split("validation", settings)            # cloze.evaluati
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from cloze.collectives import gather
 from cloze.config import MeasureConfig
 from cloze.console import progress
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared
 from cloze.data.tokenize import fingerprint, load_tokenizer
 from cloze.data.words import words_of
-from cloze.distributed import gather
 from cloze.errors import ConfigError, ModelError
 from cloze.evaluation.perplexity import Scores, score_blocks
 from cloze.evaluation.pll import Sentence, SentenceScore, read_sentences, score_sentences
@@ -97,8 +98,8 @@ class Subject:
         with progress("evaluate", total=total, unit="tokens") as advance:
             mask = self.tokenizer.mask_token_id
             scored = score_sentences(logits_of, mine, mask, batch_size, word_l2r, advance)
-        parts = gather(scored)
-        return [parts[number % world][number // world] for number in range(len(sentences))]
+        parts = gather([dataclasses.astuple(score) for score in scored])
+        return [SentenceScore(*parts[number % world][number // world]) for number in range(len(sentences))]
 
     def read_sentences(self, lines: Sequence[str]) -> list[Sentence]:
         """Texts as the model reads them. Raises ConfigError for what is too long or empty."""

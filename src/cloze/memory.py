@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
 import re
 import threading
 from pathlib import Path
+
+from cloze.environment import processes
 
 INTERVAL_SECONDS = 0.002
 
@@ -34,7 +35,7 @@ def free_memory() -> int:
     with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit
         cgroup = Path("/sys/fs/cgroup")
         left.append(int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
-    return max(0, min(left, default=0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(left, default=0)) // (processes.local_world_size() or 1)
 
 
 def host_memory() -> tuple[int, int]:

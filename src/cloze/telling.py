@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 from cloze.console import complain, own_rank
+from cloze.environment import processes
 from cloze.errors import ClozeError, DiskError, LostRank, is_common, one_line
 from cloze.events import event, is_json
 from cloze.failures import FailureLog, exit_code_of, is_same, recorded_in, speaker_of
@@ -59,15 +60,22 @@ def tell(error: Exception) -> int:
     return code
 
 
+def is_ours_to_tell(error: LostRank) -> bool:
+    """Return whether this process reports a lost rank: rank 0 does; if that one is lost, rank 1 and the first rank of
+    each machine do, since machines may not see each other any more."""
+    rank = own_rank()
+    return rank == 0 or (error.loud and (rank == 1 or processes.local_rank() == 0))
+
+
 def _tell_of_lost(error: LostRank, log: FailureLog | None, rank: int) -> None:
     """Rank 0 speaks, or where that is the lost one, the lowest that is left; and the first of each machine, for a cut
     cable may keep machines from hearing each other."""
-    speaks = error.is_ours_to_tell()
+    speaks = is_ours_to_tell(error)
     if log is not None and rank > 0:
         time.sleep(_turn(rank))
         if error.loud:
             lowest = min((r["rank"] for r in log.records() if r["follow_up"]), default=rank)
-            speaks = rank == lowest or os.environ.get("LOCAL_RANK", "0") == "0"
+            speaks = rank == lowest or processes.local_rank() == 0
     if speaks:
         _speak(error, [])
     if log is not None:
@@ -77,7 +85,7 @@ def _tell_of_lost(error: LostRank, log: FailureLog | None, rank: int) -> None:
 def _tell_before_the_run(error: Exception, rank: int, ended: threading.Event) -> None:
     """There is no folder to meet in: rank 0 speaks at once, another one where rank 0 seems to be well."""
     if rank > 0:
-        elsewhere = os.environ.get("GROUP_RANK", "0") != "0"
+        elsewhere = processes.group_rank() != 0
         if ended.wait(ELSEWHERE_SECONDS if elsewhere else FIRST_WORD_SECONDS) or is_common(error):
             return
     _speak(error, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze import distributed
 from cloze.distributed import Launched, check_world, read_launcher
+from cloze.environment.settle import settle
 from cloze.errors import ConfigError, LaunchError
 from cloze.fully_sharded import fsdp_plugin
 from cloze.train.fsdp import check_fsdp, units
@@ -22,13 +24,14 @@ SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "in
     ("setting", "message"),
     [
         ({"FSDP_VERSION": "1"}, "fsdp_version: FSDP of version 1 was asked for, .*; use fsdp_version: 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: not with FSDP2 here; use ZeRO with offload"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use the flag --gradient_checkpointing"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS=true: use ZeRO with offload"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use the option --gradient_checkpointing"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "leave parallelism_config out"),
         ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "fsdp_config: accelerate's FSDP settings: "),
     ],
 )
 def test_settings_under_which_it_does_not_train_are_refused(monkeypatch: pytest.MonkeyPatch, setting, message: str):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     plugin = fsdp_plugin()
@@ -36,8 +39,14 @@ def test_settings_under_which_it_does_not_train_are_refused(monkeypatch: pytest.
     for name, value in setting.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(LaunchError, match=message) as caught:
-        fsdp_plugin()
+        settle_and_read()
     assert "\n" not in str(caught.value)
+
+
+def settle_and_read() -> None:
+    """What a start does with the environment."""
+    settle(os.environ)
+    fsdp_plugin()
 
 
 def world(kind: DistributedType) -> SimpleNamespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloze.errors import LostRank
+from cloze.telling import is_ours_to_tell
 
 # rank and local rank of four ranks on two machines
 WORLD = [(0, 0), (1, 1), (2, 0), (3, 1)]
@@ -16,6 +17,6 @@ def test_rank_0_tells_and_where_it_is_lost_every_machine_does(monkeypatch, lost_
     for rank, local_rank in WORLD:
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-        if LostRank("rank x died", loud=lost_is_rank_0).is_ours_to_tell():
+        if is_ours_to_tell(LostRank("rank x died", loud=lost_is_rank_0)):
             told.append(rank)
     assert told == tell

@@ -25,6 +25,7 @@ LAYERS = [
     ["cards", "evaluation", "model", "sample"],
     ["data"],
     ["distributed"],
+    ["collectives"],
     ["fully_sharded", "tensorfile"],
     ["telling"],
     ["failures", "options"],
@@ -42,6 +43,7 @@ LAYERS = [
     ],
     ["events", "results"],
     ["foreign"],
+    ["environment"],
     ["errors"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]

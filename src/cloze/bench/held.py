@@ -18,6 +18,7 @@ import torch
 
 from cloze.data.loader import Layout
 from cloze.distributed import RunShape, start
+from cloze.environment import processes
 from cloze.memory import PeakMemory, give_back
 from cloze.model.flops import undivided
 from cloze.model.sparse_head import MaskedHead
@@ -140,7 +141,7 @@ def main(settings: dict[str, Any]) -> None:
     found = measure(
         recipe, settings["unused"], settings["checkpointing"], settings["deepspeed"], settings["precision"]
     )
-    rank = int(os.environ.get("RANK", "0"))
+    rank = processes.rank()
     Path(settings["folder"], f"rank-{rank}.json").write_text(json.dumps(found))
 
 

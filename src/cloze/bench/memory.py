@@ -23,6 +23,7 @@ from cloze.bench.folder import work_folder
 from cloze.bench.table import Table
 from cloze.config import BenchConfig, TrainConfig
 from cloze.console import say
+from cloze.environment import processes, requests
 from cloze.errors import ConfigError
 from cloze.files import write_json
 from cloze.model.overrides import apply_overrides, parse_overrides
@@ -34,7 +35,7 @@ from cloze.planning.recipe import Recipe
 from cloze.planning.settings import Choice, ds_config
 
 RANKS = 2
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+FSDP = {requests.USE_FSDP: "true", requests.FSDP_VERSION: "2"}
 _USUAL = "hidden_size=512,num_hidden_layers=6,num_attention_heads=8,intermediate_size=2048"
 _SPECIAL = "pad_token_id=1,bos_token_id=0,eos_token_id=2,cls_token_id=0,sep_token_id=2"  # within the vocabulary
 MODELS = {
@@ -135,14 +136,19 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = {processes.WORLD_SIZE: str(ranks), processes.LOCAL_WORLD_SIZE: str(ranks)}
+    world |= {processes.MASTER_ADDR: "127.0.0.1", processes.MASTER_PORT: port}
     if choice.fully_sharded:
         world |= FSDP
     words = [sys.executable, "-m", "cloze.bench.held", json.dumps(settings)]
     logs = [folder / f"rank-{rank}.log" for rank in range(ranks)]
     running = []
     for rank, log in enumerate(logs):
-        place = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 or choice.stage is not None else {}
+        place = (
+            {**world, processes.RANK: str(rank), processes.LOCAL_RANK: str(rank)}
+            if ranks > 1 or choice.stage is not None
+            else {}
+        )
         env = {**os.environ, **_MALLOC, **place, "OMP_NUM_THREADS": "1"}
         with open(log, "w") as out:
             running.append(subprocess.Popen(words, env=env, stdout=out, stderr=subprocess.STDOUT))

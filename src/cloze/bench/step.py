@@ -36,8 +36,8 @@ from cloze.bench.folder import work_folder
 from cloze.bench.sizes import Size, chosen_sizes, make_data
 from cloze.bench.table import Table
 from cloze.bench.train import gpu_facts
+from cloze.collectives import gather
 from cloze.config import BenchConfig, TrainConfig
-from cloze.distributed import gather
 from cloze.errors import ConfigError, Stopped
 from cloze.fully_sharded import is_fsdp
 from cloze.train import trainer

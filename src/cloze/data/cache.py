@@ -22,6 +22,7 @@ from cloze.config import BlocksConfig, PrepareConfig
 from cloze.console import say
 from cloze.data.prepare import Inputs, open_inputs, prepare
 from cloze.data.shards import MANIFEST, Prepared, open_prepared
+from cloze.environment import processes
 from cloze.files import disk_errors
 
 _OTHERS_WAIT_SECONDS = 60.0
@@ -72,7 +73,7 @@ def open_or_prepare(config: BlocksConfig, tokenizer_name: str, folder: Path) -> 
 
 def _let_the_first_begin(lock: FileLock, output: Path) -> None:
     """Local rank 0 does the work, since it is the one that shows progress; the others come after it."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if processes.local_rank() == 0:
         return
     deadline = time.monotonic() + _OTHERS_WAIT_SECONDS
     while not output.exists() and time.monotonic() < deadline:

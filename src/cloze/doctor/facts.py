@@ -21,6 +21,7 @@ from typing import Any
 
 import cloze
 from cloze.doctor.place import Place
+from cloze.environment import requests
 from cloze.machine import versions_of
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "huggingface_hub")
@@ -85,12 +86,9 @@ def find_gpus() -> list[dict[str, Any]]:
 
 def find_offload(environment: Mapping[str, str]) -> str:
     """none, cpu or nvme: where the DeepSpeed settings of `accelerate launch` put optimizer or weights."""
-    names = ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE")
-    devices = {environment.get(name, "none") for name in names}
+    devices = requests.offload_devices(environment)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        settings = json.loads(
-            Path(environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")).read_text(encoding="utf-8")
-        )
+        settings = json.loads(Path(requests.deepspeed_file(environment) or "").read_text(encoding="utf-8"))
         zero = settings.get("zero_optimization", {})
         devices |= {zero.get(name, {}).get("device", "none") for name in ("offload_optimizer", "offload_param")}
     return "nvme" if "nvme" in devices else "cpu" if "cpu" in devices else "none"
@@ -112,7 +110,7 @@ def find_ops() -> dict[str, Any]:
 
         tools["cuda_toolkit"] = CUDA_HOME is not None
     else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        requests.run_deepspeed_on_cpu()
     try:
         with _silent():
             from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder

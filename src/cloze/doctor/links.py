@@ -20,6 +20,7 @@ from typing import Any
 
 from cloze.doctor.meeting import LOOK_SECONDS, Meeting, open_store
 from cloze.doctor.place import Place
+from cloze.environment.processes import device_index
 
 PAIR_SECONDS = 15.0
 GLOO_TRIES = 5  # it tries to connect so often, each time for its time-out (torch 2.13: 10 s of 2, 25 s of 5)
@@ -111,7 +112,7 @@ def _run_rounds(
                 if gone.isdisjoint(pair):
                     try:
                         groups.append(open_pair(store, pair, place, backend, seconds))
-                        device = "cpu" if backend == "gloo" else f"cuda:{place.local_rank}"
+                        device = "cpu" if backend == "gloo" else f"cuda:{own_device(place)}"
                         found = _measure_pair(groups[-1], place.rank == pair[0], device, megabytes, seconds)
                     except Exception as error:  # whatever it is, it is what this pair does
                         found = {"error": _plainly(error)}
@@ -137,10 +138,17 @@ def open_pair(store: Any, pair: Pair, place: Place, backend: str, seconds: float
     number, limit = pair.index(place.rank), timedelta(seconds=seconds)
     if backend == "gloo":
         return torch.distributed.ProcessGroupGloo(own, number, 2, limit / GLOO_TRIES)
-    torch.cuda.set_device(place.local_rank)
+    torch.cuda.set_device(own_device(place))
     options = torch.distributed.ProcessGroupNCCL.Options()
     options._timeout = limit
     return torch.distributed.ProcessGroupNCCL(own, number, 2, options)
+
+
+def own_device(place: Place) -> int:
+    """Return the index of this process's GPU among the visible ones."""
+    import torch
+
+    return device_index(place.local_rank, torch.cuda.device_count())
 
 
 def _plainly(error: Exception) -> str:

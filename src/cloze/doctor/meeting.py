@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from cloze.doctor.place import Place
+from cloze.environment import processes
 from cloze.errors import LaunchError
 
 LOOK_SECONDS = 0.02
@@ -156,7 +156,7 @@ def open_store(place: Place, serves: bool, timeout: float) -> Any:
             raise LaunchError(f"port {place.port} is taken", where=where, hint=hint) from None
         what = f"what listens on {place.head}:{place.port} is not rank 0 of this job ({line})"
         raise LaunchError(what, where=where, hint="set MASTER_PORT to a free port on all nodes") from None
-    return PrefixStore(f"cloze-doctor/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"cloze-doctor/{processes.restart_count()}", store)
 
 
 def compare_clocks(meeting: Meeting, leaders: list[int]) -> dict[int, dict[str, float] | None]:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cloze.environment import processes
 from cloze.errors import LaunchError
 
 FIRST_PORT = 29500
@@ -47,42 +48,40 @@ def find_place(environment: Mapping[str, str]) -> Place:
     Inside `sbatch` but without `srun` it is alone too: only `srun` starts a process for each task. Raises LaunchError
     where a launcher's variables are incomplete.
     """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
+    if processes.RANK in environment and processes.WORLD_SIZE in environment:
         return _launched(environment)
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        return _by_srun(environment)
-    return Place()
+    task = processes.slurm_task(environment)
+    return Place() if task is None else _by_srun(task, environment)
 
 
 def _launched(environment: Mapping[str, str]) -> Place:
-    world_size = int(environment["WORLD_SIZE"])
+    world_size = processes.integer(processes.WORLD_SIZE, 1, environment)
     if world_size == 1:
         return Place()
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
+    for name in (processes.MASTER_ADDR, processes.MASTER_PORT):
         if name not in environment:
             hint = "start with torchrun, `accelerate launch` or srun, which set it"
             raise LaunchError(f"WORLD_SIZE is {world_size}, but {name} is not set", where="environment", hint=hint)
     return Place(
-        rank=int(environment["RANK"]),
+        rank=processes.integer(processes.RANK, 0, environment),
         world_size=world_size,
-        local_rank=int(environment.get("LOCAL_RANK", "0")),
-        head=environment["MASTER_ADDR"],
-        port=int(environment["MASTER_PORT"]),
-        served=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        launcher="torchrun or accelerate" if "TORCHELASTIC_RUN_ID" in environment else "a launcher",
+        local_rank=processes.integer(processes.LOCAL_RANK, 0, environment),
+        head=environment[processes.MASTER_ADDR],
+        port=processes.integer(processes.MASTER_PORT, 0, environment),
+        served=processes.launcher_listens(environment),
+        launcher="torchrun or accelerate" if processes.is_torchrun(environment) else "a launcher",
     )
 
 
-def _by_srun(environment: Mapping[str, str]) -> Place:
-    """Task 0 is on the step's first node; the port is the one that slurm/train.sbatch trains with."""
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
-    port = FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % 1000
+def _by_srun(task: processes.SlurmTask, environment: Mapping[str, str]) -> Place:
+    """Return the place of a task: task 0 is on the step's first node. Without MASTER_PORT the port follows from the
+    job's number."""
     return Place(
-        rank=int(environment["SLURM_PROCID"]),
-        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
-        local_rank=int(environment.get("SLURM_LOCALID", "0")),
-        head=environment.get("MASTER_ADDR") or first_host(nodes),
-        port=int(environment.get("MASTER_PORT", port)),
+        rank=task.number,
+        world_size=task.count,
+        local_rank=task.local_number,
+        head=environment.get(processes.MASTER_ADDR) or first_host(task.nodes),
+        port=processes.integer(processes.MASTER_PORT, FIRST_PORT + task.job % 1000, environment),
         launcher="srun",
     )
 
@@ -99,11 +98,13 @@ def first_host(nodes: str) -> str:
     found = re.match(r"([^\[,\s]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     if not found:
         raise LaunchError(
-            f"cannot read the list of nodes {nodes!r}", where="SLURM_STEP_NODELIST", hint="start it with srun"
+            f"cannot read the list of nodes {nodes!r}", where="the step's nodes", hint="start it with srun"
         )
     return "".join(part or "" for part in found.groups())
 
 
 def announce(place: Place) -> None:
     """Tell the rest of Cloze, which reads torchrun's variables, which rank this is."""
-    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.local_rank))
+    values = (place.rank, place.world_size, place.local_rank)
+    names = (processes.RANK, processes.WORLD_SIZE, processes.LOCAL_RANK)
+    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})

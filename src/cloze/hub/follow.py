@@ -26,6 +26,7 @@ from typing import Any
 
 from cloze.config import TrainConfig
 from cloze.console import is_main, progress, say, warn
+from cloze.environment import processes
 from cloze.errors import ConfigError, Stopped
 from cloze.hub.client import Target, check_access, connect
 from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
@@ -105,8 +106,7 @@ class Follower:
         self._order = order
         self._note, self._shown = "", 0
         self._end: dict[str, Any] = {}
-        hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment = {name: value for name, value in os.environ.items() if name not in processes.RANK_VARIABLES}
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
         # A session of its own: Ctrl-C at a terminal is for training to answer. It ends when its standard input does.
         self._process = subprocess.Popen(

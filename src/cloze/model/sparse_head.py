@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from cloze.collectives import gather
 from cloze.console import warn
-from cloze.distributed import gather
 from cloze.model.compiled import eagerly
 
 _CHECKED_ROWS = 32

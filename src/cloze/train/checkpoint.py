@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from cloze.distributed import decide, gather_to_main, make_group
+from cloze.collectives import decide, gather_to_main, make_group
 from cloze.errors import ClozeError, DiskError
 from cloze.files import disk_errors, sha256, sync_tree
 from cloze.tensorfile import Entry, write_tensors

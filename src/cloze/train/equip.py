@@ -16,11 +16,12 @@ import torch
 from accelerate import Accelerator
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from cloze.collectives import gather
 from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
-from cloze.distributed import gather, zero_stage
+from cloze.distributed import zero_stage
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.model.aligned import align_output_layer

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from cloze.collectives import agree, gather
 from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.loader import Layout, fixed_capacity, make_batch
 from cloze.data.masking import Masking
-from cloze.distributed import agree, gather, zero_stage
+from cloze.distributed import zero_stage
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.memory import PeakMemory, free_memory

@@ -8,8 +8,9 @@ from functools import partial
 
 import torch
 
+from cloze.collectives import decide, gather
 from cloze.console import say, warn
-from cloze.distributed import decide, engine_name, gather
+from cloze.distributed import engine_name
 from cloze.errors import DiskError, TrainingError
 from cloze.evaluation.perplexity import Interrupted, Scores, score_blocks
 from cloze.machine import versions_of

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloze.collectives import gather
 from cloze.data.loader import Layout
-from cloze.distributed import gather
 from cloze.errors import TrainingError
 from cloze.files import write_json
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from cloze.config import TrainConfig
+from cloze.environment import requests
+from cloze.environment.settle import own_device
 from cloze.errors import ConfigError
 from cloze.model.archs import NO_BF16
 
@@ -45,11 +47,11 @@ def choose_precision(
             where=where,
             hint='leave the flag out, or write "enabled": "auto" there',
         )
-    launcher = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    launcher = requests.launcher_precision(environment)
     if asked is None and ("no" not in possible or len(possible) == 1):
         asked, where = possible[0], "the DeepSpeed configuration"
     elif asked is None and launcher in possible and launcher != "no":
-        asked, where = launcher, "ACCELERATE_MIXED_PRECISION"
+        asked, where = launcher, requests.MIXED_PRECISION
     if asked is not None:
         _check_possible(asked, where, capability)
         return asked, None
@@ -94,8 +96,8 @@ def _check_possible(asked: str, where: str, capability: Capability | None) -> No
 def precision_here(config: TrainConfig, model_type: str) -> tuple[str, str | None]:
     """`choose_precision` on this machine. Raises ConfigError also where fp8 is asked for and torchao is missing."""
     on_gpu = torch.cuda.is_available() and not config.use_cpu
-    capability = torch.cuda.get_device_capability(int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else None
-    settings = _deepspeed_settings(config.deepspeed or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"))
+    capability = torch.cuda.get_device_capability(own_device(torch.cuda.device_count())) if on_gpu else None
+    settings = _deepspeed_settings(config.deepspeed or requests.deepspeed_file())
     precision, why = choose_precision(config, os.environ, capability, model_type, left_by_deepspeed(settings))
     # Not Transformer Engine: accelerate's conversion to it copies weights, which unties a tied decoder.
     if precision == "fp8" and importlib.util.find_spec("torchao") is None:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from cloze.collectives import agree
 from cloze.data.masking import IGNORE_INDEX, Masking
-from cloze.distributed import agree
 from cloze.errors import CheckpointError
 from cloze.model.compiled import eagerly
 from cloze.train.checkpoint_files import PROBE

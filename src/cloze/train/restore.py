@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from cloze.collectives import agree, decide, gather, gather_to_main
 from cloze.console import warn
-from cloze.distributed import agree, decide, gather, gather_to_main
 from cloze.errors import CheckpointError, in_phase
 from cloze.train import state
 from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, list_checkpoints, verify_checkpoint

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import yaml
 
 from cloze.config import TrainConfig
 from cloze.console import is_main, own_rank
+from cloze.environment import processes
 from cloze.errors import CheckpointError, ConfigError, DiskError, in_phase
 from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import disk_errors, write_json, write_text
@@ -101,8 +101,7 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
 
 def failure_log(config: TrainConfig) -> FailureLog:
     """This rank's hand in the run's error.json."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    return FailureLog(Path(config.output_dir), own_rank(), world_size, secret_values(config))
+    return FailureLog(Path(config.output_dir), own_rank(), processes.world_size(), secret_values(config))
 
 
 def goes_on(config: TrainConfig) -> bool:

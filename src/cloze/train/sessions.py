@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cloze.distributed import engine_name, gather
+from cloze.collectives import gather
+from cloze.distributed import engine_name
 from cloze.errors import DiskError
 from cloze.files import write_json
 from cloze.machine import processor, versions_of

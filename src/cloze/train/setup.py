@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cloze.collectives import decide
 from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.data.masking import Masking
-from cloze.distributed import RunShape, decide, describe, start
+from cloze.distributed import RunShape, describe, settle_environment, start
 from cloze.failures import forget
 from cloze.model.archs import decoder_start
 from cloze.model.packed import DocumentAttention
@@ -102,6 +103,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
 
     `stack` is where the watch over the other ranks is put, to end with it.
     """
+    settle_environment()
     data = open_data(config)
     check_values(config, has_validation=data.validation is not None)
     check_machine(config)

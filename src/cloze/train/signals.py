@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any
 
 from cloze.console import front
+from cloze.environment import processes
 from cloze.errors import Stopped
 from cloze.screen import all_handed_back, restore
 
@@ -65,7 +66,7 @@ class StopSignals:
         if self._own_process and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
             self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda *_: None)  # `_listen` does it
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
-        if "LOCAL_RANK" in os.environ and self._own_process:
+        if processes.is_launched() and self._own_process:
             end_with_launcher()
         return self
 
@@ -172,11 +173,11 @@ def stop_as_ever(number: int) -> None:
 
 def slurm_end_time() -> float | None:
     """When this SLURM job's time is over, in seconds since the epoch; None outside of one, or without a limit."""
-    job = os.environ.get("SLURM_JOB_ID")
+    job = processes.slurm_job()
     if not job:
         return None
-    if os.environ.get("SLURM_JOB_END_TIME", "").isdigit():
-        return float(os.environ["SLURM_JOB_END_TIME"])
+    if (end := processes.slurm_job_end()) is not None:
+        return end
     try:
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=30).stdout
         found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", shown)

@@ -21,9 +21,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
+from cloze.collectives import decide
 from cloze.config import TrainConfig
 from cloze.console import warn
-from cloze.distributed import decide
 from cloze.errors import ConfigError, Stopped, one_line
 from cloze.failures import redacted, secret_values
 from cloze.files import write_json

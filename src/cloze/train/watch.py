@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloze.collectives import decide, gather
 from cloze.console import warn
-from cloze.distributed import decide, gather
+from cloze.environment import processes
 from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
 from cloze.failures import FailureLog, is_lost_connection, is_unanswered, lost_record
 from cloze.telling import leave_code, tell
@@ -187,7 +188,7 @@ class Watch:
             if server is not None:
                 self._accept(server, word)
             else:
-                master = socket.create_connection((os.environ.get("MASTER_ADDR", "127.0.0.1"), port), CONNECT_SECONDS)
+                master = socket.create_connection((processes.master()[0], port), CONNECT_SECONDS)
                 master.settimeout(None)
                 self._links[0] = Link(master)
                 self._links[0].send({"word": word, "rank": self.rank, **self._where()})

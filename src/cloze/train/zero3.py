@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from cloze.config import TrainConfig
+from cloze.environment import processes, requests
 from cloze.errors import ConfigError, ModelError, in_phase
 from cloze.files import disk_errors
 from cloze.model.load import build_model
@@ -56,12 +57,11 @@ def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
     """`zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any process has
     joined; None without DeepSpeed. A file that cannot be read is reported elsewhere. Raises ConfigError for one
     without a stage."""
-    environment = os.environ
-    if deepspeed is None and environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("1", "true", "yes"):
+    if deepspeed is None and not requests.wants_deepspeed():
         return None
-    file = deepspeed or environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    file = deepspeed or requests.deepspeed_file()
     if file is None:
-        return {"stage": int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
+        return {"stage": requests.zero_stage()}
     try:
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -83,18 +83,18 @@ def check_zero(deepspeed: str | None, on_gpu: bool) -> None:
     """Raise ConfigError for parts of ZeRO that this machine or this number of processes cannot do: offload to a disk
     without libaio, ZeRO++ (Wang et al. 2023) without what it needs."""
     zero = asked_zero(deepspeed) or {}
-    where = deepspeed or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    where = deepspeed or requests.deepspeed_file()
     for name in ("offload_optimizer", "offload_param"):
         offload = zero.get(name) or {}
         if offload.get("device") == "nvme":
             if not on_gpu:
-                os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that there is no GPU
+                requests.run_deepspeed_on_cpu()
             _check_disk(offload.get("nvme_path"), f"{where}: {name}")
     quantized = [name for name in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(name)]
     if quantized and not on_gpu:
         hint = "leave it out: there is no network between GPUs to save on"
         raise ConfigError(f"{quantized[0]} needs CUDA kernels", where=where, hint=hint)
-    group, world_size = int(zero.get("zero_hpz_partition_size", 1)), int(os.environ.get("WORLD_SIZE", "1"))
+    group, world_size = int(zero.get("zero_hpz_partition_size", 1)), processes.world_size()
     if (quantized or group > 1) and zero.get("stage") != 3:
         raise ConfigError(
             f"ZeRO++ is a part of ZeRO-3, not of stage {zero.get('stage')}",

@@ -1,0 +1,90 @@
+"""Variables that accelerate and DeepSpeed read and that cannot change what Cloze computes, each with the reason."""
+
+from __future__ import annotations
+
+_BUILD = "building DeepSpeed's operations"
+_TPU = "TPUs, which Cloze does not use"
+_OTHER_CHIPS = "accelerators other than CUDA's, which Cloze does not use"
+_CLOUD = "clouds whose own launchers Cloze does not use"
+_SHOWN = "what is logged or shown"
+_TRACKERS = "accelerate's trackers, which Cloze does not use"
+_TESTS = "the library's own tests"
+_FOLDER = "where caches are"
+_TUNING = "DeepSpeed's autotuning, which Cloze does not use"
+_DEEPCOMPILE = "DeepCompile, which Cloze does not use"
+
+NO_EFFECT: dict[str, str] = {
+    "ACCELERATE_BYPASS_DEVICE_MAP": "models with a device_map, which Cloze does not make",
+    "ACCELERATE_INIT_INCLUDE_BUFFERS": "init_empty_weights, outside of training",
+    "ACCELERATE_DEBUG_RDV_FILE": "accelerate's debug_launcher",
+    "ACCELERATE_NUM_PROCESSES": _TESTS,
+    "ACCELERATE_DOWNCAST_BF16": _TPU,
+    "ACCELERATE_ENABLE_RICH": _SHOWN,
+    "ACCELERATE_LOG_LEVEL": _SHOWN,
+    "AWS_ACCESS_KEY_ID": _CLOUD,
+    "AWS_DEFAULT_REGION": _CLOUD,
+    "AWS_PROFILE": _CLOUD,
+    "AWS_SECRET_ACCESS_KEY": _CLOUD,
+    "CLEARML_PROJECT": _TRACKERS,
+    "CLEARML_TASK": _TRACKERS,
+    "DEEPSPEED_COMPILE_SCHEDULER_BUDGET_DEBUG": _DEEPCOMPILE,
+    "DEEPSPEED_USE_HPU": _OTHER_CHIPS,
+    "HF_HOME": _FOLDER,
+    "MLFLOW_EXPERIMENT_NAME": _TRACKERS,
+    "MLFLOW_NESTED_RUN": _TRACKERS,
+    "MLFLOW_RUN_ID": _TRACKERS,
+    "MLFLOW_TAGS": _TRACKERS,
+    "NCCL_IB_DISABLE": "the way data takes between GPUs",
+    "NCCL_P2P_DISABLE": "the way data takes between GPUs",
+    "NCCL_SOCKET_IFNAME": "the way data takes between GPUs",
+    "OMP_NUM_THREADS": "the number of threads",
+    "KMP_AFFINITY": "the cores of threads",
+    "PJRT_DEVICE": _TPU,
+    "PT_HPU_LAZY_MODE": _OTHER_CHIPS,
+    "PYTEST_XDIST_WORKER": _TESTS,
+    "PYTORCH_ENABLE_MPS_FALLBACK": _OTHER_CHIPS,
+    "RUN_SLOW": _TESTS,
+    "TPU_NAME": _TPU,
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": _SHOWN,
+    "USE_TORCH_XLA": _TPU,
+    "XDG_CACHE_HOME": _FOLDER,
+    "XLA_DOWNCAST_BF16": _TPU,
+    "XLA_USE_BF16": _TPU,
+    "systemdrive": "Windows",
+    "ASCEND_HOME_PATH": _OTHER_CHIPS,
+    "AUTOEP_FOLDING_DEBUG_PAYLOAD": _SHOWN,
+    "AUTOEP_FOLDING_DEBUG_SAMPLE_LIMIT": _SHOWN,
+    "AZUREML_EXPERIMENT_ID": _CLOUD,
+    "AZ_BATCHAI_MPI_MASTER_NODE": _CLOUD,
+    "AZ_BATCH_MASTER_NODE": _CLOUD,
+    "CCL_ROOT": _BUILD,
+    "CFLAGS": _BUILD,
+    "CPATH": _BUILD,
+    "CUTLASS_PATH": _BUILD,
+    "CXX": _BUILD,
+    "DISABLE_LOGS_WHILE_COMPILING": _SHOWN,
+    "DLTS_JOB_ID": _CLOUD,
+    "DLWS_JOB_ID": _CLOUD,
+    "DS_DC_OFFLOAD_ACT_BUDGET_GB": _DEEPCOMPILE,
+    "DS_DC_OFFLOAD_ACT_MARGIN": _DEEPCOMPILE,
+    "DS_DC_OFFLOAD_ACT_MIN_SIZE_MB": _DEEPCOMPILE,
+    "DS_DC_OFFLOAD_OPT_BUDGET_GB": _DEEPCOMPILE,
+    "DS_DEBUG_CUDA_BUILD": _BUILD,
+    "DS_EVOFORMER_GPU_ARCH": _BUILD,
+    "DS_IGNORE_CUDA_DETECTION": _BUILD,
+    "DS_NVCC_THREADS": _BUILD,
+    "DS_SKIP_CUDA_CHECK": _BUILD,
+    "LDFLAGS": _BUILD,
+    "LIBRARY_PATH": _BUILD,
+    "LOGGER_METHODS_TO_EXCLUDE_FROM_DISABLE": _SHOWN,
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "how GPUs are counted",
+    "PYTORCH_ROCM_ARCH": _BUILD,
+    "SM_TRAINING_ENV": _CLOUD,
+    "TORCH_CUDA_ARCH_LIST": _BUILD,
+    "TORCH_DISTRIBUTED_DEBUG": _SHOWN,
+    "TRITON_CACHE_DIR": _FOLDER,
+    "TRITON_HOME": _FOLDER,
+    "USER": _TUNING,
+    "USE_MKL_GEMM": _BUILD,
+    "XPU_EVENT_KL3_ENABLE": _OTHER_CHIPS,
+}
