@@ -5,8 +5,8 @@
     folder = decide(lambda: open_folder(...))     # rank 0's result, or its ClozeError, on every rank
     agree(problem)                                # the first rank's ClozeError, on every rank
 
-Numbers, texts, None, lists, tuples, dictionaries, paths, ClozeErrors and Stopped can be sent, and arrive as what they were. An
-error is sent as the name of its class and its fields, and only classes of `cloze.errors` are made of it.
+Numbers, texts, None, lists, tuples, dictionaries, paths, ClozeErrors and Stopped can be sent, and arrive as what they
+were. An error is sent as the name of its class and its fields, and only classes of `cloze.errors` are made of it.
 """
 
 from __future__ import annotations
