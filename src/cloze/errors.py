@@ -64,6 +64,10 @@ class DiskError(ClozeError):
     """Nothing more can be written (disk full, no permission)."""
 
 
+class OwnerError(ClozeError):
+    """Another start owns the run folder, or has taken it over."""
+
+
 class TrainingError(ClozeError):
     """Training cannot go on: its numbers are none."""
 

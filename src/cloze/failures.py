@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import ClozeError, LostRank, one_line, phase_of
-from cloze.files import sync
+from cloze.files import remove_tree, sync
 from cloze.places import SECRETS
 
 FILE, FOLDER = "error.json", "errors"
@@ -169,11 +168,14 @@ class FailureLog:
     rank: int
     world_size: int
     secrets: tuple[str, ...] = ()
+    may_write: Callable[[], bool] = lambda: True  # False if another start owns the run's folder
 
     def begin(self) -> None:
         """A start that goes on with a run: forget what this rank left of the one before, and rank 0 the rest that no
         rank of this start can have written."""
         with contextlib.suppress(OSError):
+            if not self.may_write():
+                return
             self._record.unlink(missing_ok=True)
             if self.rank == 0:
                 (self.run_dir / FILE).unlink(missing_ok=True)
@@ -240,6 +242,8 @@ class FailureLog:
         equal. No folder is made where the run has none."""
         staged = self.run_dir / FOLDER / f"{self.rank:05d}-{path.name}.tmp"
         with contextlib.suppress(OSError):
+            if not self.may_write():
+                return
             staged.parent.mkdir(exist_ok=True)
             staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             sync(staged)
@@ -257,7 +261,7 @@ def forget(run_dir: Path) -> None:
     """Remove what an earlier start left; rank 0 calls it when no rank of this start can have failed yet."""
     with contextlib.suppress(OSError):
         (run_dir / FILE).unlink(missing_ok=True)
-    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+    remove_tree(run_dir / FOLDER, quietly=True)
 
 
 def recorded_in(error: BaseException) -> FailureLog | None:

@@ -15,10 +15,12 @@ import os
 import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloze.console import warn
 from cloze.errors import ConfigError, DiskError
 from cloze.foreign.json_yaml import dump_json
 
@@ -63,6 +65,49 @@ def disk_errors(path: Path | str) -> Iterator[None]:
             where=path,
             hint="free some space or choose another folder" if error.errno in _FULL else "choose another folder",
         ) from error
+
+
+def remove_tree(path: Path | str, quietly: bool = False) -> None:
+    """Remove a file, a folder with what is in it, or a symbolic link (not what it points to), if it exists.
+
+    Raises DiskError if something cannot be removed; `quietly`: warns instead, to clean up after another error or where
+    what is left is harmless.
+    """
+    path = Path(path)
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path)
+    except FileNotFoundError:  # another process removes it too
+        if path.exists():
+            remove_tree(path, quietly)
+    except OSError as error:
+        problem = DiskError(
+            f"cannot be removed: {os.strerror(error.errno or 0)}", where=path, hint="remove it yourself"
+        )
+        if not quietly:
+            raise problem from error
+        warn(str(problem))
+
+
+def check_writable(path: Path | str, hint: str = "choose another --output") -> None:
+    """Raise DiskError unless the file or folder `path` could be created or replaced, before time is spent on what will
+    be written there.
+
+    Creates and removes a file in the folder that is to hold `path`, or in the nearest parent that exists.
+    """
+    folder = Path(path).absolute().parent
+    while not folder.is_dir() and folder != folder.parent:
+        if folder.exists():
+            raise DiskError("cannot write: a part of the path is a file", where=path, hint=hint)
+        folder = folder.parent
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".cloze-", dir=folder)
+        os.close(descriptor)
+        os.unlink(name)
+    except OSError as error:
+        raise DiskError(f"cannot write: {os.strerror(error.errno or 0)}", where=path, hint=hint) from None
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from cloze.errors import CheckpointError
 from cloze.train.checkpoint_files import (
     list_checkpoints,
     read_manifest,
+    replace_checkpoint,
     rotate,
     tidy,
     verify_checkpoint,
@@ -149,14 +150,56 @@ def test_rotation_keeps_the_last_good_one(whole: Path, tmp_path: Path):
 
 
 def test_what_a_cut_save_or_deletion_left_is_put_in_order(whole: Path, tmp_path: Path):
-    run = tmp_path / "run"
+    run, token = tmp_path / "run", "0123456789abcdef"
     shutil.copytree(whole, run)
-    (run / "checkpoint-2").rename(run / "checkpoint-2.old")
-    (run / "checkpoint-6").rename(run / "checkpoint-6.replaced")
-    shutil.copytree(run / "checkpoint-4", run / "checkpoint-4.replaced")
-    shutil.copytree(run / "checkpoint-4", run / "checkpoint-8.tmp")
+    (run / "checkpoint-2").rename(run / f"checkpoint-2.old-{token}")
+    (run / "checkpoint-6").rename(run / f"checkpoint-6.replaced-{token}")
+    shutil.copytree(run / "checkpoint-4", run / f"checkpoint-4.replaced-{token}")
+    shutil.copytree(run / "checkpoint-4", run / f"checkpoint-8.tmp-{token}")
     tidy(run)
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_what_a_user_put_beside_the_checkpoints_stays(whole: Path, tmp_path: Path):
+    """A name without the token of a start is the user's; only what earlier versions moved aside is put back."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    names = [
+        "checkpoint-4.old",
+        "checkpoint-4.replaced",
+        "checkpoint-8.tmp",
+        "checkpoint-4.old-mine",
+        "checkpoint-4 copy",
+    ]
+    for name in names:
+        shutil.copytree(run / "checkpoint-4", run / name)
+    (run / "checkpoint-6").rename(run / "checkpoint-6.replaced")
+    tidy(run)
+    rotate(run, keep=1)
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == sorted(["checkpoint-6", *names])
+
+
+def test_rotation_keeps_the_checkpoint_that_was_just_written(whole: Path, tmp_path: Path):
+    """Also beside newer ones that somebody has put there."""
+    shutil.copytree(whole, tmp_path / "run")
+    rotate(tmp_path / "run", keep=1, saved=tmp_path / "run" / "checkpoint-2")
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-2", "checkpoint-6"]
+
+
+def test_of_a_checkpoint_that_is_a_link_only_the_link_is_deleted(whole: Path, tmp_path: Path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "big")
+    (tmp_path / "run" / "checkpoint-2").symlink_to(tmp_path / "big")
+    (tmp_path / "run" / "checkpoint-4").rename(tmp_path / "big-4")
+    (tmp_path / "run" / "checkpoint-4").symlink_to(tmp_path / "big-4")
+    shutil.copytree(whole / "checkpoint-4", tmp_path / "run" / "staged")
+    replace_checkpoint(tmp_path / "run" / "staged", tmp_path / "run" / "checkpoint-4")
+    rotate(tmp_path / "run", keep=2)
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert not (tmp_path / "run" / "checkpoint-4").is_symlink()
+    assert verify_checkpoint(tmp_path / "big")
+    assert verify_checkpoint(tmp_path / "big-4")
+    assert capsys.readouterr().err.count("its target is kept") == 2
 
 
 def test_a_checkpoint_of_another_format_says_so(whole: Path, tmp_path: Path):

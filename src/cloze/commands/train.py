@@ -8,6 +8,7 @@ from pathlib import Path
 from cloze.config import TrainConfig
 from cloze.console import say
 from cloze.places import with_secrets
+from cloze.train.run_owner import own_run_folder
 from cloze.train.trainer import train
 
 
@@ -19,11 +20,12 @@ def run(config: TrainConfig) -> None:
 
 
 def train_here(config: TrainConfig, own_process: bool = True) -> Path:
-    """Train in this process, and return the run's folder. With --push_to_hub what is saved goes to the Hub meanwhile.
+    """Train in this process, as the only start in the run's folder, and return that. With --push_to_hub what is saved
+    goes to the Hub meanwhile.
 
     `own_process`: False where there is more in it than this run, such as a notebook.
     """
     if config.push_to_hub:
         from cloze.hub.follow import following
-    with following(config) if config.push_to_hub else nullcontext():
+    with own_run_folder(Path(config.output_dir)), following(config) if config.push_to_hub else nullcontext():
         return train(config, own_process)

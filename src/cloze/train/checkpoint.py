@@ -7,9 +7,9 @@
       probe.safetensors           a batch and the training model's logits on it, to check what is loaded with
       model/                      the model's configuration and tokenizer
 
-Everything is written into `checkpoint-500.tmp`, flushed, described with sizes and checksums in checkpoint.json, and
-renamed as the last act: a folder called checkpoint-N is complete. Since pieces are stored by parameter name, offset
-and length, any engine at any world size can read them.
+Everything is written into `checkpoint-500.tmp-TOKEN`, flushed, described with sizes and checksums in checkpoint.json,
+and renamed as the last act: a folder called checkpoint-N is complete. Pieces are stored by parameter name, offset and
+length, so any engine at any world size can read them.
 
     saver = CheckpointSaver(training, save_model_files, in_background=True)
     saver.save(folder, position, probe, extra, keep=3)     # returns when the state is copied
@@ -18,7 +18,6 @@ and length, any engine at any world size can read them.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -28,17 +27,19 @@ import torch
 
 from cloze.collectives import decide, gather_to_main, make_group
 from cloze.errors import ClozeError, DiskError
-from cloze.files import disk_errors, sha256, sync_tree
+from cloze.files import disk_errors, remove_tree, sha256, sync_tree
 from cloze.tensorfile import Entry, write_tensors
 from cloze.train import state
 from cloze.train.checkpoint_files import (
     FROZEN,
     PROBE,
     Position,
+    aside_name,
     replace_checkpoint,
     rotate,
     write_manifest,
 )
+from cloze.train.run_owner import check_owner
 from cloze.train.snapshot import Piece, Snapshot, Training, describe, frozen_tensors, share_to_write
 from cloze.train.sums import content_sum
 
@@ -74,8 +75,8 @@ class CheckpointSaver:
         problems are raised by `wait`.
         """
         self.wait()
-        snapshot = self._snapshot(folder, position, probe, extra, keep)
-        decide(lambda: _fresh_folder(snapshot.staged))
+        staged = folder.with_name(decide(lambda: _fresh_folder(folder)))
+        snapshot = self._snapshot(folder, staged, position, probe, extra, keep)
         if not self._in_background:
             self._write(snapshot)
             return
@@ -99,7 +100,13 @@ class CheckpointSaver:
             self._problem = error
 
     def _snapshot(
-        self, folder: Path, position: Position, probe: dict[str, torch.Tensor], extra: dict[str, Any], keep: int | None
+        self,
+        folder: Path,
+        staged: Path,
+        position: Position,
+        probe: dict[str, torch.Tensor],
+        extra: dict[str, Any],
+        keep: int | None,
     ) -> Snapshot:
         training = self._training
         optimizer_state = state.inner_optimizer(training.optimizer).state
@@ -112,6 +119,7 @@ class CheckpointSaver:
         frozen = {name: self._kept(name, "frozen", tensor) for name, tensor in frozen_tensors(training).items()}
         return Snapshot(
             folder=folder,
+            staged=staged,
             pieces=pieces,
             shared={FROZEN: frozen, PROBE: probe} if training.rank == 0 else {},
             scalars={f.name: state.scalars(f.owner, optimizer_state) for f in held},
@@ -143,10 +151,14 @@ class CheckpointSaver:
         decide(lambda: _commit(snapshot, parts), self._group)
 
 
-def _fresh_folder(staged: Path) -> None:
-    with disk_errors(staged):
-        shutil.rmtree(staged, ignore_errors=True)
+def _fresh_folder(folder: Path) -> str:
+    """Make the folder that a checkpoint is written into, and return its name."""
+    check_owner(folder.parent)
+    staged = aside_name(folder, "tmp")
+    with disk_errors(folder):
+        remove_tree(staged)
         staged.mkdir(parents=True)
+    return staged.name
 
 
 def _write_own(snapshot: Snapshot, rank: int) -> dict[str, Any]:
@@ -202,9 +214,9 @@ def _commit(snapshot: Snapshot, parts: list[tuple[ClozeError | None, dict[str, A
             sync_tree(snapshot.staged)
             replace_checkpoint(snapshot.staged, snapshot.folder)
     finally:
-        shutil.rmtree(snapshot.staged, ignore_errors=True)
+        remove_tree(snapshot.staged, quietly=True)
     with disk_errors(snapshot.folder):
-        rotate(snapshot.folder.parent, snapshot.keep)
+        rotate(snapshot.folder.parent, snapshot.keep, snapshot.folder)
 
 
 def _check_shared_disk(snapshot: Snapshot, parts: list[dict[str, Any]]) -> None:

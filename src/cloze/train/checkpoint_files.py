@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cloze.console import warn
 from cloze.errors import CheckpointError
-from cloze.files import publish, sha256, write_json, write_text
+from cloze.files import publish, remove_tree, sha256, write_json, write_text
 from cloze.foreign.json_yaml import dump_json, finite
+from cloze.train.run_owner import check_owner, owner_token
 
 FORMAT_VERSION = 2
 MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
 HINT = "use an earlier checkpoint"
 MOST_READABLE_PIECES = 100_000
 _NAME = re.compile(r"checkpoint-(\d+)")
-_LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)")
+_LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)-[0-9a-f]{16}")
+_OLDER_LEFT_OVER = re.compile(r"checkpoint-\d+\.replaced")  # earlier versions put no token into the name
 
 
 @dataclass(frozen=True)
@@ -137,33 +139,51 @@ def all_damaged(output_dir: Path) -> CheckpointError:
     return CheckpointError("all checkpoints are damaged", where=output_dir, hint="start in another output_dir")
 
 
+def aside_name(folder: Path, why: str) -> Path:
+    """Return the name under which a checkpoint is written (`why`: tmp), deleted (old) or replaced; no other start uses
+    it."""
+    return folder.with_name(f"{folder.name}.{why}-{owner_token(folder.parent)}")
+
+
 def replace_checkpoint(staged: Path, folder: Path) -> None:
-    """Give a finished folder its name. An older one of that name is moved aside first, and deleted last."""
-    aside = folder.with_name(f"{folder.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
+    """Give a finished folder its name. An older one of that name is moved aside first, and deleted last. Raises
+    OwnerError if another start owns the run."""
+    check_owner(folder.parent)
+    aside = aside_name(folder, "replaced")
+    remove_tree(aside)
+    if folder.is_symlink() or folder.exists():
         folder.rename(aside)
     publish(staged, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    delete_checkpoint(aside)
 
 
-def rotate(output_dir: Path, keep: int | None) -> None:
-    """Delete the oldest checkpoints but `keep`, never the last good one.
+def delete_checkpoint(aside: Path) -> None:
+    """Delete a checkpoint that has lost its name. Of a symbolic link the target stays, which a warning says; what
+    cannot be deleted now is deleted by the next start."""
+    if aside.is_symlink():
+        name = aside.name.split(".")[0]
+        warn(f"{name} was a link to {os.readlink(aside)}: the link is removed, its target is kept")
+    remove_tree(aside, quietly=True)
 
-    A deletion that is cut short leaves nothing called checkpoint-N.
+
+def rotate(output_dir: Path, keep: int | None, saved: Path | None = None) -> None:
+    """Delete the oldest checkpoints but `keep`, never the last good one, nor `saved`, the one that was just written.
+
+    A deletion that is cut short leaves nothing called checkpoint-N. Raises OwnerError if another start owns the run.
     """
     if keep is None:
         return
     whole = [folder for folder in list_checkpoints(output_dir) if (folder / MANIFEST).is_file()]
-    kept, doomed = whole[-keep:], whole[:-keep]
+    kept, doomed = whole[-keep:], [folder for folder in whole[:-keep] if folder != saved]
     if doomed and not any(_is_good(folder, contents=False) for folder in reversed(kept)):
         last_good = next((folder for folder in reversed(doomed) if _is_good(folder, contents=True)), None)
         doomed = [folder for folder in doomed if folder != last_good]
     for folder in doomed:
-        aside = folder.with_name(f"{folder.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
+        check_owner(output_dir)
+        aside = aside_name(folder, "old")
+        remove_tree(aside)
         folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        delete_checkpoint(aside)
 
 
 def _is_good(folder: Path, contents: bool) -> bool:
@@ -175,12 +195,14 @@ def _is_good(folder: Path, contents: bool) -> bool:
 
 
 def tidy(output_dir: Path) -> None:
-    """Remove what saves and deletions that were cut short have left; put back what a cut replacement moved aside."""
+    """Remove what saves and deletions that were cut short have left; put back what a cut replacement moved aside.
+
+    The owner of the run calls it. Names carry the token of the start that made them: what has none is the user's.
+    """
     for path in output_dir.glob("checkpoint-*"):
-        if not _LEFT_OVER.fullmatch(path.name):
-            continue
-        final = path.with_suffix("")
-        if path.suffix == ".replaced" and not final.exists():
-            path.rename(final)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        if _LEFT_OVER.fullmatch(path.name) or _OLDER_LEFT_OVER.fullmatch(path.name):
+            final = path.with_suffix("")
+            if path.suffix.startswith(".replaced") and not final.exists():
+                path.rename(final)
+            elif _LEFT_OVER.fullmatch(path.name):
+                remove_tree(path, quietly=True)

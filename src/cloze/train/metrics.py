@@ -22,6 +22,7 @@ from cloze.data.loader import StepBatches, TrainLoader
 from cloze.events import event, is_json
 from cloze.files import disk_errors, write_text
 from cloze.train.plan import Plan
+from cloze.train.run_owner import check_owner
 from cloze.train.trackers import report, tracker_values
 
 FILE = "metrics.jsonl"
@@ -34,6 +35,7 @@ class MetricsLog:
         self._path = output_dir / FILE
         self._accelerator = accelerator
         if accelerator.is_main_process:
+            check_owner(output_dir)
             kept = [line for line in read_metrics(output_dir) if line["step"] <= start_step]
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept if start_step))
 
@@ -41,6 +43,7 @@ class MetricsLog:
         """One line: `step` and any numbers; NaN and infinity become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         if self._accelerator.is_main_process:
+            check_owner(self._path.parent)
             with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
             if is_json():

@@ -16,6 +16,7 @@ from cloze.collectives import gather
 from cloze.data.loader import Layout
 from cloze.errors import TrainingError
 from cloze.files import write_json
+from cloze.train.run_owner import check_owner
 
 FILE = "left_out.json"  # steps whose batches are left out after a rollback
 MOST_ROLLBACKS = 20
@@ -72,4 +73,5 @@ def left_out(output_dir: Path) -> frozenset[int]:
 
 def leave_out(output_dir: Path, step: int) -> None:
     """Remember a step whose batch is left out from now on."""
+    check_owner(output_dir)
     write_json(output_dir / FILE, sorted(left_out(output_dir) | {step}))

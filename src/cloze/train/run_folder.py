@@ -7,6 +7,7 @@ runs/NAME/metrics.jsonl   one line per logged step
 runs/NAME/sessions.json   each start: devices, ranks, engine, versions
 runs/NAME/status.json     running, stopped, finished or failed
 runs/NAME/error.json      of a start that failed: the first failing rank, where and why (see cloze.failures)
+runs/NAME/.owner          while it is trained: the process that does so (see cloze.train.run_owner)
 runs/NAME/checkpoint-N/   see cloze.train.checkpoint
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ import yaml
 from cloze.config import TrainConfig
 from cloze.console import is_main, own_rank
 from cloze.environment import processes
-from cloze.errors import CheckpointError, ConfigError, DiskError, in_phase
+from cloze.errors import CheckpointError, ConfigError, DiskError, OwnerError, in_phase
 from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import disk_errors, write_json, write_text
 from cloze.places import SECRETS, without_place
 from cloze.train.checkpoint_files import list_checkpoints
 from cloze.train.metrics import FILE as METRICS_FILE
+from cloze.train.run_owner import check_owner, is_ours
 
 STATUS_FILE, IDENTITY_FILE = "status.json", "run.json"
 
@@ -100,8 +103,9 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
 
 
 def failure_log(config: TrainConfig) -> FailureLog:
-    """This rank's hand in the run's error.json."""
-    return FailureLog(Path(config.output_dir), own_rank(), processes.world_size(), secret_values(config))
+    """Return this rank's part of the run's error.json, which it writes only if this launch owns the folder."""
+    run_dir, world_size = Path(config.output_dir), processes.world_size()
+    return FailureLog(run_dir, own_rank(), world_size, secret_values(config), partial(is_ours, run_dir))
 
 
 def goes_on(config: TrainConfig) -> bool:
@@ -124,9 +128,11 @@ def kept_failures(config: TrainConfig) -> Iterator[None]:
 
 
 def write_status(output_dir: Path, status: str, line: str) -> None:
-    """status.json: running, stopped (go on with it), finished or failed, and one line about it; on rank 0 only."""
+    """Write status.json: running, stopped (to be resumed), finished or failed, and one line about it; on rank 0 only,
+    and not in a folder that another start has taken over."""
     if is_main():
-        with contextlib.suppress(DiskError):
+        with contextlib.suppress(DiskError, OwnerError):
+            check_owner(output_dir)
             write_json(output_dir / STATUS_FILE, {"status": status, "line": line})
 
 

@@ -21,6 +21,7 @@ from cloze.distributed import engine_name
 from cloze.errors import DiskError
 from cloze.files import write_json
 from cloze.machine import processor, versions_of
+from cloze.train.run_owner import check_owner
 
 FILE = "sessions.json"
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed")
@@ -43,6 +44,7 @@ def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) ->
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
         "versions": versions_of(LIBRARIES),
     }
+    check_owner(output_dir)
     kept = [one for one in read_sessions(output_dir) if one["first_step"] < first_step]
     try:
         write_json(output_dir / FILE, {"sessions": [*kept, session]})

@@ -36,19 +36,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that one rank writes of a checkpoint. `manifest`: what rank 0 knows already of checkpoint.json."""
+    """All that one rank writes of a checkpoint. `manifest`: what rank 0 knows already of checkpoint.json;
+    `staged`: where it is written before it has its name."""
 
     folder: Path
+    staged: Path
     pieces: list[Piece]
     shared: dict[str, dict[str, torch.Tensor]]
     scalars: dict[str, dict[str, float]]
     manifest: dict[str, Any]
     keep: int | None
-
-    @property
-    def staged(self) -> Path:
-        """Where it is written before it has its name."""
-        return self.folder.with_name(f"{self.folder.name}.tmp")
 
 
 def share_to_write(held: list[state.Fragment], training: Training) -> list[state.Fragment]:

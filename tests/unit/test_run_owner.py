@@ -1,0 +1,257 @@
+"""One owner per run folder: of many starts one trains, and a start that lost the folder writes nothing more."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from ranks import wait_for
+
+from cloze.errors import OwnerError
+from cloze.train.owner_file import LOCK, has_ended, read_owner, this_process
+from cloze.train.run_owner import RunOwner, check_owner, own_run_folder
+
+
+class Start:
+    """A process that acquires a folder and holds it until it is told to end. Exit code 0: it owned it; 2: refused; 3:
+    it lost it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, go: int | None = None):
+        self._stdin, hold = os.pipe()
+        told, self._stdout = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(hold)
+            os._exit(self._run(folder, environment or {}, go))
+        os.close(self._stdin)
+        os.close(self._stdout)
+        self._hold, self._told = hold, told
+
+    def _run(self, folder: Path, environment: dict[str, str], go: int | None) -> int:
+        os.environ |= environment
+        if go is not None:
+            os.read(go, 1)
+        try:
+            with own_run_folder(folder):
+                os.write(self._stdout, b"owned")
+                os.read(self._stdin, 1)
+                check_owner(folder)
+                (folder / f"written-{os.getpid()}").touch()
+        except OwnerError as error:
+            os.write(self._stdout, str(error).encode())
+            return 3 if "any more" in str(error) else 2
+        return 0
+
+    def said(self) -> str:
+        return os.read(self._told, 4096).decode()
+
+    def end(self) -> int:
+        with contextlib.suppress(BrokenPipeError):  # refused
+            os.write(self._hold, b"x")
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def elsewhere(folder: Path, **facts: object) -> Path:
+    """Make a lock that a process on another host holds."""
+    owner = replace(this_process("f" * 16), host="far", boot="another", machine="another", **facts)  # type: ignore[arg-type]
+    folder.mkdir(exist_ok=True)
+    (folder / LOCK).write_text(json.dumps(asdict(owner)))
+    return folder / LOCK
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_20_simultaneous_starts_exactly_one_owns_the_folder(tmp_path: Path, stale: bool):
+    run = tmp_path / "run"
+    if stale:
+        first = Start(run)
+        assert first.said() == "owned"
+        first.kill()
+        assert (run / LOCK).exists()
+    wait, go = os.pipe()
+    starts = [Start(run, go=wait) for _ in range(20)]
+    os.write(go, b"x" * 20)
+    said = [start.said() for start in starts]
+    winner = said.index("owned")
+    assert [line for line in said if line != "owned"] == [
+        line for line in said if f"pid {starts[winner].pid} on" in line
+    ]
+    assert [start.end() for start in starts] == [0 if number == winner else 2 for number in range(20)]
+    assert sorted(path.name for path in run.iterdir()) == [f"written-{starts[winner].pid}"]
+
+
+def test_a_second_start_is_refused_in_one_line_and_the_folder_is_free_afterwards(tmp_path: Path):
+    with own_run_folder(tmp_path / "run"):
+        with pytest.raises(OwnerError) as refused, own_run_folder(tmp_path / "run"):
+            pass
+        line = str(refused.value)
+        assert all(part in line for part in (str(tmp_path / "run"), str(os.getpid()), socket.gethostname(), "since 2"))
+        assert "--output_dir" in line
+    assert not (tmp_path / "run").exists()  # nothing was written: the folder goes with its lock
+    with own_run_folder(tmp_path / "run"):
+        pass
+
+
+def test_a_zombie_is_dead(tmp_path: Path):
+    first = Start(tmp_path)
+    assert first.said() == "owned"
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for(lambda: has_ended(read_owner(tmp_path / LOCK).owner, this_process("me")) is True)  # type: ignore[union-attr]
+    with own_run_folder(tmp_path):  # its parent has not asked for its exit code yet
+        pass
+    os.waitpid(first.pid, 0)
+
+
+def test_another_process_with_the_pid_of_the_owner_is_not_the_owner(tmp_path: Path):
+    me = this_process("f" * 16)
+    assert has_ended(me, me) is False
+    assert me.started is not None
+    assert has_ended(replace(me, started=me.started - 1), me) is True
+    assert has_ended(replace(me, boot="before the restart"), me) is True
+    assert has_ended(replace(me, namespace="pid:[1]"), me) is None
+    assert has_ended(replace(me, host="far", machine="x", boot="another"), me) is None
+    assert has_ended(replace(me, machine="another of the same name", boot="another"), me) is None
+
+
+def test_a_requeued_job_takes_over_from_a_half_dead_one_which_then_writes_nothing(tmp_path: Path):
+    job = {"SLURM_JOB_ID": "4711"}
+    old = Start(tmp_path, job)
+    assert old.said() == "owned"
+    os.kill(old.pid, signal.SIGSTOP)
+    same = Start(tmp_path, job)  # srun twice in one job: not a successor
+    assert f"pid {old.pid}" in same.said()
+    assert same.end() == 2
+    new = Start(tmp_path, job | {"SLURM_RESTART_COUNT": "1"})
+    assert new.said() == "owned"
+    lock = (tmp_path / LOCK).read_bytes()
+    os.kill(old.pid, signal.SIGCONT)
+    assert old.end() == 3
+    assert f"pid {new.pid}" in old.said()
+    assert (tmp_path / LOCK).read_bytes() == lock
+    assert new.end() == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f"written-{new.pid}"]
+
+
+def test_an_owner_on_another_host_is_dead_after_the_timeout_without_a_heartbeat(tmp_path: Path, capsys):
+    elsewhere(tmp_path, pid=7)
+    owner = RunOwner(tmp_path, timeout=0.2)
+    owner.acquire()
+    assert "pid 7 on far" in capsys.readouterr().out
+    assert read_owner(tmp_path / LOCK).owner == owner.me  # type: ignore[union-attr]
+    owner.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_on_another_host_that_beats_is_alive_whatever_its_clock_says(tmp_path: Path):
+    lock = elsewhere(tmp_path)
+    os.utime(lock, (1, 1))
+    waiting = threading.Event()
+
+    def beat() -> None:
+        waiting.wait()
+        os.utime(lock, (5, 5))
+
+    threading.Thread(target=beat, daemon=True).start()
+    owner = RunOwner(tmp_path, timeout=600.0)
+    look = owner._is_over
+    owner._is_over = lambda found: (look(found), waiting.set())[0]  # type: ignore[method-assign]
+    with pytest.raises(OwnerError, match="on far"):
+        owner.acquire()
+
+
+def test_the_lock_has_a_heartbeat(tmp_path: Path):
+    owner = RunOwner(tmp_path, beat=0.01)
+    owner.acquire()
+    os.utime(tmp_path / LOCK, (1, 1))
+    wait_for(lambda: (tmp_path / LOCK).stat().st_mtime > 1)
+    owner.release()
+
+
+def test_heartbeats_of_a_start_that_lost_the_folder_do_not_reach_its_successor(tmp_path: Path):
+    owner = RunOwner(tmp_path, beat=0.01)
+    owner.acquire()
+    new = elsewhere(tmp_path / "new")
+    os.utime(new, (1, 1))
+    os.replace(new, tmp_path / LOCK)
+    wait_for(lambda: owner._lost)
+    assert (tmp_path / LOCK).stat().st_mtime == 1
+    with pytest.raises(OwnerError, match="on far"):
+        owner.check()
+    owner.release()
+    assert (tmp_path / LOCK).exists()
+
+
+def test_a_start_that_died_while_it_took_over_is_superseded(tmp_path: Path):
+    """It had the claim to the dead owner's lock, and did not come to use it."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone = replace(this_process("a" * 16), pid=dead.pid)
+    (tmp_path / LOCK).write_text(json.dumps(asdict(gone)))
+    (tmp_path / f"{LOCK}.after-{'a' * 16}").write_text(json.dumps(asdict(replace(gone, token="b" * 16))))
+    (tmp_path / f"{LOCK}.{'c' * 16}").write_text(json.dumps(asdict(replace(gone, token="c" * 16))))
+    owner = RunOwner(tmp_path)
+    owner.acquire()
+    owner.check()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    owner.release()
+
+
+def make_link(lock: Path) -> None:
+    target = lock.with_name("mine")
+    target.write_text("precious")
+    lock.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda lock: lock.write_bytes(b""),
+        lambda lock: lock.write_bytes(b"[" * 100_000),
+        lambda lock: lock.write_text('{"token": "../../x", "pid": []}'),
+        lambda lock: lock.write_text('{"token": "aaaaaaaaaaaaaaaa", "pid": "7", "host": 5}'),
+        make_link,
+    ],
+)
+def test_a_lock_that_cannot_be_understood_counts_until_the_timeout(tmp_path: Path, make: Callable[[Path], None]):
+    make(tmp_path / LOCK)
+    owner = RunOwner(tmp_path, timeout=0.1)
+    owner.acquire()
+    owner.check()
+    owner.release()
+    assert all(path.read_text() == "precious" for path in tmp_path.iterdir())
+
+
+def test_a_file_system_without_hard_links_has_one_owner_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    elsewhere(tmp_path)
+    owner = RunOwner(tmp_path, timeout=0.1)
+    owner.acquire()
+    with pytest.raises(OwnerError, match="another start is training"):
+        RunOwner(tmp_path).acquire()
+    owner.check()
+    owner.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_somebody_removed_ends_the_run(tmp_path: Path):
+    with own_run_folder(tmp_path):
+        check_owner(tmp_path)
+        (tmp_path / LOCK).unlink()
+        with pytest.raises(OwnerError, match="was removed"):
+            check_owner(tmp_path)
