@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 from cloze.config import PrepareConfig, SourceConfig
 from cloze.data import columns, json_array, readers
+from cloze.data.content import PART_BYTES, digest
 from cloze.data.fields import BadRecord, Document, Fields, hash_of
 from cloze.data.lines import parse_line
-from cloze.data.local_files import WHOLE_DIGEST_BYTES, digest
 from cloze.data.presets import PRESETS, with_preset
 from cloze.data.readers import Piece, pieces_of, place_of, read_piece
 from cloze.data.sources import document_of, open_corpus
 from cloze.errors import DataError
 
 FIELDS = Fields.parse("text", None)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 
 
 def read(path: Path, size: int) -> list:
@@ -101,7 +101,8 @@ BAD = [
     (b'{"text": "caf\xe9"}', "invalid UTF-8"),
     (b'{"text": "a"', "not JSON"),
     (b"[1]", "not a JSON object"),
-    (b'{"id": [1], "text": "a"}', "field 'id' is list, not a name"),
+    (b'{"text": "a\\u0000b"}', "NUL characters in the text"),
+    (b'{"text": ' + b"[" * 500 + b'"a"' + b"]" * 500 + b"}", "field 'text' has lists nested more than 16 deep"),
     (b"[" * 100_000, "not JSON"),
     (b'{"text": "' + b"x" * 300 + b'"}', "larger than 0 MiB"),
 ]
@@ -271,7 +272,7 @@ def test_a_digest_notices_a_changed_byte(tmp_path: Path):
     path.write_bytes(bytes(500) + b"\x01" + bytes(499))
     assert digest(path) != before
     with open(path, "wb") as file:
-        file.truncate(WHOLE_DIGEST_BYTES + 1000)
+        file.truncate(PART_BYTES + 1000)
     before = digest(path)
     assert before.startswith("sampled-sha256:")
     with open(path, "r+b") as file:

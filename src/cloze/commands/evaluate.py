@@ -19,6 +19,7 @@ from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
 from cloze.files import write_json
+from cloze.foreign.text_lines import read_lines
 from cloze.lineage import KEY as LINEAGE
 from cloze.lineage import describe as describe_lineage
 from cloze.measure import Masks, masks_of, open_subject, split_sentences
@@ -33,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The same; returns what eval.json says, on every rank."""
     check(config)
     prepared = None if config.data is None else open_prepared(config.data)
-    lines = None if config.sentences is None else read_lines(Path(config.sentences))
+    lines = None if config.sentences is None else read_sentences(config.sentences)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
     say("evaluate", f"{subject.name}: {describe_lineage(subject.lineage)}")
@@ -88,15 +89,9 @@ def check(config: EvaluateConfig) -> None:
         raise ConfigError("give one of --data and --sentences", where=f"--metric {config.metric}")
 
 
-def read_lines(path: Path) -> list[str]:
-    """The sentences of a file, one a line, empty lines left out. Raises DataError."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot be read ({error})", where=path, hint="give a UTF-8 text, one sentence a line"
-        ) from None
-    lines = [line for line in lines if line]
+def read_sentences(path: str) -> list[str]:
+    """Return the sentences of a file, one a line, empty lines left out. Raises DataError."""
+    lines = read_lines(path)
     if not lines:
         raise DataError("holds no sentence", where=path, hint="one on each line")
     return lines

@@ -16,23 +16,15 @@ import re
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from cloze.config import BlocksConfig, PrepareConfig
-from cloze.console import say
+from cloze.console import say, warn
+from cloze.data.locks import locked, try_lock
 from cloze.data.prepare import Inputs, open_inputs, prepare
 from cloze.data.shards import MANIFEST, Prepared, open_prepared
 from cloze.environment import processes
 from cloze.files import disk_errors
 
 _OTHERS_WAIT_SECONDS = 60.0
-
-
-def default_cache() -> Path:
-    """$CLOZE_CACHE, or `cloze` in $XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get("CLOZE_CACHE"):
-        return Path(os.environ["CLOZE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloze"
 
 
 def is_prepared(name: str) -> bool:
@@ -55,31 +47,29 @@ def open_or_prepare(config: BlocksConfig, tokenizer_name: str, folder: Path) -> 
     settings = PrepareConfig(**values, tokenizer_name=tokenizer_name, output=str(output))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{output}.lock")
+    lock = folder / f"{output.name}.lock"
     _let_the_first_begin(lock, output)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say("prepare", f"waiting for another process that makes {output}")
-        lock.acquire()
-    with lock:
+    with locked(lock, lambda: say("prepare", f"waiting for another process that makes {output}")) as is_alone:
+        if not is_alone:
+            warn(f"{folder}: its file system has no locks; another process may do the same work at the same time")
         if output.exists():
             say("prepare", f"from the cache: {output}")
         else:
             prepare(settings, inputs)
-    lock.release()
     return open_prepared(output)
 
 
-def _let_the_first_begin(lock: FileLock, output: Path) -> None:
+def _let_the_first_begin(lock: Path, output: Path) -> None:
     """Local rank 0 does the work, since it is the one that shows progress; the others come after it."""
     if processes.local_rank() == 0:
         return
     deadline = time.monotonic() + _OTHERS_WAIT_SECONDS
     while not output.exists() and time.monotonic() < deadline:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            held = try_lock(lock)
+        except OSError:
             return
-        lock.release()
+        if held is None:
+            return
+        os.close(held)
         time.sleep(0.2)

@@ -12,8 +12,18 @@ from typing import Any
 import pyarrow
 import pyarrow.compute
 
-from cloze.data.fields import ID_FIELDS, BadRecord, Document, Fields, Record, hash_of
-from cloze.errors import DataError
+from cloze.data.fields import (
+    ID_FIELDS,
+    INVALID_UTF8,
+    MAX_LIST_DEPTH,
+    BadRecord,
+    Document,
+    Fields,
+    Record,
+    find_key,
+    hash_of,
+    missing_field,
+)
 
 BATCH_ROWS = 1000
 
@@ -29,13 +39,21 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def needed(schema: Any, fields: Fields, name: str) -> list[str]:
-    """The columns to read. Raises DataError where the table lacks one that is named."""
+def resolved(schema: Any, fields: Fields, name: str) -> Fields:
+    """Return the fields with the keys that this table has: `("answers.text",)` if a column is called so, else
+    `("answers", "text")`. Raises DataError if the table lacks one that is named."""
+    paths = {}
     for path in [*fields.text, *([fields.id] if fields.id else [])]:
-        if not _has(schema, path):
-            known = ", ".join(_leaves(schema))
+        found = _keys(schema, path)
+        if found is None:
             flag = "--id_field" if path == fields.id else "--text_field"
-            raise DataError(f"no field {'.'.join(path)!r}", where=name, hint=f"the fields are: {known}; set {flag}")
+            raise missing_field(f"no field {'.'.join(path)!r}", name, _leaves(schema), flag)
+        paths[path] = found
+    return Fields(tuple(paths[path] for path in fields.text), paths[fields.id] if fields.id else None)
+
+
+def needed(schema: Any, fields: Fields) -> list[str]:
+    """Return the columns of a Parquet file to read for fields that are `resolved`."""
     narrow = {path[0]: ".".join(path) for path in fields.text if _through_structs(schema, path)}
     tops = [path[0] for path in fields.text]
     names = [narrow[top] if tops.count(top) == 1 and top in narrow else top for top in dict.fromkeys(tops)]
@@ -62,7 +80,7 @@ def _record(batch: Any, number: int) -> Record | BadRecord:
     try:
         return dict(batch.slice(number, 1).to_pylist()[0])
     except UnicodeDecodeError:
-        return BadRecord("invalid UTF-8")
+        return BadRecord(INVALID_UTF8)
 
 
 def _texts(batch: Any, fields: Fields) -> list[str | None] | None:
@@ -73,7 +91,7 @@ def _texts(batch: Any, fields: Fields) -> list[str | None] | None:
     if column is None:
         return None
     try:
-        if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+        if _is_list(column.type):
             if not _is_string(column.type.value_type):
                 return None
             column = pyarrow.compute.binary_join(column, " ")
@@ -111,15 +129,24 @@ def _is_string(kind: Any) -> bool:
     return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
 
 
-def _has(kind: Any, path: tuple[str, ...]) -> bool:
-    """Whether a schema (or type) has a field, through structs and lists."""
-    while not isinstance(kind, pyarrow.Schema) and (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
+def _keys(kind: Any, path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the names that a path stands for in a schema or type, through structs and lists; None if it has none."""
+    while not isinstance(kind, pyarrow.Schema) and _is_list(kind):
         kind = kind.value_type
     if not path:
-        return True
+        return ()
     if not isinstance(kind, pyarrow.Schema) and not pyarrow.types.is_struct(kind):
-        return False
-    return kind.get_field_index(path[0]) >= 0 and _has(kind.field(path[0]).type, path[1:])
+        return None
+    count = find_key([field.name for field in kind], path)
+    key = ".".join(path[:count])
+    if not count or kind.get_field_index(key) < 0:  # -1 also if two have this name
+        return None
+    rest = _keys(kind.field(key).type, path[count:])
+    return None if rest is None else (key, *rest)
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind))
 
 
 def _through_structs(schema: Any, path: tuple[str, ...]) -> bool:
@@ -131,13 +158,12 @@ def _through_structs(schema: Any, path: tuple[str, ...]) -> bool:
     return True
 
 
-def _leaves(kind: Any, prefix: str = "") -> list[str]:
-    names = []
+def _leaves(kind: Any, prefix: str = "", depth: int = 0) -> Iterator[str]:
     for field in kind:
         inner = field.type
-        while pyarrow.types.is_list(inner) or pyarrow.types.is_large_list(inner):
+        while _is_list(inner):
             inner = inner.value_type
-        names += (
-            _leaves(inner, f"{prefix}{field.name}.") if pyarrow.types.is_struct(inner) else [f"{prefix}{field.name}"]
-        )
-    return names
+        if pyarrow.types.is_struct(inner) and depth < MAX_LIST_DEPTH:
+            yield from _leaves(inner, f"{prefix}{field.name}.", depth + 1)
+        else:
+            yield f"{prefix}{field.name}"

@@ -4,24 +4,30 @@
     document = fields.document({"q_id": "5ld1qa", "title": "Why?", "answers": {"text": ["So.", "Hence."]}})
     document.text                       # "Why? So. Hence."
 
-Dots go into nested fields, lists are joined by a space as the Hugging Face tutorial does with `answers.text`, and
-lists of records are gone through (`output.answer` of KILT). A record that has no text there raises BadRecord.
+A field is looked for under its own name first, `answers.text` as `Dataset.flatten()` calls it, then dots go into
+nested fields. Lists are joined by a space as the Hugging Face tutorial does, and lists of records are gone through
+(`output.answer` of KILT). A record that has no text there raises BadRecord.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cloze.errors import DataError
 
 Record = dict[str, Any]
 ID_FIELDS = ("q_id", "id")
+INVALID_UTF8 = "invalid UTF-8"
+MAX_LIST_DEPTH = 16  # of lists inside lists in a text
+_SHOWN_NAMES, _SHOWN_DEPTH = 40, 8
 
 
 class BadRecord(Exception):
-    """What is wrong with one record, in a few words; whoever reads knows its place. See --on_bad_record."""
+    """What is wrong with one record, in a few words; the reader knows its place. See --on_bad_record."""
 
 
 class Document(NamedTuple):
@@ -45,7 +51,7 @@ class Fields:
         return cls(tuple(_path(name) for name in names if name), _path(id_field) if id_field else None)
 
     def document(self, record: Record) -> Document:
-        """The document of a record. Raises BadRecord where there is none."""
+        """Return the document of a record. Raises BadRecord if it has none."""
         if len(self.text) == 1:
             text = _text_at(record, self.text[0])
             if text is None:
@@ -58,42 +64,54 @@ class Fields:
         return Document(self.id_of(record, text), text)
 
     def id_of(self, record: Record, text: str) -> str:
-        """The value of the id field; else of `q_id` or `id`; else a hash of the text."""
+        """Return the value of the id field; else of `q_id` or `id`, if it is a name; else a hash of the text."""
         if self.id is not None:
             return _name(_at(record, self.id), ".".join(self.id))
         for name in ID_FIELDS:
             value = record.get(name)
-            if value is not None and value != "":
-                return _name(value, name)
+            if isinstance(value, str | int | float) and value != "":
+                return str(value)
         return hash_of(text)
-
-    def columns(self) -> set[str]:
-        """The top-level fields that are needed."""
-        return {path[0] for path in self.text} | ({self.id[0]} if self.id else set(ID_FIELDS))
 
     def check(self, record: Record, where: str) -> None:
         """Raise DataError with the fields there are if this record, a corpus's first, lacks one that is needed."""
-        known = ", ".join(field_names(record))
         wanted = [(path, "--text_field") for path in self.text]
         for path, flag in [*wanted, (self.id, "--id_field")] if self.id else wanted:
             try:
                 _at(record, path)
             except BadRecord as error:
-                raise DataError(str(error), where=where, hint=f"the fields are: {known}; set {flag}") from None
+                raise missing_field(str(error), where, field_names(record), flag) from None
+
+
+def missing_field(what: str, where: object, names: Iterable[str], flag: str) -> DataError:
+    """Return the error for a field that is missing; `names`: those that there are, of which the first are shown."""
+    names = iter(names)
+    shown = list(islice(names, _SHOWN_NAMES))
+    more = ", ..." if next(names, None) is not None else ""
+    return DataError(what, where=where, hint=f"the fields are: {', '.join(shown)}{more}; set {flag}")
 
 
 def hash_of(text: str) -> str:
-    """The name of a document that has none of its own."""
+    """Return the name of a document that has none of its own."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def field_names(record: Record, prefix: str = "") -> list[str]:
-    """All fields of a record, nested ones with dots."""
-    names = []
+def field_names(record: Record, prefix: str = "", depth: int = 0) -> Iterable[str]:
+    """Yield the fields of a record, nested ones with dots, down to a depth that can be read."""
     for key, value in record.items():
         inner = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
-        names += field_names(inner, f"{prefix}{key}.") if isinstance(inner, dict) else [f"{prefix}{key}"]
-    return names
+        if isinstance(inner, dict) and inner and depth < _SHOWN_DEPTH:
+            yield from field_names(inner, f"{prefix}{key}.", depth + 1)
+        else:
+            yield f"{prefix}{key}"
+
+
+def find_key(names: Any, path: tuple[str, ...]) -> int:
+    """Return how many parts of a path make the longest name among `names` that the path begins with; 0 if none."""
+    for count in range(len(path), 0, -1):
+        if ".".join(path[:count]) in names:
+            return count
+    return 0
 
 
 def _path(name: str) -> tuple[str, ...]:
@@ -101,13 +119,18 @@ def _path(name: str) -> tuple[str, ...]:
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:
-    for depth, key in enumerate(path):
+    at = 0
+    while at < len(path):
         if isinstance(value, dict):
-            if key not in value:
+            rest = path[at:]
+            count = find_key(value, rest)
+            if not count:
                 raise BadRecord(f"no field {'.'.join(path)!r}")
-            value = value[key]
+            value = value[".".join(rest[:count])]
+            at += count
         elif isinstance(value, list):
-            return [_at(item, path[depth:]) for item in value if isinstance(item, dict) and path[depth] in item]
+            rest = path[at:]
+            return [_at(item, rest) for item in value if isinstance(item, dict) and find_key(item, rest)]
         elif value is None:
             return None
         else:
@@ -123,11 +146,13 @@ def _text_at(record: Record, path: tuple[str, ...]) -> str | None:
         return _text(value, path)
 
 
-def _text(value: Any, path: tuple[str, ...]) -> str | None:
+def _text(value: Any, path: tuple[str, ...], depth: int = 0) -> str | None:
     if value is None or isinstance(value, str):
         return value
+    if depth == MAX_LIST_DEPTH:
+        raise BadRecord(f"field {'.'.join(path)!r} has lists nested more than {MAX_LIST_DEPTH} deep")
     if isinstance(value, list):
-        texts = [text for text in (_text(item, path) for item in value) if text is not None]
+        texts = [text for text in (_text(item, path, depth + 1) for item in value) if text is not None]
         return " ".join(texts) if texts or not value else None
     raise BadRecord(f"field {'.'.join(path)!r} is {type(value).__name__}, not text")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cloze.data.columns import is_unicode
-from cloze.data.fields import BadRecord, Record
+from cloze.data.fields import INVALID_UTF8, BadRecord, Record
 from cloze.errors import DataError
 
 _READ = 4 * 2**20
@@ -94,7 +94,7 @@ def _checked(value: Any, text: str, max_bytes: int) -> Record | BadRecord:
         return BadRecord("not a JSON object")
     if len(text) > max_bytes:
         return BadRecord(f"larger than {max_bytes // 2**20} MiB")
-    return value if is_unicode(text) else BadRecord("invalid UTF-8")
+    return value if is_unicode(text) else BadRecord(INVALID_UTF8)
 
 
 def _broken(where: str, what: str) -> DataError:

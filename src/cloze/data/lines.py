@@ -13,7 +13,8 @@ from typing import Any
 
 import orjson
 
-from cloze.data.fields import BadRecord, Record
+from cloze.data.fields import INVALID_UTF8, BadRecord, Record
+from cloze.foreign.text_lines import without_mark
 
 _BUFFER = 2**20
 
@@ -27,7 +28,8 @@ def cut_lines(total: int, size: int) -> list[tuple[int, int, int]]:
 def lines_between(file: Any, start: int, stop: int | None, max_bytes: int) -> Iterator[tuple[int, bytes | BadRecord]]:
     """Lines that begin in bytes [start, stop), each with its first byte; without a stop, all, each with its number.
 
-    A line above `max_bytes` is not kept: it comes as a BadRecord.
+    A line ends with LF, CR LF or CR. Pieces are cut at LF only: what is between two LF belongs to one piece. A line
+    above `max_bytes` is not kept: it comes as a BadRecord. A UTF-8 mark is no part of a line.
     """
     position = start
     if position:
@@ -38,13 +40,26 @@ def lines_between(file: Any, start: int, stop: int | None, max_bytes: int) -> It
         line = file.readline(max_bytes + 1)
         if not line:
             return
-        number += 1
         size = len(line)
         if size > max_bytes and not line.endswith(b"\n"):
             size += _skip_line(file, None)
-            line = BadRecord(f"larger than {max_bytes // 2**20} MiB")
-        yield (number if stop is None else position), line
+            number += 1
+            yield (number if stop is None else position), BadRecord(f"larger than {max_bytes // 2**20} MiB")
+        elif line.find(b"\r", 0, -2) < 0:
+            number += 1
+            yield (number if stop is None else position), without_mark(line)
+        else:
+            at = position
+            for part in line.splitlines(keepends=True):  # of bytes: at LF, CR LF and CR only
+                number += 1
+                yield (number if stop is None else at), without_mark(part)
+                at += len(part)
         position += size
+
+
+def count_lines(block: bytes) -> int:
+    """Return how many lines end in a block of bytes."""
+    return block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
 
 
 def _skip_line(file: Any, stop: int | None) -> int:
@@ -73,7 +88,7 @@ def _parse_slowly(line: bytes) -> Any:
     try:
         return _without_surrogates(json.loads(line.decode("utf-8")))
     except UnicodeDecodeError:
-        raise BadRecord("invalid UTF-8") from None
+        raise BadRecord(INVALID_UTF8) from None
     except json.JSONDecodeError as error:
         raise BadRecord(f"not JSON ({error.msg})") from None
     except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets

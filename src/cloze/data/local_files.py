@@ -1,82 +1,151 @@
-"""Which local files a dataset name means, which split each belongs to, and what tells whether one has changed."""
+"""Which local files a dataset name means, and which split each belongs to.
+
+local = find_local("corpus/")
+local.splits                        # {"train": [Path("corpus/train.jsonl")], "validation": [...]}
+local.notes                         # what the user should know, one sentence each
+
+Splits follow the names that `datasets` knows (https://huggingface.co/docs/datasets/repository_structure): a keyword in
+the name of a folder or file, between separators, or `data/SPLIT-00000-of-00003.EXT`. Unlike there, upper case counts
+as lower case, a name with two keywords is never training data, and files without a keyword are training data if no
+other file is.
+"""
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloze.data.find_files import DataFile, Listing, files_below, files_matching
 from cloze.data.readers import COMPRESSIONS, FORMATS, format_of
 from cloze.errors import DataError
 
-WHOLE_DIGEST_BYTES = 64 * 2**20
-_SAMPLES, _SAMPLE_BYTES = 64, 2**18
-_SPLIT_WORDS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
+KEYWORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
+_SPLIT_OF_KEYWORD = {word: split for split, words in KEYWORDS.items() for word in words}
+_SEPARATORS = re.compile(r"[-._ 0-9]+")
+_SHARDED = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\..*")
+_SHOWN_NAMES = 3
+
+
+@dataclass
+class LocalFiles:
+    """The files of each split, and what the user should know about them."""
+
+    splits: dict[str, list[Path]]
+    notes: list[str] = field(default_factory=list)
 
 
 def is_local(name: str) -> bool:
-    """Whether a dataset name is a path: what exists here, or looks like a file or folder, never goes to the Hub."""
+    """Return whether a dataset name is a path: what exists here, or looks like a file or folder, is never looked for
+    on the Hub."""
     path = Path(name)
     looks_like_path = name.startswith((".", "/", "~")) or format_of(path) is not None or any(c in name for c in "*?")
     return path.exists() or looks_like_path or path.suffix.lower() in COMPRESSIONS
 
 
 def local_splits(name: str) -> dict[str, list[Path]]:
-    """The files of each split of a local file, folder or glob. Raises DataError where there are none."""
+    """Return the files of each split of a local file, folder or glob. Raises DataError if there are none."""
+    return find_local(name).splits
+
+
+def find_local(name: str) -> LocalFiles:
+    """Return the files of each split of a local file, folder or glob. Raises DataError if there are none."""
     path = Path(name).expanduser()
     if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and format_of(f) is not None and not _is_metadata(f))
-    else:
-        files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-    if not files:
+        return LocalFiles({"train": [path]}, _as_named([path]))
+    listing = files_below(path) if path.is_dir() else files_matching(str(path))
+    if not listing.files:
         what = "no files that Cloze reads" if path.is_dir() else "no such file or folder"
         raise DataError(
             what, where=name, hint=f"give {', '.join(FORMATS)} files (also .gz, .zst), or a Hub dataset's name"
         )
+    notes = [f"{again} is the same file as {first}; it is read once" for again, first in listing.repeated]
+    if not path.is_dir():
+        return _of_glob(listing, notes)
+    return _of_folder(listing, path, notes)
+
+
+def _of_glob(listing: Listing, notes: list[str]) -> LocalFiles:
+    files = [file.path for file in listing.files]
     if len(files) == 1:
-        return {"train": files} if not path.is_dir() else {_split_of(files[0], path) or "train": files}
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(_split_of(file, path) or "train", []).append(file)
-    return by_split
+        return LocalFiles({"train": files}, notes + _as_named(files))
+    splits, more = _by_split([(file, (file.path.name,)) for file in listing.files])
+    return LocalFiles(splits, notes + more)
 
 
-def digest(path: Path) -> str:
-    """What tells two versions of a file apart: the SHA-256 of its bytes; above 64 MiB, of 64 samples of 256 KiB.
-
-    The samples are spread evenly and include both ends, so that a corpus of a terabyte is named in a second.
-    """
-    size = path.stat().st_size
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        if size <= WHOLE_DIGEST_BYTES:
-            while block := file.read(2**20):
-                found.update(block)
-            return f"sha256:{found.hexdigest()}"
-        for number in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
-            found.update(file.read(_SAMPLE_BYTES))
-    return f"sampled-sha256:{found.hexdigest()}"
+def _of_folder(listing: Listing, folder: Path, notes: list[str]) -> LocalFiles:
+    if all(file.path.parent == folder and file.split is not None for file in listing.files):
+        # One saved dataset, which may be of any split: the user has named it.
+        files = [file.path for file in listing.files]
+        split = listing.files[0].split
+        if split_of(str(split)) not in (None, "train"):
+            notes.append(f"{folder} was saved from the split {split}; it is read as train, because it was named")
+        return LocalFiles({"train": files}, notes)
+    splits, more = _by_split([(file, file.path.relative_to(folder).parts) for file in listing.files])
+    if list(splits) == ["train"]:
+        more += _as_named([folder])
+    return LocalFiles(splits, notes + more)
 
 
-def _is_metadata(file: Path) -> bool:
-    return file.name in ("dataset_info.json", "state.json", "dataset_dict.json") or file.name.startswith(".")
+def _by_split(files: list[tuple[DataFile, tuple[str, ...]]]) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return the files of each split, and notes. A file comes with the parts of its path that may name a split."""
+    splits: dict[str, list[Path]] = {}
+    unnamed, notes = [], []
+    for file, parts in files:
+        sharded = _SHARDED.fullmatch(parts[-1]) if parts[:-1] == ("data",) else None
+        split = file.split or (sharded["split"] if sharded else None)
+        if split is None:
+            split, conflict = _split_of_parts(parts)
+            if conflict:
+                notes.append(f"{file.path} is named after several splits; it is taken as {split}")
+        if split is None:
+            unnamed.append(file.path)
+        else:
+            splits.setdefault(split, []).append(file.path)
+    if unnamed and "train" in splits:
+        notes.append(f"not used, because no split is in the name: {_names(unnamed)}")
+    elif unnamed:
+        splits = {"train": unnamed, **splits}
+    return splits, notes
 
 
-def _split_of(file: Path, root: Path) -> str | None:
-    """The split that a file's folder or name speaks of: `train/part-1.json`, `eli5-validation-2.json.gz`."""
-    parts = file.relative_to(root).parts if root.is_dir() else (file.name,)
-    for part in parts:
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in _SPLIT_WORDS:
-                return _SPLIT_WORDS[word]
-    return None
+def _split_of_parts(parts: tuple[str, ...]) -> tuple[str | None, bool]:
+    """Return the split that a path names, and whether it names more than one: then it is not training data."""
+    named = [split for part in parts for split in _splits_in(part)]
+    held_out = [split for split in named if split != "train"]
+    return next(iter(held_out or named), None), len(set(named)) > 1
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a name stands for: `val-2` -> "validation"; None if it names none."""
+    return _split_of_parts((name,))[0]
+
+
+def _splits_in(name: str) -> list[str]:
+    words = _SEPARATORS.split(name.lower())
+    return [_SPLIT_OF_KEYWORD[word] for word in words if word in _SPLIT_OF_KEYWORD]
+
+
+def _as_named(paths: list[Path]) -> list[str]:
+    """Return a note if what the user has named is called after another split than train."""
+    names = ((path, split_of(path.name)) for path in paths)
+    return [
+        f"{path} is named after the split {split}; it is read as train, because it was named"
+        for path, split in names
+        if split not in (None, "train")
+    ]
+
+
+def describe_files(files: list[Path]) -> str:
+    """`["a.jsonl", "b.jsonl"]` -> `2 files (a.jsonl, b.jsonl)`."""
+    return f"{len(files):,} {'file' if len(files) == 1 else 'files'} ({_names(files)})"
+
+
+def _names(files: list[Path]) -> str:
+    shown = [path.name for path in files[:_SHOWN_NAMES]]
+    more = len(files) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")

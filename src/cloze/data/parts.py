@@ -18,7 +18,15 @@ from typing import Any
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors, sync_tree, write_json
 
-_NOT_COMPARED = ("cloze_version", "format_version", "checksum", "splits", "bad_records", "bad_record_examples")
+_NOT_COMPARED = (
+    "cloze_version",
+    "format_version",
+    "checksum",
+    "splits",
+    "bad_records",
+    "bad_record_examples",
+    "text_report",
+)
 
 
 def read_plan(parts: Path) -> dict[str, Any] | None:
@@ -92,7 +100,7 @@ def refuse_differences(folder: Path, before: dict[str, Any], facts: dict[str, An
     differences = [
         f"{key} {_short(old.get(key))} -> {_short(new.get(key))}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not (key.endswith(".content") and key not in old)  # of an older version
     ]
     if differences:
         raise ConfigError(
@@ -109,8 +117,11 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             if name or key not in _NOT_COMPARED:
                 yield from _flat(inner, f"{name}.{key}" if name else key)
     elif isinstance(value, list) and value and isinstance(value[0], dict):
+        seen: dict[object, int] = {}
         for number, inner in enumerate(value):
-            yield from _flat(inner, f"{name}.{inner.get('name', number)}")
+            own = inner.get("name", number)
+            seen[own] = seen.get(own, 0) + 1  # files of two folders may have one name
+            yield from _flat(inner, f"{name}.{own}" + (f" ({seen[own]})" if seen[own] > 1 else ""))
     else:
         yield name, value
 

@@ -50,7 +50,7 @@ def open_inputs(config: BlocksConfig, tokenizer_name: str) -> Inputs:
     unit_bytes = parse_size(config.unit_size, "--unit_size")
     tokenizer = load_tokenizer(tokenizer_name, config.trust_remote_code, config.token)
     _check_tokenizer(config, tokenizer)
-    corpus = open_corpus(config, config.validation_split, unit_bytes)
+    corpus = open_corpus(config, config.validation_split, unit_bytes, identify=True)
     facts: dict[str, Any] = {
         "block_size": config.block_size,
         "packing": config.packing,

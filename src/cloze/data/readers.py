@@ -1,16 +1,16 @@
-"""Records of local files, one at a time: json (array or lines), jsonl, parquet, arrow, csv, txt; also .gz and .zst.
+"""Records of local files, one at a time: json (array or lines), jsonl, parquet, arrow, csv, tsv, txt; also .gz, .zst.
 
     for piece in pieces_of(Path("corpus.jsonl"), size=32 * 2**20):
         for position, raw in read_piece(piece, fields):     # raw: bytes of a JSON line, a record, or a document
             ...
 
-A file that can be entered anywhere (lines, Parquet row groups, Arrow batches) is cut into pieces of a fixed size; any
-other is one piece. A record that cannot be read comes as a BadRecord with its place; a broken file raises DataError.
+A file that can be entered anywhere (lines of UTF-8, Parquet row groups, Arrow batches) is cut into pieces of a fixed
+size; any other is one piece. Text may be UTF-16 with a byte-order mark, and its lines may end with LF, CR LF or CR. A
+record that cannot be read comes as a BadRecord with its place; a broken file raises DataError.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,16 +22,20 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from cloze.data import columns
-from cloze.data.fields import BadRecord, Document, Fields, Record
+from cloze.data.csv_rows import read_rows
+from cloze.data.fields import INVALID_UTF8, BadRecord, Document, Fields, Record
 from cloze.data.json_array import read_array
-from cloze.data.lines import cut_lines, lines_between
+from cloze.data.json_shape import HEAD_BYTES, check_shape
+from cloze.data.lines import count_lines, cut_lines, lines_between
+from cloze.data.unpack import unpack_zstd
 from cloze.errors import DataError
+from cloze.foreign.text_lines import UTF8_MARK, is_plain, read_head, utf8_file
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_RECORD_BYTES = 64 * 2**20
 _BUFFER = 2**20
 _BATCH_BYTES, _MAX_ROWS = 16 * 2**20, 10_000  # of a table at a time
-_BOM = b"\xef\xbb\xbf"
+_CHECKED_FILES = 20
 
 Raw = bytes | Record | Document | BadRecord
 Item = tuple[int, Raw]
@@ -57,6 +61,7 @@ class Format:
     read: Callable[[Any, Piece, Fields], Iterator[Item]]
     place: str
     cut: Callable[[Path, int], list[tuple[int, int, int]]] | None = None
+    is_text: bool = True
 
 
 def format_of(path: Path) -> str | None:
@@ -77,11 +82,15 @@ def pieces_of(path: Path, size: int) -> list[Piece]:
     """The pieces of a file, a function of its contents and `size` (bytes) only. Raises DataError if it is broken."""
     whole = [Piece(str(path), 0, None, _stat_size(path))]
     kind = _kind(path)
-    if is_compressed(path) and kind.cut and kind.place != "line":
+    if is_compressed(path) and not kind.is_text:
         raise DataError("is packed twice", where=path, hint="unpack it: parquet and arrow files are compressed inside")
     if kind.cut is None or is_compressed(path):
         return whole
     with file_errors(path):
+        if kind.is_text:
+            with open_binary(path) as file:
+                if not is_plain(read_head(file), path):
+                    return whole
         return [Piece(str(path), *bounds) for bounds in kind.cut(path, size)]
 
 
@@ -89,20 +98,21 @@ def read_piece(piece: Piece, fields: Fields, meter: Meter | None = None) -> Iter
     """Every record of a piece with its position: a line's number (in a piece that starts inside a file: its first
     byte), or a record's number. Raises DataError where the file is missing, cut short or broken."""
     path = Path(piece.path)
-    kind = _kind(path)
+    kind = _kind(path, piece.stop is not None)
     with file_errors(path), open_binary(path, meter) as file:
-        yield from kind.read(file, piece, fields)
+        text = kind.is_text and piece.stop is None
+        yield from kind.read(utf8_file(file, path) if text else file, piece, fields)
 
 
 def place_of(piece: Piece, position: int) -> str:
     """Words for a position in a piece: `corpus.jsonl, line 17`."""
-    place = _kind(Path(piece.path)).place
+    place = _kind(Path(piece.path), piece.stop is not None).place
     if place != "line" or piece.stop is None:
         return f"{piece.path}, {place} {position}"
     with open(piece.path, "rb") as file:  # only now, for one message, the lines before it are counted
         number, left = 1, position
         while left > 0 and (block := file.read(min(left, _BUFFER))):
-            number += block.count(b"\n")
+            number += count_lines(block)
             left -= len(block)
     return f"{piece.path}, line {number}"
 
@@ -126,7 +136,7 @@ class file_errors:
         if isinstance(error, pyarrow.ArrowInvalid | pyarrow.ArrowNotImplementedError | pyarrow.ArrowTypeError):
             text = str(error).splitlines()[0]
             raise DataError(f"cannot be read ({text})", where=self._path, hint="is the file whole?") from None
-        if isinstance(error, csv.Error | OSError):
+        if isinstance(error, OSError):
             verb = "unpacked" if packed else "read"
             raise DataError(f"cannot be {verb} ({error})", where=self._path, hint=broken if packed else None) from None
 
@@ -137,6 +147,8 @@ def open_binary(path: Path, meter: Meter | None = None) -> Any:
     file = open(path, "rb", buffering=_BUFFER)  # noqa: SIM115
     if meter is not None:
         meter.file = file
+    if packing == "zstd":
+        return unpack_zstd(file)
     return io.BufferedReader(pyarrow.input_stream(file, compression=packing), _BUFFER) if packing else file
 
 
@@ -155,20 +167,21 @@ def _stat_size(path: Path) -> int:
         return path.stat().st_size
 
 
-def _kind(path: Path) -> Format:
+def _kind(path: Path, is_cut: bool = False) -> Format:
+    """Return how a file is read. `is_cut`: pieces of it are known, so that it is no JSON array."""
     name = format_of(path)
     if name is None:
-        known = f"the types are: {', '.join(FORMATS)}; json, csv and txt also as .gz or .zst"
+        known = f"the types are: {', '.join(FORMATS)}; json, csv, tsv and txt also as .gz or .zst"
         raise DataError("unknown file type", where=path, hint=known)
-    if name == "json":
+    if FORMATS[name] is _LINES and not is_cut:
         with file_errors(path), open_binary(path) as file:
-            name = "array" if _starts_array(file) else "jsonl"
+            name = "array" if _starts_array(utf8_file(file, path)) else name
     return _ARRAY if name == "array" else FORMATS[name]
 
 
 def _starts_array(file: Any) -> bool:
     while block := file.read(64):
-        if word := block.removeprefix(_BOM).lstrip():
+        if word := block.removeprefix(UTF8_MARK).lstrip():
             return bool(word.startswith(b"["))
     return False
 
@@ -177,18 +190,21 @@ def _cut_text(path: Path, size: int) -> list[tuple[int, int, int]]:
     return cut_lines(path.stat().st_size, size)
 
 
+def check_shapes(files: list[Path], fields: Fields) -> None:
+    """Raise DataError if one of the first JSON files holds records in another shape than one a line."""
+    for path in files[:_CHECKED_FILES]:
+        if _kind(path) is not _LINES:
+            continue
+        with file_errors(path), open_binary(path) as file:
+            text = utf8_file(file, path)
+            head = read_head(text, HEAD_BYTES)
+            check_shape(head, path, fields, len(files) == 1, lambda: b"\n" not in text.read(MAX_RECORD_BYTES).rstrip())  # noqa: B023
+
+
 def _jsonl(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
     for position, line in lines_between(file, piece.start, piece.stop, MAX_RECORD_BYTES):
-        if isinstance(line, bytes):
-            if line.startswith(_BOM) and _is_first(piece, position):
-                line = line.removeprefix(_BOM)
-            if not line or line.isspace():
-                continue
-        yield position, line
-
-
-def _is_first(piece: Piece, position: int) -> bool:
-    return piece.start == 0 and position == (1 if piece.stop is None else 0)
+        if isinstance(line, BadRecord) or (line and not line.isspace()):
+            yield position, line
 
 
 def _txt(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
@@ -197,25 +213,25 @@ def _txt(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
             yield position, line
             continue
         try:
-            encoding = "utf-8-sig" if _is_first(piece, position) else "utf-8"
-            yield position, {"text": line.decode(encoding).rstrip("\r\n")}
+            yield position, {"text": line.decode().rstrip("\r\n")}
         except UnicodeDecodeError:
-            yield position, BadRecord("invalid UTF-8")
+            yield position, BadRecord(INVALID_UTF8)
 
 
 def _csv(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    for number, row in enumerate(csv.DictReader(text), 1):
-        whole = "".join(value for value in row.values() if isinstance(value, str))
-        yield number, row if columns.is_unicode(whole) else BadRecord("invalid UTF-8")
+    yield from read_rows(file, piece.path, fields, ",", MAX_RECORD_BYTES)
+
+
+def _tsv(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
+    yield from read_rows(file, piece.path, fields, "\t", MAX_RECORD_BYTES)
 
 
 def _parquet(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
     parquet = pyarrow.parquet.ParquetFile(file)
     groups = range(piece.start, parquet.num_row_groups if piece.stop is None else piece.stop)
     row = sum(parquet.metadata.row_group(group).num_rows for group in range(piece.start))
-    names = columns.needed(parquet.schema_arrow, fields, piece.path)
+    fields = columns.resolved(parquet.schema_arrow, fields, piece.path)
+    names = columns.needed(parquet.schema_arrow, fields)
     facts = [parquet.metadata.row_group(group) for group in groups]
     bytes_per_row = sum(group.total_byte_size for group in facts) / max(1, sum(group.num_rows for group in facts))
     rows = max(1, min(_MAX_ROWS, int(_BATCH_BYTES / max(1, bytes_per_row))))
@@ -244,9 +260,9 @@ def _arrow(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
         if piece.stop is not None and number >= piece.stop:
             return
         if number >= piece.start:
-            columns.needed(batch.schema, fields, piece.path)
+            here = columns.resolved(batch.schema, fields, piece.path)
             for first in range(0, len(batch), columns.BATCH_ROWS):
-                yield from columns.documents(batch.slice(first, columns.BATCH_ROWS), fields, row + first)
+                yield from columns.documents(batch.slice(first, columns.BATCH_ROWS), here, row + first)
         row += len(batch)
 
 
@@ -276,8 +292,9 @@ FORMATS = {
     "json": _LINES,
     "jsonl": _LINES,
     "ndjson": _LINES,
-    "parquet": Format(_parquet, "row", _cut_parquet),
-    "arrow": Format(_arrow, "row", _cut_arrow),
+    "parquet": Format(_parquet, "row", _cut_parquet, is_text=False),
+    "arrow": Format(_arrow, "row", _cut_arrow, is_text=False),
     "csv": Format(_csv, "record"),
+    "tsv": Format(_tsv, "record"),
     "txt": Format(_txt, "line", _cut_text),
 }

@@ -33,6 +33,7 @@ from cloze.files import sha256, write_json
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 BATCH_ROWS = 65_536
+NOT_IN_CHECKSUM = ("checksum", "cloze_version", "text_report")
 
 
 def block_schema(block_size: int, pieces: bool) -> Any:
@@ -143,9 +144,18 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def manifest_checksum(manifest: dict[str, Any]) -> str:
-    """The SHA-256 of a manifest's canonical JSON, without `checksum` and the version of Cloze that wrote it."""
-    facts = {key: value for key, value in manifest.items() if key not in ("checksum", "cloze_version")}
+    """Return the SHA-256 of a manifest's canonical JSON, without what does not make two folders different: the version
+    of Cloze that wrote it, what was found in the text, and checksums that older versions did not have."""
+    facts = {key: value for key, value in manifest.items() if key not in NOT_IN_CHECKSUM}
+    if "source" in facts:
+        facts["source"] = _without(facts["source"], "content")
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _without(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(inner, name) for key, inner in value.items() if key != name}
+    return [_without(inner, name) for inner in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, repr=False)

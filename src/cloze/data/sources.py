@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from cloze.config import SourceConfig
-from cloze.data.fields import BadRecord, Document, Fields
+from cloze.console import say, warn
+from cloze.data.content import describe_contents
+from cloze.data.fields import INVALID_UTF8, BadRecord, Document, Fields
 from cloze.data.lines import parse_line
-from cloze.data.local_files import digest, is_local, local_splits
+from cloze.data.local_files import LocalFiles, describe_files, find_local, is_local
 from cloze.data.presets import with_preset
-from cloze.data.readers import Item, Meter, Piece, Raw, pieces_of, place_of, read_piece
+from cloze.data.readers import Item, Meter, Piece, Raw, check_shapes, pieces_of, place_of, read_piece
 from cloze.errors import ConfigError, DataError
 
 _SLICE = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
@@ -82,23 +84,28 @@ def stream_place(task: Task, position: int) -> str:
 
 
 def document_of(raw: Raw, fields: Fields) -> Document:
-    """The document of what a reader gave. Raises BadRecord where there is none."""
-    if isinstance(raw, Document):
-        return raw
+    """Return the document of what a reader gave. Raises BadRecord if there is none, or its text holds NUL characters,
+    which come from binary data, and from UTF-16 that was read as something else."""
     if isinstance(raw, bytes):
         raw = parse_line(raw)
     if isinstance(raw, BadRecord):
         raise raw
-    return fields.document(raw)
+    document = raw if isinstance(raw, Document) else fields.document(raw)
+    if "\0" in document.text:
+        raise BadRecord("NUL characters in the text")
+    return document
 
 
 def bad_record_error(error: BadRecord, place: str) -> DataError:
     """The one line for a record that is refused."""
-    return DataError(str(error), where=place, hint="mend it, or leave such records out with --on_bad_record skip")
+    mend = "convert the file into UTF-8 (iconv -f LATIN1 -t UTF-8)" if str(error) == INVALID_UTF8 else "mend it"
+    return DataError(str(error), where=place, hint=f"{mend}, or leave such records out with --on_bad_record skip")
 
 
-def open_corpus(config: SourceConfig, validation_split: str | None = None, unit_bytes: int = 32 * 2**20) -> Corpus:
-    """The tasks of a corpus, nothing but file sizes read yet.
+def open_corpus(
+    config: SourceConfig, validation_split: str | None = None, unit_bytes: int = 32 * 2**20, identify: bool = False
+) -> Corpus:
+    """The tasks of a corpus. With `identify`, its description holds checksums of all bytes (see `cloze.data.content`).
 
     Raises ConfigError or DataError where there is no such corpus or split, or its first record lacks a field.
     """
@@ -116,10 +123,13 @@ def open_corpus(config: SourceConfig, validation_split: str | None = None, unit_
             ("validation", validation_split),
         ]
     )
+    local = find_local(str(config.dataset_name)) if is_local(str(config.dataset_name)) else None
+    for note in local.notes if local is not None else []:
+        warn(note)
     tasks: list[Task] = []
     descriptions = []
     for side, split in sides:
-        found, description = _open_split(config, fields, split, unit_bytes)
+        found, description = _open_split(config, local, fields, split, unit_bytes, identify)
         tasks += [
             dataclasses.replace(task, number=len(tasks) + number, side=side) for number, task in enumerate(found)
         ]
@@ -131,7 +141,7 @@ def open_corpus(config: SourceConfig, validation_split: str | None = None, unit_
 
 
 def _open_split(
-    config: SourceConfig, fields: Fields, split: str, unit_bytes: int
+    config: SourceConfig, local: LocalFiles | None, fields: Fields, split: str, unit_bytes: int, identify: bool
 ) -> tuple[list[Task], dict[str, Any]]:
     match = _SLICE.fullmatch(split.strip())
     if match is None:
@@ -139,13 +149,14 @@ def _open_split(
             f"cannot read {split!r}", where="--split", hint="write train, train[:5000] or train[10%:20%]"
         )
     name, first, last = match["name"], match["first"], match["last"]
-    if is_local(str(config.dataset_name)):
-        tasks, description = _open_local(str(config.dataset_name), name, unit_bytes)
+    if local is not None:
+        tasks, description = _open_local(str(config.dataset_name), local, name, unit_bytes, fields, identify)
     else:
         from cloze.data.hub_source import open_hub
 
         streams, description = open_hub(config, name)
         tasks = [Task(0, None, label, stream=stream) for label, stream in streams]
+        say("corpus", f"{name}: {len(tasks):,} {'file' if len(tasks) == 1 else 'files'} of {config.dataset_name}")
     if first is None and last is None:
         return tasks, description
     size = sum(task.size for task in tasks if task.size) or None
@@ -170,11 +181,18 @@ def _bounds(first: str | None, last: str | None, count: Callable[[], int]) -> tu
     return number(first) if first is not None else 0, number(last) if last is not None else None
 
 
-def _open_local(name: str, split: str, unit_bytes: int) -> tuple[list[Task], dict[str, Any]]:
-    by_split = local_splits(name)
-    if split not in by_split:
-        raise DataError(f"no split {split!r}", where=name, hint=f"the splits are: {', '.join(by_split)}")
-    files = by_split[split]
+def _open_local(
+    name: str, local: LocalFiles, split: str, unit_bytes: int, fields: Fields, identify: bool
+) -> tuple[list[Task], dict[str, Any]]:
+    if split not in local.splits:
+        known = ", ".join(sorted(local.splits))
+        raise DataError(
+            f"no split {split!r}", where=name, hint=f"the splits are: {known}; choose one with --split, or name a file"
+        )
+    files = local.splits[split]
+    others = [f"{other}: {describe_files(those)}" for other, those in sorted(local.splits.items()) if other != split]
+    say("corpus", f"{split}: {describe_files(files)}" + (f"; also there: {'; '.join(others)}" if others else ""))
+    check_shapes(files, fields)
     tasks: list[Task] = []
     waiting: list[Piece] = []
 
@@ -189,15 +207,14 @@ def _open_local(name: str, split: str, unit_bytes: int) -> tuple[list[Task], dic
             if piece.stop is None and piece.size > unit_bytes // 4:  # too large to be done in one go
                 flush()
                 meter = Meter()
-                stream = partial(read_piece, piece, Fields(()), meter)
+                stream = partial(read_piece, piece, fields, meter)
                 tasks.append(Task(len(tasks), None, piece.path, stream=stream, size=piece.size, meter=meter))
                 continue
             if sum(held.size for held in waiting) + piece.size > unit_bytes:
                 flush()
             waiting.append(piece)
     flush()
-    facts = [{"name": file.name, "bytes": file.stat().st_size, "digest": digest(file)} for file in files]
-    return tasks, {"dataset_name": Path(name).name, "files": facts}
+    return tasks, {"dataset_name": Path(name).name, "files": describe_contents(files, identify)}
 
 
 def _check_first_record(tasks: list[Task], fields: Fields) -> None:

@@ -7,6 +7,7 @@ ClozeError of one line.
     paths               plain names, regular files, no links
     json_yaml           JSON and YAML, read and written
     safetensors_header  names, types and shapes of the tensors in a file
+    text_lines          text of any encoding with a mark, and any line ends
     pickles             pickles and torch.save files, without the code in them
     pretrained          models, configurations and tokenizers, loaded by transformers
 """

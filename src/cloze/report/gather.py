@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from cloze.errors import ConfigError, DataError
+from cloze.foreign import text_lines
 from cloze.foreign.json_yaml import read_mapping
 from cloze.mappings import is_number, part
 from cloze.places import portable, without_place
@@ -194,13 +195,8 @@ def data_name(run: Run) -> str | None:
 
 
 def read_prompts(path: str) -> list[str]:
-    """The texts of a file, one a line, empty lines left out. Raises DataError."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot be read ({error})", where=path, hint="give a UTF-8 text, one text with a mask on each line"
-        ) from None
-    if not any(lines):
+    """Return the texts of a file, one a line, empty lines left out. Raises DataError."""
+    prompts = text_lines.read_lines(path)
+    if not prompts:
         raise DataError("holds no text", where=path, hint="give texts with a mask, one a line")
-    return [line for line in lines if line]
+    return prompts

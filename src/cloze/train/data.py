@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from cloze.config import TrainConfig
 from cloze.data.blocks import Blocks
-from cloze.data.cache import default_cache, is_prepared, open_or_prepare
+from cloze.data.cache import is_prepared, open_or_prepare
+from cloze.data.content import default_cache
 from cloze.data.encode import backend_version
 from cloze.data.loader import BlockOrder, Layout, StepBatches, count_masked, make_batch, step_batches
 from cloze.data.local_files import is_local, local_splits

@@ -1,0 +1,95 @@
+"""The rows of a CSV file as records of the columns that are needed.
+
+A quote that is not closed swallows the rows after it, so that nothing after it can be trusted: the file is refused,
+and the row in which the quote opened is named. A row that is wrong by itself is a BadRecord.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from cloze.data.columns import is_unicode
+from cloze.data.fields import ID_FIELDS, INVALID_UTF8, BadRecord, Fields, Record, missing_field
+from cloze.errors import DataError
+
+_OTHER_SEPARATORS = {
+    "\t": "tabs; name it .tsv",
+    ";": "semicolons; write it with commas",
+    "|": "|; write it with commas",
+}
+
+
+def read_rows(
+    file: Any, name: str, fields: Fields, delimiter: str, max_bytes: int
+) -> Iterator[tuple[int, Record | BadRecord]]:
+    """Yield the number (from 1) and record of each row after the header.
+
+    Raises DataError if a needed column is missing or there twice, or a quote is not closed.
+    """
+    csv.field_size_limit(max_bytes)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    header, number = None, 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            number += 1
+            yield number, _broken_row(error, name, number, line, reader.line_num)
+            continue
+        if header is None:
+            header = row
+            columns = _columns(header, fields, name)
+        elif row:
+            number += 1
+            yield number, _record(row, len(header), columns)
+
+
+def _columns(header: list[str], fields: Fields, name: str) -> dict[str, int]:
+    """Return the place of each needed column. Raises DataError."""
+    wanted = {".".join(path): "--text_field" for path in fields.text}
+    wanted |= {".".join(fields.id): "--id_field"} if fields.id else {}
+    for column, flag in wanted.items():
+        if column not in header:
+            what = f"no field {column!r}"
+            for separator, words in _OTHER_SEPARATORS.items():
+                if len(header) == 1 and column in header[0].split(separator):
+                    raise DataError(what, where=name, hint=f"its columns are separated by {words}")
+            raise missing_field(what, name, header, flag)
+        if header.count(column) > 1:
+            raise DataError(
+                f"has {header.count(column)} columns {column!r}", where=name, hint="give each its own name"
+            )
+    named = [*wanted, *(() if fields.id else ID_FIELDS)]
+    return {column: header.index(column) for column in dict.fromkeys(named) if column in header}
+
+
+def _record(row: list[str], width: int, columns: dict[str, int]) -> Record | BadRecord:
+    if len(row) < width or any(row[width:]):
+        return BadRecord(f"{len(row)} fields, but the header has {width}")
+    if not is_unicode("".join(row)):
+        return BadRecord(INVALID_UTF8)
+    return {column: row[place] for column, place in columns.items()}
+
+
+def _broken_row(error: csv.Error, name: str, number: int, first: int, last: int) -> BadRecord:
+    """Return what is wrong with a row. Raises DataError if the rows after it cannot be trusted."""
+    if "field limit" in str(error):
+        raise DataError(
+            f"a field is larger than {csv.field_size_limit() // 2**20} MiB",
+            where=f"{name}, record {number} (line {first})",
+            hint="is a quote not closed there? Correct the file",
+        ) from None
+    if last > first or "unexpected end" in str(error):
+        raise DataError(
+            f"the quote that opens here is not closed properly (read up to line {last})",
+            where=f"{name}, record {number} (line {first})",
+            hint="correct the file: a quote inside a quoted field is written twice",
+        ) from None
+    return BadRecord(f"not CSV ({error}); a quote inside a quoted field is written twice")

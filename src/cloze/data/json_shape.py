@@ -1,0 +1,111 @@
+"""Recognise JSON files that are not one record a line, and say how to make them so.
+
+Read line by line such a file is one record, or none, and the fields that it seems to have mislead: the record that
+wraps all others has a field `data.text`, and taking it makes one document of a whole corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from cloze.data.fields import BadRecord, Fields, find_key
+from cloze.errors import DataError
+
+HEAD_BYTES = 2**20
+MANY_RECORDS = 20  # of a list inside the only record of a corpus: fewer are parts of one document
+_SPACE = " \t\r\n"
+_decode = json.JSONDecoder().raw_decode
+
+
+def check_shape(head: bytes, name: Path, fields: Fields, is_alone: bool, is_one_line: Callable[[], bool]) -> None:
+    """Raise DataError for a file, by its first HEAD_BYTES, that holds records, but not one a line.
+
+    `is_alone`: the corpus is this file, so that one record in it would be the only one. `is_one_line` reads
+    the file on, to see whether it has more than one line.
+    """
+    text = head.decode("utf-8", "replace").lstrip("\ufeff" + _SPACE)
+    if not text.startswith("{"):
+        return
+    line = text.split("\n", 1)[0]
+    try:
+        record, end = _decode(text)
+    except (ValueError, RecursionError):
+        if len(head) >= HEAD_BYTES:
+            _check_start(text, name, fields, is_alone and is_one_line)
+        return
+    rest, ends_in_line = text[end:], end <= len(line)
+    after = rest.lstrip(" \t\r" if ends_in_line else _SPACE)
+    if after.startswith("{"):
+        what = "several records on one line" if ends_in_line else "records of several lines each"
+        raise DataError(what, where=name, hint="write one record a line: jq -c . OLD > NEW.jsonl")
+    if after.startswith(",") and after[1:].lstrip(_SPACE)[:1] in ("{", ""):
+        hint = "write one record a line, without commas: sed 's/,[[:space:]]*$//' OLD > NEW.jsonl"
+        raise DataError("a comma after each record", where=name, hint=hint)
+    if not rest.strip() and len(head) < HEAD_BYTES:
+        _check_single(record, name, fields, is_alone)
+
+
+def _check_single(record: dict[str, Any], name: Path, fields: Fields, is_alone: bool) -> None:
+    """Raise DataError if the only record of a file holds others."""
+    is_missing = any(_is_missing(record, path) for path in fields.text)
+    tops = [".".join(path[: find_key(record, path)]) for path in fields.text]
+    for key, value in record.items():
+        if isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict):
+            through = is_alone and len(value) >= MANY_RECORDS and key in tops
+            if through or (is_missing and not _is_missing(value[0], fields.text[0])):
+                raise _wrapped(name, key, len(value))
+    lengths = [len(value) for value in record.values() if isinstance(value, list | dict) and len(value) > 1]
+    for top in tops:
+        value = record.get(top)
+        if is_alone and isinstance(value, list | dict) and len(lengths) > 1 and lengths.count(len(value)) > 1:
+            raise _by_column(name)
+        if is_alone and isinstance(value, dict) and value and all(key.isdigit() for key in value):
+            raise _by_column(name)
+    inner = [value for value in record.values() if isinstance(value, dict)]
+    if is_missing and len(inner) > 1 and all(not _is_missing(value, fields.text[0]) for value in inner):
+        hint = "write one record a line: jq -c '.[]' OLD > NEW.jsonl"
+        raise DataError(f"one record that holds {len(inner)} others by name", where=name, hint=hint)
+
+
+def _check_start(text: str, name: Path, fields: Fields, is_only: Callable[[], bool] | Literal[False]) -> None:
+    """Raise DataError if a record above HEAD_BYTES, the only one, begins with a list of records."""
+    at = 1
+    try:
+        while True:
+            key, at = _decode(text, _past(text, at, _SPACE + ","))
+            at = _past(text, at, _SPACE + ":")
+            inner = _past(text, at + 1, _SPACE)
+            if text[at] == "[" and text[inner] == "{" and isinstance(key, str):
+                first, _ = _decode(text, inner)
+                is_named = key in (path[0] for path in fields.text)
+                if (is_named and is_only and is_only()) or (not is_named and not _is_missing(first, fields.text[0])):
+                    raise _wrapped(name, key, None)
+            _, at = _decode(text, at)
+    except (ValueError, IndexError, RecursionError):
+        return
+
+
+def _past(text: str, at: int, skipped: str) -> int:
+    while text[at] in skipped:
+        at += 1
+    return at
+
+
+def _is_missing(record: Any, path: tuple[str, ...]) -> bool:
+    try:
+        return Fields((path,)).document(record) is None
+    except (BadRecord, AttributeError):
+        return True
+
+
+def _wrapped(name: Path, key: str, count: int | None) -> DataError:
+    what = f"one record that holds {'the' if count is None else count} others in its field {key!r}"
+    return DataError(what, where=name, hint=f"write one record a line: jq -c '.[{json.dumps(key)}][]' OLD > NEW.jsonl")
+
+
+def _by_column(name: Path) -> DataError:
+    hint = "write one record a line, as pandas does with to_json(NEW, orient='records', lines=True)"
+    return DataError("holds columns, not records", where=name, hint=hint)
