@@ -21,6 +21,7 @@ from cloze.config import MeasureConfig
 from cloze.console import progress
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared
+from cloze.data.token_ids import vocabulary_size
 from cloze.data.tokenize import fingerprint, load_tokenizer
 from cloze.data.words import words_of
 from cloze.errors import ConfigError, ModelError
@@ -125,7 +126,7 @@ def open_subject(
                 hint=f"prepare the corpus with --tokenizer_name {found.tokenizer}; between tokenizers compare bits "
                 "per byte, which `cloze evaluate` gives for each",
             )
-        check_fits(model.config, prepared.manifest["tokenizer"]["vocab_size"], prepared.block_size)
+        check_fits(model.config, vocabulary_size(tokenizer), prepared.block_size)
         if prepared.packing == "best_fit":
             documents = document_attention(model, prepared.block_size, model.config.get_text_config().vocab_size)
     elif model.config.model_type in FIXED_BLOCK_SIZE:

@@ -26,6 +26,6 @@ def run(config: TokenizerConfig) -> None:
         say("next", f"cloze grow MODEL --tokenizer {config.output} --output GROWN")
     say(
         "tokenizer",
-        f"{len(tokenizer):,} tokens -> {config.output} in {duration(time.monotonic() - begin)}",
+        f"{len(tokenizer.get_vocab()):,} tokens -> {config.output} in {duration(time.monotonic() - begin)}",
         result=config.output,
     )

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, Pre
 from cloze.consolidate.dcpfiles import Chunked, DcpFiles, holds_metadata
 from cloze.consolidate.stored import Source, Stored, chunks
 from cloze.consolidate.zerofiles import Placed, ZeroFiles, holds_files, verify_files
+from cloze.data.token_ids import vocabulary_size
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import CheckpointError, ConfigError, ModelError
 from cloze.foreign.paths import is_plain_name, printable, read_text
@@ -132,9 +133,10 @@ def _tokenizer(given: str | None, others: list[Path | str | None]) -> PreTrained
 
 def _check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-    if isinstance(vocab_size, int) and len(tokenizer) > vocab_size:
+    size = vocabulary_size(tokenizer)
+    if isinstance(vocab_size, int) and size > vocab_size:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for {vocab_size}",
+            f"the tokenizer has {size} tokens, but the model has embeddings for {vocab_size}",
             where=tokenizer.name_or_path,
             hint="give the tokenizer the model was trained with (--tokenizer_name)",
         )

@@ -14,25 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from cloze.console import warn
 from cloze.data.encode import Encoder, EncoderSpec
+from cloze.data.tokenize import check_sample
+from cloze.data.tokenizer_file import ODD_TEXTS, reference, special_texts
 from cloze.errors import ConfigError, ModelError
 
-# What tokenizers stumble over. Lone surrogates never reach a tokenizer: they are U+FFFD by then.
-NASTY_TEXTS = (
-    "",
-    " ",
-    "  two  spaces\t\ttabs \r\n\n newlines \u00a0\u2003\u3000 other spaces ",
-    "emoji 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 ☃️ and text",
-    "漢字とかな交じり文。中文混排，한국어도 있다。",
-    "שלום עולם ‏مرحبا بالعالم‎ mixed with English",
-    "हिन्दी ไทย தமிழ் မြန်မာ combining: é ễ ﬁ Ǆ",
-    "control \x00\x01\x07\x1b[31m\x7f\x85 characters \ufeff\u200b\u200d\u2060",
-    "replacement \ufffd\ufffd of lone surrogates, private \ue000 and \U0010fffd",
-    "it's we'll I'VE don’t 3.14159 1,000,000 x=y+z; a_b-c/d\\e|f~g",
-    "http://example.org/a?b=c&d=%20#e user@example.org C++ <html>&amp;</html>",
-    "ſtraße İstanbul ΑΣ ﬀ ㎏ ½ ² Ⅳ",
-    "x" * 2**20,
-    "漢" * 50_000,
-)
+NASTY_TEXTS = (*ODD_TEXTS, "x" * 2**20, "漢" * 50_000)
 
 
 def choose_encoder(
@@ -49,7 +35,8 @@ def choose_encoder(
     prefix, suffix = template(tokenizer)
     fast = getattr(tokenizer, "backend_tokenizer", None)
     source = fast.to_str() if fast is not None else tokenizer.name_or_path
-    texts = [*sample, *NASTY_TEXTS, *_special_texts(tokenizer)]
+    check_sample(tokenizer, sample, split_special_tokens)
+    texts = [*sample, *NASTY_TEXTS, *special_texts(tokenizer)]
     expected = reference(tokenizer, texts, split_special_tokens)
     candidates = (["gigatoken"] if find_spec("gigatoken") else []) + ["tokenizers"] if fast else []
     candidates = candidates or ["characters", "transformers"]
@@ -102,16 +89,6 @@ def _check_splitting(tokenizer: Any, sample: list[str]) -> None:
         )
 
 
-def reference(tokenizer: Any, texts: list[str], split_special_tokens: bool) -> list[list[int]]:
-    """What the tokenizer itself makes of each text, special tokens included, nothing cut off."""
-    limit, tokenizer.model_max_length = tokenizer.model_max_length, int(1e30)  # no warnings of long texts
-    options = {"split_special_tokens": True} if split_special_tokens else {}
-    try:
-        return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
-    finally:
-        tokenizer.model_max_length = limit
-
-
 def template(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The special tokens that the tokenizer puts before and after a single text."""
     bare = list(tokenizer("Hello world", add_special_tokens=False)["input_ids"])
@@ -120,8 +97,3 @@ def template(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple
         if whole[start : start + len(bare)] == bare:
             return tuple(whole[:start]), tuple(whole[start + len(bare) :])
     return (), ()  # whatever it does, the comparison of ids will find it
-
-
-def _special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    tokens = [str(token) for token in tokenizer.all_special_tokens]
-    return [f"a {token} b{token}c" for token in tokens] + ["".join(tokens), " ".join(tokens)]

@@ -18,6 +18,7 @@ import torch
 
 from cloze.data.loader import document_offsets
 from cloze.data.masking import Masking
+from cloze.data.token_ids import missing_ids, vocabulary_size
 from cloze.data.words import words_of
 from cloze.errors import ConfigError, DataError
 
@@ -61,7 +62,7 @@ class MaskingCollator:
             raise ConfigError("the tokenizer has no mask token", where=type(tokenizer).__name__, hint=hint)
         self.masking = Masking(
             mask_token_id=tokenizer.mask_token_id,
-            vocab_size=len(tokenizer),
+            vocab_size=vocabulary_size(tokenizer),
             special_token_ids=tuple(sorted(set(tokenizer.all_special_ids))),
             seed=seed,
             mlm_probability=mlm_probability,
@@ -69,6 +70,7 @@ class MaskingCollator:
             random_replace_prob=random_replace_prob,
             words=None if mask_unit == "token" else words_of(tokenizer),
             spans=mask_unit == "span",
+            missing_token_ids=tuple(missing_ids(tokenizer)),
         )
         self._pad, self._documents = tokenizer.pad_token_id, documents
 

@@ -26,17 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from cloze.config import TokenizerConfig
 from cloze.data.merges import learn_merges
 from cloze.data.sources import open_corpus
+from cloze.data.token_ids import token_names
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.train_tokenizer import Texts, check_new
 from cloze.data.word_counts import count_words
 from cloze.errors import ConfigError, DataError, ModelError
 from cloze.files import staged_folder
-from cloze.foreign.pretrained import from_pretrained
 
 # How much likelier (in nats) a Unigram piece is than the pieces it is made of: less than any two ways to cut a word
 # differ in practice, and more than rounding.
@@ -148,8 +148,14 @@ def _add_pieces(
     for one, other in merges:
         scores[one + other] = scores[one] + scores[other] + TRACE
     added = _numbered(tokenizer, [one + other for one, other in merges])
-    names = tokenizer.convert_ids_to_tokens(list(range(min(added.values(), default=0))))
-    vocabulary += [[name, NEVER] for name in names[len(vocabulary) :]]  # tokens added to it earlier
+    names = token_names(tokenizer)[len(vocabulary) :]  # of tokens added to it earlier
+    if None in names:
+        raise ModelError(
+            "its token ids have gaps, and cannot be extended",
+            where=config.extend,
+            hint="number its tokens from 0 on without gaps",
+        )
+    vocabulary += [[name, NEVER] for name in names]
     vocabulary += [[piece, scores[piece]] for piece in added]
     return added
 
@@ -229,7 +235,7 @@ def _numbered(tokenizer: Any, tokens: list[str]) -> dict[str, int]:
 
 def _reloaded(folder: Path, old: Any, added: dict[str, int]) -> Any:
     """The tokenizer as it will be loaded. Raises ModelError where that is not the old one with the new tokens."""
-    found = from_pretrained(AutoTokenizer, folder)
+    found = load_tokenizer(str(folder))
     if (
         found.get_vocab() != {**old.get_vocab(), **added}
         or found.mask_token_id != old.mask_token_id

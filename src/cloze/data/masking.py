@@ -44,7 +44,8 @@ class Masking:
     """The masking rule of a run. `evaluation` draws masks apart from the training ones of the same seed.
 
     `mlm_probability_end`: the rate at the last of `total_samples` samples, if it changes. `words`: mask whole words;
-    with `spans`: mask spans of them.
+    with `spans`: mask spans of them. `missing_token_ids`: ids below `vocab_size` that no token has, in order; they are
+    never a random replacement.
     """
 
     mask_token_id: int
@@ -59,6 +60,7 @@ class Masking:
     total_samples: int = 0
     words: Words | None = None
     spans: bool = False
+    missing_token_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_manifest(
@@ -80,6 +82,7 @@ class Masking:
             mlm_probability=mlm_probability,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            missing_token_ids=tuple(tokenizer.get("missing_token_ids", ())),
             **more,
         )
 
@@ -114,15 +117,24 @@ class Masking:
         originals = blocks[rows, columns]
         number = size + columns if span_of is None else 4 * size + MAX_SPAN + span_of[rows, columns]
         action = draw_at(keys[rows], number)
-        token = ((draw_at(keys[rows], 2 * size + columns) >> _HIGH) * np.uint64(self.vocab_size)) >> _HIGH
+        token = self._replacements(draw_at(keys[rows], 2 * size + columns))
         to_mask = action < _threshold(self.mask_replace_prob)
         to_random = ~to_mask & (action < _threshold(self.mask_replace_prob + self.random_replace_prob))
-        shown = np.where(to_mask, self.mask_token_id, np.where(to_random, token.astype(np.int64), originals))
+        shown = np.where(to_mask, self.mask_token_id, np.where(to_random, token, originals))
         input_ids = blocks.astype(np.int64)
         input_ids[rows, columns] = shown
         labels = np.full(blocks.shape, IGNORE_INDEX, np.int64)
         labels[rows, columns] = originals
         return input_ids, labels
+
+    def _replacements(self, drawn: U64) -> NDArray[np.int64]:
+        """Return a token for each draw, all tokens of the vocabulary being equally likely: [n] -> [n]."""
+        count = self.vocab_size - len(self.missing_token_ids)
+        number = (((drawn >> _HIGH) * np.uint64(count)) >> _HIGH).astype(np.int64)
+        if not self.missing_token_ids:
+            return number
+        missing = np.array(self.missing_token_ids, np.int64)
+        return number + np.searchsorted(missing - np.arange(len(missing)), number, side="right")
 
     def _choose(
         self, blocks: NDArray[np.int32], keys: U64, samples: NDArray[np.int64]

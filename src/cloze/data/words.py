@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloze.data.token_ids import token_names
 from cloze.errors import ConfigError
 
 MARK = "▁"
@@ -102,10 +103,7 @@ def words_of(tokenizer: Any) -> Words:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
-    vocabulary: dict[str, int] = {} if backend is None else tokenizer.get_vocab()
-    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
-    for token, number in vocabulary.items():
-        tokens[number] = token
+    tokens = [] if backend is None else [name or "" for name in token_names(tokenizer)]
     apart = {added["id"] for added in facts.get("added_tokens", [])} | set(tokenizer.all_special_ids)
     apart -= {tokenizer.unk_token_id}  # stands for some text, in a word or as one
     make = _kind(facts, tokens)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloze.data.loader import BlockSource
+from cloze.data.token_ids import token_names, vocabulary_size
 from cloze.evaluation.perplexity import TokenFacts
 
 BANDS = {"the 100 most frequent": 100, "the next 900": 1_000, "the next 9,000": 10_000, "all others": None}
@@ -23,7 +24,7 @@ _BLOCKS_AT_ONCE = 8192
 
 def token_facts(tokenizer: Any, blocks: BlockSource, device: torch.device) -> TokenFacts:
     """The facts of a tokenizer's tokens in the blocks that are to be scored, on the device."""
-    band = frequency_bands(token_counts(blocks, len(tokenizer)))
+    band = frequency_bands(token_counts(blocks, vocabulary_size(tokenizer)))
     num_bytes = torch.from_numpy(token_bytes(tokenizer))
     return TokenFacts(num_bytes.to(device), torch.from_numpy(band).to(device), tuple(BANDS))
 
@@ -52,9 +53,8 @@ def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
     marks of continuation and of spaces mean what they mean inside of a text; and where the decoder puts spaces between
     tokens that no text had (those of proteins), a token is as long as its name.
     """
-    size = len(tokenizer)
     special = set(tokenizer.all_special_ids)
-    names = tokenizer.convert_ids_to_tokens(list(range(size)))
+    names = token_names(tokenizer)
     if _is_byte_level(tokenizer):
         lengths = [len(name or "") for name in names]
     elif _invents_spaces(tokenizer, [name for token, name in enumerate(names) if name and token not in special]):

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from cloze.data.token_ids import token_names
 from cloze.data.words import MARK, byte_alphabet
 
 ROLES = (("mask",), ("pad",), ("unk",), ("cls", "bos"), ("sep", "eos"), ("bos", "cls"), ("eos", "sep"))
@@ -122,7 +123,7 @@ def token_texts(tokenizer: Any) -> list[bytes | None]:
     those that were added to the vocabulary later."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    names = token_names(tokenizer)
     apart = {added["id"] for added in facts.get("added_tokens", [])} | set(tokenizer.all_special_ids)
     text_of = _spelling(facts)
     return [None if token in apart or not name else text_of(name) for token, name in enumerate(names)]

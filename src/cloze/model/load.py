@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from cloze.config import ModelConfig
+from cloze.data.token_ids import vocabulary_size
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, ModelError
 from cloze.foreign.pretrained import from_config, from_pretrained
@@ -41,10 +42,10 @@ def build_model(
     """
     tokenizer = load_tokenizer(str(tokenizer_dir), config.trust_remote_code)
     model_config = read_config(config, tokenizer, block_size)
-    check_fits(model_config, len(tokenizer), block_size)
-    attention: dict[str, Any] = (
-        {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
-    )
+    check_fits(model_config, vocabulary_size(tokenizer), block_size)
+    attention: dict[str, Any] = {}
+    if config.attn_implementation:
+        attention["attn_implementation"] = config.attn_implementation
     set_seed(seed)
     if config.model_name_or_path is None:
         trust = config.trust_remote_code
@@ -157,7 +158,7 @@ def _fit_to_tokenizer(
 ) -> None:
     """From scratch: vocabulary, special ids and positions follow the tokenizer and the blocks unless overridden."""
     fit_vocabulary(config, tokenizer, overrides)
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = vocabulary_size(tokenizer)
     length = usable_length(config)
     if length is not None and length < block_size and "max_position_embeddings" not in overrides:
         config.max_position_embeddings += block_size - length
@@ -166,7 +167,7 @@ def _fit_to_tokenizer(
 def fit_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, kept: Collection[str]) -> None:
     """Size of the vocabulary and ids of special tokens follow the tokenizer, all but the values in `kept`."""
     if "vocab_size" not in kept:
-        config.vocab_size = len(tokenizer)
+        config.vocab_size = vocabulary_size(tokenizer)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"):
         if hasattr(config, name) and name not in kept:
             setattr(config, name, getattr(tokenizer, name, None))

@@ -20,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 from cloze.config import PlanConfig, TrainConfig
 from cloze.data.loader import Layout, fixed_capacity
 from cloze.data.shards import MANIFEST, open_prepared
+from cloze.data.token_ids import vocabulary_size
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError, ConfigError, ModelError
 from cloze.foreign.json_yaml import read_yaml
@@ -146,8 +147,8 @@ class _Words:
             value = _PLACES.get(name) if value is None else value
             setattr(self, name, value if not isinstance(value, int) or value < size else None)
 
-    def __len__(self) -> int:
-        return self._size
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(self._size)}
 
 
 def _fitted(
@@ -156,7 +157,7 @@ def _fitted(
     """The configuration that `cloze train` will use: from scratch it follows tokenizer and blocks."""
     text = own.get_text_config()
     usual = parse_overrides(train.config_overrides).get("vocab_size", getattr(text, "vocab_size", 0))
-    size = asked or (len(tokenizer) if tokenizer is not None else int(usual))
+    size = asked or (vocabulary_size(tokenizer) if tokenizer is not None else int(usual))
     if asked is not None or tokenizer is None:
         if asked is None and train.model_name_or_path is None:
             notes.append(f"no tokenizer is at hand: a vocabulary of {size:,}, the model's own (or give --vocab_size)")
