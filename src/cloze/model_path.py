@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cloze.console import warn
 from cloze.errors import CheckpointError, ModelError
+from cloze.foreign.folders import foreign_owner
 from cloze.foreign.json_yaml import read_mapping
 from cloze.lineage import Lineage, changed_file, describe, of_checkpoint, read_record, run_id
 from cloze.mappings import part
@@ -58,6 +59,9 @@ def resolve_model(name: str, consolidated: bool = False) -> ModelPath:
         return _of_run(path, consolidated)
     if (path / "config.json").is_file():
         return _model_folder(path)
+    owner = foreign_owner(path)
+    if owner is not None:
+        raise ModelError(f"this is {owner.what}", where=name, hint=owner.hint)
     if path.is_dir():
         raise ModelError("not a model folder: there is no config.json", where=name, hint=_HINT)
     if not path.exists() and name.startswith((".", "/", "runs/")):

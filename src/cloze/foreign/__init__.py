@@ -5,6 +5,7 @@ Such a file may be cut short, be of another program, or be made by a stranger to
 ClozeError of one line.
 
     paths               plain names, regular files, no links
+    folders             whose checkpoint a folder is
     json_yaml           JSON and YAML, read and written
     safetensors_header  names, types and shapes of the tensors in a file
     text_lines          text of any encoding with a mark, and any line ends

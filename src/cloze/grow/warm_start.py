@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from cloze.config import GrowConfig
 from cloze.consolidate.model_folder import compare_sums, name_of_dtype, tidy_config, write_weights
@@ -35,6 +35,7 @@ from cloze.model.archs import POSITIONS_AFTER_PADDING
 from cloze.model.depth import layer_depths
 from cloze.model.load import fit_vocabulary, load_checked
 from cloze.model.overrides import apply_overrides, parse_overrides
+from cloze.model.weights import load_weights
 from cloze.model_path import resolve_model
 from cloze.places import without_place
 
@@ -81,7 +82,8 @@ def warm_start(config: GrowConfig) -> Done:
     if output.exists():
         raise ConfigError("exists already", where=output, hint="choose another --output, or delete it")
     folder = resolve_model(config.source, consolidated=True).folder
-    old, tokenizer = _load(folder, config), load_tokenizer(folder, token=config.token)
+    old = load_weights(folder, dtype="auto", token=config.token).eval()  # mapped from the files
+    tokenizer = load_tokenizer(folder, token=config.token)
     new_tokenizer = tokenizer if config.tokenizer is None else load_tokenizer(config.tokenizer, token=config.token)
     new_config = _new_config(old.config, config, tokenizer, new_tokenizer)
     changes = _changes(old.config, new_config)
@@ -109,25 +111,6 @@ def warm_start(config: GrowConfig) -> Done:
         note = _note(config, changes, rows, layers)
         write_json(staged / NOTE, note)
     return Done(changes, dict(rows.kinds) if rows else {}, compared)
-
-
-def _load(folder: str, config: GrowConfig) -> Any:
-    """The old model, its weights mapped from the files. Raises ModelError where it cannot be loaded or lacks some."""
-    model, report = from_pretrained(
-        AutoModelForMaskedLM,
-        folder,
-        dtype="auto",
-        use_safetensors=True,
-        output_loading_info=True,
-        token=config.token,
-    )
-    if report["missing_keys"]:
-        raise ModelError(
-            f"it has no {sorted(report['missing_keys'])[0]}",
-            where=folder,
-            hint="a masked language model with its head is needed",
-        )
-    return model.eval()
 
 
 def _new_config(old: PretrainedConfig, config: GrowConfig, tokenizer: Any, new_tokenizer: Any) -> PretrainedConfig:

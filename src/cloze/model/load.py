@@ -28,6 +28,7 @@ from cloze.errors import ConfigError, ModelError
 from cloze.foreign.pretrained import from_config, from_pretrained
 from cloze.model.archs import POSITIONS_AFTER_PADDING, adapt_config, check_block_size, check_model_type
 from cloze.model.overrides import apply_overrides, check_same_weights, parse_overrides
+from cloze.model.weights import load_weights, refuse_adapter
 
 transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
 
@@ -47,51 +48,35 @@ def build_model(
     if config.attn_implementation:
         attention["attn_implementation"] = config.attn_implementation
     set_seed(seed)
-    if config.model_name_or_path is None:
+    if config.model_name_or_path is not None:
+        model = load_weights(
+            config.model_name_or_path,
+            may_lack_head=True,
+            config=model_config,
+            dtype=torch.float32,
+            **_hub_arguments(config),
+            **attention,
+        )
+    else:
         trust = config.trust_remote_code
         model = from_config(
             AutoModelForMaskedLM, model_config, trust_remote_code=trust, dtype=torch.float32, **attention
-        )
-    else:
-        model = from_pretrained(
-            AutoModelForMaskedLM,
-            config.model_name_or_path,
-            config=model_config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            **_hub_arguments(config),
-            **attention,
         )
     return model, tokenizer
 
 
 def load_pretrained(folder: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A finished model from a folder or Hub name, for inference. Raises ModelError."""
-    return from_pretrained(
-        AutoModelForMaskedLM,
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-    ).eval()
+    """Return a finished model from a folder or Hub name, for inference. Raises ModelError."""
+    return load_weights(folder, trust_remote_code=trust_remote_code, dtype=torch.float32).eval()
 
 
 def load_checked(folder: Path) -> PreTrainedModel:
-    """A consolidated model, on the CPU. Raises ModelError if a weight is missing, left over, or of the wrong shape.
+    """Return a consolidated model, on the CPU. Raises ModelError if a weight is missing, left over, or of the wrong
+    shape.
 
     Weights stay in the type they are stored in: so they are mapped from the files, and take no memory of their own.
     """
-    model, report = from_pretrained(
-        AutoModelForMaskedLM, folder, dtype="auto", use_safetensors=True, output_loading_info=True
-    )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            raise ModelError(
-                f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(report[kind])))}",
-                where=folder,
-                hint="the folder is not whole: consolidate again",
-            )
-    return model.eval()
+    return load_weights(folder, exact=True, dtype="auto").eval()
 
 
 def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PretrainedConfig:
@@ -99,6 +84,7 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
     overrides = parse_overrides(config.config_overrides)
     source = config.model_name_or_path or config.config_name
     if source is not None:
+        refuse_adapter(source)
         model_config = from_pretrained(
             AutoConfig, source, typed_attention=config.attn_implementation, **_hub_arguments(config)
         )
