@@ -41,7 +41,7 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     from cloze.model.load import build_model
     from cloze.train import state
     from cloze.train.engine import prepare_engine
-    from cloze.train.fsdp import clip_gradients
+    from cloze.train.gradients import gradient_norm
     from cloze.train.optim import build_optimizer
 
     config = TrainConfig(dataset_name="x", output_dir="y", model_type="roberta", config_overrides=overrides)
@@ -88,11 +88,12 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     for name, part in engine.module.named_parameters():
         part.grad = torch.zeros_like(part)
         state.refresh_model(part.grad, gradients[name], rank)
-    norm = clip_gradients(list(engine.module.parameters()), 1.0)
-    plain = [torch.nn.Parameter(value) for value in expected.values()]
-    for parameter, gradient in zip(plain, gradients.values(), strict=True):
-        parameter.grad = gradient
-    assert abs(norm / torch.nn.utils.clip_grad_norm_(plain, 1.0) - 1) < 1e-5  # of 26 million elements
+    norm = gradient_norm(list(engine.module.parameters()), divided=True)
+    torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), 1.0, norm)
+    exact = sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5
+    assert float(norm) == pytest.approx(exact, rel=1e-7)
+    for gradient in gradients.values():
+        gradient.mul_(1 / (exact + 1e-6))
     for name, part in engine.module.named_parameters():
         assert torch.allclose(state.whole(part.grad), gradients[name], rtol=1e-5), name
     figures = {"whole": whole_bytes, "peak": peak.grown, "numel": sum(p.numel() for p in expected.values())}

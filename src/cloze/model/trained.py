@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from cloze.errors import ConfigError
-from cloze.model.archs import REVERSIBLE
+from cloze.model.archs import REVERSIBLE, fixed_length
 
-LARGEST_TO_TRY = 2 * 10**9  # parameters; a larger model is taken to use them all
+LARGE = 2 * 10**9  # parameters
+SHORT_TOKENS = 64
 
 
 def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
@@ -44,9 +45,14 @@ def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
 
 
 def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
-    """Do not train what gets no gradient from the logits of the first block; the names. blocks: [n, block_size]."""
-    if sum(parameter.numel() for parameter in model.parameters()) > LARGEST_TO_TRY:
-        return []
+    """Do not train what gets no gradient from the logits of the first block, or has no elements; return the names.
+
+    blocks: [n, block_size]. A large model is given a short block: which parameters have a part in the output does not
+    depend on its length, but the time does.
+    """
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if size > LARGE and fixed_length(model.config.get_text_config()) is None:
+        blocks = blocks[:, :SHORT_TOKENS]
     was_training = model.training
     model.train(model.config.model_type in REVERSIBLE)
     used: set[torch.nn.Parameter] = set()
@@ -63,7 +69,7 @@ def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
     model.train(was_training)
     for hook in hooks:
         hook.remove()
-    unused = [name for name, p in trained if p not in used]
+    unused = [name for name, p in trained if p not in used or p.numel() == 0]
     for name in unused:
         model.get_parameter(name).requires_grad = False
     return unused

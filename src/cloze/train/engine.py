@@ -17,10 +17,12 @@ import torch
 from accelerate import Accelerator
 
 from cloze.data.loader import Layout
-from cloze.distributed import zero_stage
+from cloze.distributed import engine_name, zero_stage
+from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.train.ema import MovingAverage
-from cloze.train.fsdp import clip_gradients, shard
+from cloze.train.fsdp import shard
+from cloze.train.gradients import gradient_norm, use_exact_norms
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
 from cloze.train.swapped import check_alignment, fit_buffers
 from cloze.train.zero3 import partition
@@ -45,6 +47,8 @@ class Engine:
         self.deferred = self.zero_stage is None and accelerator.scaler is None and fused
         self.hold_after_refusal = False
         self._average: MovingAverage | None = None
+        self._stepped = False  # whether the last step was taken (or it is refused on the device)
+        self._stateless = False  # whether the optimizer has taken a step and keeps no state
         self._held = torch.zeros((), dtype=torch.bool, device=accelerator.device)
 
     def backward(self, loss: torch.Tensor, is_last: bool) -> None:
@@ -71,7 +75,7 @@ class Engine:
             self._average = MovingAverage(self.module, self.optimizer, self.accelerator.process_index)
         before = self._average.begin()
         grad_norm, refused = self.take_step(learning_rate)
-        if self.deferred or not bool(refused):  # all engines that are not deferred know it on the host already
+        if self._stepped:
             self._average.update(before, ema_decay, refused)
         return grad_norm, refused
 
@@ -80,8 +84,9 @@ class Engine:
         the step was refused: where the norm is NaN or infinite the weights stay as they are. Scalars on the device,
         the same on every rank.
 
-        Fused optimizers leave weights and moments alone where `found_inf` is 1, as they do for loss scaling, so that
-        nobody has to wait for the norm.
+        Fused optimizers leave weights and moments alone if `found_inf` is 1, as they do for loss scaling, so that the
+        host does not wait for the norm. Only a step that makes the optimizer's state is called by the host or not at
+        all: SGD would leave the momentum it made uninitialised, and take it for a real one in the next step.
         """
         for group in inner_optimizer(self.optimizer).param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
@@ -95,17 +100,20 @@ class Engine:
             scaler.unscale_(optimizer)
         grad_norm = self._clip()
         refused = ~torch.isfinite(grad_norm)
-        if scaler is not None:  # it skips such steps by itself
-            scaler.step(optimizer)
-            scaler.update()
-        elif self.deferred:
+        if self.deferred:
             refused = refused | self._held
             if self.hold_after_refusal:
                 self._held = refused
-            optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
-            optimizer.step()
-        elif not bool(refused):
-            optimizer.step()
+            on_device = self._stateless or any(optimizer.state.values())
+            optimizer.found_inf = refused.float() if on_device else None  # type: ignore[attr-defined]
+            self._stepped = on_device or not bool(refused)
+        else:
+            self._stepped = not bool(refused)
+        if self._stepped:
+            scaler.step(optimizer) if scaler is not None else optimizer.step()
+            self._stateless = not any(optimizer.state.values())
+        if scaler is not None:
+            scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return grad_norm, refused
 
@@ -115,21 +123,23 @@ class Engine:
             zero.check_grad_overflow = True  # bf16 too
             self.model.step()  # type: ignore[operator]
             norm = torch.as_tensor(self.model.get_global_grad_norm(), device=device)  # type: ignore[operator]
-            return norm, torch.as_tensor(bool(zero.overflow), device=device)
+            self._stepped = not bool(zero.overflow)
+            return norm, torch.as_tensor(not self._stepped, device=device)
         grad_norm = self._clip()  # ZeRO-0 in fp32 is a plain optimizer, which reports no norm
         refused = ~torch.isfinite(grad_norm)
-        if bool(refused):
+        self._stepped = not bool(refused)
+        if self._stepped:
+            self.model.step()  # type: ignore[operator]
+        else:
             for parameter in self._params:
                 parameter.grad = None
-        else:
-            self.model.step()  # type: ignore[operator]
         return grad_norm, refused
 
     def _clip(self) -> torch.Tensor:
-        limit = self._max_grad_norm if self._max_grad_norm > 0 else float("inf")
-        if is_fsdp(self.accelerator):
-            return clip_gradients(self._params, limit)
-        return torch.nn.utils.clip_grad_norm_(self._params, limit)
+        norm = gradient_norm(self._params, is_fsdp(self.accelerator))
+        if self._max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self._params, self._max_grad_norm, norm)
+        return norm
 
 
 def prepare_engine(
@@ -139,8 +149,15 @@ def prepare_engine(
     layout: Layout,
     max_grad_norm: float,
 ) -> Engine:
-    """Wrap model and optimizer for the world that was launched. `max_grad_norm`: 0 for no clipping."""
+    """Wrap model and optimizer for the world that was launched. `max_grad_norm`: 0 for no clipping.
+
+    Raises ConfigError for a parameter without dimensions under DeepSpeed and FSDP2, which do not support them.
+    """
     stage = zero_stage(accelerator)
+    scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
+    if scalar is not None and (stage is not None or is_fsdp(accelerator)):
+        what, hint = f"{engine_name(accelerator)} cannot hold {scalar}, of shape []", "train with DDP"
+        raise ConfigError(what, where=type(model).__name__, hint=f"{hint} (launch/accelerate/multi_gpu.yaml)")
     if stage is not None:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = layout.per_device
@@ -152,6 +169,7 @@ def prepare_engine(
         settings.setdefault("zero_allow_untested_optimizer", True)
         settings.setdefault("steps_per_print", 10**9)
         leave_sizes(settings["zero_optimization"], model.config)
+        use_exact_norms()
     model.train()
     rounds = stage is not None and accelerator.mixed_precision != "no"
     # The tensors themselves, not copies: DeepSpeed puts others in their place.
@@ -186,25 +204,29 @@ def uses_offload(accelerator: Accelerator) -> bool:
     return settings.get("offload_optimizer", {}).get("device", "none") != "none"
 
 
-def loss_scale_state(engine: Engine) -> dict[str, float] | None:
-    """What fp16 training must remember of its loss scale; None in other precisions."""
+def loss_scale_state(engine: Engine) -> dict[str, int | float] | None:
+    """Return what fp16 training must remember of its loss scale; None in other precisions."""
     if engine.accelerator.mixed_precision != "fp16":
         return None
     if engine.accelerator.scaler is not None:
-        return {k: float(v) for k, v in engine.accelerator.scaler.state_dict().items()}
+        return dict(engine.accelerator.scaler.state_dict())
     scaler = _zero_loss_scaler(engine)
-    return {key: float(getattr(scaler, key)) for key in _ZERO_SCALER_FIELDS if hasattr(scaler, key)}
+    return {key: getattr(scaler, key) for key in _ZERO_SCALER_FIELDS if hasattr(scaler, key)}
 
 
-def restore_loss_scale(engine: Engine, saved: dict[str, float] | None) -> None:
-    """Put back what `loss_scale_state` gave; a scale saved by another engine gives its value only."""
+def restore_loss_scale(engine: Engine, saved: dict[str, int | float] | None) -> None:
+    """Put back what `loss_scale_state` gave; of a scale saved by another engine only its value.
+
+    Every value gets the type that a new scaler has it in: torch's kernels refuse 2000.0 for 2000, which is what
+    checkpoints of older versions hold.
+    """
     if engine.accelerator.mixed_precision != "fp16" or not saved:
         return
     scale = saved.get("scale", saved.get("cur_scale", 2.0**16))
     if engine.accelerator.scaler is not None:
         fresh = engine.accelerator.scaler.state_dict()
         engine.accelerator.scaler.load_state_dict(
-            {**fresh, **{k: v for k, v in saved.items() if k in fresh}, "scale": scale}
+            {**fresh, **{k: type(fresh[k])(v) for k, v in saved.items() if k in fresh}, "scale": float(scale)}
         )
         return
     scaler = _zero_loss_scaler(engine)

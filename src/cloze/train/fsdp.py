@@ -1,7 +1,6 @@
 """FSDP2: every parameter divided among the ranks by its rows, gathered when its layer computes.
 
     model, optimizer = shard(accelerator, model, optimizer)      # in place, before the first step
-    grad_norm = clip_gradients(parameters, max_norm)
 
 torch's `fully_shard` is called here rather than by `accelerator.prepare`, so that all architectures are divided by one
 rule and that what is computed in bf16 is what DDP computes in bf16. accelerate's own way (1.15, fsdp2_prepare_model)
@@ -25,7 +24,6 @@ from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.model.archs import GATHERED_AS_ONE
 from cloze.model.depth import layer_modules
-from cloze.train.state import local
 
 
 def check_fsdp(accelerator: Accelerator) -> None:
@@ -90,16 +88,3 @@ def _let_go(model: FSDPModule, *_: Any) -> None:
     """After a forward that no backward follows: what is still gathered would hide it when the parts are changed."""
     if not torch.is_grad_enabled():
         model.reshard()
-
-
-@torch.no_grad()
-def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale the gradients to a norm of `max_norm` at most; return the norm that the whole gradient, of all ranks, had:
-    a scalar on the device, the same on every rank, as `torch.nn.utils.clip_grad_norm_` computes it."""
-    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient.numel()])
-    square = norm.to(gradients[0].device).float().square()
-    torch.distributed.all_reduce(square)
-    norm = square.sqrt()
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm

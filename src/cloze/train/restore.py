@@ -63,7 +63,11 @@ class PieceReader:
         self.folder, self.manifest = folder, manifest
         self._files: dict[str, Any] = {}
         self._pieces: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._numbers: dict[str, dict[str, dict[str, Any]]] = {}
         for piece in manifest["pieces"]:
+            if piece["key"] in state.NUMBERS:  # older versions stored those of parameters of shape [] as tensors
+                self._numbers.setdefault(piece["name"], {})[piece["key"]] = piece
+                continue
             self._pieces.setdefault((piece["name"], piece["key"]), []).append(piece)
 
     def __enter__(self) -> PieceReader:
@@ -80,6 +84,20 @@ class PieceReader:
         """The optimizer's tensors stored for a parameter."""
         return sorted(key for other, key in self._pieces if other == name and key != state.WEIGHT)
 
+    def numbers(self, name: str) -> dict[str, float]:
+        """Return the optimizer's single numbers for a parameter.
+
+        Older versions did not store those of parameters of shape [1]: they are taken from another parameter, since
+        all parameters have taken the same steps.
+        """
+        parameters = self.manifest["parameters"]
+        own = dict(parameters[name]["scalars"])
+        for key, piece in self._numbers.get(name, {}).items():
+            own[key] = float(self._open(piece["file"]).get_tensor(f"{name}:{key}"))
+        if own or math.prod(parameters[name]["shape"]) != 1 or not self.keys(name):
+            return own
+        return dict(next((facts["scalars"] for facts in parameters.values() if facts["scalars"]), {}))
+
     def pieces(self, name: str, key: str) -> Iterator[tuple[int, torch.Tensor]]:
         """The pieces of a tensor as they lie in the files: (offset, elements [n], mapped and not loaded)."""
         for piece in self._pieces.get((name, key), []):
@@ -91,6 +109,8 @@ class PieceReader:
         end = numel if length is None else offset + length
         out: torch.Tensor | None = None
         covered = 0
+        if end == offset:  # of a parameter without elements
+            return torch.empty(0)
         for piece in self._pieces.get((name, key), []):
             first, last = max(offset, piece["offset"]), min(end, piece["offset"] + piece["length"])
             if first >= last:
@@ -142,7 +162,7 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
     held = state.fragments(training.module, training.optimizer, training.rank)
     for fragment in held:  # what was read is not named: a name would keep it while the next is read
         keys = pieces.keys(fragment.name)
-        state.create_state(inner, fragment, keys, manifest["parameters"][fragment.name]["scalars"])
+        state.create_state(inner, fragment, keys, pieces.numbers(fragment.name))
         for key in [state.WEIGHT, *keys]:
             fragment.view(key, inner.state).copy_(pieces.read(fragment.name, key, fragment.offset, fragment.length))
     _restore_steps(training, manifest)

@@ -25,6 +25,7 @@ from cloze.model.mapped import zeros_in_file
 from cloze.train.swapped import add_tensor, forget_state, on_disk, swapped_part, swapped_state
 
 WEIGHT = "weight"  # the state key of the fp32 weight, beside the optimizer's own (exp_avg, exp_avg_sq, ...)
+NUMBERS = ("step",)  # what optimizers keep as one number, though it may have the shape of a parameter: [] or [1]
 EMA = "ema"  # that of the moving average of the weights, where one is kept (see cloze.train.ema)
 
 
@@ -87,7 +88,7 @@ def fragments(module: torch.nn.Module, optimizer: Any, rank: int) -> list[Fragme
             continue
         shape = shape_of(parameter)
         where = _locate(parameter, zero, rank)
-        if where is not None:
+        if where is not None and where[1] > 0:  # nothing is stored of a parameter without elements
             found.append(Fragment(name, shape, *where, swapped_state(zero, where[2])))
     return found
 
@@ -141,16 +142,19 @@ def tensor_keys(fragment: Fragment, state: dict[torch.Tensor, dict[str, Any]]) -
     if fragment.swap is not None:  # on the disk, what stands for a tensor in memory is empty
         sizes.add(torch.Size([fragment.swap.numel()]))
     entries = state.get(fragment.owner, {}).items()
-    return sorted(key for key, value in entries if torch.is_tensor(value) and value.shape in sizes)
+    return sorted(
+        key for key, value in entries if torch.is_tensor(value) and value.shape in sizes and key not in NUMBERS
+    )
 
 
 def scalars(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> dict[str, float]:
-    """The optimizer's single numbers for `owner` (`step`)."""
+    """Return the optimizer's single numbers for `owner` (`step`)."""
     entries = state.get(owner, {}).items()
     return {
         key: float(value)
         for key, value in sorted(entries)
-        if isinstance(value, int | float) or (torch.is_tensor(value) and value.numel() == 1 and owner.numel() != 1)
+        if isinstance(value, int | float)
+        or (torch.is_tensor(value) and value.numel() == 1 and (key in NUMBERS or value.shape != owner.shape))
     }
 
 

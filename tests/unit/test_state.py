@@ -1,0 +1,101 @@
+"""What is stored of a parameter is all of it, whatever its shape."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloze.train.checkpoint import CheckpointSaver
+from cloze.train.checkpoint_files import MANIFEST, Position, read_manifest
+from cloze.train.restore import PieceReader, load_state
+from cloze.train.snapshot import Training
+
+SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1)}
+
+
+class Odd(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in SHAPES.items():
+            self.register_parameter(name, torch.nn.Parameter(torch.ones(shape)))
+        self.empty = torch.nn.Parameter(torch.ones(0, 4))
+
+
+def training() -> Training:
+    module = Odd()
+    names = [name for name, _ in module.named_parameters()]
+    return Training(module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=True), [names], 0, 1)
+
+
+def step(held: Training, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in held.module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    held.optimizer.step()
+
+
+def weights(held: Training) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in held.module.parameters()]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, list[torch.Tensor]]:
+    """A checkpoint after two steps, and the weights after a third."""
+    held = training()
+    for seed in (1, 2):
+        step(held, seed)
+    saver = CheckpointSaver(held, lambda folder: folder.mkdir(), in_background=False)
+    saver.save(tmp_path / "checkpoint-2", Position(2, 0, 0), {}, {}, None)
+    step(held, 3)
+    return tmp_path / "checkpoint-2", weights(held)
+
+
+def third_step(folder: Path) -> list[torch.Tensor]:
+    held = training()
+    with PieceReader(folder, read_manifest(folder)) as pieces:
+        load_state(held, pieces)
+    step(held, 3)
+    return weights(held)
+
+
+def test_a_step_after_resuming_is_the_step_without_a_stop(saved):
+    folder, expected = saved
+    for one, other in zip(third_step(folder), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_checkpoints_that_miss_the_steps_of_single_elements_are_resumed_too(saved):
+    """As versions wrote them that took the step of a parameter of one element for no number."""
+    folder, expected = saved
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name in ("one", "row"):
+        manifest["parameters"][name]["scalars"] = {}
+    held = training()
+    with PieceReader(folder, manifest) as pieces:
+        load_state(held, pieces)
+    step(held, 3)
+    for one, other in zip(weights(held), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_step_that_was_stored_as_a_tensor_is_a_number(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, expected = saved
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["parameters"]["scalar"]["scalars"] = {}
+    file = "rank-00000.safetensors"
+    manifest["pieces"].append({"name": "scalar", "key": "step", "offset": 0, "length": 1, "file": file, "sum": 1})
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    save_file({**load_file(folder / file), "scalar:step": torch.tensor([2.0])}, old / file)
+    held = training()
+    with PieceReader(old, manifest) as pieces:
+        load_state(held, pieces)
+    step(held, 3)
+    for one, other in zip(weights(held), expected, strict=True):
+        assert torch.equal(one, other)
