@@ -109,6 +109,8 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
 
         @functools.wraps(function)
         def call(*args: P.args, **flags: P.kwargs) -> R:
+            from cloze.config.relations import ignored_options
+            from cloze.console import warn
             from cloze.kernel import call_plainly, left_as_it_was
             from cloze.options.flags import from_values
 
@@ -123,6 +125,9 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
 
             def run() -> R:
                 config = from_values(command, named)
+                ignored = ignored_options(config)
+                if ignored and not own:  # processes that are started from here report it
+                    warn(f"ignored: {'; '.join(ignored)}")
                 with left_as_it_was():
                     return function(config, own)
 

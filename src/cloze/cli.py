@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from cloze import __version__
-from cloze.console import answer, is_quiet, silence_other_ranks, tell_end
+from cloze.config.relations import ignored_options
+from cloze.console import answer, is_quiet, silence_other_ranks, tell_end, warn
 from cloze.errors import Stopped
 from cloze.events import end_json, is_json, speak_json
-from cloze.options.flags import choose_log_format, parse
+from cloze.options.flags import choose_log_format, overridden, parse
 from cloze.options.helping import show_help, wants_help
 from cloze.telling import leave_code, tell
 
@@ -110,6 +111,9 @@ def _run_command(words: list[str]) -> int:
         print(f"cloze {__version__}")
         return 0
     command, arguments = parse(words)
+    ignored = [*overridden(words), *ignored_options(arguments)]
+    if ignored:
+        warn(f"ignored: {'; '.join(ignored)}")
     answer(command in ANSWERS)
     return importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from cloze.config import TrainConfig
+from cloze.config.relations import check_relations
 from cloze.data.batch_size import BatchSizes
 from cloze.data.loader import BlockOrder, Layout, step_batches
 from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.data.sampler import block_indices, step_samples
 from cloze.errors import CheckpointError, ConfigError
 from cloze.train.data import streamed_step
-from cloze.train.plan import check_values, fit_layout, plan_run
+from cloze.train.plan import describe_wide_steps, fit_layout, plan_run
 from cloze.train.run_folder import RUN_KEYS, check_same_run, run_identity
 
 SIZES = [(1, 1, 0), (8, 1, 0), (8, 8, 5), (8, 1, 7), (24, 5, 3), (24, 3, 100), (7, 2, 1), (4096, 32, 2000)]
@@ -136,6 +137,30 @@ def test_a_plan_counts_what_the_steps_take(max_steps: int):
     assert plan_run(still, fit_layout(still, 0, 2, None), 101, 32).blocks_a_step == "16 blocks a step"
 
 
+def test_epochs_are_samples_and_only_the_last_step_may_be_part_full():
+    for epochs, blocks, samples, steps in ((3, 10, 30, 2), (3, 16, 48, 3), (3, 17, 51, 4), (0.29, 100, 29, 2)):
+        values = config(num_train_epochs=epochs, per_device_train_batch_size=16)
+        plan = plan_run(values, fit_layout(values, 0, 1, None), blocks, 32)
+        assert (plan.total_samples, plan.total_steps) == (samples, steps)
+
+
+def test_epochs_of_fewer_blocks_than_a_step_takes_are_announced():
+    values = config(num_train_epochs=3, per_device_train_batch_size=64)
+    layout = fit_layout(values, 0, 1, None)
+    line = describe_wide_steps(values, plan_run(values, layout, 10, 32))
+    assert line is not None
+    assert line.startswith("a step takes 64 blocks and there are 10: 3 epochs are 1 step; ")
+    assert describe_wide_steps(values, plan_run(values, layout, 64, 32)) is None
+    given = config(max_steps=3, per_device_train_batch_size=64)
+    assert describe_wide_steps(given, plan_run(given, layout, 10, 32)) is None
+
+
+def test_a_length_beyond_64_bits_is_refused():
+    values = config(max_steps=10**12, per_device_train_batch_size=2**24)
+    with pytest.raises(ConfigError, match="cannot be counted"):
+        plan_run(values, fit_layout(values, 0, 1, None), 100, 32)
+
+
 def test_a_run_keeps_its_growth_on_other_ranks():
     growing = config(batch_size_warmup_steps=10, batch_size_warmup_start=2, per_device_train_batch_size=4)
     saved = {"run": {"global_batch_size": 8}, "world_size": 2,
@@ -165,7 +190,7 @@ def test_a_global_batch_that_cannot_be_is_refused():
         fit_layout(config(global_batch_size=24), 0, 25, None)
     for wrong in ({"global_batch_size": 0}, {"global_batch_size": 8, "gradient_accumulation_steps": 2}):
         with pytest.raises(ConfigError, match="global_batch_size"):
-            check_values(config(**wrong), has_validation=False)
+            check_relations(config(**wrong))
 
 
 class Stream:
@@ -199,7 +224,7 @@ def test_no_block_of_a_stream_is_taken_for_a_place_that_holds_no_sample():
 
 
 def planned(values: TrainConfig) -> None:
-    check_values(values, has_validation=False)
+    check_relations(values)
     plan_run(values, fit_layout(values, 0, 1, None), 100, 32)
 
 

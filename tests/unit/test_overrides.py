@@ -96,6 +96,13 @@ def test_pretrained_weights_take_what_needs_no_other_weights(tmp_path: Path):
     assert config.rope_parameters["full_attention"]["rope_theta"] == 50000.0
 
 
+def test_a_type_that_is_not_that_of_the_weights_is_refused(tmp_path: Path):
+    pretrained(tmp_path, "attention_dropout=0.2")
+    config = TrainConfig(output_dir="run", model_name_or_path=str(tmp_path), model_type="bert")
+    with pytest.raises(ConfigError, match=r"--model_type bert: \S+ is of type modernbert; leave --model_type out"):
+        read_config(config, PreTrainedTokenizerFast, 16)
+
+
 @pytest.mark.parametrize("text", ["num_hidden_layers=1", "num_hidden_layers=3", "hidden_size=64", "vocab_size=301"])
 def test_pretrained_weights_are_never_dropped_or_made_up(tmp_path: Path, text: str):
     with pytest.raises(ConfigError, match="pretrained weights have their own shapes"):

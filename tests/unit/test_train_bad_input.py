@@ -46,6 +46,8 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
         (["--gradient_checkpointing_every_n_layers", "0"], "must be at least 1"),
         (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing to train"),
         (["--bf16", "--fp16"], "choose one"),
+        (["--block_size", "64"], "was prepared with 32; leave the option out"),
+        (["--packing", "best_fit"], "was prepared with concat; leave the option out"),
         (["--fp16"], "fp16 needs a GPU"),
         (["--lr_scheduler_type", "zigzag"], "--lr_scheduler_type"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "depends on more than the step"),

@@ -91,7 +91,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """split the same global batch into as few passes as memory allows: per_device_train_batch_size *
     gradient_accumulation_steps * processes stays, the two flags are chosen"""
     num_train_epochs: Annotated[float, Ge(0), Le(MAX_COUNT)] = 3.0
-    """passes over the training blocks"""
+    """passes over the training blocks, in ceil(num_train_epochs * blocks / global batch) steps: a step may begin in
+    one pass and end in the next, and only the last one may be part full (Trainer: num_train_epochs * ceil(blocks /
+    global batch) steps)"""
     max_steps: Annotated[int, Ge(-1), Le(MAX_STEPS)] = -1
     """optimizer steps; overrides num_train_epochs where positive"""
     learning_rate: Annotated[float, Ge(0), Le(MAX_RATE)] = 5e-5

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.config import BlocksConfig, PrepareConfig
+from cloze.config.relations import check_relations
 from cloze.console import say, warn
 from cloze.data.backend import choose_encoder
 from cloze.data.encode import backend_version
@@ -143,14 +144,11 @@ def usable_cores() -> int:
 
 def check_share(config: PrepareConfig) -> Share:
     """This run's share of the work. Raises ConfigError where there is no such share."""
+    check_relations(config)
     if config.shard_index is None:
         if config.num_shards > 1 and not config.finalize:
             raise ConfigError("which of them is this?", where="--num_shards", hint="give --shard_index 0, 1, ...")
         return Share(0, config.num_shards)
-    if config.shard_index >= config.num_shards:
-        raise ConfigError(
-            f"must be below --num_shards ({config.num_shards}), not {config.shard_index}", where="--shard_index"
-        )
     return Share(config.shard_index, config.num_shards)
 
 

@@ -88,6 +88,12 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
         model_config = from_pretrained(
             AutoConfig, source, typed_attention=config.attn_implementation, **_hub_arguments(config)
         )
+        if config.model_type not in (None, model_config.model_type):
+            raise ConfigError(
+                f"{source} is of type {model_config.model_type}",
+                where=f"--model_type {config.model_type}",
+                hint="leave --model_type out: it is for a model from scratch",
+            )
     elif config.model_type is not None:
         check_model_type(config.model_type)
         model_config = AutoConfig.for_model(config.model_type)

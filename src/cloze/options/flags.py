@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloze import __version__, config
 from cloze.config.ranges import allowed_values
+from cloze.config.relations import check_relations
 from cloze.console import FORMAT_VARIABLE, FORMATS, log_format
 from cloze.errors import ConfigError
 from cloze.foreign.paths import printable
@@ -133,12 +134,33 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     command = namespace.command
     values = namespace[command].as_dict()
     values.pop("config", None)
+    optional = {field.name for field in dataclasses.fields(COMMANDS[command][0]) if field.default == ""}
     for name, value in values.items():
         if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
             raise ConfigError(
                 "is not UTF-8 text", where=f"--{name} {printable(value)}", hint="rename it, or leave it out"
             )
-    return command, COMMANDS[command][0](**values)
+        if value == "" and name not in optional:
+            raise ConfigError("is empty", where=f"--{name}", hint="give a value, or leave it out")
+    made = COMMANDS[command][0](**values)
+    check_relations(made)
+    return command, made
+
+
+def overridden(argv: Sequence[str]) -> list[str]:
+    """Return a line for each option that a command line gives again with another value; the last one counts."""
+    words = _spell_out(_without_log_format(argv)[0])
+    last: dict[str, str] = {}
+    lines = []
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        name, equals, written = word.partition("=")
+        if name.startswith("--") and name != "--config" and not name.endswith("+"):
+            value = written if equals else value
+            if last.get(name, value) != value:
+                shown = ("***", "***") if name.endswith("token") else (printable(last[name]), printable(value))
+                lines.append(f"{name} {shown[0]} (given again: {shown[1]})")
+            last[name] = value
+    return lines
 
 
 def choose_log_format(argv: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ from cloze.data.loader import BlockOrder, Layout, StepBatches, count_masked, mak
 from cloze.data.local_files import is_local, local_splits
 from cloze.data.masking import Masking
 from cloze.data.prepare import make_recipe, open_inputs
-from cloze.data.shards import open_prepared
+from cloze.data.shards import Prepared, open_prepared
 from cloze.data.sources import Task
 from cloze.data.stream import BlockStream
 from cloze.data.tokenize import load_tokenizer
@@ -164,12 +164,26 @@ def open_data(config: TrainConfig) -> TrainData:
         if config.streaming_train:
             raise ConfigError("is prepared already", where=name, hint="leave out --streaming_train")
         prepared = open_prepared(name)
+        _check_blocks(config, prepared)
     elif config.streaming_train:
         return _open_stream(config)
     else:
         prepared = open_or_prepare(config, _tokenizer_name(config), _cache(config))
     validation = prepared.blocks("validation") if "validation" in prepared.splits else None
     return TrainData(prepared.manifest, str(prepared.tokenizer_dir), prepared.blocks("train"), validation)
+
+
+def _check_blocks(config: TrainConfig, prepared: Prepared) -> None:
+    """Raise ConfigError for options of blocks that contradict the prepared folder. At its default, an option counts as
+    not given."""
+    for name in ("block_size", "packing"):
+        given, found = getattr(config, name), getattr(prepared, name)
+        if given not in (found, getattr(TrainConfig, name)):
+            raise ConfigError(
+                f"{config.dataset_name} was prepared with {found}",
+                where=f"--{name} {given}",
+                hint="leave the option out, or prepare the corpus again",
+            )
 
 
 def _open_stream(config: TrainConfig) -> TrainData:

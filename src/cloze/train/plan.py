@@ -54,7 +54,11 @@ class Plan:
 
 
 def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_size: int) -> Plan:
-    """Work out a run's length from its configuration. Raises ConfigError where there is nothing to train."""
+    """Work out a run's length from its configuration.
+
+    `num_train_epochs` is a number of samples, rounded to whole blocks: a run has ceil(epochs * blocks / global batch)
+    steps. Raises ConfigError if there is nothing to train, or more than 64 bits can count.
+    """
     if config.batch_size_warmup_steps and (config.batch_size_warmup_start or 1) > layout.global_batch:
         raise ConfigError(
             f"must not be above the {layout.global_batch} blocks of a full step", where="--batch_size_warmup_start"
@@ -67,7 +71,24 @@ def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_
         total_steps = layout.batch_sizes.steps_for(total_samples)
     if total_steps < 1:
         raise ConfigError("nothing to train", where="--num_train_epochs / --max_steps", hint="set one above 0")
+    if total_samples * block_size >= 2**63:
+        raise ConfigError(
+            f"{total_samples:,} samples cannot be counted", where="--max_steps / --num_train_epochs", hint="give less"
+        )
     return Plan(layout, num_blocks, block_size, total_samples, total_steps)
+
+
+def describe_wide_steps(config: TrainConfig, plan: Plan) -> str | None:
+    """Say how many steps the epochs are if one step takes more blocks than there are; None if it does not, or if the
+    length is given in steps."""
+    full = plan.layout.global_batch
+    if config.max_steps > 0 or plan.num_blocks is None or plan.num_blocks >= full:
+        return None
+    steps = "1 step" if plan.total_steps == 1 else f"{plan.total_steps:,} steps"
+    return (
+        f"a step takes {full:,} blocks and there are {plan.num_blocks:,}: {config.num_train_epochs:g} epochs are "
+        f"{steps}; give --max_steps, or a smaller batch, for more"
+    )
 
 
 def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str, Any] | None) -> Layout:
@@ -127,18 +148,8 @@ def warmup_of(config: TrainConfig) -> tuple[int, int]:
     return config.batch_size_warmup_start or 1, config.batch_size_warmup_steps
 
 
-def check_values(config: TrainConfig, has_validation: bool) -> None:
-    """Raise ConfigError for values that cannot be used together, before any process starts."""
-    if config.global_batch_size is not None and config.gradient_accumulation_steps != 1:
-        raise ConfigError(
-            "follows from --global_batch_size", where="--gradient_accumulation_steps", hint="leave one of them out"
-        )
-    if config.gradient_checkpointing_every_n_layers > 1 and not config.gradient_checkpointing:
-        raise ConfigError("needs --gradient_checkpointing", where="--gradient_checkpointing_every_n_layers")
-    if (config.batch_size_warmup_steps > 0) != (config.batch_size_warmup_start is not None):
-        raise ConfigError("give both or none", where="--batch_size_warmup_steps and --batch_size_warmup_start")
-    if config.mask_replace_prob + config.random_replace_prob > 1.0:
-        raise ConfigError("must not be above 1 together", where="--mask_replace_prob and --random_replace_prob")
+def check_validation(config: TrainConfig, has_validation: bool) -> None:
+    """Raise ConfigError for an evaluation without validation blocks."""
     if (config.eval_strategy != "no" or config.eval_on_start) and not has_validation:
         raise ConfigError(
             "the prepared folder has no validation blocks",

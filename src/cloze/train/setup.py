@@ -20,7 +20,9 @@ from accelerate import Accelerator
 
 from cloze.collectives import decide
 from cloze.config import TrainConfig
-from cloze.console import say
+from cloze.config.relations import check_relations
+from cloze.console import say, warn
+from cloze.data.loader import Layout
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, describe, settle_environment, start
 from cloze.failures import forget
@@ -46,7 +48,7 @@ from cloze.train.link import lost_while_joining
 from cloze.train.metrics import Pace
 from cloze.train.nonfinite import left_out
 from cloze.train.optim import build_optimizer
-from cloze.train.plan import Plan, check_values, fit_layout, plan_run
+from cloze.train.plan import Plan, check_validation, describe_wide_steps, fit_layout, plan_run
 from cloze.train.precision import precision_here
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
@@ -103,10 +105,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
 
     `stack` is where the watch over the other ranks is put, to end with it.
     """
-    settle_environment()
-    data = open_data(config)
-    check_values(config, has_validation=data.validation is not None)
-    check_machine(config)
+    data = _open_data(config)
     words = words_for(config, data)
     model, tokenizer = zero3.build(config, data)
     documents, head = equip(model, config, data)
@@ -122,7 +121,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     saved = None if checkpoint is None else read_manifest(checkpoint)
     trial = Trial(model, head, documents, masking_rule(config, data.manifest, 1, words), data, config, accelerator)
     layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
-    plan = plan_run(config, layout, data.num_blocks, data.block_size)
+    plan = _plan(config, layout, data)
     schedule = learning_rate_schedule(config, plan.total_steps)
     identity = identify(config, data, plan, world_size)
     if checkpoint is not None and saved is not None:
@@ -158,6 +157,24 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         pace=measure_pace(engine, config, data, plan, head.sparse),
         steps_unread=steps_unread(engine, config),
     )
+
+
+def _open_data(config: TrainConfig) -> TrainData:
+    """Check the options, the environment and this machine, which takes seconds; then open or prepare the data."""
+    check_relations(config)
+    settle_environment()
+    check_machine(config)
+    data = open_data(config)
+    check_validation(config, has_validation=data.validation is not None)
+    return data
+
+
+def _plan(config: TrainConfig, layout: Layout, data: TrainData) -> Plan:
+    plan = plan_run(config, layout, data.num_blocks, data.block_size)
+    wide = describe_wide_steps(config, plan)
+    if wide is not None:
+        warn(wide)
+    return plan
 
 
 def identify(config: TrainConfig, data: TrainData, plan: Plan, world_size: int) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""Options that have no effect beside others are reported; options that contradict each other are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloze import cli
+from cloze.config import EvaluateConfig, TrainConfig
+from cloze.config.relations import CONFLICTS, UNUSED, effective_values, ignored_options
+from cloze.errors import ConfigError
+from cloze.options.flags import overridden, parse
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "launch" / "recipes").glob("*.yaml"))
+
+
+def config(**values: Any) -> TrainConfig:
+    return TrainConfig(output_dir="out", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "ignored"),
+    [
+        ({"max_steps": 5, "num_train_epochs": 9.0}, "--num_train_epochs 9.0 (--max_steps is given)"),
+        ({"optim": "sgd", "adam_beta1": 0.5}, "--adam_beta1 0.5 (the optimizer is not Adam; see --optim_args)"),
+        ({"eval_steps": 5}, "--eval_steps 5 (--eval_strategy is not steps)"),
+        ({"save_strategy": "epoch", "save_steps": 5}, "--save_steps 5 (--save_strategy is not steps)"),
+        ({"save_strategy": "no", "async_save": True}, "--async_save True (--save_strategy is no)"),
+        ({"hub_token": "hf_secret"}, "--hub_token *** (without --push_to_hub)"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 9}, "--warmup_steps 9 (--lr_scheduler_type is constant)"),
+        ({"project": "mine"}, "--project mine (--report_to is none)"),
+        (
+            {"model_name_or_path": "x", "config_name": "y"},
+            "--config_name y (--model_name_or_path brings its configuration)",
+        ),
+        ({"document": "full"}, "--document full (it is for a --preset)"),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_is_named_with_the_reason(values: dict[str, Any], ignored: str):
+    assert ignored_options(config(**values)) == [ignored]
+
+
+def test_options_with_an_effect_are_not_reported():
+    assert ignored_options(config(num_train_epochs=9.0, adam_beta1=0.5, model_type="bert", warmup_steps=9)) == []
+    assert ignored_options(config(eval_strategy="steps", eval_steps=5, save_steps=5, save_total_limit=1)) == []
+    assert ignored_options(EvaluateConfig(model="x", data="y", draws=3, split="train")) == []
+
+
+def test_options_of_blocks_are_reported_beside_a_prepared_folder(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text("{}")
+    found = ignored_options(config(dataset_name=str(tmp_path), text_field="a", tokenizer_name="b", num_proc=2))
+    assert [line.split()[0] for line in found] == ["--text_field", "--num_proc", "--tokenizer_name"]
+    assert ignored_options(config(dataset_name=str(tmp_path.parent), text_field="a", tokenizer_name="b")) == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_recipes_set_no_option_without_effect(recipe: Path):
+    command = "prepare" if recipe.name.endswith(".prepare.yaml") else "train"
+    assert ignored_options(parse([command, "--config", str(recipe)])[1]) == []
+
+
+def test_rules_name_options_that_exist_and_have_a_default():
+    for owner, rules in UNUSED.items():
+        fields = {field.name: field for field in dataclasses.fields(owner)}
+        for rule in rules:
+            assert all(fields[name].default is not dataclasses.MISSING for name in rule.options), rule
+    assert all(rule.where.startswith("--") for rules in CONFLICTS.values() for rule in rules)
+
+
+def test_effective_values_of_two_runs_are_equal_if_only_options_without_effect_differ():
+    one = effective_values(TrainConfig, {"max_steps": 5, "num_train_epochs": 3.0, "seed": 1, "data": "abc"})
+    assert one == effective_values(TrainConfig, {"max_steps": 5, "num_train_epochs": 7.0, "seed": 1, "data": "abc"})
+    other = effective_values(TrainConfig, {"max_steps": -1, "num_train_epochs": 7.0, "seed": 1, "data": "abc"})
+    assert other["num_train_epochs"] == 7.0
+
+
+def test_an_option_given_again_with_another_value_is_named():
+    line = ["train", "--seed", "1", "--output_dir=a", "--seed=2", "--output_dir", "a", "--bf16", "--bf16", "false"]
+    assert overridden(line) == ["--seed 1 (given again: 2)", "--bf16 true (given again: false)"]
+    assert overridden(["report", "a", "b", "--config", "x", "--config", "y"]) == []
+
+
+def test_the_command_line_reports_ignored_options_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--output_dir", "out", "--dataset_name", "x", "--eval_steps", "3", "--eval_steps", "5"])
+    lines = capsys.readouterr().err.splitlines()
+    expected = "ignored: --eval_steps 3 (given again: 5); --eval_steps 5 (--eval_strategy is not steps)"
+    assert lines[0] == f"cloze: warning: {expected}"
+
+
+def test_an_empty_value_is_refused():
+    with pytest.raises(ConfigError, match=r"^--output_dir: is empty; give a value"):
+        parse(["train", "--output_dir", "", "--dataset_name", "x"])
+    assert parse(["submit", "x.yaml", "--train_flags", ""])[1].train_flags == ""
