@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from cloze.errors import CheckpointError, ConfigError
+from cloze.foreign.paths import check_regular
+from cloze.foreign.safetensors_header import load_tensors
 from cloze.lineage import Lineage, of_average, of_checkpoint, run_id
 from cloze.model.in_float32 import InFloat32
 from cloze.model_path import run_of
@@ -34,6 +35,7 @@ from cloze.train.restore import PieceReader
 from cloze.train.state import EMA, WEIGHT
 from cloze.train.sums import add_sums, content_sum
 
+MODEL = "model/"  # the folder in a checkpoint with configuration and tokenizer
 CHUNK = 1 << 22  # elements that are averaged or compared at a time
 # How much worse an average may answer the stored batch than the worst model in it, in nats a token: weights of one run
 # that lie too far apart to be averaged answer like no model at all, many nats worse.
@@ -165,7 +167,9 @@ def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "traine
     check = partial(_check_logits if exact else _check_loss, folders, manifest["precision"], key)
     run_dir = run_of(newest.folder)
     lineage = of_average([of_checkpoint(one, key) for one in manifests])
-    return Source(tensors, partial(_copy_model_files, newest.folder / "model"), check, run_dir, lineage)
+    return Source(
+        tensors, partial(_copy_model_files, newest.folder, sorted(manifest["files"])), check, run_dir, lineage
+    )
 
 
 def _frozen(reader: PieceReader, name: str, kept: str) -> Stored:
@@ -188,14 +192,20 @@ def _mean_pieces(readers: Sequence[PieceReader], name: str, key: str) -> Pieces:
     return pieces
 
 
-def _copy_model_files(folder: Path, output: Path) -> None:
-    shutil.copytree(folder, output, dirs_exist_ok=True)
+def _copy_model_files(folder: Path, names: Sequence[str], output: Path) -> None:
+    """Copy the files that the checkpoint's manifest lists, and that were compared with their checksums."""
+    for name in names:
+        if not name.startswith(MODEL):
+            continue
+        target = output / name.removeprefix(MODEL)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(check_regular(folder / name, folder=folder, error=CheckpointError), target)
 
 
 def _check_logits(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
     """The model answers the stored batch as the training model did."""
     with _computing(model):
-        difference = probe_difference(model, load_file(folders[0] / PROBE))
+        difference = probe_difference(model, load_tensors(folders[0] / PROBE))
     written = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.dtype, "no")
     if difference > max(TOLERANCE[precision], TOLERANCE[written]):
         raise CheckpointError(
@@ -212,7 +222,7 @@ def _computing(model: Any) -> AbstractContextManager[Any]:
 
 def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
     """An average answers no batch as any training model did; its loss must be a number not far above theirs."""
-    probes = [load_file(folder / PROBE) for folder in folders]
+    probes = [load_tensors(folder / PROBE) for folder in folders]
     theirs = [stored_loss(probe) for probe in probes]
     with _computing(model):
         loss = probe_loss(model, probes[-1])

@@ -29,9 +29,14 @@ from cloze.data.blocks import Blocks
 from cloze.data.packing import Packed
 from cloze.errors import DataError
 from cloze.files import sha256, write_json
+from cloze.foreign.json_yaml import read_json
+from cloze.foreign.paths import check_regular, printable
+from cloze.foreign.schema import COUNT, FILE, SHA256, TEXT, Each, check, optional
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 30
+MAX_BLOCK_SIZE = 1 << 26
 BATCH_ROWS = 65_536
 NOT_IN_CHECKSUM = ("checksum", "cloze_version", "text_report")
 
@@ -158,6 +163,36 @@ def _without(value: Any, name: str) -> Any:
     return [_without(inner, name) for inner in value] if isinstance(value, list) else value
 
 
+# What manifest.json must hold beyond its checksum, which shows that it is as it was written, not who wrote it.
+SHAPE = {
+    "block_size": lambda value: COUNT(value) and 0 < value <= MAX_BLOCK_SIZE,
+    "?packing": lambda value: value in ("concat", "best_fit"),
+    "tokenizer": {
+        "name": str,
+        "class": TEXT,
+        "fingerprint": TEXT,
+        "vocab_size": lambda value: COUNT(value) and value < 1 << 31,
+        "mask_token_id": COUNT,
+        "pad_token_id": optional(COUNT),
+        "special_token_ids": [COUNT],
+        "?backend": TEXT,
+    },
+    "source": {"dataset_name": str, "?files": [{"name": str}]},
+    "split_rule": {"kind": TEXT},
+    "?bad_records": Each(COUNT),
+    "?bad_record_examples": [str],
+    "splits": Each(
+        {
+            "documents": COUNT,
+            "tokens": COUNT,
+            "blocks": COUNT,
+            "shards": [{"file": FILE, "blocks": COUNT, "bytes": COUNT, "sha256": SHA256}],
+        },
+        FILE,
+    ),
+}
+
+
 @dataclass(frozen=True, repr=False)
 class Prepared:
     """An opened prepared folder, which stands for its path wherever a path does."""
@@ -204,21 +239,27 @@ class Prepared:
 def open_prepared(folder: str | Path) -> Prepared:
     """Open a prepared folder without reading its blocks. Raises DataError where it is not one, or not whole."""
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        checksum, version = manifest["checksum"], manifest["format_version"]
-    except (FileNotFoundError, NotADirectoryError):
+    file = folder / MANIFEST
+    if not file.exists() and not file.is_symlink():
         what = "not a prepared folder" if folder.exists() else "no such folder"
-        raise DataError(what, where=folder, hint="make it with `cloze prepare --output`") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError("damaged", where=folder / MANIFEST, hint="prepare the corpus again") from None
+        raise DataError(what, where=folder, hint="make it with `cloze prepare --output`")
+    try:
+        manifest = read_json(file, max_bytes=MAX_MANIFEST_BYTES)
+    except DataError as error:
+        raise DataError(f"damaged: {error.what}", where=file, hint="prepare the corpus again") from None
+    checksum, version = manifest.get("checksum"), manifest.get("format_version")
     if version != FORMAT_VERSION:
-        raise DataError(
-            f"format {version} is not known here", where=folder, hint="prepare again, or use a newer Cloze"
-        )
+        what = f"format {printable(str(version))} is not known here"
+        raise DataError(what, where=folder, hint="prepare again, or use a newer Cloze")
     if checksum != manifest_checksum(manifest):
         raise DataError("changed by hand or damaged", where=folder / MANIFEST, hint="prepare the corpus again")
+    try:
+        check(manifest, SHAPE)
+    except ValueError as error:
+        raise DataError(f"damaged: {error}", where=folder / MANIFEST, hint="prepare the corpus again") from None
     for file, shard in _shard_files(folder, manifest):
+        if file.exists() or file.is_symlink():
+            check_regular(file, folder=folder)
         if not file.is_file() or file.stat().st_size != shard["bytes"]:
             found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
             raise DataError(

@@ -6,16 +6,16 @@ pushed = push_blocks(api, Target("owner/name", "dataset"), prepared, card, messa
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-import yaml
 from huggingface_hub import HfApi
 
 from cloze.config import TrainConfig
 from cloze.data.shards import MANIFEST, Prepared, open_prepared
 from cloze.errors import ConfigError, DataError
+from cloze.foreign.json_yaml import read_json, read_yaml
+from cloze.foreign.paths import check_regular, names_below
 from cloze.hub.client import Pushed, Target, commit
 from cloze.hub.publish import refuse_tokens
 from cloze.train.data import open_data
@@ -27,10 +27,10 @@ def find_blocks(run_dir: Path | None) -> Prepared:
     """The prepared folder that a run was trained on. Raises ConfigError or DataError where it cannot be found."""
     if run_dir is None:
         raise ConfigError("needs the run's folder", where="--dataset_repo", hint="give the run, not its model folder")
-    manifest = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    manifest = read_json(run_dir / "data.json")
     if manifest.get("streamed"):
         raise ConfigError("a streamed run keeps no blocks", where="--dataset_repo", hint="prepare the corpus first")
-    values = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    values = read_yaml(run_dir / "config.yaml")
     found = open_data(TrainConfig(**values))
     if found.manifest["checksum"] != manifest["checksum"]:
         raise DataError(
@@ -45,10 +45,10 @@ def block_files(prepared: Prepared, card: str) -> dict[str, Path | bytes]:
     """The files of a prepared folder that go up, by their names in the repository, with a dataset card."""
     folder = prepared.folder
     parts = [folder / name for name in (*prepared.splits, "tokenizer")]
-    paths = [MANIFEST, "dataset_dict.json"] + [
-        path.relative_to(folder).as_posix() for part in parts for path in sorted(part.rglob("*")) if path.is_file()
-    ]
-    return {**{path: folder / path for path in paths}, "README.md": card.encode()}
+    paths = [MANIFEST, "dataset_dict.json"]
+    paths += [f"{part.name}/{name}" for part in parts for name in names_below(part)]
+    files = {path: check_regular(folder / path, folder=folder) for path in paths}
+    return {**files, "README.md": card.encode()}
 
 
 def push_blocks(api: HfApi, target: Target, prepared: Prepared, card: str, message: str) -> Pushed:

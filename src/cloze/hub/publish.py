@@ -9,7 +9,7 @@ its paths on the way, and gets a new checksum. Each push is one commit, so a rep
 
 from __future__ import annotations
 
-import json
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,14 +20,16 @@ from huggingface_hub import HfApi
 
 from cloze.cards.curve import CURVE
 from cloze.cards.metadata import Told
-from cloze.errors import ConfigError, HubError
+from cloze.errors import CheckpointError, ConfigError, HubError
+from cloze.foreign.json_yaml import dump_json
+from cloze.foreign.paths import check_regular, open_regular
+from cloze.foreign.safetensors_header import INDEX, shard_names
 from cloze.hub.client import Pushed, Target, ask, commit
 from cloze.lineage import FILE as LINEAGE_FILE
 from cloze.model_path import ModelPath, resolve_model
 from cloze.places import portable, without_place
 from cloze.train.checkpoint_files import MANIFEST, read_manifest, signed
 
-INDEX = "model.safetensors.index.json"
 MODEL_FILES = (
     "config.json",
     "model*.safetensors",
@@ -52,7 +54,8 @@ MODEL_FILES = (
 # What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
 _OLD_WEIGHTS = re.compile(r"model\.safetensors|model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
-_SMALL_TEXTS = (".md", ".yaml", "config.json", "manifest.json", MANIFEST)
+_NUMBERS = (".safetensors", ".arrow")
+_SEARCHED_AT_ONCE = 1 << 24
 
 
 def find_model(path: Path) -> ModelPath:
@@ -67,21 +70,18 @@ def find_model(path: Path) -> ModelPath:
 
 def files_to_push(model_dir: Path) -> dict[str, Path]:
     """The files of a model folder that go up, by name. Raises ConfigError where weights are not all there."""
-    files = {file.name: file for pattern in MODEL_FILES for file in model_dir.glob(pattern) if file.is_file()}
+    files = {
+        file.name: check_regular(file, error=ConfigError)
+        for pattern in MODEL_FILES
+        for file in model_dir.glob(pattern)
+    }
     if INDEX in files and "model.safetensors" not in files:
-        missing = sorted(_shards(model_dir / INDEX) - set(files))
+        missing = sorted(set(shard_names(files[INDEX], ConfigError).values()) - set(files))
         if missing:
             raise ConfigError(f"{missing[0]} is missing", where=model_dir, hint="run `cloze consolidate` again")
     elif "model.safetensors" not in files:
         raise ConfigError("there are no safetensors weights", where=model_dir, hint="run `cloze consolidate` first")
     return files
-
-
-def _shards(index: Path) -> set[str]:
-    try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError("not an index of weights", where=index, hint="run `cloze consolidate` again") from None
 
 
 def push_model(
@@ -109,18 +109,29 @@ def checkpoint_files(folder: Path) -> dict[str, Path | bytes]:
     """
     manifest = read_manifest(folder)
     manifest |= {"config": portable(manifest["config"]), "run": without_place(manifest["run"])}
-    files: dict[str, Path | bytes] = {name: folder / name for name in manifest["files"]}
-    files[MANIFEST] = (json.dumps(signed(manifest), indent=2, ensure_ascii=False) + "\n").encode()
+    files: dict[str, Path | bytes] = {
+        name: check_regular(folder / name, folder=folder, error=CheckpointError) for name in manifest["files"]
+    }
+    files[MANIFEST] = (dump_json(signed(manifest), indent=2) + "\n").encode()
     return files
 
 
 def refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
-    """Raise HubError where a text that is to go up holds a Hub token: a card written by hand may."""
+    """Raise HubError if a file to be uploaded holds a Hub token, as a card or a configuration written by hand may.
+    Tensors and blocks are numbers, and not searched."""
     for name, content in files.items():
-        if name.endswith(_SMALL_TEXTS) and _TOKEN.search(
-            content if isinstance(content, bytes) else content.read_bytes()
-        ):
+        if not name.endswith(_NUMBERS) and _holds_token(content):
             raise HubError("holds what looks like a Hub token", where=name, hint="take it out, and make a new token")
+
+
+def _holds_token(content: Path | bytes) -> bool:
+    with io.BytesIO(content) if isinstance(content, bytes) else open_regular(content, error=HubError) as stream:
+        before = b""
+        while part := stream.read(_SEARCHED_AT_ONCE):
+            if _TOKEN.search(before + part):
+                return True
+            before = part[-64:]  # a token may lie in two parts
+    return False
 
 
 def with_license(api: HfApi, told: Told, base: str | None, dataset: str | None) -> Told:

@@ -20,13 +20,16 @@ from typing import Any
 from cloze.console import warn
 from cloze.errors import CheckpointError
 from cloze.files import publish, remove_tree, sha256, write_json, write_text
-from cloze.foreign.json_yaml import dump_json, finite
+from cloze.foreign.json_yaml import dump_json, finite, read_json
+from cloze.foreign.paths import check_regular, printable
+from cloze.train.checkpoint_schema import check_manifest
 from cloze.train.run_owner import check_owner, owner_token
 
 FORMAT_VERSION = 2
 MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
 HINT = "use an earlier checkpoint"
 MOST_READABLE_PIECES = 100_000
+MAX_MANIFEST_BYTES = 8 << 30  # millions of pieces: see launch/SCALING.md
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)-[0-9a-f]{16}")
 _OLDER_LEFT_OVER = re.compile(r"checkpoint-\d+\.replaced")  # earlier versions put no token into the name
@@ -69,21 +72,26 @@ def signed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """checkpoint.json. Raises CheckpointError if it is missing, damaged or of another format."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-        if version == FORMAT_VERSION and manifest.pop("checksum") != _checksum(manifest):
-            raise ValueError
-    except FileNotFoundError:
+    file = folder / MANIFEST
+    if not file.exists() and not file.is_symlink():
         raise CheckpointError(
             "not a checkpoint: there is no checkpoint.json", where=folder, hint="give a checkpoint-N folder"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError("damaged", where=folder / MANIFEST, hint=HINT) from None
+        )
+    try:
+        manifest = read_json(file, max_bytes=MAX_MANIFEST_BYTES, error=CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"damaged: {error.what}", where=file, hint=HINT) from None
+    version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         hint = "use a newer Cloze" if newer else "use the Cloze that wrote it"
-        raise CheckpointError(f"format {version} is not known here", where=folder, hint=hint)
+        raise CheckpointError(f"format {printable(str(version))} is not known here", where=folder, hint=hint)
+    if manifest.pop("checksum", None) != _checksum(manifest):
+        raise CheckpointError("damaged", where=file, hint=HINT)
+    try:
+        check_manifest(manifest)
+    except ValueError as error:
+        raise CheckpointError(f"damaged: {error}", where=file, hint=HINT) from None
     return dict(manifest)
 
 
@@ -101,8 +109,9 @@ def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int
     index, count = share
     for number, (name, facts) in enumerate(sorted(manifest["files"].items())):
         file = folder / name
-        if not file.is_file():
+        if not file.exists() and not file.is_symlink():
             raise CheckpointError("missing", where=file, hint=HINT)
+        check_regular(file, folder=folder, error=CheckpointError)
         try:
             size = file.stat().st_size
             if size != facts["bytes"]:

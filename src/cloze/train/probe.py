@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from cloze.collectives import agree
 from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.errors import CheckpointError
+from cloze.foreign.safetensors_header import load_tensors
 from cloze.model.compiled import eagerly
 from cloze.train.checkpoint_files import PROBE
 from cloze.train.engine import Engine
@@ -59,7 +59,7 @@ def check_probe(engine: Engine, folder: Path, precision: str) -> float:
     `precision`: what the checkpoint was trained in. Every rank calls it. Raises CheckpointError on every rank where
     the loss or the logits are not the stored ones: then something was not loaded (deepspeed issue 6691).
     """
-    stored = load_file(folder / PROBE)
+    stored = load_tensors(folder / PROBE)
     answers = answer_probe(engine, stored)
     here, there = stored_loss(answers), stored_loss(stored)
     difference = logits_difference(answers["logits"], stored["logits"])

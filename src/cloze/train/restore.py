@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from cloze.collectives import agree, decide, gather, gather_to_main
 from cloze.console import warn
 from cloze.errors import CheckpointError, in_phase
+from cloze.foreign.safetensors_header import map_tensors
 from cloze.train import state
 from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, list_checkpoints, verify_checkpoint
 from cloze.train.snapshot import Training
@@ -101,7 +102,7 @@ class PieceReader:
     def pieces(self, name: str, key: str) -> Iterator[tuple[int, torch.Tensor]]:
         """The pieces of a tensor as they lie in the files: (offset, elements [n], mapped and not loaded)."""
         for piece in self._pieces.get((name, key), []):
-            yield piece["offset"], self._open(piece["file"]).get_tensor(f"{name}:{key}")
+            yield piece["offset"], self._tensor(piece["file"], f"{name}:{key}")
 
     def read(self, name: str, key: str, offset: int = 0, length: int | None = None) -> torch.Tensor:
         """Elements [offset, offset + length) of a tensor, [length] on the CPU. CheckpointError if some are missing."""
@@ -115,7 +116,7 @@ class PieceReader:
             first, last = max(offset, piece["offset"]), min(end, piece["offset"] + piece["length"])
             if first >= last:
                 continue
-            source = self._open(piece["file"]).get_slice(f"{name}:{key}")
+            source = self._tensor(piece["file"], f"{name}:{key}", "get_slice")
             part = source[first - piece["offset"] : last - piece["offset"]]
             if last - first == end - offset:
                 return part
@@ -133,18 +134,21 @@ class PieceReader:
 
     def frozen(self, name: str) -> torch.Tensor:
         """A buffer, or a parameter that was not trained."""
-        return self._open(FROZEN).get_tensor(name)
+        return self._tensor(FROZEN, name)
 
     def frozen_names(self) -> list[str]:
         """Names of the buffers and untrained parameters."""
         return sorted(self._open(FROZEN).keys())
 
+    def _tensor(self, file: str, key: str, method: str = "get_tensor") -> Any:
+        try:
+            return getattr(self._open(file), method)(key)
+        except SafetensorError:
+            raise CheckpointError(f"has no {key}", where=self.folder / file, hint=HINT) from None
+
     def _open(self, file: str) -> Any:
         if file not in self._files:
-            try:
-                self._files[file] = safe_open(self.folder / file, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"cannot be read ({error})", where=self.folder / file, hint=HINT) from None
+            self._files[file] = map_tensors(self.folder / file, folder=self.folder)
         return self._files[file]
 
 
