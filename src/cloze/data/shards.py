@@ -167,30 +167,37 @@ def _without(value: Any, name: str) -> Any:
 SHAPE = {
     "block_size": lambda value: COUNT(value) and 0 < value <= MAX_BLOCK_SIZE,
     "?packing": lambda value: value in ("concat", "best_fit"),
-    "tokenizer": {
-        "name": str,
-        "class": TEXT,
-        "fingerprint": TEXT,
-        "vocab_size": lambda value: COUNT(value) and value < 1 << 31,
-        "mask_token_id": COUNT,
-        "pad_token_id": optional(COUNT),
-        "special_token_ids": [COUNT],
+    "?tokenizer": {
+        "?name": str,
+        "?class": TEXT,
+        "?fingerprint": TEXT,
+        "?vocab_size": lambda value: COUNT(value) and value < 1 << 31,
+        "?mask_token_id": COUNT,
+        "?pad_token_id": optional(COUNT),
+        "?special_token_ids": [COUNT],
         "?backend": TEXT,
     },
-    "source": {"dataset_name": str, "?files": [{"name": str}]},
-    "split_rule": {"kind": TEXT},
+    "?source": {"?dataset_name": str, "?files": [{"name": str}]},
+    "?split_rule": {"?kind": TEXT},
     "?bad_records": Each(COUNT),
     "?bad_record_examples": [str],
     "splits": Each(
         {
-            "documents": COUNT,
-            "tokens": COUNT,
-            "blocks": COUNT,
+            "?documents": COUNT,
+            "?tokens": COUNT,
+            "?blocks": COUNT,
             "shards": [{"file": FILE, "blocks": COUNT, "bytes": COUNT, "sha256": SHA256}],
         },
         FILE,
     ),
 }
+
+
+class _Facts(dict[str, Any]):
+    """A mapping of a manifest, in which a name that is missing is an error of one line."""
+
+    def __missing__(self, name: str) -> Any:
+        raise DataError(f"damaged: it has no {printable(str(name))}", where=MANIFEST, hint="prepare the corpus again")
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,7 +272,9 @@ def open_prepared(folder: str | Path) -> Prepared:
             raise DataError(
                 f"{found}, {shard['bytes']} bytes were written", where=file, hint="prepare the corpus again"
             )
-    return Prepared(folder, manifest)
+    return Prepared(
+        folder, _Facts({key: _Facts(one) if isinstance(one, dict) else one for key, one in manifest.items()})
+    )
 
 
 def verify_prepared(folder: str | Path) -> None:
