@@ -17,6 +17,23 @@ fi
 
 tell() { printf '%-12s %s\n' "slurm" "$1"; }
 
+random_number() { # BYTES, as hexadecimal digits
+    head -c "$1" /dev/urandom | od -An -v -tx1 | tr -d ' \n'
+}
+
+# A random port of this node, the first of the job, that nobody listens at; below those of outgoing connections.
+free_port() {
+    local port
+    for _ in {1..100}; do
+        port="$((16#$(random_number 2) % 12000 + 20000))"
+        if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            echo "$port"
+            return
+        fi
+    done
+    return 1
+}
+
 job_state() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o ' JobState=[A-Z_]*' | cut -d = -f 2; }
 
 # A signal to this shell means: the time is nearly over, another job needs the nodes, or somebody wants the job to end.

@@ -86,7 +86,7 @@ def train(folder: Path, prepared: Path, num_processes: int, steps: int) -> None:
     }
     launcher = ["--use_deepspeed", "--zero_stage", "2", "--num_processes", str(num_processes), "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    words = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "-m", "cloze", "train"]
+    words = [sys.executable, "-m", "cloze.launcher", *launcher, "-m", "cloze", "train"]
     words += [word for name, value in flags.items() for word in (f"--{name}", value)]
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     quiet = (

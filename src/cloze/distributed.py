@@ -30,6 +30,7 @@ from cloze.environment.settle import own_device, settle
 from cloze.errors import LaunchError
 from cloze.files import allow_open_files
 from cloze.fully_sharded import fsdp_plugin, is_fsdp, keep_on_cpu
+from cloze.rendezvous import authenticate_ranks, joining
 
 # Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.
 SOCKETS_PER_RANK = 4
@@ -67,7 +68,7 @@ def start(shape: RunShape) -> Accelerator:
     allow_open_files(SOCKETS_PER_RANK * processes.world_size())
     on_cpu = shape.use_cpu or not torch.cuda.is_available()
     wants_deepspeed = shape.deepspeed is not None or requests.wants_deepspeed()
-    check_device(on_cpu, shape.use_cpu, wants_deepspeed)
+    check_device(on_cpu, wants_deepspeed)
     plugin = fsdp_plugin() if requests.wants_fsdp() else None
     if wants_deepspeed and plugin is not None:
         raise LaunchError("DeepSpeed and FSDP were asked for at once", where="accelerate launch", hint="choose one")
@@ -82,17 +83,19 @@ def start(shape: RunShape) -> Accelerator:
     group = InitProcessGroupKwargs(
         backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=shape.timeout_seconds)
     )
-    accelerator = Accelerator(
-        cpu=on_cpu and not wants_deepspeed,
-        mixed_precision=shape.precision,
-        gradient_accumulation_steps=shape.gradient_accumulation_steps,
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=shape.deepspeed) if shape.deepspeed else None,
-        fsdp_plugin=plugin,
-        kwargs_handlers=[group] * (wants_deepspeed or processes.is_launched()) + _fp8_recipe(shape.precision),
-        log_with=list(shape.log_with) or None,
-        project_dir=shape.project_dir,
-        step_scheduler_with_optimizer=False,
-    )
+    with joining():
+        accelerator = Accelerator(
+            cpu=on_cpu and not wants_deepspeed,
+            mixed_precision=shape.precision,
+            gradient_accumulation_steps=shape.gradient_accumulation_steps,
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=shape.deepspeed) if shape.deepspeed else None,
+            fsdp_plugin=plugin,
+            kwargs_handlers=[group] * (wants_deepspeed or processes.is_launched()) + _fp8_recipe(shape.precision),
+            log_with=list(shape.log_with) or None,
+            project_dir=shape.project_dir,
+            step_scheduler_with_optimizer=False,
+        )
+    authenticate_ranks(shape.timeout_seconds)
     if plugin is not None:
         keep_on_cpu(accelerator, plugin)
     if accelerator.device.type != ("cpu" if on_cpu else "cuda"):
@@ -111,7 +114,7 @@ def settle_environment() -> None:
         warn(line)
 
 
-def check_device(on_cpu: bool, use_cpu: bool, wants_deepspeed: bool) -> None:
+def check_device(on_cpu: bool, wants_deepspeed: bool) -> None:
     """Make libraries use the device of this run. Raises LaunchError if the environment asks for another one, and for
     more processes than GPUs."""
     if requests.wants_cpu() and wants_deepspeed:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
+
+from cloze.environment.processes import SECRET
 
 START_AGAIN, INTERRUPTED, MEND = 75, 130, 2
 ENDS_WITH_PARENT = "CLOZE_ENDS_WITH_PARENT"  # in the environment: stop the ranks when the process above this one dies
@@ -56,6 +59,17 @@ def pass_on_or_leave(number: int, frame: Any) -> None:
     pass_on(number, frame)
 
 
+def is_one_machine(arguments: Any) -> bool:
+    """Return whether all ranks are started here, as accelerate's arguments or configuration file say."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    machines = arguments.num_machines
+    file = arguments.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
+    if machines is None and file is not None:
+        machines = getattr(load_config_from_file(file), "num_machines", None)
+    return machines in (None, 1)
+
+
 def main() -> NoReturn:
     """Launch, wait, and leave with `exit_code`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -75,7 +89,10 @@ def main() -> NoReturn:
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with_launcher()
     try:
-        launch_command(launch_command_parser().parse_args())
+        arguments = launch_command_parser().parse_args()
+        if is_one_machine(arguments):
+            os.environ.setdefault(SECRET, secrets.token_hex(32))
+        launch_command(arguments)
     except ChildFailedError as error:
         put_in_order(2)
         sys.exit(exit_code(failure.exitcode for failure in error.failures.values()))

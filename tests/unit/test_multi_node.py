@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -121,6 +122,26 @@ def test_each_machine_gets_a_launch_command_that_accelerate_and_cloze_read():
         name, config = parse(launched.training_script_args)
         assert (name, launched.training_script) == ("train", "cloze")
         assert (config.run_name, config.resume_from_checkpoint) == ("it's $HOME", "auto")
+
+
+def test_over_ssh_every_host_gets_the_same_secret_and_port_and_no_command_line_shows_the_secret(place: Path):
+    note = 'printf "%s" "$CLOZE_SECRET" >secret-$1; cat /proc/[0-9]*/cmdline 2>/dev/null | tr "\\0" "\\n" >lines-$1'
+    act(place, f"{note}; exit 0", f"{note}; exit 0")
+    seen = set()
+    for _ in range(2):
+        code, output = run(place, "--", "R.yaml")
+        assert code == 0, output
+        words = [(place / f"words-{rank}").read_text().splitlines() for rank in range(2)]
+        ports = {one[one.index("--main_process_port") + 1] for one in words}
+        secrets = {(place / f"secret-{rank}").read_text() for rank in range(2)}
+        assert (len(ports), len(secrets)) == (1, 1), "both hosts have the same"
+        port, secret = ports.pop(), secrets.pop()
+        assert re.fullmatch("[0-9a-f]{64}", secret)
+        assert 20000 <= int(port) < 32768
+        assert all(secret not in (place / f"lines-{rank}").read_text() for rank in range(2))
+        assert "multi_node" in (place / "lines-0").read_text()
+        seen.add((port, secret))
+    assert len(seen) == 2, "another one for each start"
 
 
 def test_over_ssh_every_host_runs_its_own_rank_with_the_words_as_they_were_given(place: Path):

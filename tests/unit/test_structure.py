@@ -25,6 +25,7 @@ LAYERS = [
     ["cards", "evaluation", "model", "sample"],
     ["data"],
     ["distributed"],
+    ["rendezvous"],
     ["collectives"],
     ["fully_sharded", "tensorfile"],
     ["telling"],
@@ -43,6 +44,7 @@ LAYERS = [
     ],
     ["events", "results"],
     ["foreign"],
+    ["secret"],
     ["environment"],
     ["errors"],
 ]

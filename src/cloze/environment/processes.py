@@ -16,7 +16,8 @@ RANK, LOCAL_RANK, GROUP_RANK = "RANK", "LOCAL_RANK", "GROUP_RANK"
 WORLD_SIZE, LOCAL_WORLD_SIZE = "WORLD_SIZE", "LOCAL_WORLD_SIZE"
 MASTER_ADDR, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
 # A rank's variables. A process that is started by a rank, but is none, must not see them.
-RANK_VARIABLES = (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT)
+SECRET = "CLOZE_SECRET"
+RANK_VARIABLES = (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, SECRET)
 # The launcher's LOCAL_RANK, if libraries are given another one (see `present_device`).
 LAUNCHED_LOCAL_RANK = "CLOZE_LOCAL_RANK"
 
@@ -67,6 +68,11 @@ def is_one_host() -> bool:
 def master() -> tuple[str, int]:
     """Return the address and port where rank 0, or its launcher, listens."""
     return os.environ.get(MASTER_ADDR, "127.0.0.1"), integer(MASTER_PORT, 0)
+
+
+def secret() -> str | None:
+    """Return what only the processes of this run know, or None if whoever started it gave them nothing."""
+    return os.environ.get(SECRET) or None
 
 
 def launcher_listens(environment: Mapping[str, str] | None = None) -> bool:

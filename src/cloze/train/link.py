@@ -14,6 +14,8 @@ from typing import Any
 from cloze.errors import LostRank
 from cloze.failures import is_lost_connection
 
+LONGEST_LINE = 1 << 20  # bytes
+
 
 @contextlib.contextmanager
 def lost_while_joining() -> Iterator[None]:
@@ -31,7 +33,7 @@ class Link:
     """A connection that carries one JSON object per line."""
 
     def __init__(self, connection: socket.socket):
-        self._socket, self._file = connection, connection.makefile("r", encoding="utf-8")
+        self._socket, self._file = connection, connection.makefile("rb")
         self._lock = threading.Lock()
         self.about: dict[str, Any] = {}
         self.heard = time.monotonic()
@@ -42,8 +44,10 @@ class Link:
             self._socket.sendall((json.dumps(message) + "\n").encode())
 
     def receive(self) -> dict[str, Any] | None:
+        """Return the next message, or None at the end, or for what is not one."""
         try:
-            line = self._file.readline()
-            return json.loads(line) if line.endswith("\n") else None
-        except (OSError, ValueError):
+            line = self._file.readline(LONGEST_LINE)
+            message = json.loads(line) if line.endswith(b"\n") else None
+        except (OSError, ValueError, RecursionError):
             return None
+        return message if isinstance(message, dict) else None

@@ -31,6 +31,7 @@ from cloze.environment import processes
 from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
 from cloze.failures import FailureLog, is_lost_connection, is_unanswered, lost_record
 from cloze.telling import leave_code, tell
+from cloze.train.joining import accept_ranks, join_main, listen, resolve
 from cloze.train.link import Link
 from cloze.train.stacks import STACKS, waits_for_others, write_stacks
 
@@ -179,37 +180,31 @@ class Watch:
         return {"host": self.host, "phase": self._phase, "step": self._step}
 
     def _connect(self) -> None:
-        """Every rank calls it: rank 0 listens, the others come, with a word that only they know."""
-        server = None
+        """Connect the ranks to rank 0, which listens where they meet it; every rank calls it."""
+        host, own, hosts = processes.master()[0], resolve(processes.master()[0]), gather(self.host)
+        one_host = processes.is_one_host() and len(set(hosts)) == 1
+        addresses = list(dict.fromkeys(address for one in gather(own) for address in one))
+        server, address = None, ""
         if self.rank == 0:
-            server = socket.create_server(("", 0), backlog=self.world_size)
-        port, word = decide(lambda: (server.getsockname()[1], secrets.token_hex(16)) if server else (0, ""))
+            server, address = listen(["127.0.0.1"] if one_host else addresses)
+        here = server.getsockname()[1] if server is not None else 0
+        port, address, word = decide(lambda: (here, address, secrets.token_hex(32)))
+        key = word.encode() + (processes.secret() or "").encode()
         try:
             if server is not None:
-                self._accept(server, word)
+                with server:
+                    found = accept_ranks(server, key, self.world_size, CONNECT_SECONDS)
+                self._links = {rank: Link(connection) for rank, connection in found.items()}
+                if len(found) < self.world_size - 1:
+                    raise TimeoutError(f"{self.world_size - 1 - len(found)} did not connect")
             else:
-                master = socket.create_connection((processes.master()[0], port), CONNECT_SECONDS)
-                master.settimeout(None)
-                self._links[0] = Link(master)
-                self._links[0].send({"word": word, "rank": self.rank, **self._where()})
+                places = [*([address] if address else []), *own, host]
+                self._links[0] = Link(join_main(places, port, key, self.rank, self.world_size, CONNECT_SECONDS))
         except OSError as error:
             warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only", True)
-        hosts = gather(self.host)
         for rank, link in self._links.items():
             link.about = {"host": hosts[rank], "phase": "start", "step": 0}
             threading.Thread(target=self._listen, args=(rank, link), name=f"watch-{rank}", daemon=True).start()
-
-    def _accept(self, server: socket.socket, word: str) -> None:
-        server.settimeout(CONNECT_SECONDS)
-        with server:
-            while len(self._links) < self.world_size - 1:
-                connection, _ = server.accept()
-                connection.settimeout(CONNECT_SECONDS)
-                link = Link(connection)
-                first = link.receive()
-                if first is not None and secrets.compare_digest(str(first.get("word")), word):
-                    connection.settimeout(None)
-                    self._links[int(first["rank"])] = link
 
     def _listen(self, rank: int, link: Link) -> None:
         """Hear what one rank says until it ends."""
