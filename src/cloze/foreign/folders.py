@@ -22,9 +22,13 @@ class Owner:
 
 
 def foreign_owner(folder: Path) -> Owner | None:
-    """Return whose checkpoint or adapter a folder is; None if nothing in it tells of another program."""
+    """Return whose checkpoint or adapter a folder is, or its newest checkpoint-N; None if nothing in it tells of
+    another program."""
     if not folder.is_dir() or (folder / "checkpoint.json").exists():
         return None
+    inside = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
+    if inside and not (folder / "config.json").exists() and not folder.name.startswith("checkpoint-"):
+        return foreign_owner(inside[-1])
     if (folder / "adapter_config.json").exists():
         return Owner(
             "a PEFT adapter, which holds changes to the weights of another model",

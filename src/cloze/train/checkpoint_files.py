@@ -20,6 +20,7 @@ from typing import Any
 from cloze.console import warn
 from cloze.errors import CheckpointError
 from cloze.files import publish, remove_tree, sha256, write_json, write_text
+from cloze.foreign.folders import foreign_owner
 from cloze.foreign.json_yaml import dump_json, finite, read_json
 from cloze.foreign.paths import check_regular, printable
 from cloze.train.checkpoint_schema import check_manifest
@@ -74,9 +75,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """checkpoint.json. Raises CheckpointError if it is missing, damaged or of another format."""
     file = folder / MANIFEST
     if not file.exists() and not file.is_symlink():
-        raise CheckpointError(
-            "not a checkpoint: there is no checkpoint.json", where=folder, hint="give a checkpoint-N folder"
-        )
+        raise _not_a_checkpoint(folder)
     try:
         manifest = read_json(file, max_bytes=MAX_MANIFEST_BYTES, error=CheckpointError)
     except CheckpointError as error:
@@ -93,6 +92,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"damaged: {error}", where=file, hint=HINT) from None
     return dict(manifest)
+
+
+def _not_a_checkpoint(folder: Path) -> CheckpointError:
+    """Return the error for a folder without checkpoint.json: whose it is, if that is known."""
+    owner = foreign_owner(folder)
+    if owner is not None:
+        return CheckpointError(f"this is {owner.what}, not a checkpoint of Cloze", where=folder, hint=owner.hint)
+    what = "not a checkpoint: there is no checkpoint.json"
+    return CheckpointError(what, where=folder, hint="give a checkpoint-N folder that `cloze train` saved")
+
+
+def own_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]:
+    """Return the folders of `list_checkpoints` without those of other programs. Raises CheckpointError if there are
+    only such."""
+    found = list_checkpoints(output_dir, at_most)
+    own = [folder for folder in found if foreign_owner(folder) is None]
+    if found and not own:
+        raise _not_a_checkpoint(found[-1])
+    return own
 
 
 def _checksum(manifest: dict[str, Any]) -> str:
@@ -131,7 +149,7 @@ def find_checkpoint(output_dir: Path, choice: str) -> Path | None:
     if choice != "auto":
         verify_checkpoint(Path(choice))
         return Path(choice)
-    candidates = list_checkpoints(output_dir)
+    candidates = own_checkpoints(output_dir)
     for folder in reversed(candidates):
         try:
             verify_checkpoint(folder)

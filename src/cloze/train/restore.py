@@ -23,7 +23,7 @@ from cloze.console import warn
 from cloze.errors import CheckpointError, in_phase
 from cloze.foreign.safetensors_header import map_tensors
 from cloze.train import state
-from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, list_checkpoints, verify_checkpoint
+from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, own_checkpoints, verify_checkpoint
 from cloze.train.snapshot import Training
 from cloze.train.sums import add_sums, content_sum
 
@@ -39,7 +39,7 @@ def choose_checkpoint(
     """
     if choice is None:
         return None
-    candidates = decide(lambda: list_checkpoints(output_dir, at_most)) if choice == "auto" else [Path(choice)]
+    candidates = decide(lambda: own_checkpoints(output_dir, at_most)) if choice == "auto" else [Path(choice)]
     for folder in reversed(candidates):
         problem: CheckpointError | None = None
         try:

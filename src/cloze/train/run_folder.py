@@ -29,7 +29,7 @@ from cloze.errors import CheckpointError, ConfigError, DiskError, OwnerError, in
 from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import disk_errors, write_json, write_text
 from cloze.places import SECRETS, without_place
-from cloze.train.checkpoint_files import list_checkpoints
+from cloze.train.checkpoint_files import list_checkpoints, own_checkpoints
 from cloze.train.metrics import FILE as METRICS_FILE
 from cloze.train.run_owner import check_owner, is_ours
 
@@ -145,6 +145,8 @@ def open_run_folder(config: TrainConfig, manifest: dict[str, Any], identity: dic
     if config.resume_from_checkpoint is None and (
         list_checkpoints(output_dir) or (output_dir / METRICS_FILE).exists()
     ):
+        if not (output_dir / METRICS_FILE).exists():
+            own_checkpoints(output_dir)  # says whose they are
         raise ConfigError(
             "holds a run already",
             where=output_dir,
