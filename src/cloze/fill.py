@@ -13,6 +13,7 @@ import torch
 
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError
+from cloze.model.load import usable_length
 from cloze.model_path import resolve_model
 from cloze.opening import load_model
 
@@ -42,21 +43,26 @@ def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:
     rows = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
     if not len(rows):
         raise ConfigError("nothing to fill: the text has no mask", where=repr(text), hint="write <mask> in it")
-    limit = getattr(tokenizer, "model_max_length", None)
-    if limit and inputs["input_ids"].shape[1] > limit:
-        raise ConfigError(
-            f"{inputs['input_ids'].shape[1]} tokens, but the model takes {limit}",
-            where="text",
-            hint="give a shorter text",
-        )
+    check_length(inputs, tokenizer.model_max_length)
     return inputs, rows
+
+
+def check_length(inputs: Any, limit: float | None) -> None:
+    """Raise ConfigError if a text has more tokens than `limit`; None if there is no limit."""
+    length = inputs["input_ids"].shape[1]
+    if limit is not None and length > limit:
+        raise ConfigError(f"{length} tokens, but the model takes {limit}", where="text", hint="give a shorter text")
 
 
 @torch.no_grad()
 def best_words(
     model: Any, tokenizer: Any, inputs: Any, rows: torch.Tensor, top_k: int
 ) -> list[list[tuple[str, float]]]:
-    """The `top_k` most likely words at each of `rows`, with their probabilities; see `masked_inputs`."""
+    """Return the `top_k` most likely words at each of `rows`, with their probabilities; see `masked_inputs`.
+
+    Raises ConfigError if the text is longer than the model takes, whatever its tokenizer says.
+    """
+    check_length(inputs, usable_length(model.config))
     probabilities = model(**inputs).logits[0, rows].float().softmax(-1)
     best = probabilities.topk(min(top_k, probabilities.shape[-1]))
     return [

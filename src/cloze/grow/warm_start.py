@@ -31,9 +31,9 @@ from cloze.grow.exact import LAST, before_decoder, check_possible, compare, shar
 from cloze.grow.vocabulary import Rows, special_tokens, vocabulary_rows
 from cloze.lineage import of_tensors, write_record
 from cloze.machine import versions_of
-from cloze.model.archs import POSITIONS_AFTER_PADDING
+from cloze.model.archs import POSITIONS_AFTER_PADDING, check_padding
 from cloze.model.depth import layer_depths
-from cloze.model.load import fit_vocabulary, load_checked
+from cloze.model.load import fit_vocabulary, load_checked, usable_length
 from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.model.weights import load_weights
 from cloze.model_path import resolve_model
@@ -132,6 +132,7 @@ def _new_config(old: PretrainedConfig, config: GrowConfig, tokenizer: Any, new_t
     apply_overrides(new, overrides)
     if config.tokenizer is not None:
         text, before = new.get_text_config(), old.get_text_config()
+        check_padding(new, new_tokenizer, usable_length(old) or 0)
         fit_vocabulary(text, new_tokenizer, set())
         moved = {there: here for here, there in special_tokens(tokenizer, new_tokenizer).items()}
         for name in ("decoder_start_token_id", "forced_eos_token_id"):

@@ -16,7 +16,7 @@ import torch
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 from cloze.console import warn
-from cloze.errors import ConfigError
+from cloze.errors import ConfigError, ModelError
 from cloze.model.attention import supported
 
 # Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
@@ -34,6 +34,12 @@ POSITIONS_AFTER_PADDING = {
     "mpnet",
     "esm",
 }
+# They are made with the id of the padding token, and fail without one.
+PADDED = {"bart", "flaubert", "mbart", "mvp", "nomic_bert", "xlm"}
+# The id of the padding token is in their code.
+PADDING_ID = {"mpnet": 1}
+# They take the first padding token of a text for its end.
+ENDS_AT_PADDING = {"flaubert", "xlm"}
 # The prediction comes out of a decoder, which reads the original text shifted by one.
 ENCODER_DECODER = {"bart", "mbart", "mvp"}
 # Their backward pass computes activations anew, and refuses to outside of training.
@@ -86,6 +92,8 @@ ONE_DOCUMENT_PER_BLOCK = {
 }
 # Offsets do, but they have no place for a mask of two dimensions.
 DOCUMENTS_BY_FLASH_ONLY = {"esm"}
+
+MIN_POSITIONS = 64  # so many rows of positions may be unused, whatever the length of blocks
 
 GONE = {
     "mega": "it left transformers after 4.57; use modernbert for long inputs",
@@ -179,6 +187,45 @@ def adapt_config(config: PretrainedConfig, tokenizer: Any, block_size: int) -> N
             config.axial_pos_shape = (rows, block_size // rows)
     elif config.model_type in ("xlm", "flaubert"):  # they take what follows the first padding for padding
         config.pad_index = tokenizer.pad_token_id
+
+
+def check_padding(config: PretrainedConfig, tokenizer: Any, length: int, positions_chosen: bool = False) -> None:
+    """Raise ModelError if an architecture cannot be made from scratch for the padding token of a tokenizer.
+
+    `length`: tokens that it is to take at once. `positions_chosen`: the user chose the number of positions.
+    """
+    name, pad = config.model_type, tokenizer.pad_token_id
+    where = getattr(tokenizer, "name_or_path", "") or "tokenizer"
+    other = "or choose an architecture that counts positions from 0: --model_type bert or modernbert"
+    if pad is None:
+        if name in POSITIONS_AFTER_PADDING | PADDED:
+            hint = f"give it one (tokenizer.add_special_tokens({{'pad_token': '<pad>'}})), {other}"
+            raise ModelError(f"the tokenizer has no padding token, and {name} needs its id", where=where, hint=hint)
+        return
+    if pad != PADDING_ID.get(name, pad):
+        hint = f"use a tokenizer whose padding token has this id (`cloze tokenizer --kind bpe`), {other}"
+        what = f"the padding token has the id {pad}, and {name} has {PADDING_ID[name]} in its code"
+        raise ModelError(what, where=where, hint=hint)
+    if name in POSITIONS_AFTER_PADDING and pad >= max(length, MIN_POSITIONS) and not positions_chosen:
+        raise ModelError(
+            f"the padding token has the id {pad}, and {name} counts positions from there: {pad + 1 + length:,} of "
+            f"them for blocks of {length}",
+            where=where,
+            hint=f"give the padding token a small id (`cloze tokenizer` gives it 1), {other}; "
+            f"--config_overrides max_position_embeddings={pad + 1 + length} takes it as it is",
+        )
+    names = ("unk_token", "cls_token", "sep_token", "bos_token", "eos_token")
+    same = [each for each in names if getattr(tokenizer, f"{each}_id", None) == pad]
+    if not same:
+        return
+    what = f"the padding token is also the {same[0]}"
+    if name in POSITIONS_AFTER_PADDING | ENDS_AT_PADDING:
+        raise ModelError(
+            f"{what}, so {name} would read it as padding in the middle of a text",
+            where=where,
+            hint=f"give the tokenizer a padding token of its own, {other}",
+        )
+    warn(f"{where}: {what}: its embedding is not trained in architectures that keep the row of padding at zero")
 
 
 def decoder_start(config: PretrainedConfig) -> int | None:

@@ -26,7 +26,14 @@ from cloze.data.token_ids import vocabulary_size
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, ModelError
 from cloze.foreign.pretrained import from_config, from_pretrained
-from cloze.model.archs import POSITIONS_AFTER_PADDING, adapt_config, check_block_size, check_model_type
+from cloze.model.archs import (
+    PADDING_ID,
+    POSITIONS_AFTER_PADDING,
+    adapt_config,
+    check_block_size,
+    check_model_type,
+    check_padding,
+)
 from cloze.model.overrides import apply_overrides, check_same_weights, parse_overrides
 from cloze.model.weights import load_weights, refuse_adapter
 
@@ -121,7 +128,8 @@ def usable_length(config: PretrainedConfig) -> int | None:
     if not isinstance(positions, int) or positions <= 0:
         return None
     if config.model_type in POSITIONS_AFTER_PADDING:
-        return positions - (getattr(config, "pad_token_id", None) or 0) - 1
+        padding = PADDING_ID.get(config.model_type, getattr(config, "pad_token_id", None) or 0)
+        return positions - padding - 1
     return positions
 
 
@@ -149,6 +157,7 @@ def _fit_to_tokenizer(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, block_size: int, overrides: dict[str, str]
 ) -> None:
     """From scratch: vocabulary, special ids and positions follow the tokenizer and the blocks unless overridden."""
+    check_padding(config, tokenizer, block_size, "max_position_embeddings" in overrides)
     fit_vocabulary(config, tokenizer, overrides)
     config.vocab_size = vocabulary_size(tokenizer)
     length = usable_length(config)
