@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from cloze.collectives import gather
 from cloze.config import MeasureConfig
 from cloze.console import progress
+from cloze.data.maskable import check_maskable
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared
 from cloze.data.token_ids import vocabulary_size
@@ -70,6 +71,7 @@ class Subject:
     def score_split(self, prepared: Prepared, split: str, masks: Masks) -> Scores:
         """Score the blocks of a split with their fixed masks. Every rank calls it."""
         blocks, device = prepared.blocks(split), self.accelerator.device
+        check_maskable(blocks, prepared.manifest, f"{prepared.folder}: {split}")
         masking = Masking.from_manifest(prepared.manifest, masks.seed, masks.mlm_probability).for_evaluation()
         return score_blocks(
             lambda batch: self.head.logits(
@@ -147,6 +149,7 @@ def split_sentences(prepared: Prepared, split: str, tokenizer: Any) -> list[Sent
     ids = blocks.read(np.arange(len(blocks)))
     words = np.cumsum(words_of(tokenizer).starts(ids), axis=1)
     special = np.isin(ids, np.array(prepared.manifest["tokenizer"]["special_token_ids"], np.int32))
+    check_maskable(blocks, prepared.manifest, f"{prepared.folder}: {split}")
     return [
         Sentence(row.astype(np.int64), ~skipped, word)
         for row, skipped, word in zip(ids, special, words, strict=True)

@@ -28,6 +28,14 @@ def test_a_refused_step_has_tokens_but_no_loss():
     assert window.sums.tolist() == [8.0, 2.0, 120.0]
 
 
+def test_a_step_without_masked_tokens_has_no_loss():
+    window = Window(0, CPU)
+    add(window, 0.0, False, 0)
+    assert window.sums.tolist() == [0.0, 0.0, 0.0]
+    add(window, 3.0, False, 40)
+    assert window.close(2, window.sums.tolist(), PLAN, Pace(None, None))["loss"] == 3.0
+
+
 def test_speed_is_of_real_tokens_and_the_next_window_begins_anew(monkeypatch: pytest.MonkeyPatch):
     clock = iter([100.0, 110.0, 110.0, 112.0, 112.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))

@@ -26,6 +26,7 @@ from cloze.data.content import default_cache
 from cloze.data.encode import backend_version
 from cloze.data.loader import BlockOrder, Layout, StepBatches, count_masked, make_batch, step_batches
 from cloze.data.local_files import is_local, local_splits
+from cloze.data.maskable import check_maskable, maskable_share
 from cloze.data.masking import Masking
 from cloze.data.prepare import make_recipe, open_inputs
 from cloze.data.shards import Prepared, open_prepared
@@ -36,7 +37,7 @@ from cloze.data.units import Recipe
 from cloze.data.words import Words, words_of
 from cloze.errors import ConfigError, DataError, in_phase
 
-PROBE_BLOCKS = 2
+PROBE_BLOCKS, STREAM_SAMPLE = 2, 16
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,26 @@ class TrainData:
         places = train.get("blocks", 0) * self.block_size
         return min(1.0, (train["tokens"] - train.get("dropped_tokens", 0)) / places) if places else 1.0
 
-    def first_blocks(self, seed: int) -> NDArray[np.int32]:
-        """Some blocks [n, block_size] to try a model on, the same on every rank."""
+    def check_maskable(self) -> None:
+        """Raise DataError if no token to train or evaluate on can be masked; of a stream, in its first blocks."""
+        name = Path(self.tokenizer).parent if self.blocks is not None else "--streaming_train"
         if self.blocks is not None:
-            return self.blocks.read(np.arange(min(PROBE_BLOCKS, len(self.blocks))))
+            check_maskable(self.blocks, self.manifest, f"{name}: train")
+        elif maskable_share(self.first_blocks(0, STREAM_SAMPLE), self.manifest) == 0.0:
+            raise DataError(
+                "no token of its first blocks can be masked: all are special or unknown to the tokenizer",
+                where=name,
+                hint="use a tokenizer that knows the script of the corpus",
+            )
+        if self.validation is not None and len(self.validation):
+            check_maskable(self.validation, self.manifest, f"{name}: validation")
+
+    def first_blocks(self, seed: int, count: int = PROBE_BLOCKS) -> NDArray[np.int32]:
+        """Return up to `count` blocks [n, block_size] to try a model on, the same on every rank."""
+        if self.blocks is not None:
+            return self.blocks.read(np.arange(min(count, len(self.blocks))))
         assert self.streamed is not None
-        return self.streamed.open(seed, 0, 1).take(PROBE_BLOCKS)[0]
+        return self.streamed.open(seed, 0, 1).take(count)[0]
 
     def step_builder(
         self,

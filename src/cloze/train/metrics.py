@@ -75,9 +75,9 @@ class Window:
         self._begin, self._waited = time.perf_counter(), 0.0
 
     def add(self, loss: torch.Tensor, refused: torch.Tensor, num_masked: torch.Tensor) -> None:
-        """One more step, with this rank's part of its loss and the masked tokens of all ranks; one that was refused
-        has no loss. All scalars on the device: nothing waits for them."""
-        counts = ~refused
+        """Add a step, with this rank's part of its loss and the masked tokens of all ranks. One that was refused, or
+        without a masked token, has no loss. All scalars on the device: nothing waits for them."""
+        counts = ~refused & (num_masked > 0)
         step = torch.stack([torch.where(counts, loss, 0.0), counts.double(), num_masked.double()])
         self.sums += step
 
