@@ -29,10 +29,10 @@ from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors
 from cloze.tensorfile import Entry, write_tensors
+from cloze.train.branch import IDENTITY_FILE
 from cloze.train.data import masking_rule, open_data, words_for
 from cloze.train.nonfinite import left_out
 from cloze.train.plan import plan_run, warmup_of
-from cloze.train.run_folder import IDENTITY_FILE
 
 SHOWN, SAME = "⟦{} → {}⟧", "⟦{}⟧"
 

@@ -13,8 +13,8 @@ from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.data.sampler import block_indices, step_samples
 from cloze.errors import CheckpointError, ConfigError
 from cloze.train.data import streamed_step
+from cloze.train.identity import RUN_KEYS, check_same_run, run_identity
 from cloze.train.plan import describe_wide_steps, fit_layout, plan_run
-from cloze.train.run_folder import RUN_KEYS, check_same_run, run_identity
 
 SIZES = [(1, 1, 0), (8, 1, 0), (8, 8, 5), (8, 1, 7), (24, 5, 3), (24, 3, 100), (7, 2, 1), (4096, 32, 2000)]
 KEEP = Masking(4, 10**6, (0, 1, 2, 3, 4), seed=1, mlm_probability=1.0, mask_replace_prob=0.0, random_replace_prob=0.0)
@@ -253,11 +253,11 @@ def test_growth_and_rates_that_cannot_be_are_refused_in_one_line(values, expecte
 def test_a_checkpoint_from_before_a_flag_existed_belongs_to_runs_that_leave_the_flag_alone(tmp_path):
     younger = ("mlm_probability_end", "mask_unit", "batch_size_warmup_steps", "batch_size_warmup_start")
     assert set(younger) < set(RUN_KEYS)
-    here = run_identity(config(), 8, "checksum")
+    here = run_identity(config(), 8, {"checksum": "checksum"})
     saved = {key: value for key, value in here.items() if key not in younger}
     check_same_run(tmp_path, saved, here)
     for key, value in (("mask_unit", "word"), ("batch_size_warmup_steps", 3), ("mlm_probability_end", 0.1)):
-        other = run_identity(config(**{key: value}), 8, "checksum")
+        other = run_identity(config(**{key: value}), 8, {"checksum": "checksum"})
         with pytest.raises(CheckpointError, match=rf"another run \({key} \w+ -> {value}\)"):
             check_same_run(tmp_path, saved, other)
     with pytest.raises(CheckpointError, match="data None -> checksum"):

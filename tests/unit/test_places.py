@@ -11,7 +11,7 @@ import pytest
 from cloze.config import TrainConfig
 from cloze.errors import CheckpointError
 from cloze.places import apart, is_place, portable, with_secrets, without_place
-from cloze.train.run_folder import check_same_run
+from cloze.train.identity import check_same_run
 
 
 def test_paths_keep_their_last_part_and_everything_else_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

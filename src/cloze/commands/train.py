@@ -6,8 +6,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from cloze.config import TrainConfig
-from cloze.console import say
+from cloze.console import is_main, say
 from cloze.places import with_secrets
+from cloze.train.run_folder import check_run_folder
 from cloze.train.run_owner import own_run_folder
 from cloze.train.trainer import train
 
@@ -27,5 +28,8 @@ def train_here(config: TrainConfig, own_process: bool = True) -> Path:
     """
     if config.push_to_hub:
         from cloze.hub.follow import following
-    with own_run_folder(Path(config.output_dir)), following(config) if config.push_to_hub else nullcontext():
-        return train(config, own_process)
+    with own_run_folder(Path(config.output_dir)):
+        if is_main():
+            check_run_folder(config)
+        with following(config) if config.push_to_hub else nullcontext():
+            return train(config, own_process)

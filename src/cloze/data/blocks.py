@@ -45,6 +45,11 @@ class Blocks:
         self._ends = np.cumsum(np.array([count for _, count in files], np.int64))
         self._mapped: deque[int] = deque()  # shards, the one that was mapped first in front
 
+    @property
+    def paths(self) -> list[Path]:
+        """The shards."""
+        return [path for path, _ in self._files]
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 

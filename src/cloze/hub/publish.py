@@ -105,7 +105,7 @@ def push_model(
 def checkpoint_files(folder: Path) -> dict[str, Path | bytes]:
     """The files of a checkpoint by their names in it; checkpoint.json without what is only true here.
 
-    A run goes on from what is pulled: see `cloze.train.run_folder.check_same_run`. Raises CheckpointError.
+    A run goes on from what is pulled: see `cloze.train.identity.check_same_run`. Raises CheckpointError.
     """
     manifest = read_manifest(folder)
     manifest |= {"config": portable(manifest["config"]), "run": without_place(manifest["run"])}

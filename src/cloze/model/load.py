@@ -41,21 +41,25 @@ transformers_logging.disable_progress_bar()  # a bar of its own for every model 
 
 
 def build_model(
-    config: ModelConfig, tokenizer_dir: Path | str, block_size: int, seed: int
+    config: ModelConfig, tokenizer_dir: Path | str, block_size: int, seed: int, stored: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in fp32 on the CPU, the same weights on every rank, and its tokenizer.
 
+    `stored`: take the model's configuration from this folder, with any weights, since a checkpoint has them.
     Raises ModelError where it cannot be loaded, has too few positions for `block_size` or too few embeddings for the
     tokenizer; ConfigError for flags that cannot be combined.
     """
     tokenizer = load_tokenizer(str(tokenizer_dir), config.trust_remote_code)
-    model_config = read_config(config, tokenizer, block_size)
+    if stored is None:
+        model_config = read_config(config, tokenizer, block_size)
+    else:
+        model_config = from_pretrained(AutoConfig, stored, trust_remote_code=config.trust_remote_code)
     check_fits(model_config, vocabulary_size(tokenizer), block_size)
     attention: dict[str, Any] = {}
     if config.attn_implementation:
         attention["attn_implementation"] = config.attn_implementation
     set_seed(seed)
-    if config.model_name_or_path is not None:
+    if config.model_name_or_path is not None and stored is None:
         model = load_weights(
             config.model_name_or_path,
             may_lack_head=True,

@@ -55,13 +55,15 @@ class StreamedCorpus:
 
 @dataclass(frozen=True)
 class TrainData:
-    """Blocks to train and evaluate on; one of `blocks` and `streamed` is there. `manifest` says what they are."""
+    """Blocks to train and evaluate on; one of `blocks` and `streamed` is there. `manifest` says what they are;
+    `folder`: where they are prepared, None of a stream."""
 
     manifest: dict[str, Any]
     tokenizer: str
     blocks: Blocks | None
     validation: Blocks | None
     streamed: StreamedCorpus | None = None
+    folder: Path | None = None
 
     @property
     def block_size(self) -> int:
@@ -185,7 +187,8 @@ def open_data(config: TrainConfig) -> TrainData:
     else:
         prepared = open_or_prepare(config, _tokenizer_name(config), _cache(config))
     validation = prepared.blocks("validation") if "validation" in prepared.splits else None
-    return TrainData(prepared.manifest, str(prepared.tokenizer_dir), prepared.blocks("train"), validation)
+    train = prepared.blocks("train")
+    return TrainData(prepared.manifest, str(prepared.tokenizer_dir), train, validation, folder=prepared.folder)
 
 
 def _check_blocks(config: TrainConfig, prepared: Prepared) -> None:

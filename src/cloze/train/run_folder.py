@@ -25,76 +25,16 @@ import yaml
 from cloze.config import TrainConfig
 from cloze.console import is_main, own_rank
 from cloze.environment import processes
-from cloze.errors import CheckpointError, ConfigError, DiskError, OwnerError, in_phase
+from cloze.errors import ConfigError, DiskError, OwnerError
 from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import disk_errors, write_json, write_text
-from cloze.places import SECRETS, without_place
+from cloze.places import SECRETS
+from cloze.train.branch import BRANCHED, IDENTITY_FILE, begin_branch, branch_of, is_in_run, set_aside_newer
 from cloze.train.checkpoint_files import list_checkpoints, own_checkpoints
 from cloze.train.metrics import FILE as METRICS_FILE
 from cloze.train.run_owner import check_owner, is_ours
 
-STATUS_FILE, IDENTITY_FILE = "status.json", "run.json"
-
-# What decides the numbers a run computes. The split of the global batch is not among them.
-RUN_KEYS = (
-    "model_name_or_path",
-    "model_revision",
-    "model_type",
-    "config_name",
-    "config_overrides",
-    "mlm_probability",
-    "mlm_probability_end",
-    "mask_unit",
-    "mask_replace_prob",
-    "random_replace_prob",
-    "batch_size_warmup_steps",
-    "batch_size_warmup_start",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "layerwise_lr_decay",
-    "optim",
-    "optim_args",
-    "ema_decay",
-    "freeze",
-    "seed",
-)
-
-
-def run_identity(config: TrainConfig, global_batch: int, data_checksum: str) -> dict[str, Any]:
-    """What two runs must share to be the same run."""
-    values = dataclasses.asdict(config)
-    return {**{key: values[key] for key in RUN_KEYS}, "global_batch_size": global_batch, "data": data_checksum}
-
-
-@in_phase("resume")
-def check_same_run(folder: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise CheckpointError listing what differs between a checkpoint's run and this one.
-
-    A flag that `saved` does not know is younger than the checkpoint: its run did what the flag's default does. Of a
-    path, a checkpoint that was on the Hub knows the last part only.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in RUN_KEYS}
-    saved = {**defaults, **saved}
-    different = [
-        f"{key} {saved.get(key)} -> {value}"
-        for key, value in here.items()
-        if saved.get(key) not in (value, without_place(value))
-    ]
-    if different:
-        raise CheckpointError(
-            f"this checkpoint belongs to another run ({'; '.join(different)})",
-            where=folder,
-            hint="resume with the values it was started with, or start a new run in another output_dir",
-        )
+STATUS_FILE = "status.json"
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
@@ -136,26 +76,48 @@ def write_status(output_dir: Path, status: str, line: str) -> None:
             write_json(output_dir / STATUS_FILE, {"status": status, "line": line})
 
 
-def open_run_folder(config: TrainConfig, manifest: dict[str, Any], identity: dict[str, Any]) -> Path:
-    """Make the run's folder and describe the run in it; `identity` is that of `run_identity`.
-
-    Raises ConfigError if it holds another run.
-    """
-    output_dir = Path(config.output_dir)
-    if config.resume_from_checkpoint is None and (
-        list_checkpoints(output_dir) or (output_dir / METRICS_FILE).exists()
-    ):
+def check_run_folder(config: TrainConfig) -> None:
+    """Raise ConfigError if a start would write over a run in its output_dir that it does not resume. Rank 0 calls it
+    before time is spent."""
+    output_dir, choice = Path(config.output_dir), config.resume_from_checkpoint
+    if not list_checkpoints(output_dir) and not (output_dir / METRICS_FILE).exists():
+        return
+    hint = "continue it with --resume_from_checkpoint auto, or choose another --output_dir"
+    if choice is None:
         if not (output_dir / METRICS_FILE).exists():
             own_checkpoints(output_dir)  # says whose they are
-        raise ConfigError(
-            "holds a run already",
-            where=output_dir,
-            hint="continue it with --resume_from_checkpoint auto, or choose another --output_dir",
-        )
+        raise ConfigError("holds a run already", where=output_dir, hint=hint)
+    if choice != "auto" and not is_in_run(Path(choice), output_dir):
+        branched = branch_of(output_dir)
+        if list_checkpoints(output_dir) or branched is None or branched.resolve() != Path(choice).resolve():
+            raise ConfigError(f"holds a run already, and {choice} is of another", where=output_dir, hint=hint)
+
+
+def open_run_folder(
+    config: TrainConfig,
+    manifest: dict[str, Any],
+    identity: dict[str, Any],
+    checkpoint: Path | None = None,
+    step: int = 0,
+) -> Path:
+    """Make the run's folder and describe the run in it; `identity` is that of `run_identity`.
+
+    `checkpoint`, `step`: what it resumes from. If that is of another run's folder, this one becomes a branch of it;
+    newer checkpoints in this folder are moved aside. Raises ConfigError if it holds another run.
+    """
+    output_dir = Path(config.output_dir)
+    check_run_folder(config)
     with disk_errors(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
+    described = dict(identity)
+    if checkpoint is not None and not is_in_run(checkpoint, output_dir):
+        described[BRANCHED] = begin_branch(checkpoint, step, output_dir)
+    elif branch_of(output_dir) is not None:
+        described[BRANCHED] = str(branch_of(output_dir))
+    if checkpoint is not None:
+        set_aside_newer(output_dir, step)
     write_text(output_dir / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
-    write_json(output_dir / IDENTITY_FILE, identity)
+    write_json(output_dir / IDENTITY_FILE, described)
     write_json(output_dir / "data.json", manifest)
     forget(output_dir)
     write_status(output_dir, "running", "")

@@ -26,7 +26,7 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[i
 
     Raises ConfigError for a schedule that is not known or not a function of the step.
     """
-    name = _OTHER_NAMES.get(config.lr_scheduler_type, config.lr_scheduler_type)
+    name = plain_name(config.lr_scheduler_type)
     if name in ("1-sqrt", *_DECAYS):
         raise ConfigError(
             f"{name} is a way to decay, not a schedule",
@@ -61,6 +61,11 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[i
             hint="use linear, cosine, constant_with_warmup, polynomial, inverse_sqrt or warmup_stable_decay",
         ) from None
     return lambda step: config.learning_rate * float(factor(step))
+
+
+def plain_name(name: str) -> str:
+    """Return the name that transformers has for a schedule."""
+    return _OTHER_NAMES.get(name, name)
 
 
 def _wsd_arguments(given: dict[str, Any], num_warmup_steps: int, total_steps: int) -> dict[str, Any]:

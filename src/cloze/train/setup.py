@@ -30,6 +30,7 @@ from cloze.model.archs import decoder_start
 from cloze.model.packed import DocumentAttention
 from cloze.model.sparse_head import MaskedHead
 from cloze.train import zero3
+from cloze.train.branch import branch_to_resume
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, masking_rule, open_data, words_for
@@ -44,6 +45,7 @@ from cloze.train.equip import (
     steps_unread,
 )
 from cloze.train.fit import Trial, fit_memory
+from cloze.train.identity import check_same_run, run_identity
 from cloze.train.link import lost_while_joining
 from cloze.train.metrics import Pace
 from cloze.train.nonfinite import left_out
@@ -52,7 +54,8 @@ from cloze.train.plan import Plan, check_validation, describe_wide_steps, fit_la
 from cloze.train.precision import precision_here
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
-from cloze.train.run_folder import check_same_run, failure_log, goes_on, open_run_folder, resolved, run_identity
+from cloze.train.run_folder import failure_log, goes_on, open_run_folder, resolved
+from cloze.train.same_on_ranks import compare_ranks
 from cloze.train.schedule import learning_rate_schedule
 from cloze.train.signals import StopSignals
 from cloze.train.snapshot import Training
@@ -113,24 +116,24 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     with lost_while_joining(), stop.joining():
         accelerator = start(_run_shape(config, model.config.model_type))
         watch = stack.enter_context(watch_ranks(config, accelerator))
+    base = compare_ranks(config, data, model, tokenizer, accelerator)
     choose_kernels(model, config, accelerator)
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     decide(lambda: tidy(Path(config.output_dir)))
-    checkpoint = choose_checkpoint(Path(config.output_dir), config.resume_from_checkpoint, rank, world_size)
+    checkpoint = choose_checkpoint(Path(config.output_dir), resume_choice(config), rank, world_size)
     saved = None if checkpoint is None else read_manifest(checkpoint)
     trial = Trial(model, head, documents, masking_rule(config, data.manifest, 1, words), data, config, accelerator)
     layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
     plan = _plan(config, layout, data)
     schedule = learning_rate_schedule(config, plan.total_steps)
-    identity = identify(config, data, plan, world_size)
-    if checkpoint is not None and saved is not None:
-        check_same_run(checkpoint, saved["run"], identity)
-    output_dir = watch.opened(decide(lambda: open_run_folder(config, data.manifest, identity)))
+    identity = identify(config, data, plan, model, base, checkpoint)
+    step = saved["position"]["global_step"] if saved else 0
+    output_dir = watch.opened(decide(lambda: open_run_folder(config, data.manifest, identity, checkpoint, step)))
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
-    begin_trackers(accelerator, config, output_dir, resolved(config), saved["position"]["global_step"] if saved else 0)
+    begin_trackers(accelerator, config, output_dir, resolved(config), step)
     masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = check_on_probe(head, engine, data, masking, config.seed)
     training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
@@ -177,11 +180,26 @@ def _plan(config: TrainConfig, layout: Layout, data: TrainData) -> Plan:
     return plan
 
 
-def identify(config: TrainConfig, data: TrainData, plan: Plan, world_size: int) -> dict[str, Any]:
-    """What a checkpoint's run and this one must share."""
-    identity = run_identity(config, plan.layout.global_batch, data.manifest["checksum"])
+def resume_choice(config: TrainConfig) -> str | None:
+    """Return --resume_from_checkpoint; for `auto` in a branch that has no checkpoint yet, the one it begins with."""
+    if config.resume_from_checkpoint != "auto":
+        return config.resume_from_checkpoint
+    origin = decide(lambda: branch_to_resume(Path(config.output_dir)))
+    return "auto" if origin is None else str(origin)
+
+
+def identify(
+    config: TrainConfig, data: TrainData, plan: Plan, model: Any, base: str | None, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Return what the starts of this run have in common, in the words of the first one. `base`: the checksum of the
+    base model. Raises CheckpointError if `checkpoint` is of another run."""
+    identity = run_identity(config, plan.layout.global_batch, data.manifest, base)
     if data.streamed is not None:  # each rank has a stream of its own
-        identity["world_size"] = world_size
+        identity["world_size"] = plan.layout.world_size
+    if checkpoint is not None:
+        saved = read_manifest(checkpoint)["run"]
+        check_same_run(checkpoint, saved, identity, model.config.to_dict())
+        identity |= saved
     return identity
 
 

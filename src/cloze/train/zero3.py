@@ -19,12 +19,15 @@ from typing import Any
 import torch
 
 from cloze.config import TrainConfig
+from cloze.console import warn
 from cloze.environment import processes, requests
 from cloze.errors import ConfigError, ModelError, in_phase
 from cloze.files import disk_errors
 from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
+from cloze.train.checkpoint_files import list_checkpoints
 from cloze.train.data import TrainData
+from cloze.train.identity import base_folder
 from cloze.train.ops import load_op
 
 
@@ -33,7 +36,28 @@ def build(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
     """The model in fp32 on the CPU and its tokenizer, as `build_model` makes them; where ZeRO-3 is asked for its
     weights lie in mapped files. Raises DiskError where there is no room for those, and ModelError where a whole model
     has no room in memory."""
-    arguments = config, data.tokenizer, data.block_size, config.seed
+    try:
+        return _build(config, data, None)
+    except ModelError as error:
+        stored = stored_config(config)
+        if stored is None:
+            raise
+        warn(f"{error}; the model is made from {stored}, and its weights come from the checkpoint")
+        return _build(config, data, stored)
+
+
+def stored_config(config: TrainConfig) -> Path | None:
+    """Return the configuration of the model of the checkpoint to resume from, if its base model is not there any more:
+    the checkpoint holds all weights. None if there is no such checkpoint."""
+    if config.resume_from_checkpoint is None or config.model_name_or_path is None or base_folder(config) is not None:
+        return None
+    choice = Path(config.resume_from_checkpoint)
+    found = list_checkpoints(Path(config.output_dir))[::-1] if config.resume_from_checkpoint == "auto" else [choice]
+    return next((folder / "model" for folder in found if (folder / "model" / "config.json").is_file()), None)
+
+
+def _build(config: TrainConfig, data: TrainData, stored: Path | None) -> tuple[Any, Any]:
+    arguments = config, data.tokenizer, data.block_size, config.seed, stored
     if asked_stage(config.deepspeed) != 3:
         try:
             return build_model(*arguments)

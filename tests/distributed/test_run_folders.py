@@ -1,0 +1,123 @@
+"""One run folder, one run: who may start in it, what makes two starts the same run, and what a start never loses."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from corpus import TINY_MODEL
+from ranks import at_call, cloze_ranks, entering, start_ranks, succeed, wait_for
+
+FLAGS = [*TINY_MODEL, "--logging_steps", "1", "--learning_rate", "1e-3", "--per_device_train_batch_size", "2"]
+
+
+def flags(prepared: Path, output: Path, *more: str, steps: int = 6) -> list[str]:
+    where = ["--dataset_name", str(prepared), "--output_dir", str(output)]
+    return ["train", *FLAGS, "--max_steps", str(steps), "--save_steps", "2", *where, *more]
+
+
+def error_of(output: str) -> str:
+    """The one line that a command ends with."""
+    lines = [line for line in output.splitlines() if line.startswith("cloze: error: ")]
+    assert len(lines) == 1, output
+    assert "Traceback" not in output
+    return lines[0]
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps with checkpoints 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("run")
+    succeed(cloze_ranks(flags(prepared, folder / "run"), 1, "single", folder / "log"))
+    return folder / "run"
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder, symlinks=True)
+    return folder
+
+
+def test_a_second_start_beside_a_live_one_is_refused_and_touches_nothing(prepared: Path, tmp_path: Path):
+    output, go = tmp_path / "run", tmp_path / "go"
+    pause = at_call("cloze.train.trainer", "train_step", 3, lambda: wait_for(go.exists), rank=0)
+    first = entering(flags(prepared, output), "ddp", pause)
+    pids, logs = start_ranks(first, 2, tmp_path / "first")
+    wait_for(lambda: (output / "checkpoint-2" / "checkpoint.json").exists())
+    before = contents(output)
+    second = cloze_ranks(flags(prepared, output, "--resume_from_checkpoint", "auto"), 1, "single", tmp_path / "second")
+    assert second[0].code == 2
+    assert f"another start is training in this folder: pid {pids[0]} on" in error_of(second[0].output)
+    assert contents(output) == before
+    go.touch()
+    for pid, log in zip(pids, logs, strict=True):
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, log.read_text()
+    assert steps_of(output) == [1, 2, 3, 4, 5, 6]
+    assert not (output / ".owner").exists()
+
+
+def test_a_start_that_lost_its_folder_ends_in_one_line_on_every_rank_and_writes_nothing(
+    prepared: Path, tmp_path: Path
+):
+    output = tmp_path / "run"
+
+    def take_over() -> None:
+        other = json.loads((output / ".owner").read_text()) | {"token": "0" * 16, "launch": "requeued"}
+        (output / "new").write_text(json.dumps(other))
+        os.replace(output / "new", output / ".owner")
+        (output / "before.json").write_text(json.dumps(sorted(path.name for path in output.iterdir())))
+
+    lose = at_call("cloze.train.trainer", "train_step", 4, take_over, rank=0)
+    outcomes = cloze_ranks(flags(prepared, output), 2, "ddp", tmp_path / "log", before=lose)
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert "does not own the run folder any more" in error_of(outcomes[0].output)
+    names = json.loads((output / "before.json").read_text())
+    assert sorted(path.name for path in output.iterdir()) == sorted([*names, "before.json"])
+    assert steps_of(output) == [1, 2, 3]
+    assert json.loads((output / "status.json").read_text())["status"] == "running"
+
+
+def test_resuming_an_older_checkpoint_moves_newer_ones_aside(prepared: Path, run: Path, tmp_path: Path):
+    output = copy_of(run, tmp_path / "run")
+    more = ["--resume_from_checkpoint", str(output / "checkpoint-2"), "--save_total_limit", "1"]
+    outcome = cloze_ranks(flags(prepared, output, *more), 1, "single", tmp_path / "log")
+    succeed(outcome)
+    assert f"checkpoint-4, checkpoint-6 moved to {output / 'superseded-1'}" in outcome[0].output
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert steps_of(output) == steps_of(output / "superseded-1") == [1, 2, 3, 4, 5, 6]
+    for step in (4, 6):
+        name = f"checkpoint-{step}/rank-00000.safetensors"
+        assert filecmp.cmp(run / name, output / "superseded-1" / name, shallow=False)
+    name = "checkpoint-6/rank-00000.safetensors"
+    assert filecmp.cmp(run / name, output / name, shallow=False)
+
+
+def test_a_checkpoint_of_another_folder_begins_a_branch_that_resumes_by_itself(prepared, run, tmp_path):
+    output, origin = tmp_path / "branch", run / "checkpoint-2"
+    more = ["--resume_from_checkpoint", str(origin)]
+    die = at_call("cloze.train.trainer", "train_step", 2, lambda: os._exit(9), rank=0)
+    killed = cloze_ranks(flags(prepared, output, *more), 1, "ddp", tmp_path / "a", before=die)
+    assert killed[0].code == 9
+    assert steps_of(output) == [1, 2, 3]
+    outcome = cloze_ranks(flags(prepared, output, "--resume_from_checkpoint", "auto"), 1, "single", tmp_path / "b")
+    succeed(outcome)
+    assert json.loads((output / "run.json").read_text())["branched_from"] == str(origin)
+    assert steps_of(output) == [1, 2, 3, 4, 5, 6]
+    name = "checkpoint-6/rank-00000.safetensors"
+    assert filecmp.cmp(run / name, output / name, shallow=False)
+    before = contents(output)
+    refused = cloze_ranks(flags(prepared, output, *more), 1, "single", tmp_path / "c")
+    assert refused[0].code == 2
+    assert "holds a run already, and" in error_of(refused[0].output)
+    assert contents(output) == before
