@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -17,7 +18,9 @@ from typing import Any
 import pytest
 
 from cloze.config import PrepareConfig, TokenizerConfig
+from cloze.data import finalize, units, work
 from cloze.data.backend import choose_encoder
+from cloze.data.cache import open_or_prepare
 from cloze.data.prepare import prepare
 from cloze.data.shards import open_prepared, verify_prepared
 from cloze.data.tokenize import load_tokenizer
@@ -323,3 +326,71 @@ def test_a_fork_of_a_process_that_has_prepared_prepares_too(corpus: Path, tokeni
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.usefixtures("chosen_before")
+def test_tasks_that_end_together_all_find_the_folder(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other task makes the folder, and removes the parts, while this one is finalizing, at any of its steps."""
+    steps = ("read_unit", "_join", "publish")
+    for name in steps:
+        given: list[Any] = []
+        plain, plain_step = finalize.finalize, getattr(finalize, name)
+
+        def note(*args: Any, given: list[Any] = given, plain: Any = plain) -> Any:
+            given[:] = args
+            return plain(*args)
+
+        def interrupt(*args: Any, given: list[Any] = given, name: str = name, step: Any = plain_step) -> Any:
+            if given:
+                monkeypatch.setattr(finalize, name, step)
+                others, given[:] = list(given), []
+                finalize.finalize(*others)
+            return step(*args)
+
+        monkeypatch.setattr("cloze.data.prepare.finalize", note)
+        monkeypatch.setattr(finalize, name, interrupt)
+        output = tmp_path / name
+        assert prepare(config(corpus, output, unit_size="400KB")) is not None
+        assert given == [], "the other task was not in time"
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(steps[: steps.index(name) + 1])
+
+
+@pytest.mark.usefixtures("chosen_before")
+def test_a_unit_that_a_listing_hides_is_named_or_read(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(config(corpus, tmp_path / "expected"))
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(()))
+    prepare(config(corpus, tmp_path / "p"))
+    assert contents(tmp_path / "p") == contents(tmp_path / "expected")
+    hidden = "000001-000000"
+    monkeypatch.setattr(finalize, "read_unit", lambda unit: None if unit.name == hidden else units.read_unit(unit))
+    with pytest.raises(DataError, match=r"unit 000001-000000 is missing, of .*; run the same command"):
+        prepare(config(corpus, tmp_path / "q"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_file_locks_each_machine_makes_the_cache(
+    corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, capsys
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    settings = config(corpus, tmp_path / "unused", unit_size="400KB")
+    here: list[Any] = []
+    plain = work.do_units
+
+    def together(*args: Any) -> None:
+        """The other machine finishes, and removes the parts, while this one is at work."""
+        if not here:
+            here.append(True)
+            here.append(open_or_prepare(settings, str(tokenizer), tmp_path / "cache"))
+        plain(*args)
+
+    monkeypatch.setattr("cloze.data.prepare.do_units", together)
+    mine = open_or_prepare(settings, str(tokenizer), tmp_path / "cache")
+    assert mine.manifest == here[1].manifest
+    assert "its file system has no locks" in capsys.readouterr().err

@@ -17,7 +17,17 @@ import numpy as np
 from cloze.console import warn
 from cloze.data.packing import BestFit, Concat
 from cloze.data.shards import ShardWriter, describe_split, open_prepared, shard_name, write_manifest
-from cloze.data.units import MAX_EXAMPLES, SIDES, Recipe, make_packer, read_tail, read_unit
+from cloze.data.sources import Task
+from cloze.data.units import (
+    MAX_EXAMPLES,
+    SIDES,
+    Recipe,
+    make_packer,
+    process_name,
+    read_tail,
+    read_unit,
+    unit_name,
+)
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors, publish, sync_tree
 
@@ -25,41 +35,24 @@ JOIN_TOKENS = 2**22
 
 
 def finalize(
-    parts: Path, output: Path, recipe: Recipe, facts: dict[str, Any], named_validation: bool
+    parts: Path, output: Path, recipe: Recipe, facts: dict[str, Any], named_validation: bool, tasks: list[Task]
 ) -> dict[str, Any]:
-    """Make `output` from the units in `parts`, all of which are there; remove `parts`; return the manifest.
+    """Make `output` from the units in `parts`, remove `parts`, and return the manifest.
 
-    Raises DataError where there is too little text, DiskError where nothing can be written.
+    Several processes may do this at once, and one may do it again: the first makes the folder, the others find it.
+    Raises DataError if a unit of the tasks is missing, or there is too little text; DiskError if nothing can be
+    written.
     """
-    corpus_name = str(facts["source"]["dataset_name"])
-    staged = parts / f"joined-{os.uname().nodename}-{os.getpid()}"
+    staged = parts / f"joined-{process_name()}"
     with disk_errors(output):
         try:
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir()
-            folders = sorted(path for path in (parts / "units").iterdir() if not path.name.startswith("tmp-"))
-            units = [(folder, read_unit(folder) or {}) for folder in folders]
-            counts = {side: _count(units, side) for side in SIDES}
-            _check_documents(recipe, counts, facts, corpus_name)
-            splits = {side: _join(staged / side, units, side, recipe, counts[side]) for side in SIDES}
-            _check_blocks(recipe, splits, corpus_name, named_validation)
-            if splits["validation"]["blocks"] == 0:
-                del splits["validation"]
-                shutil.rmtree(staged / "validation")
-            shutil.copytree(parts / "tokenizer", staged / "tokenizer")
-            bad = sum((Counter(unit["bad_records"]) for _, unit in units), Counter())
-            examples = [line for _, unit in units for line in unit["examples"]][:MAX_EXAMPLES]
-            if bad and not recipe.skip_bad_records:
-                hint = "give --on_bad_record skip again, or begin again without it"
-                raise ConfigError("records were left out", where=examples[0], hint=hint)
-            skipped = {"bad_records": dict(sorted(bad.items())), "bad_record_examples": examples} if bad else {}
-            manifest = write_manifest(staged, facts | {"splits": splits} | skipped)
+            manifest = _assemble(staged, parts, recipe, facts, named_validation, tasks)
             sync_tree(staged)
             publish(staged, output)
-        except DataError:
-            shutil.rmtree(parts, ignore_errors=True)  # the same units would end here again
-            raise
-        except OSError:  # another process was quicker, or it has removed the units already
+        except (OSError, DataError):
+            # Another process was quicker, and may have removed the units already.
             if not output.exists():
                 raise
             manifest = open_prepared(output).manifest
@@ -67,6 +60,52 @@ def finalize(
             shutil.rmtree(staged, ignore_errors=True)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
+
+
+def _find_units(tasks: list[Task], units: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return every unit of the tasks in order, each with its facts. Raises DataError naming one that is missing.
+
+    Each is opened by its name: a listing of the folder may be old on a network file system.
+    """
+    found = []
+    for task in tasks:
+        chunk, is_last = 0, False
+        while not is_last:
+            folder = units / unit_name(task.number, chunk)
+            facts = read_unit(folder)
+            if facts is None:
+                what = f"unit {folder.name} is missing, of {len(tasks)} parts of the corpus"
+                raise DataError(what, where=units, hint="run the same command again")
+            found.append((folder, facts))
+            chunk, is_last = chunk + 1, facts["last"]
+    return found
+
+
+def _assemble(
+    staged: Path, parts: Path, recipe: Recipe, facts: dict[str, Any], named_validation: bool, tasks: list[Task]
+) -> dict[str, Any]:
+    """Fill the folder `staged` and return its manifest. Raises as `finalize`."""
+    corpus_name = str(facts["source"]["dataset_name"])
+    units = _find_units(tasks, parts / "units")
+    counts = {side: _count(units, side) for side in SIDES}
+    try:
+        _check_documents(recipe, counts, facts, corpus_name)
+        splits = {side: _join(staged / side, units, side, recipe, counts[side]) for side in SIDES}
+        _check_blocks(recipe, splits, corpus_name, named_validation)
+    except DataError:
+        shutil.rmtree(parts, ignore_errors=True)  # the same units would end here again
+        raise
+    if splits["validation"]["blocks"] == 0:
+        del splits["validation"]
+        shutil.rmtree(staged / "validation")
+    shutil.copytree(parts / "tokenizer", staged / "tokenizer")
+    bad = sum((Counter(unit["bad_records"]) for _, unit in units), Counter())
+    examples = [line for _, unit in units for line in unit["examples"]][:MAX_EXAMPLES]
+    if bad and not recipe.skip_bad_records:
+        hint = "give --on_bad_record skip again, or begin again without it"
+        raise ConfigError("records were left out", where=examples[0], hint=hint)
+    skipped = {"bad_records": dict(sorted(bad.items())), "bad_record_examples": examples} if bad else {}
+    return write_manifest(staged, facts | {"splits": splits} | skipped)
 
 
 def _count(units: list[tuple[Path, dict[str, Any]]], side: str) -> dict[str, int]:

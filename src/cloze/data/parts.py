@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloze.data.units import process_name
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors, sync_tree, write_json
 
@@ -50,7 +51,7 @@ def open_parts(parts: Path, facts: dict[str, Any], tokenizer: Any) -> None:
         if begun is None:
             _write_plan(parts, facts)
         if not (parts / "tokenizer").is_dir():
-            staged = parts / f"tokenizer-{os.uname().nodename}-{os.getpid()}"
+            staged = parts / f"tokenizer-{process_name()}"
             tokenizer.save_pretrained(staged)
             sync_tree(staged)
             try:
@@ -63,7 +64,7 @@ def open_parts(parts: Path, facts: dict[str, Any], tokenizer: Any) -> None:
 
 def _write_plan(parts: Path, facts: dict[str, Any]) -> None:
     """Write plan.json unless another process was quicker; then its plan must be the same."""
-    staged = parts / f"plan-{os.uname().nodename}-{os.getpid()}.json"
+    staged = parts / f"plan-{process_name()}.json"
     write_json(staged, facts)
     try:
         os.link(staged, parts / "plan.json")
@@ -79,7 +80,7 @@ def _remove_leftovers(parts: Path) -> None:
     for folder in [*parts.glob("units/tmp-*"), *parts.glob("joined-*"), *parts.glob("tokenizer-*")]:
         words = folder.name.split("-")
         host, pid = "-".join(words[1:-3] if words[0] == "tmp" else words[1:-1]), words[-3 if words[0] == "tmp" else -1]
-        if host == os.uname().nodename and pid.isdigit() and not _is_alive(int(pid)):
+        if host == process_name().rsplit("-", 1)[0] and pid.isdigit() and not _is_alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -99,9 +99,7 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
     inputs = inputs or open_inputs(config, config.tokenizer_name)
     corpus, facts = inputs.corpus, inputs.facts
     if output.exists():
-        manifest = _same_as_before(config, output, facts)
-        shutil.rmtree(parts, ignore_errors=True)  # of a process that was killed between its last two steps
-        return manifest
+        return _done_meanwhile(config, output, parts, facts)
     before = read_plan(parts)
     if before is None and config.finalize:
         raise DataError("nothing has been begun here", where=parts, hint="run without --finalize first")
@@ -116,18 +114,22 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
     units = parts / "units"
     try:
         open_parts(parts, facts, inputs.tokenizer)
+        if output.exists():  # another process has made it meanwhile
+            return _done_meanwhile(config, output, parts, facts)
         if not config.finalize:
             say("prepare", f"{corpus.description['dataset_name']} with {facts['tokenizer']['backend']}")
             do_units(recipe, corpus.tasks, units, num_proc, share, facts["unit_size"])
         missing = missing_units(corpus.tasks, units)
         if not missing:
-            return finalize(parts, output, recipe, facts, config.validation_split is not None)
-    except ClozeError:
+            return finalize(parts, output, recipe, facts, config.validation_split is not None, corpus.tasks)
+    except (ClozeError, OSError):
+        if output.exists():  # another process has made it meanwhile, and removed what this one was working on
+            return _done_meanwhile(config, output, parts, facts)
         if share.count == 1 and not any(read_unit(unit) for unit in units.glob("0*")):
             shutil.rmtree(parts, ignore_errors=True)  # nothing was finished: nothing to go on from
         raise
-    if output.exists():  # another shard has finalized it meanwhile
-        return open_prepared(output).manifest
+    if output.exists():
+        return _done_meanwhile(config, output, parts, facts)
     again = ", ".join(map(str, owners(corpus.tasks, missing, share.count)))
     if config.finalize:
         what = f"{len(missing)} of {len(corpus.tasks)} parts of the corpus are missing"
@@ -174,6 +176,13 @@ def sample_texts(corpus: Corpus) -> list[str]:
             if held >= SAMPLE_CHARACTERS:
                 break
     return texts
+
+
+def _done_meanwhile(config: PrepareConfig, output: Path, parts: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a folder that is there, and remove what is left of making it."""
+    manifest = _same_as_before(config, output, facts)
+    shutil.rmtree(parts, ignore_errors=True)
+    return manifest
 
 
 def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) -> dict[str, Any]:

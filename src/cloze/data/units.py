@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -121,6 +122,16 @@ def is_validation(document_id: str, percentage: float) -> bool:
     return int.from_bytes(digest, "big") < percentage / 100 * 2**64
 
 
+def process_name() -> str:
+    """Return a name for this process's unfinished files, that no other process has, in whatever container it is:
+    `HOST.NAMESPACE-PID`."""
+    try:
+        namespace = re.sub(r"[^0-9]", "", os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        namespace = "0"
+    return f"{os.uname().nodename}.{namespace}-{os.getpid()}"
+
+
 def unit_name(task: int, chunk: int) -> str:
     """Names sort as the units' documents do in the corpus."""
     return f"{task:06d}-{chunk:06d}"
@@ -137,6 +148,7 @@ def read_unit(folder: Path) -> dict[str, Any] | None:
             tail = sum(facts["splits"][side]["tail"])
             if tail and (folder / f"{side}.tail").stat().st_size != 4 * tail:
                 return None
+        bool(facts["last"])
     except (OSError, ValueError, KeyError):
         return None
     return facts
@@ -164,7 +176,7 @@ def do_unit(
     skipped) and broken files, DiskError where nothing can be written.
     """
     final = units / unit_name(task.number, chunk)
-    staged = units / f"tmp-{os.uname().nodename}-{os.getpid()}-{final.name}"
+    staged = units / f"tmp-{process_name()}-{final.name}"
     with disk_errors(units):
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)

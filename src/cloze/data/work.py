@@ -59,7 +59,7 @@ class Job:
 
 
 def missing_units(tasks: list[Task], units: Path) -> list[tuple[Task, int]]:
-    """(task, chunk) of every unit that is not there; of a stream only the first: nobody knows how many follow."""
+    """Return (task, chunk) of every unit that is not there; of a stream only the first."""
     missing = []
     for task in tasks:
         chunk, facts = 0, read_unit(units / unit_name(task.number, 0))
