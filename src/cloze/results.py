@@ -77,13 +77,15 @@ class Run:
         parts = [f"{str(self.folder)!r}: {self.status}"]
         metrics = self.metrics
         losses = [line for line in metrics if line.get("loss") is not None]
-        measured = [line["eval_perplexity"] for line in metrics if line.get("eval_perplexity") is not None]
+        measured = [line for line in metrics if line.get("eval_perplexity") is not None]
         if metrics:
             parts.append(f"step {metrics[-1]['step']:,}")
         if losses:
             parts.append(f"loss {losses[-1]['loss']:.4f}")
         if measured:
-            parts.append(f"perplexity {measured[-1]:.4f}")
+            step = measured[-1]["step"]
+            at = "" if step == metrics[-1]["step"] else f" at step {step:,}"
+            parts.append(f"perplexity {measured[-1]['eval_perplexity']:.4f}{at}")
         return f"Run({', '.join(parts)})"
 
 
@@ -100,6 +102,12 @@ class Evaluation:
     def perplexity(self) -> float:
         """Perplexity, or pseudo-perplexity where sentences were scored."""
         return float(self.values["perplexity" if "perplexity" in self.values else "pseudo_perplexity"])
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps of the checkpoints whose weights were measured; () if that is not recorded."""
+        lineage = self.values.get("lineage")
+        return tuple(lineage["steps"]) if isinstance(lineage, dict) else ()
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -360,3 +360,33 @@ def test_a_report_loads_no_torch_and_is_the_same_again(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", script, "report", str(run)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").read_text() == page_of(run)
+
+
+def scored_at(step: int) -> dict[str, Any]:
+    lineage = {"kind": "trained", "run": None, "steps": [step], "weights": f"of {step}", "dtype": "fp32"}
+    return SCORES | {"lineage": lineage}
+
+
+def test_an_evaluation_that_is_older_than_the_newest_checkpoint_is_named(tmp_path: Path):
+    run = make_run(tmp_path / "a", scores=scored_at(10))
+    (run / "checkpoint-40" / "checkpoint.json").write_text("{}")
+    page = words_of(page_of(run))
+    assert "a: eval.json is of step 10, and checkpoint-40 is newer" in page
+    assert "last evaluation of training, step 60" in page
+    again = make_run(tmp_path / "b", scores=scored_at(60))
+    assert "eval.json is of" not in words_of(page_of(again))
+    assert "; step 60" in words_of(page_of(again))
+
+
+def test_an_evaluation_of_another_run_is_left_out(tmp_path: Path):
+    scores = scored_at(60)
+    scores["lineage"]["run"] = "another"
+    run = make_run(tmp_path / "a", scores=scores)
+    (run / "run.json").write_text(json.dumps({"seed": 7, "data": "abc"}))
+    assert gather_runs([str(run)])[0].scores == {}
+
+
+def test_evaluations_that_do_not_say_what_they_are_of_are_not_compared(tmp_path: Path):
+    unknown = {key: value for key, value in SCORES.items() if key != "data_checksum"}
+    runs = [make_run(tmp_path / name, scores=unknown) for name in ("a", "b")]
+    assert "cannot be compared" in words_of(page_of(*runs))

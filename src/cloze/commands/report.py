@@ -36,6 +36,8 @@ def _write(config: ReportConfig) -> None:
     for one in runs:
         if one.damaged_lines:
             warn(f"{one.folder}: {damaged_line(one.damaged_lines)}")
+        if one.scores_note and (one.measured or not one.scores):  # a record of older versions says nothing
+            warn(f"{one.folder}: {one.scores_note}")
     filled: list[Filled] = []
     if texts := read_prompts(config.prompts) if config.prompts else []:
         from cloze.report.examples import fill_prompts  # loads torch, which nothing else here does

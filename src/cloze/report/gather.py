@@ -18,9 +18,10 @@ import orjson
 from cloze.errors import ConfigError, DataError
 from cloze.foreign import text_lines
 from cloze.foreign.json_yaml import read_mapping
+from cloze.lineage import Lineage, from_mapping, read_record, run_id, same_weights
 from cloze.mappings import is_number, part
 from cloze.places import portable, without_place
-from cloze.train.checkpoint_files import list_checkpoints
+from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
 
 METRICS = "metrics.jsonl"
 
@@ -37,7 +38,8 @@ class Checkpoint:
 class Run:
     """A run. `lines`: those of metrics.jsonl that can be read, by step; `damaged_lines`: how many cannot; `config`,
     `data`, `scores`: the mappings of config.yaml, data.json and eval.json, without paths; `parameters`: numbers in the
-    consolidated model, where there is one."""
+    consolidated model, where there is one; `scores_note`: one line if eval.json may not be of the run's
+    newest weights."""
 
     folder: Path
     name: str
@@ -46,10 +48,16 @@ class Run:
     config: dict[str, Any]
     data: dict[str, Any]
     scores: dict[str, Any]
+    scores_note: str | None
     sessions: list[dict[str, Any]]
     status: str | None
     checkpoints: list[Checkpoint]
     parameters: int | None
+
+    @property
+    def measured(self) -> Lineage | None:
+        """The weights that eval.json is of; None if that is not recorded."""
+        return from_mapping(self.scores)
 
     @property
     def last_step(self) -> int:
@@ -59,6 +67,10 @@ class Run:
     def last(self, key: str) -> float | None:
         """The last finite value of a metric."""
         return next((line[key] for line in reversed(self.lines) if is_number(line.get(key))), None)
+
+    def last_step_of(self, key: str) -> int | None:
+        """Return the step of the last finite value of a metric."""
+        return next((int(line["step"]) for line in reversed(self.lines) if is_number(line.get(key))), None)
 
     @cached_property
     def seconds(self) -> float:
@@ -93,6 +105,8 @@ def _gather(folder: Path, name: str) -> Run:
     lines, damaged = read_lines(folder / METRICS)
     sessions = read_mapping(folder / "sessions.json").get("sessions")
     status = read_mapping(folder / "status.json").get("status")
+    checkpoints = list_checkpoints(folder)
+    scores, scores_note = read_scores(folder, [path for path in checkpoints if (path / MANIFEST).is_file()])
     return Run(
         folder=folder,
         name=name,
@@ -100,14 +114,40 @@ def _gather(folder: Path, name: str) -> Run:
         damaged_lines=damaged,
         config=portable(read_mapping(folder / "config.yaml")),
         data=without_place(read_mapping(folder / "data.json")),
-        scores=without_place(read_mapping(folder / "eval.json")),
+        scores=scores,
+        scores_note=scores_note,
         sessions=[one for one in sessions or [] if isinstance(one, dict) and is_number(one.get("first_step"))]
         if isinstance(sessions, list)
         else [],
         status=status if isinstance(status, str) else None,
-        checkpoints=[_checkpoint(path) for path in list_checkpoints(folder)],
+        checkpoints=[_checkpoint(path) for path in checkpoints],
         parameters=num_parameters(folder / "model"),
     )
+
+
+def read_scores(folder: Path, checkpoints: Sequence[Path]) -> tuple[dict[str, Any], str | None]:
+    """Return the values of eval.json without paths, and one line if they may not be of the run's newest weights.
+
+    Those of another run are left out. `checkpoints`: the complete ones, oldest first.
+    """
+    scores = without_place(read_mapping(folder / "eval.json"))
+    if not is_number(scores.get("perplexity")):
+        return scores, None
+    measured, model, own = (
+        from_mapping(scores),
+        read_record(folder / "model"),
+        run_id(read_mapping(folder / "run.json")),
+    )
+    if measured is None:
+        return scores, "eval.json does not record the weights it is of"
+    if measured.run is not None and own is not None and measured.run != own:
+        return {}, "eval.json is of another run, and is left out"
+    newest = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else None
+    if newest is not None and (measured.step or 0) < newest:
+        return scores, f"eval.json is of {measured}, and checkpoint-{newest} is newer"
+    if model is not None and not same_weights(measured, model):
+        return scores, f"eval.json is of {measured}, and the model of {model}"
+    return scores, None
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -27,6 +27,8 @@ def section_of_scores(runs: Sequence[Run]) -> Html:
     if not scored:
         return Html("")
     same = len({tuple(str(run.scores.get(name)) for name in MEASURED_ON) for _, run in scored}) == 1
+    if any(run.scores.get(name) is None for _, run in scored for name in MEASURED_ON):
+        same = len(scored) == 1  # what is not recorded cannot be compared
     scores = scored[0][1].scores
     tool, other = element("code", "cloze evaluate"), element("code", "cloze compare")
     words: list[Any] = ["By ", tool, f", on {_measured(scores)}. " if same else ". "]
@@ -35,6 +37,8 @@ def section_of_scores(runs: Sequence[Run]) -> Html:
         words += [" The masks are the same: ", other, " tells in pairs whether a difference is more than chance."]
     if not same:
         words.append(" These were measured on different masks or data, and cannot be compared.")
+    told = [f"{run.name}: {run.scores_note}" for _, run in scored if run.scores_note]
+    words += [f" {'; '.join(told)}."] if told else []
     return section(
         "Evaluation", note(joined(words)), _stack(_perplexities(scored, len(runs) > 1), _bands(scored, len(runs) > 1))
     )

@@ -41,8 +41,9 @@ def headline(runs: Sequence[Run]) -> Html:
 
 def _tiles(run: Run) -> list[tuple[str, str | None, str]]:
     perplexity, how = _perplexity(run)
-    accuracy = run.scores.get("masked_accuracy", run.last("eval_masked_accuracy"))
-    top5 = run.scores.get("masked_accuracy_top5")
+    scores = run.scores if use_scores(run) else {}
+    accuracy = scores.get("masked_accuracy", run.last("eval_masked_accuracy"))
+    top5 = scores.get("masked_accuracy_top5")
     restarts = len(run.restarts)
     rate = _tokens_per_second(run)
     learning_rate = run.config.get("learning_rate")
@@ -66,13 +67,24 @@ def _epochs(run: Run) -> str:
 
 
 def _perplexity(run: Run) -> tuple[str | None, str]:
-    """From eval.json, else the last evaluation of training; and where it is from."""
-    if is_number(run.scores.get("perplexity")):
-        interval = interval_of(run.scores, "perplexity")
-        return number(
-            run.scores["perplexity"]
-        ), f"95 %: {number(interval[0])} to {number(interval[1])}" if interval else ""
-    return number(run.last("eval_perplexity")), "last evaluation of training"
+    """Return the perplexity of eval.json, or that of the last evaluation of training if newer, and its source."""
+    if not use_scores(run):
+        at = run.last_step_of("eval_perplexity")
+        return number(run.last("eval_perplexity")), "last evaluation of training" + (
+            "" if at is None else f", step {at:,}"
+        )
+    interval = interval_of(run.scores, "perplexity")
+    told = [f"95 %: {number(interval[0])} to {number(interval[1])}"] if interval else []
+    told += [str(run.measured)] if run.measured else []
+    return number(run.scores["perplexity"]), "; ".join(told)
+
+
+def use_scores(run: Run) -> bool:
+    """Return whether eval.json is at least as new as the last evaluation of training."""
+    if not is_number(run.scores.get("perplexity")):
+        return False
+    measured, trained = run.measured, run.last_step_of("eval_perplexity")
+    return measured is None or measured.step is None or trained is None or measured.step >= trained
 
 
 def _spent(run: Run) -> str | None:
