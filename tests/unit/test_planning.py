@@ -596,3 +596,12 @@ def test_optimizers_keep_what_they_keep(tmp_path: Path):
     assert (moments(optim="rmsprop"), moments(optim="rmsprop", optim_args="centered=true")) == (1, 2)
     assert 1 < moments(optim="muon") < 2
     assert TrainConfig(output_dir="x").optim == "adamw_torch_fused"
+
+
+def test_the_scores_of_the_batch_of_checkpoints_are_in_the_peak():
+    small, sizes = trace_pass(twin(), 16, 2, None, on_gpu=True), bucket_sizes(ds_config(Choice(3)), 8)
+    world = World(2, 2, 1, "no", True)
+    peaks = [memory_of(Choice(None), FACTS, world, sizes, small, 1, 2, 16, n).peak for n in (0, 2, 10**6)]
+    assert peaks[0] == peaks[1]
+    assert peaks[2] is not None
+    assert peaks[2] > small.logits(10**6)

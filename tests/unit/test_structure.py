@@ -27,7 +27,7 @@ LAYERS = [
     ["distributed"],
     ["rendezvous"],
     ["collectives"],
-    ["fully_sharded", "tensorfile"],
+    ["closeness", "fully_sharded", "tensorfile"],
     ["telling"],
     ["failures", "options"],
     ["lineage"],

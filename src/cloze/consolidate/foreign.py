@@ -13,6 +13,7 @@ have is asked of the model that the configuration makes, without memory for its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
+from cloze.closeness import largest, within
 from cloze.consolidate.dcpfiles import Chunked, DcpFiles, holds_metadata
 from cloze.consolidate.stored import Source, Stored, chunks
 from cloze.consolidate.zerofiles import Placed, ZeroFiles, holds_files, verify_files
@@ -226,7 +228,7 @@ def _check(files: Files, tensors: dict[str, Stored], model: torch.nn.Module) -> 
         if copy is None or copy.shape != parameter.shape or not copy.is_floating_point():
             continue
         difference = _difference(parameter, copy)
-        if difference > 1.0:
+        if not within(difference, 1.0):
             raise CheckpointError(
                 f"{name} in fp32 is not what the engine computed with ({where}): off by {difference:.1f} times what "
                 f"rounding to {copy.dtype} explains",
@@ -241,18 +243,21 @@ def _check(files: Files, tensors: dict[str, Stored], model: torch.nn.Module) -> 
 
 
 def _difference(written: torch.Tensor, copy: torch.Tensor) -> float:
-    """Largest |written - copy| in units of what rounding to the types of both explains: up to 1 is as it should be."""
+    """Return the largest |written - copy| in units of what rounding to the types of both explains.
+
+    At most 1 if nothing is wrong, NaN if a value is not finite.
+    """
     relative, absolute = (sum(bounds) for bounds in zip(_ROUNDING[written.dtype], _ROUNDING[copy.dtype], strict=True))
-    worst = 0.0
+    worst = []
     one, other = written.detach().reshape(-1), copy.reshape(-1)
     for offset, length in chunks(one.numel()):
         a, b = one[offset : offset + length].float(), other[offset : offset + length].float()
         excess = (a - b).abs_()
         if relative == 0.0:
-            worst = max(worst, float(excess.max()) * float("inf") if bool(excess.any()) else 0.0)
+            worst.append(float(excess.max()) * math.inf if bool(excess.any()) else 0.0)
         else:
-            worst = max(worst, float((excess / (b.abs() * relative + absolute)).max()))
-    return worst
+            worst.append(float((excess / (b.abs() * relative + absolute)).max()))
+    return largest(worst)
 
 
 def _beside(folder: Path) -> dict[str, Any]:

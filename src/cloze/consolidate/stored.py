@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from cloze.closeness import largest, within
 from cloze.errors import CheckpointError, ConfigError
 from cloze.foreign.paths import check_regular
 from cloze.foreign.safetensors_header import load_tensors
@@ -30,7 +31,7 @@ from cloze.lineage import Lineage, of_average, of_checkpoint, run_id
 from cloze.model.in_float32 import InFloat32
 from cloze.model_path import run_of
 from cloze.train.checkpoint_files import PROBE, read_manifest
-from cloze.train.probe import TOLERANCE, probe_difference, probe_loss, stored_loss
+from cloze.train.probe import TOLERANCE, not_finite, probe_difference, probe_loss, stored_loss
 from cloze.train.restore import PieceReader
 from cloze.train.state import EMA, WEIGHT
 from cloze.train.sums import add_sums, content_sum
@@ -40,6 +41,7 @@ CHUNK = 1 << 22  # elements that are averaged or compared at a time
 # How much worse an average may answer the stored batch than the worst model in it, in nats a token: weights of one run
 # that lie too far apart to be averaged answer like no model at all, many nats worse.
 WORSE_NATS = 0.5
+_NOTHING = "the stored batch holds no masked position, so no answers were compared"  # a short block, older versions
 
 Pieces = Callable[[], Iterator[tuple[int, torch.Tensor]]]
 
@@ -204,10 +206,15 @@ def _copy_model_files(folder: Path, names: Sequence[str], output: Path) -> None:
 
 def _check_logits(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
     """The model answers the stored batch as the training model did."""
+    probe = load_tensors(folders[0] / PROBE)
+    if not len(probe["rows"]):
+        return _NOTHING
+    if (problem := not_finite(probe, folders[0])) is not None:
+        raise problem
     with _computing(model):
-        difference = probe_difference(model, load_tensors(folders[0] / PROBE))
+        difference = probe_difference(model, probe)
     written = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.dtype, "no")
-    if difference > max(TOLERANCE[precision], TOLERANCE[written]):
+    if not within(difference, max(TOLERANCE[precision], TOLERANCE[written])):
         raise CheckpointError(
             f"the consolidated model does not answer as the training model did (logits differ by {difference:.1e})",
             where=folders[0],
@@ -223,12 +230,14 @@ def _computing(model: Any) -> AbstractContextManager[Any]:
 def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
     """An average answers no batch as any training model did; its loss must be a number not far above theirs."""
     probes = [load_tensors(folder / PROBE) for folder in folders]
+    if not all(len(probe["rows"]) for probe in probes):
+        return _NOTHING
     theirs = [stored_loss(probe) for probe in probes]
     with _computing(model):
         loss = probe_loss(model, probes[-1])
     # A moving average is behind the weights: early in a run it may know no more than to guess among all tokens.
-    worst = max(theirs) if key == WEIGHT else max(*theirs, math.log(probes[-1]["logits"].shape[-1]))
-    if not loss <= worst + WORSE_NATS:
+    worst = largest([*theirs, 0.0 if key == WEIGHT else math.log(probes[-1]["logits"].shape[-1])])
+    if not within(loss, worst + WORSE_NATS):
         raise CheckpointError(
             f"the average answers the stored batch with a loss of {loss:.4f}, where {worst:.4f} was expected at most",
             where=folders[-1],

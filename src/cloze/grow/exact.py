@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from cloze.closeness import relative_difference, within
 from cloze.errors import ConfigError, ModelError
 from cloze.grow.axes import Heads, Map
 from cloze.grow.vocabulary import Rows
 from cloze.model.archs import fixed_length
 from cloze.model.in_float32 import InFloat32
-from cloze.train.probe import TOLERANCE, logits_difference
+from cloze.train.probe import TOLERANCE
 
 FLAG = "--method function_preserving"
 # The last matrices of attention and of the feed-forward part, as architectures with norms in front call them.
@@ -113,11 +114,11 @@ def compare(old: Any, new: Any, rows: Rows | None, reshaped: bool) -> str:
         answers = new(input_ids=here[picks]).logits.float()
     some = torch.linspace(0, len(here) - 1, min(COLUMNS, len(here))).long()
     width = stored.shape[-1]
-    difference = logits_difference(
+    difference = relative_difference(
         answers.reshape(-1, answers.shape[-1])[:, here[some]], stored.reshape(-1, width)[:, there[some]]
     )
     allowed = TOLERANCE[{torch.bfloat16: "bf16", torch.float16: "fp16"}.get(new.dtype, "no")]
-    if not difference <= allowed:
+    if not within(difference, allowed):
         raise ModelError(
             f"the function would not stay the same (logits differ by {difference:.1e} of the largest)",
             where=type(new).__name__,

@@ -54,6 +54,8 @@ NO_BF16 = {"deberta", "fnet", "mra", "xmod"}
 NEEDS_CUDA = {"mra"}
 # They take blocks of one size only (`check_block_size`).
 FIXED_BLOCK_SIZE = {"perceiver", "reformer"}
+# A short block turns their sparse attention off for good.
+LONG_BLOCKS_ONLY = {"big_bird"}
 # Some of their parameters have no part in the prediction, and are not trained.
 UNUSED_PARAMETERS = {
     "big_bird",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from cloze.closeness import within
 from cloze.data.dataset import PackedDataset
 from cloze.data.masking import IGNORE_INDEX
 from cloze.errors import ModelError
@@ -96,7 +97,7 @@ def _problem(model: Any, sparse: SparseLoss) -> str | None:
     finally:
         sparse.always = False
         model.train(was_training)
-    return None if abs(loss - dense) <= TOLERANCE * abs(dense) else f"{loss:.6f}, not {dense:.6f}"
+    return None if within(abs(loss - dense), TOLERANCE * abs(dense)) else f"{loss:.6f}, not {dense:.6f}"
 
 
 def documents_apart(model: Any, dataset: PackedDataset) -> DocumentAttention | None:

@@ -19,6 +19,7 @@ import torch
 from cloze.config import TrainConfig
 from cloze.data.loader import Layout
 from cloze.errors import ConfigError
+from cloze.model.sparse_head import checked_length
 from cloze.planning.activations import Trace, Untraceable, quiet, trace_pass
 from cloze.planning.gpus import Gpu
 from cloze.planning.memory import Memory, World, checkpoint_bytes, host_at_start, memory_of, parts_of, peak_of
@@ -27,8 +28,10 @@ from cloze.planning.repeats import Repeats
 from cloze.planning.settings import Choice, Sizes, all_choices, bucket_sizes, ds_config
 from cloze.planning.shapes import ModelFacts, freeze, make_twin, model_facts, precision_for
 from cloze.planning.speed import Load, Pace, pace_of, wire_bytes
+from cloze.train.data import PROBE_BLOCKS
 from cloze.train.fit import SAFE_SHARE
 from cloze.train.plan import split_batch
+from cloze.train.probe import MAX_ROWS
 
 ALIKE = 0.95  # of the fastest choice's tokens a second
 LARGEST = 1 << 20  # blocks
@@ -123,7 +126,17 @@ class Weighing:
         trace = self.trace(choice)
         assert trace is not None
         parts = parts_of(choice, self.facts, self.world(blocks), self.sizes(choice))
-        return peak_of(parts, trace, blocks, self.rows(blocks))
+        return peak_of(parts, trace, blocks, self.rows(blocks), self.probed)
+
+    @property
+    def probed(self) -> int:
+        """Positions whose scores are there at once when the masked-only head is checked and checkpoints' batch is
+        answered (see `cloze.train.probe`): one whole block without that head."""
+        size = self.recipe.block_size
+        if not self.recipe.train.sparse_head:
+            return size
+        checked = checked_length(self.recipe.model_config, PROBE_BLOCKS, size)
+        return max(MAX_ROWS, PROBE_BLOCKS * checked)
 
     def sizes(self, choice: Choice) -> Sizes:
         """Of DeepSpeed's buckets."""
@@ -188,7 +201,7 @@ def weigh(weighing: Weighing, choice: Choice, network: float, host_memory: float
     blocks, world = split.per_device, weighing.world(split.per_device)
     dense = blocks * recipe.block_size
     rows = weighing.rows(blocks)
-    memory = memory_of(choice, facts, world, weighing.sizes(choice), trace, blocks, rows, dense)
+    memory = memory_of(choice, facts, world, weighing.sizes(choice), trace, blocks, rows, dense, weighing.probed)
     host_node = weighing.ranks_a_node * max(memory.host, host_at_start(choice, facts))
     problem = None
     if largest == 0:

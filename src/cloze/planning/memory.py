@@ -67,14 +67,16 @@ def memory_of(
     blocks: int,
     rows: int,
     dense: int,
+    probed: int = 0,
 ) -> Memory:
-    """`rows`: positions of `blocks` blocks that the head predicts, `dense` without the sparse head."""
+    """`rows`: positions of `blocks` blocks that the head predicts, `dense` without the sparse head; `probed`: see
+    `peak_of`."""
     parts = parts_of(choice, facts, world, sizes)
     at_start = host_at_start(choice, facts)
     activations = logits = logits_dense = peak = None
     if trace is not None:
         activations, logits, logits_dense = trace.activations(blocks), trace.logits(rows), trace.logits(dense)
-        peak = max(peak_of(parts, trace, blocks, rows), 0.0 if world.on_gpu else at_start)
+        peak = max(peak_of(parts, trace, blocks, rows, probed), 0.0 if world.on_gpu else at_start)
     return Memory(
         parameters=parts.parameters,
         gradients=parts.gradients,
@@ -90,11 +92,12 @@ def memory_of(
     )
 
 
-def peak_of(parts: Parts, trace: Trace, blocks: int, rows: int) -> float:
-    """Bytes at the highest: in the pass, in the step, or while the engine is made."""
+def peak_of(parts: Parts, trace: Trace, blocks: int, rows: int, probed: int = 0) -> float:
+    """Bytes at the highest: in the pass, in the step, while the engine is made, or while the stored batch is answered
+    (`probed`: positions that the head predicts then, whose scores all stay)."""
     held = parts.parameters + parts.optimizer + parts.lasting
     pass_peak = held + parts.waiting + parts.buffers + trace.peak(blocks, rows, parts.kept, parts.copies)
-    return max(pass_peak, held + parts.gradients + parts.step, parts.start)
+    return max(pass_peak, held + parts.gradients + parts.step, parts.start, held + trace.logits(probed))
 
 
 def parts_of(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, rank: int | None = None) -> Parts:

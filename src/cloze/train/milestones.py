@@ -92,7 +92,7 @@ def save(run: Run, global_step: int, place: Place, last: bool = True, evaluation
             "evaluation_pending": evaluation_pending,
         }
         folder = checkpoint_path(run.output_dir, global_step)
-        probe = answer_probe(run.engine, run.probe)
+        probe = answer_probe(run.engine, run.head, run.probe)
         position = run.plan.position(global_step)
         with _warned(run, go_on):
             run.saver.save(folder, position, probe, extra, run.config.save_total_limit)

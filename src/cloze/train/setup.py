@@ -221,7 +221,7 @@ def resume(run: Run) -> Start:
         with PieceReader(run.checkpoint, manifest) as pieces:
             position = load_state(run.training, pieces)
         restore_loss_scale(run.engine, manifest["loss_scale"])
-        loss = check_probe(run.engine, run.checkpoint, manifest["precision"])
+        loss = check_probe(run.engine, run.head, run.checkpoint, manifest["precision"])
     layout = run.plan.layout
     say(
         "resume",
