@@ -142,7 +142,9 @@ def test_fp8_without_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 def test_the_file_of_the_launcher_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"bf16": ON}))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
     assert precision_here(config(), "roberta") == ("bf16", None)
     file.write_text("{")
-    assert precision_here(config(), "roberta") == ("no", None)
+    with pytest.raises(ConfigError, match=r"ds\.json: not JSON"):
+        precision_here(config(), "roberta")

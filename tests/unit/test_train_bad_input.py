@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -124,4 +125,11 @@ def test_resuming_another_run_names_what_differs(prepared: Path, tmp_path: Path)
 def test_deepspeed_settings_without_a_stage_are_one_line(prepared: Path, tmp_path: Path, settings: str):
     (tmp_path / "ds.json").write_text(settings)
     words = flags(prepared, tmp_path / "run", "--deepspeed", str(tmp_path / "ds.json"))
-    assert "ds.json: no stage of ZeRO can be read in it" in refused(words, tmp_path)
+    assert re.search(r"ds\.json: (no stage of ZeRO can be read in it|not a JSON object)", refused(words, tmp_path))
+
+
+def test_a_deepspeed_file_of_transformers_trainer_is_refused_before_the_data(tmp_path: Path):
+    settings = {"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    words = flags(tmp_path / "nowhere", tmp_path / "run", "--deepspeed", str(tmp_path / "ds.json"))
+    assert "Cloze sets the optimizer itself; take it out, and use --optim" in refused(words, tmp_path)

@@ -7,9 +7,7 @@ choose_kernels(model, config, accelerator)
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +16,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cloze.collectives import gather
 from cloze.config import TrainConfig
-from cloze.console import say
+from cloze.console import say, warn
 from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
 from cloze.distributed import zero_stage
+from cloze.environment import requests
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.model.aligned import align_output_layer
@@ -33,6 +32,7 @@ from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.data import TrainData
+from cloze.train.deepspeed_file import asked_settings, check_settings, settings_file
 from cloze.train.engine import Engine
 from cloze.train.fsdp import check_fsdp, units
 from cloze.train.metrics import Pace
@@ -46,22 +46,28 @@ from cloze.train.zero3 import check_zero
 
 def check_machine(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
+    _check_deepspeed(config)
     precision_here(config, model_type="")
     check_optimizer(config)
     check_attention(config.attn_implementation, on_gpu(config))
-    if config.deepspeed is not None:
-        try:
-            json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"cannot read it ({error})", where=config.deepspeed, hint="give a file such as ds_configs/zero2.json"
-            ) from None
     check_zero(config.deepspeed, on_gpu(config))
     check_trackers(config)
     if config.tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     if config.full_determinism is True or (config.full_determinism == "auto" and on_gpu(config)):
         use_same_bits(strict=config.full_determinism is True)
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    """Raise ConfigError for a DeepSpeed configuration that cannot be used; report the parts without effect."""
+    settings, where = asked_settings(config.deepspeed), settings_file(config.deepspeed)
+    if settings is None or where is None:
+        return
+    if not on_gpu(config):
+        requests.run_deepspeed_on_cpu()
+    unused = check_settings(settings, where, config)
+    if unused:
+        warn(f"{where}: ignored: {', '.join(unused)}")
 
 
 def use_same_bits(strict: bool) -> None:

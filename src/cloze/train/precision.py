@@ -8,10 +8,8 @@ Weights and optimizer state are fp32 in all of them. Names are accelerate's: "no
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from cloze.environment import requests
 from cloze.environment.settle import own_device
 from cloze.errors import ConfigError
 from cloze.model.archs import NO_BF16
+from cloze.train.deepspeed_file import asked_settings
 
 PRECISIONS = ("no", "bf16", "fp16", "fp8")
 Capability = tuple[int, int]  # of a CUDA GPU: (7, 0) Volta, (7, 5) Turing, (8, 0) Ampere, (8, 9) Ada, (9, 0) Hopper
@@ -97,7 +96,7 @@ def precision_here(config: TrainConfig, model_type: str) -> tuple[str, str | Non
     """`choose_precision` on this machine. Raises ConfigError also where fp8 is asked for and torchao is missing."""
     on_gpu = torch.cuda.is_available() and not config.use_cpu
     capability = torch.cuda.get_device_capability(own_device(torch.cuda.device_count())) if on_gpu else None
-    settings = _deepspeed_settings(config.deepspeed or requests.deepspeed_file())
+    settings = asked_settings(config.deepspeed) or {}
     precision, why = choose_precision(config, os.environ, capability, model_type, left_by_deepspeed(settings))
     # Not Transformer Engine: accelerate's conversion to it copies weights, which unties a tied decoder.
     if precision == "fp8" and importlib.util.find_spec("torchao") is None:
@@ -120,12 +119,3 @@ def left_by_deepspeed(settings: Mapping[str, Any]) -> list[str]:
 
 def _shown(precision: str) -> str:
     return {"no": "fp32"}.get(precision, precision)
-
-
-def _deepspeed_settings(file: str | None) -> dict[str, Any]:
-    """What the file says; nothing where it cannot be read, which others report."""
-    try:
-        read = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}

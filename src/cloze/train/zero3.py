@@ -10,7 +10,6 @@ files (see `cloze.model.mapped`). DeepSpeed's own way, `zero.Init` while modules
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
 from cloze.train.checkpoint_files import list_checkpoints
 from cloze.train.data import TrainData
+from cloze.train.deepspeed_file import asked_settings
 from cloze.train.identity import base_folder
 from cloze.train.ops import load_op
 
@@ -79,22 +79,11 @@ def _build(config: TrainConfig, data: TrainData, stored: Path | None) -> tuple[A
 
 def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
     """`zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any process has
-    joined; None without DeepSpeed. A file that cannot be read is reported elsewhere. Raises ConfigError for one
-    without a stage."""
-    if deepspeed is None and not requests.wants_deepspeed():
-        return None
-    file = deepspeed or requests.deepspeed_file()
-    if file is None:
-        return {"stage": requests.zero_stage()}
-    try:
-        settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
-        hint = 'it is "zero_optimization": {"stage": 2}, with a stage from 0 to 3'
-        raise ConfigError("no stage of ZeRO can be read in it", where=file, hint=hint)
-    return zero
+    joined; None without DeepSpeed. Raises ConfigError for a file that cannot be read, or has no stage."""
+    settings = asked_settings(deepspeed)
+    if settings is not None:
+        return dict(settings.get("zero_optimization", {}))
+    return {"stage": requests.zero_stage()} if requests.wants_deepspeed() else None
 
 
 def asked_stage(deepspeed: str | None) -> int | None:
