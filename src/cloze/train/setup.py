@@ -169,6 +169,7 @@ def _open_data(config: TrainConfig) -> TrainData:
     check_machine(config)
     data = open_data(config)
     check_validation(config, has_validation=data.validation is not None)
+    data.check_maskable()
     return data
 
 
