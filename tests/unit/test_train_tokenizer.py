@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,29 @@ def test_small_letters_are_all_there_is_where_that_is_wanted(corpus: Path, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_small_letters_keep_the_marks_that_make_them_words(tmp_path: Path, kind: str):
+    hindi, other = "हिन्दी नदी पहाड़ चिट्ठी", "Café Ångström tiếng Việt"
+    (tmp_path / "c.txt").write_text(f"{hindi} {other} {other.lower()}\n" * 50)
+    values = {"dataset_name": str(tmp_path / "c.txt"), "kind": kind, "vocab_size": 100, "do_lower_case": True}
+    train_tokenizer(TokenizerConfig(**values, output=str(tmp_path / "t")))
+    tokenizer = load_tokenizer(str(tmp_path / "t"))
+    for text in (hindi, other):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert unicodedata.normalize("NFC", tokenizer.decode(ids)) == unicodedata.normalize("NFC", text.lower())
+
+
+def test_accents_are_stripped_where_that_is_wanted(tmp_path: Path):
+    (tmp_path / "c.txt").write_text("Café Ångström cafe angstrom\n" * 50)
+    values = {"dataset_name": str(tmp_path / "c.txt"), "kind": "wordpiece", "vocab_size": 60, "output": ""}
+    for lower in (False, True):
+        values |= {"output": str(tmp_path / f"t{lower}"), "do_lower_case": lower, "strip_accents": True}
+        train_tokenizer(TokenizerConfig(**values))
+        tokenizer = load_tokenizer(values["output"])
+        assert tokenizer("Café Ångström")["input_ids"] == tokenizer("Cafe Angstrom")["input_ids"]
+        assert tokenizer.unk_token_id not in tokenizer("Café")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
 def test_blocks_are_made_with_it(corpus: Path, folders: dict[str, Path], tmp_path: Path, kind: str):
     source = {"dataset_name": str(corpus), "text_field": "answers.text", "tokenizer_name": str(folders[kind])}
     prepare(PrepareConfig(**source, output=str(tmp_path / "p"), block_size=32, num_proc=1))
@@ -115,6 +139,8 @@ def test_blocks_are_made_with_it(corpus: Path, folders: dict[str, Path], tmp_pat
             "--vocab_size: its .* characters and 5 special tokens are more",
         ),
         (["--do_lower_case"], "--do_lower_case: byte-level BPE keeps letters as they are"),
+        (["--strip_accents"], "--strip_accents: bpe keeps accents"),
+        (["--strip_accents", "--kind", "unigram"], "--strip_accents: unigram keeps accents"),
         (["--kind", "sentencepiece"], "kind"),
     ],
 )

@@ -110,7 +110,10 @@ class TokenizerConfig(SourceConfig):
     min_frequency: Annotated[int, Ge(0), Le(MAX_COUNT)] = 2
     """how often a pair must occur to be merged, and a word to become a token"""
     do_lower_case: bool = False
-    """with wordpiece and unigram: take all letters for small ones"""
+    """with wordpiece and unigram: take all letters for small ones; accents stay"""
+    strip_accents: bool = False
+    """with wordpiece: remove combining marks, as bert-base-uncased does; not for scripts whose vowels and tones are
+    such marks (Hindi, Thai, Vietnamese, Arabic with vowels), where it makes other words"""
     model_max_length: Annotated[int, Ge(1), Le(MAX_COUNT)] = 512
     """the longest input that models with this tokenizer will take"""
     extend: str | None = None

@@ -90,6 +90,8 @@ def _check_values(config: TokenizerConfig) -> None:
         raise ConfigError(
             "byte-level BPE keeps letters as they are", where="--do_lower_case", hint="use it with --kind wordpiece"
         )
+    if config.strip_accents and config.kind != "wordpiece":
+        raise ConfigError(f"{config.kind} keeps accents", where="--strip_accents", hint="use it with --kind wordpiece")
 
 
 def _train_bpe(config: TokenizerConfig, texts: Texts) -> PreTrainedTokenizerFast:
@@ -117,7 +119,9 @@ def as_roberta(trained: ByteLevelBPETokenizer, model_max_length: int) -> PreTrai
 
 
 def _train_wordpiece(config: TokenizerConfig, texts: Texts) -> PreTrainedTokenizerFast:
-    normalizer = normalizers.BertNormalizer(lowercase=config.do_lower_case)
+    # None follows `lowercase`, as in BERT: small letters would lose their marks, of Hindi the vowels.
+    accents = config.strip_accents if config.do_lower_case or config.strip_accents else None
+    normalizer = normalizers.BertNormalizer(lowercase=config.do_lower_case, strip_accents=accents)
     characters: Counter[str] = Counter()
 
     def normalized() -> Iterator[str]:
@@ -145,7 +149,10 @@ def _train_wordpiece(config: TokenizerConfig, texts: Texts) -> PreTrainedTokeniz
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     return BertTokenizer(
-        tokenizer_object=backend, do_lower_case=config.do_lower_case, model_max_length=config.model_max_length
+        tokenizer_object=backend,
+        do_lower_case=config.do_lower_case,
+        strip_accents=accents,
+        model_max_length=config.model_max_length,
     )
 
 
