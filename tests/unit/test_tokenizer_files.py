@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 ROBERTA_NAMES = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), ROBERTA, strict=True))
 
 
+@cache  # `tokenizers` numbers the alphabet of a WordPiece in another order each time
 def words() -> tuple[Tokenizer, dict[str, str]]:
     """Return a WordPiece that lowercases, keeps accents, and cuts at white space and punctuation."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -39,6 +41,7 @@ def words() -> tuple[Tokenizer, dict[str, str]]:
     return backend, BERT_NAMES
 
 
+@cache
 def digits() -> tuple[Tokenizer, dict[str, str]]:
     """Return a byte-level BPE that lowercases and keeps digits apart."""
     backend = Tokenizer(models.BPE())

@@ -35,6 +35,7 @@ from cloze.model.archs import (
     check_padding,
 )
 from cloze.model.overrides import apply_overrides, check_same_weights, parse_overrides
+from cloze.model.own_tokenizer import check_own_tokenizer
 from cloze.model.weights import load_weights, refuse_adapter
 
 transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
@@ -60,6 +61,8 @@ def build_model(
         attention["attn_implementation"] = config.attn_implementation
     set_seed(seed)
     if config.model_name_or_path is not None and stored is None:
+        trust, token = config.trust_remote_code, config.token
+        check_own_tokenizer(config.model_name_or_path, model_config, tokenizer, trust, token)
         model = load_weights(
             config.model_name_or_path,
             may_lack_head=True,
