@@ -193,6 +193,19 @@ def test_a_global_batch_that_cannot_be_is_refused():
             check_relations(config(**wrong))
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_are_refused_with_several_micro_batches_however_these_come_about(mode: str):
+    for values in (
+        {"gradient_accumulation_steps": 2},
+        {"global_batch_size": 32, "per_device_train_batch_size": 8},
+    ):
+        with pytest.raises(ConfigError, match=r"--torch_compile_mode: .*CUDA graphs.* lose gradients"):
+            planned(config(torch_compile_mode=mode, **values))
+        planned(config(torch_compile_mode="max-autotune-no-cudagraphs", **values))
+        planned(config(torch_compile_mode=mode, torch_compile=False, **values))
+    planned(config(torch_compile_mode=mode))
+
+
 class Stream:
     """A stream that counts what is taken off it."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from cloze.errors import ConfigError, LaunchError
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import MANIFEST, Position, read_manifest
+from cloze.train.engine import check_fp8
 from cloze.train.restore import PieceReader, load_state
 from cloze.train.snapshot import Training
 
@@ -36,6 +39,22 @@ def step(held: Training, seed: int) -> None:
     for parameter in held.module.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     held.optimizer.step()
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module"])
+def test_a_checkpoint_never_stores_the_names_of_a_wrapper(wrapper: str):
+    held = training()
+    wrapped = torch.nn.Module()
+    wrapped.add_module(wrapper, held.module)
+    with pytest.raises(LaunchError, match=rf"other names than when it was built \({wrapper}\."):
+        CheckpointSaver(replace(held, module=wrapped), lambda folder: folder.mkdir(), in_background=False)
+
+
+def test_fp8_with_zero3_is_refused():
+    check_fp8(2, "fp8")
+    check_fp8(3, "bf16")
+    with pytest.raises(ConfigError, match="--precision: fp8 does not go together with ZeRO-3"):
+        check_fp8(3, "fp8")
 
 
 def weights(held: Training) -> list[torch.Tensor]:

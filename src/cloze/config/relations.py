@@ -50,6 +50,7 @@ _SPLITTING = tuple(
     for field in dataclasses.fields(BlocksConfig)
     if field.name not in ("dataset_name", "token", "cache_dir", "trust_remote_code")
 )
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
 _HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token")
 _SAVING = ("save_total_limit", "async_save", "on_save_error", "ema_decay")
 _BENCH = {  # option -> what is measured with it
@@ -141,6 +142,12 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
     ),
 }
 
+
+def records_graphs(values: Values) -> bool:
+    """Return whether the backbone is compiled, if at all, into CUDA graphs."""
+    return bool(values["torch_compile"]) and values["torch_compile_mode"] in CUDA_GRAPHS
+
+
 CONFLICTS: dict[type, tuple[Conflict, ...]] = {
     PrepareConfig: (
         Conflict(
@@ -155,6 +162,12 @@ CONFLICTS: dict[type, tuple[Conflict, ...]] = {
             "--gradient_accumulation_steps",
             "follows from --global_batch_size",
             "leave one of them out",
+        ),
+        Conflict(
+            lambda v: v["gradient_accumulation_steps"] > 1 and records_graphs(v),
+            "--torch_compile_mode",
+            "its CUDA graphs lose gradients with --gradient_accumulation_steps above 1",
+            "use max-autotune-no-cudagraphs, or a step of one micro-batch",
         ),
         Conflict(
             lambda v: v["gradient_checkpointing_every_n_layers"] > 1 and not v["gradient_checkpointing"],

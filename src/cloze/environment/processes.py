@@ -125,6 +125,22 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID") or None
 
 
+def slurm_cluster() -> str:
+    """Return the name of the SLURM cluster, or an empty text outside of one."""
+    return os.environ.get("SLURM_CLUSTER_NAME", "")
+
+
+def slurm_restart() -> int:
+    """Return how often the SLURM job has been queued again."""
+    return integer("SLURM_RESTART_COUNT", 0)
+
+
+def launch_identity() -> list[str]:
+    """Return what all processes of one launch have in common and no other launch has, the address of rank 0 first."""
+    names = (MASTER_ADDR, MASTER_PORT, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    return [os.environ.get(name, "") for name in (*names, "SLURM_JOB_ID", "SLURM_RESTART_COUNT")]
+
+
 def slurm_job_end() -> float | None:
     """Return when the job's time is over, in seconds since the epoch, or None if SLURM did not set it."""
     end = os.environ.get("SLURM_JOB_END_TIME", "")

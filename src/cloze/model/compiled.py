@@ -22,10 +22,10 @@ import torch
 from transformers import masking_utils
 
 from cloze.config import TrainConfig
+from cloze.config.relations import CUDA_GRAPHS
 from cloze.errors import ConfigError
 from cloze.model.archs import BREAKS_GRAPH
 
-_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that record them
 _plain_depth = 0  # how many `eagerly` blocks are open
 
 
@@ -39,7 +39,7 @@ def choose_compile(
     around each layer (see `compile_layers`). Raises ConfigError for what was asked for and cannot be.
     """
     mode = config.torch_compile_mode or "default"
-    if by_layer and mode in _CUDA_GRAPHS and config.torch_compile:
+    if by_layer and mode in CUDA_GRAPHS and config.torch_compile:
         raise ConfigError(
             "CUDA graphs need weights that stay where they are, and FSDP2 gathers them anew",
             where="--torch_compile_mode",
@@ -70,7 +70,7 @@ def compile_backbone(model: Any, mode: str, backend: str = "inductor") -> None:
     backbone = getattr(model, model.base_model_prefix, model)
     # The forward alone: with its hooks, `backbone.compile()` makes a second graph of the one that gathers rows.
     backbone.forward = _compiled(backbone.forward, mode, backend)
-    if mode in _CUDA_GRAPHS:
+    if mode in CUDA_GRAPHS:
         model.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
 
 

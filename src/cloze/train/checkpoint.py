@@ -40,7 +40,7 @@ from cloze.train.checkpoint_files import (
     write_manifest,
 )
 from cloze.train.run_owner import check_owner
-from cloze.train.snapshot import Piece, Snapshot, Training, describe, frozen_tensors, share_to_write
+from cloze.train.snapshot import Piece, Snapshot, Training, check_names, describe, frozen_tensors, share_to_write
 from cloze.train.sums import content_sum
 
 
@@ -53,6 +53,7 @@ class CheckpointSaver:
     """
 
     def __init__(self, training: Training, save_model_files: Callable[[Path], None], in_background: bool):
+        check_names(training)
         self._training, self._save_model_files = training, save_model_files
         self._in_background = in_background
         self._group = make_group("gloo") if in_background else None

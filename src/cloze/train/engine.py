@@ -154,6 +154,7 @@ def prepare_engine(
     Raises ConfigError for a parameter without dimensions under DeepSpeed and FSDP2, which do not support them.
     """
     stage = zero_stage(accelerator)
+    check_fp8(stage, accelerator.mixed_precision)
     scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
     if scalar is not None and (stage is not None or is_fsdp(accelerator)):
         what, hint = f"{engine_name(accelerator)} cannot hold {scalar}, of shape []", "train with DDP"
@@ -184,6 +185,13 @@ def prepare_engine(
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
     return engine
+
+
+def check_fp8(stage: int | None, precision: str) -> None:
+    """Raise ConfigError for fp8 with ZeRO-3: torchao replaces layers, whose weights are divided by then."""
+    if stage == 3 and precision == "fp8":
+        hint = "use bf16, or another engine: ZeRO-1, ZeRO-2, DDP"
+        raise ConfigError("fp8 does not go together with ZeRO-3", where="--precision", hint=hint)
 
 
 def leave_sizes(zero: dict[str, Any], config: Any) -> None:

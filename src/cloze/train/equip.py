@@ -33,7 +33,7 @@ from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import freeze_matching, freeze_unused
 from cloze.train.data import TrainData
 from cloze.train.deepspeed_file import asked_settings, check_settings, settings_file
-from cloze.train.engine import Engine
+from cloze.train.engine import Engine, check_fp8
 from cloze.train.fsdp import check_fsdp, units
 from cloze.train.metrics import Pace
 from cloze.train.optim import check_optimizer, check_update
@@ -144,6 +144,7 @@ def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) ->
     check_half(model.config._attn_implementation, accelerator.mixed_precision)
     check_update(config, accelerator)
     check_fsdp(accelerator)
+    check_fp8(zero_stage(accelerator), accelerator.mixed_precision)
     found = sorted(set(gather(accelerator.mixed_precision)))
     if len(found) > 1:
         hint = "choose one with --precision"

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cloze.environment import processes
 from cloze.errors import DataError
 from cloze.foreign.json_yaml import parse_json
 from cloze.foreign.paths import printable
@@ -68,8 +69,7 @@ class Sighting:
 
 def this_process(token: str) -> Owner:
     """Describe the process that calls it."""
-    job, cluster = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_CLUSTER_NAME", "")
-    restart = os.environ.get("SLURM_RESTART_COUNT", "")
+    job, cluster = processes.slurm_job(), processes.slurm_cluster()
     return Owner(
         token=token,
         host=socket.gethostname(),
@@ -79,7 +79,7 @@ def this_process(token: str) -> Owner:
         pid=os.getpid(),
         started=_start_time(os.getpid()),
         job=f"{job}@{cluster}" if job else None,
-        restart=int(restart) if restart.isdigit() else 0,
+        restart=processes.slurm_restart(),
         launch=_launch(),
         since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
@@ -181,8 +181,6 @@ def _pid_namespace() -> str | None:
 
 def _launch() -> str:
     """What all ranks of one launch have in common, and no other launch has."""
-    environment = os.environ
-    names = ["MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"]
-    names += ["SLURM_JOB_ID", "SLURM_RESTART_COUNT"]
-    host = socket.gethostname() if environment.get("MASTER_ADDR", "") in _LOOPBACK else ""
-    return " ".join([host, *(environment.get(name, "") for name in names)])
+    address, *others = processes.launch_identity()
+    host = socket.gethostname() if address in _LOOPBACK else ""
+    return " ".join([host, address, *others])

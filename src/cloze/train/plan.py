@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloze.config import TrainConfig
+from cloze.config.relations import records_graphs
 from cloze.data.loader import Layout
 from cloze.errors import ConfigError
 from cloze.train.checkpoint_files import Position
@@ -63,6 +64,7 @@ def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_
         raise ConfigError(
             f"must not be above the {layout.global_batch} blocks of a full step", where="--batch_size_warmup_start"
         )
+    check_graphs(config, layout.accumulation)
     if config.max_steps > 0:
         total_steps = config.max_steps
         total_samples = layout.batch_sizes.samples_before(total_steps)
@@ -76,6 +78,19 @@ def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_
             f"{total_samples:,} samples cannot be counted", where="--max_steps / --num_train_epochs", hint="give less"
         )
     return Plan(layout, num_blocks, block_size, total_samples, total_steps)
+
+
+def check_graphs(config: TrainConfig, accumulation: int) -> None:
+    """Raise ConfigError for CUDA graphs with several micro-batches in a step.
+
+    Gradients lie in the graph's memory, which the next micro-batch overwrites (pytorch issue 96693).
+    """
+    if accumulation > 1 and records_graphs(vars(config)):
+        raise ConfigError(
+            f"{config.torch_compile_mode} records CUDA graphs, which lose gradients over {accumulation} micro-batches",
+            where="--torch_compile_mode",
+            hint="use max-autotune-no-cudagraphs, or a step of one micro-batch (--per_device_train_batch_size)",
+        )
 
 
 def describe_wide_steps(config: TrainConfig, plan: Plan) -> str | None:

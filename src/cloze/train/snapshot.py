@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cloze import __version__
+from cloze.errors import LaunchError
 from cloze.train import state
 from cloze.train.checkpoint_files import FORMAT_VERSION, Position
 
@@ -69,6 +70,22 @@ def frozen_tensors(training: Training) -> dict[str, torch.Tensor]:
         if not parameter.requires_grad:
             tensors[name] = state.whole(parameter)
     return tensors
+
+
+def check_names(training: Training) -> None:
+    """Check that a checkpoint names parameters as the model itself does, not as a wrapper around it.
+
+    Raises LaunchError: nothing could be loaded from such a checkpoint.
+    """
+    built = {name for names in training.group_names for name in names}
+    here = {name for name, parameter in training.module.named_parameters() if parameter.requires_grad}
+    if built != here:
+        example = min(here - built, default=None) or min(built - here)
+        raise LaunchError(
+            f"the model's parameters have other names than when it was built ({example})",
+            where=type(training.module).__name__,
+            hint="something wraps it (torch.compile, a launcher's setting): use --torch_compile",
+        )
 
 
 def describe(training: Training, position: Position) -> dict[str, Any]:
