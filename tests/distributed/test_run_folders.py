@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import at_call, cloze_ranks, entering, start_ranks, succeed, wait_for
+from ranks import Outcome, at_call, cloze_ranks, entering, run_ranks, start_ranks, succeed, wait_for
 
 FLAGS = [*TINY_MODEL, "--logging_steps", "1", "--learning_rate", "1e-3", "--per_device_train_batch_size", "2"]
 
@@ -121,3 +121,87 @@ def test_a_checkpoint_of_another_folder_begins_a_branch_that_resumes_by_itself(p
     assert refused[0].code == 2
     assert "holds a run already, and" in error_of(refused[0].output)
     assert contents(output) == before
+
+
+def ranks_with(argvs: list[list[str]], log: Path) -> list[Outcome]:
+    """Run `cloze` on ranks with an argument list each."""
+
+    def enter() -> None:
+        entering(argvs[int(os.environ["RANK"])], "ddp")()
+
+    return run_ranks(enter, len(argvs), log)
+
+
+def changed_copy(prepared: Path, folder: Path) -> Path:
+    """A node's copy whose manifest is the right one, but one byte of a shard is not."""
+    shutil.copytree(prepared, folder)
+    shard = sorted((folder / "train").glob("*.arrow"))[-1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("what", ["options", "data"])
+def test_ranks_that_differ_end_before_the_first_step(prepared: Path, tmp_path: Path, what: str):
+    output, host = tmp_path / "run", os.uname().nodename
+    one = flags(prepared, output)
+    if what == "options":
+        other, expected = [*one, "--learning_rate", "1e-2"], "has learning_rate 0.01, but rank 0 on"
+    else:
+        changed = changed_copy(prepared, tmp_path / "copy")
+        other, expected = flags(changed, output), "has data (samples of the shards)"
+    outcomes = ranks_with([one, other], tmp_path / "log")
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    line = error_of(outcomes[0].output)
+    assert f"rank 1 on {host} {expected}" in line
+    assert not output.exists()
+
+
+def test_ranks_may_find_the_same_data_and_model_at_different_places(prepared: Path, tmp_path: Path, base: Path):
+    shutil.copytree(prepared, tmp_path / "local")
+    shutil.copytree(base, tmp_path / "local-base")
+    shared = ["--max_steps", "1", "--output_dir", str(tmp_path / "run"), "--per_device_train_batch_size", "2"]
+    places = [(prepared, base), (tmp_path / "local", tmp_path / "local-base")]
+    argvs = [
+        ["train", *shared, "--dataset_name", str(data), "--model_name_or_path", str(model)] for data, model in places
+    ]
+    succeed(ranks_with(argvs, tmp_path / "log"))
+
+
+@pytest.fixture(scope="module")
+def base(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained model."""
+    from cloze.commands import consolidate
+    from cloze.config import ConsolidateConfig
+
+    folder = tmp_path_factory.mktemp("base") / "base"
+    consolidate.run(ConsolidateConfig(checkpoint=str(run), output=str(folder)))
+    return folder
+
+
+def test_a_run_resumes_when_its_base_model_has_moved_or_is_gone(prepared: Path, tmp_path: Path, base: Path):
+    first = shutil.copytree(base, tmp_path / "first" / "base")
+
+    def argv(output: Path, model: Path | str, steps: str) -> list[str]:
+        where = ["--dataset_name", str(prepared), "--output_dir", str(output), "--resume_from_checkpoint", "auto"]
+        return ["train", *where, "--model_name_or_path", str(model), "--max_steps", steps, "--save_steps", "1"]
+
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    succeed(cloze_ranks(argv(whole, first, "2"), 1, "ddp", tmp_path / "a"))
+    die = at_call("cloze.train.trainer", "train_step", 2, lambda: os._exit(9), rank=0)
+    assert cloze_ranks(argv(output, f"{first}/", "2"), 1, "ddp", tmp_path / "b", before=die)[0].code == 9
+    cut = copy_of(output, tmp_path / "cut")
+    moved = tmp_path / "second" / "model-of-another-name"
+    moved.parent.mkdir()
+    first.rename(moved)
+    succeed(cloze_ranks(argv(output, moved, "2"), 1, "ddp", tmp_path / "c"))
+    outcome = cloze_ranks(argv(cut, first, "2"), 1, "ddp", tmp_path / "d")
+    succeed(outcome)
+    assert "its weights come from the checkpoint" in outcome[0].output
+    for folder in (output, cut):
+        for name in ("rank-00000.safetensors", "frozen.safetensors"):
+            assert filecmp.cmp(whole / "checkpoint-2" / name, folder / "checkpoint-2" / name, shallow=False)
+    refused = cloze_ranks(argv(cut, tmp_path / "no-such-base", "2"), 1, "ddp", tmp_path / "e")
+    assert refused[0].code == 2
+    assert "another run (model_name_or_path" in error_of(refused[0].output)

@@ -28,7 +28,7 @@ from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ClozeError, LaunchError
 from cloze.machine import versions_of
 from cloze.train.data import TrainData
-from cloze.train.identity import base_checksum, base_folder
+from cloze.train.identity import base_checksum, base_folder, plain_config
 
 # Options that may differ between hosts: secrets, and paths whose content is compared instead.
 NOT_COMPARED = {
@@ -94,7 +94,7 @@ def described(
     return {
         **{name: value for name, value in options.items() if name not in NOT_COMPARED},
         "resume_from_checkpoint": None if resume is None else Path(resume).name,
-        "model": _digest(json.loads(model.config.to_json_string(use_diff=False))),
+        "model": _digest(plain_config(json.loads(model.config.to_json_string(use_diff=False)))),
         "engine": engine_name(accelerator),
         "ZeRO": None if stage is None else accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"],
         "precision": accelerator.mixed_precision,
@@ -113,7 +113,8 @@ def check_equal(hosts: list[str], found: list[dict[str, Any]]) -> None:
     """Raise LaunchError naming the first rank and value that differ from rank 0's; None is compared with nothing in
     what one rank of a host reads for all."""
     for rank, values in enumerate(found):
-        for name, value in values.items():
+        for name in dict.fromkeys([*found[0], *values]):
+            value = values.get(name)
             read_once = name in ("base_model", "data (samples of the shards)")
             if value == found[0].get(name) or (read_once and None in (value, found[0].get(name))):
                 continue
