@@ -22,6 +22,7 @@ import numpy as np
 
 from cloze.environment import processes
 from cloze.errors import ClozeError, Stopped
+from cloze.machine import Tf32Settings
 
 R = TypeVar("R")
 _LOADED_IN = os.getpid()
@@ -99,9 +100,8 @@ class _Switches:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         self._fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        self._cudnn = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
-        self._tf32 = matmul.allow_tf32
+        self._cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+        self._tf32 = Tf32Settings()
 
     def restore(self) -> None:
         """Set them again."""
@@ -110,5 +110,5 @@ class _Switches:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = self._fill
         cudnn = torch.backends.cudnn
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = self._cudnn
-        torch.backends.cuda.matmul.allow_tf32 = self._tf32
+        cudnn.deterministic, cudnn.benchmark = self._cudnn
+        self._tf32.restore()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import runpy
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from test_sparse_head import build
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, Trainer, TrainingArguments, set_seed
 
 import cloze
 from cloze.commands.prepare import run as prepare
@@ -234,3 +236,41 @@ def test_the_example_as_it_stands_packs_the_sample_corpus_itself():
     found = example["main"](["--use_cpu"])
     assert len(found["plain"]["losses"]) == 20
     np.testing.assert_allclose(found["sparse"]["losses"], found["plain"]["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_a_mask_does_not_depend_on_the_longest_row_of_the_batch(prepared: Path, unit: str):
+    dataset = cloze.PackedDataset(prepared)
+    collate = cloze.MaskingCollator(dataset.tokenizer, mask_unit=unit, seed=9, mlm_probability=0.3)
+    ids = dataset[0]["input_ids"]
+    examples = [{"input_ids": ids[:length], "sample": sample} for sample, length in enumerate((20, 32, 7, 20))]
+    together = collate(examples)
+    for row, example in enumerate(examples):
+        alone, length = collate([example]), len(example["input_ids"])
+        assert torch.equal(together["labels"][row, :length], alone["labels"][0])
+        assert torch.equal(together["input_ids"][row, :length], alone["input_ids"][0])
+        assert (together["labels"][row, length:] == -100).all()
+        assert (together["input_ids"][row, length:] == dataset.tokenizer.pad_token_id).all()
+
+
+def test_replicas_in_threads_do_not_disturb_each_other():
+    """As torch.nn.DataParallel runs them: they share the hooks."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForMaskedLM(BertConfig(vocab_size=50, **sizes)).eval()
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for count in (8, 3):
+        ids = torch.randint(5, 50, (2, 16), generator=generator)
+        labels = torch.full_like(ids, -100)
+        labels.view(-1)[torch.randperm(32, generator=generator)[:count]] = 7
+        parts.append({"input_ids": ids, "labels": labels})
+    expected = [float(model(**part).loss) for part in parts]
+    model = cloze.sparse_head(model).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    both = threading.Barrier(2, timeout=60)
+    model.bert.embeddings.register_forward_pre_hook(lambda *_: (both.wait(), None)[1])
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda part: float(model(**part).loss), parts))
+    assert found == pytest.approx(expected, rel=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,17 @@ def test_offload_to_a_disk_without_libaio_says_what_to_install(tmp_path: Path, m
     settings.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": offload}}))
     with pytest.raises(ConfigError, match="needs libaio, which is not here; apt-get install libaio-dev"):
         check_zero(str(settings), on_gpu=False)
+
+
+def test_a_rank_that_has_finished_may_remove_the_folder_at_any_moment(tmp_path: Path, monkeypatch):
+    folder, plain, removed = tmp_path / "run" / ".weights", tempfile.mkstemp, []
+
+    def mkstemp(*arguments, **named):
+        if len(removed) < 3:
+            removed.append(1)
+            folder.rmdir()
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    assert zeros_in_file(3, torch.float32, folder).tolist() == [0, 0, 0]
+    assert len(removed) == 3

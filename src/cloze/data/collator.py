@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cloze.data.loader import document_offsets
-from cloze.data.masking import Masking
+from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.data.token_ids import missing_ids, vocabulary_size
 from cloze.data.words import words_of
 from cloze.errors import ConfigError, DataError
@@ -84,7 +84,11 @@ class MaskingCollator:
         blocks = np.full((len(rows), longest), self._pad or 0, np.int32)
         for place, row in enumerate(rows):
             blocks[place, : len(row)] = row
-        input_ids, labels = self.masking.apply(blocks, self._samples(examples))
+        samples = self._samples(examples)
+        input_ids, labels = blocks.astype(np.int64), np.full(blocks.shape, IGNORE_INDEX, np.int64)
+        for length in np.unique(lengths):  # a mask depends on the row it is drawn for, not on the longest of the batch
+            same = np.flatnonzero(lengths == length)
+            input_ids[same, :length], labels[same, :length] = self.masking.apply(blocks[same, :length], samples[same])
         batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
         if "segments" in examples[0]:
             return batch | self._apart(examples)

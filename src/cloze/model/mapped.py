@@ -24,6 +24,7 @@ import torch
 from cloze.files import disk_errors
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
+_ATTEMPTS = 100  # each rank removes the folder at most once
 
 
 @contextlib.contextmanager
@@ -84,8 +85,7 @@ def is_mapped(tensor: torch.Tensor) -> bool:
 
 def _mapped_storage(num_bytes: int, folder: Path) -> torch.UntypedStorage:
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=".weights-", dir=folder)
+        fd, name = _new_file(folder)
         try:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not a signal when it is written
                 os.posix_fallocate(fd, 0, num_bytes)
@@ -93,6 +93,17 @@ def _mapped_storage(num_bytes: int, folder: Path) -> torch.UntypedStorage:
         finally:
             os.close(fd)
             os.unlink(name)
+
+
+def _new_file(folder: Path) -> tuple[int, str]:
+    """Make a file in a folder, which is made if need be: again if another rank, which has finished, removes it
+    between the two."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkstemp(prefix=".weights-", dir=folder)
+    folder.mkdir(parents=True, exist_ok=True)  # something else is wrong: raise it
+    return tempfile.mkstemp(prefix=".weights-", dir=folder)
 
 
 def folder_for_weights(output_dir: Path) -> Path:

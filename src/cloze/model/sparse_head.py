@@ -40,8 +40,7 @@ class MaskedHead:
     def __init__(self, model: Any, sparse: bool = True):
         backbone = getattr(model, model.base_model_prefix, model)
         self.sparse = sparse and backbone is not model
-        self._positions: torch.Tensor | None = None
-        self._rows: tuple[int, ...] = ()
+        self._expected: tuple[torch.Tensor | None, tuple[int, ...]] = (None, ())
         self._config = model.config
         if self.sparse:
             backbone.register_forward_hook(self._gather)
@@ -51,12 +50,13 @@ class MaskedHead:
         return ids[:, : checked_length(self._config, *ids.shape)]
 
     def _gather(self, module: Any, arguments: Any, output: Any) -> Any:
-        if self._positions is None:
+        positions, rows = self._expected
+        if positions is None:
             return None
         hidden = output[0]
-        if tuple(hidden.shape[:2]) != self._rows:
-            raise ValueError(f"the backbone gives {tuple(hidden.shape[:2])} rows for {self._rows} tokens")
-        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._positions).unsqueeze(0)
+        if tuple(hidden.shape[:2]) != rows:
+            raise ValueError(f"the backbone gives {tuple(hidden.shape[:2])} rows for {rows} tokens")
+        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions).unsqueeze(0)
         if isinstance(output, tuple):
             return (picked, *output[1:])
         first = next(name for name, value in output.items() if value is not None)
@@ -64,7 +64,7 @@ class MaskedHead:
 
     def expect(self, positions: torch.Tensor | None, rows: tuple[int, ...] = ()) -> None:
         """The flat positions [K] that the next forward, of `rows` [B, S], is to predict; None: all."""
-        self._positions, self._rows = positions, rows
+        self._expected = positions, rows
 
     def logits(self, model: Any, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
         """Scores [K, V] at the flat positions [K] of `inputs`, whose input_ids are [B, S], on the same device."""

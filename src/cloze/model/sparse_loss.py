@@ -10,6 +10,7 @@ evaluation, and without labels, nothing is different.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,23 @@ TOLERANCE = 1e-5  # of the loss, fp32
 _ROWS = 8  # rows are padded to a multiple of this, so that matrices have few shapes
 
 
+class _ThreadsHead(MaskedHead):
+    """A MaskedHead that several threads use at once: nn.DataParallel runs a replica of the model in each of its
+    threads, and all replicas share the hooks."""
+
+    def __init__(self, model: Any):
+        self._own = threading.local()
+        super().__init__(model)
+
+    @property
+    def _expected(self) -> tuple[torch.Tensor | None, tuple[int, ...]]:
+        return getattr(self._own, "expected", (None, ()))
+
+    @_expected.setter
+    def _expected(self, value: tuple[torch.Tensor | None, tuple[int, ...]]) -> None:
+        self._own.expected = value
+
+
 class SparseLoss:
     """The hooks on a model: before its forward labels are gathered, after its backbone the rows.
 
@@ -35,7 +53,7 @@ class SparseLoss:
     """
 
     def __init__(self, model: Any):
-        self.head, self.always = MaskedHead(model), False
+        self.head, self.always = _ThreadsHead(model), False
         model.register_forward_pre_hook(self._gather_labels, with_kwargs=True)
         model.register_forward_hook(self._done, always_call=True)
 

@@ -23,6 +23,7 @@ from cloze.distributed import zero_stage
 from cloze.environment import requests
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
+from cloze.machine import set_tf32
 from cloze.model.aligned import align_output_layer
 from cloze.model.archs import check_kernels, check_precision
 from cloze.model.attention import as_usual, attention_names, check_attention, check_half
@@ -53,7 +54,7 @@ def check_machine(config: TrainConfig) -> None:
     check_zero(config.deepspeed, on_gpu(config))
     check_trackers(config)
     if config.tf32 is not None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        set_tf32(config.tf32)
     if config.full_determinism is True or (config.full_determinism == "auto" and on_gpu(config)):
         use_same_bits(strict=config.full_determinism is True)
 
