@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from corpus import TINY_MODEL
 from ranks import ENGINES, Outcome, cloze_ranks, succeed
 from safetensors.torch import load_file
 
+from cloze.errors import CheckpointError
 from cloze.replay import rebuild
+from cloze.train.nonfinite import left_out, steps_to_leave_out
 
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
@@ -126,6 +129,17 @@ def test_skip_goes_on_without_the_batch(prepared, tmp_path, engine):
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+def leaving_out(*steps: int) -> Callable[[], None]:
+    """To be called in a rank: a new run leaves these steps (0-based) out."""
+
+    def install() -> None:
+        from cloze.train import setup
+
+        setup.steps_to_leave_out = lambda *_: list(steps)
+
+    return install
+
+
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
 def test_rollback_goes_back_and_leaves_the_batch_out(prepared, tmp_path, engine):
     """As if that batch had been left out from the beginning, also after a second fall and a restart."""
@@ -135,9 +149,7 @@ def test_rollback_goes_back_and_leaves_the_batch_out(prepared, tmp_path, engine)
     assert "loss is nan at step 7 (rank 1, samples 54-55); back to checkpoint-6" in outcomes[0].output
     assert json.loads((tmp_path / "a" / "run" / "left_out.json").read_text()) == [BAD, 6]
     assert rebuild(tmp_path / "a" / "run", BAD + 1).left_out
-    (tmp_path / "b" / "run").mkdir(parents=True)
-    (tmp_path / "b" / "run" / "left_out.json").write_text(f"[{BAD}, 6]")
-    succeed(train(prepared, tmp_path / "b", engine, "rollback", None))
+    succeed(train(prepared, tmp_path / "b", engine, "rollback", leaving_out(BAD, 6)))
     one, other = (weights_of(tmp_path / name / "run" / "checkpoint-8") for name in "ab")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -149,3 +161,80 @@ def test_rollback_without_a_checkpoint_says_so(prepared, tmp_path):
     outcomes = train(prepared, tmp_path, "ddp", "rollback", poison(steps=(1,)))
     assert [outcome.code for outcome in outcomes] == [2, 2]
     assert "there is no checkpoint to go back to" in outcomes[0].output
+
+
+def test_steps_that_an_earlier_run_left_out_are_forgotten_by_a_new_run(tmp_path):
+    file = tmp_path / "left_out.json"
+    file.write_text("[0, 1]")
+    assert steps_to_leave_out(tmp_path, tmp_path / "checkpoint-3") == [0, 1]
+    assert steps_to_leave_out(tmp_path, tmp_path / "other" / "checkpoint-3") == []
+    assert not file.exists()
+    file.write_text("[0, 1]")
+    assert steps_to_leave_out(tmp_path, None) == []
+    assert not file.exists()
+
+
+def only_rank_0_sees_files() -> None:
+    """To be called in a rank: another rank's cache of the shared disk does not show left_out.json."""
+    from cloze.train import nonfinite
+
+    if os.environ["RANK"] != "0":
+        nonfinite.FILE = "unseen.json"
+
+
+def test_all_ranks_leave_out_what_rank_0_does(prepared, tmp_path):
+    """On several hosts each reads a shared disk through a cache of its own."""
+
+    def before() -> None:
+        only_rank_0_sees_files()
+        poison()()
+
+    succeed(train(prepared, tmp_path, "ddp", "rollback", before))
+    resumed = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-3")]
+    succeed(train(prepared, tmp_path, "ddp", "rollback", only_rank_0_sees_files, *resumed))
+    assert [line["step"] for line in lines_of(tmp_path) if line.get("left_out")] == [BAD + 1]
+
+
+def test_a_damaged_list_of_steps_is_refused(tmp_path):
+    (tmp_path / "left_out.json").write_text('["a"]')
+    with pytest.raises(CheckpointError, match="not a list of steps"):
+        left_out(tmp_path)
+
+
+def test_skipping_every_step_ends_the_run(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("cloze.train.milestones.MOST_SKIPPED", 5)
+    outcomes = train(prepared, tmp_path, "ddp", "skip", poison("gradient", steps=tuple(range(2, 8))))
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert "5 steps in a row were skipped" in outcomes[0].output + outcomes[1].output
+    assert [line["step"] for line in lines_of(tmp_path) if line.get("skipped")] == [3, 4, 5, 6]
+
+
+def in_fp16(scale: float) -> Callable[[], None]:
+    """To be called in a rank: torch's own loss scaling, which a CPU has too; and a gradient that is never finite."""
+
+    def install() -> None:
+        from cloze.train import setup
+
+        plain = setup.prepare_engine
+
+        def prepare_engine(*arguments):
+            engine = plain(*arguments)
+            engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            engine.accelerator.state._mixed_precision = "fp16"
+            engine.deferred = False
+            return engine
+
+        setup.prepare_engine = prepare_engine
+        poison("gradient", steps=tuple(range(8)), rank=0)()
+
+    return install
+
+
+def test_a_loss_scale_that_never_helps_is_reported_and_ends_the_run(prepared, tmp_path):
+    where = ["--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run"), "--on_nonfinite", "stop"]
+    outcome = cloze_ranks(["train", *FLAGS, *where], 1, "single", tmp_path / "log", in_fp16(16.0))[0]
+    assert outcome.code == 2, outcome.output
+    told = [line for line in outcome.output.splitlines() if "with finite losses" in line]
+    assert len(told) == 2, outcome.output
+    assert "at step 1 with finite losses, at a loss scale of 8: the step is skipped" in told[0]
+    assert "at step 5 with finite losses, at a loss scale of 0.5" in told[1]

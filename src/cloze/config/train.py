@@ -190,8 +190,8 @@ class TrainConfig(ModelConfig, BlocksConfig):
     save_before_time_limit: Annotated[int | None, Ge(1), Le(MAX_SECONDS)] = None
     """in a SLURM job: this many seconds before its time ends, save a checkpoint and stop (exit code 75)"""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
-    """when a loss or gradient is NaN or infinite: stop; skip the batch; or go back to the last checkpoint and leave
-    the batch out"""
+    """when a loss or gradient is NaN or infinite: stop; skip the batch, up to 50 times in a row; or go back to the
+    last checkpoint and leave the batch out"""
     resume_from_checkpoint: str | None = None
     """go on from this checkpoint folder; `auto`: from the newest one in output_dir, or from the start if none is"""
 

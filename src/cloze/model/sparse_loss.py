@@ -29,17 +29,26 @@ TOLERANCE = 1e-5  # of the loss, fp32
 _ROWS = 8  # rows are padded to a multiple of this, so that matrices have few shapes
 
 
+class _Own(threading.local):
+    """What one thread's next forward is to predict (see `MaskedHead.expect`). A copy begins empty."""
+
+    expected: tuple[torch.Tensor | None, tuple[int, ...]] = (None, ())
+
+    def __reduce__(self) -> Any:
+        return _Own, ()
+
+
 class _ThreadsHead(MaskedHead):
     """A MaskedHead that several threads use at once: nn.DataParallel runs a replica of the model in each of its
     threads, and all replicas share the hooks."""
 
     def __init__(self, model: Any):
-        self._own = threading.local()
+        self._own = _Own()
         super().__init__(model)
 
     @property
     def _expected(self) -> tuple[torch.Tensor | None, tuple[int, ...]]:
-        return getattr(self._own, "expected", (None, ()))
+        return self._own.expected
 
     @_expected.setter
     def _expected(self, value: tuple[torch.Tensor | None, tuple[int, ...]]) -> None:

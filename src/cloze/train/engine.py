@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from cloze.data.loader import Layout
 from cloze.distributed import engine_name, zero_stage
-from cloze.errors import ConfigError
+from cloze.errors import ConfigError, TrainingError
 from cloze.fully_sharded import is_fsdp
 from cloze.train.ema import MovingAverage
 from cloze.train.fsdp import shard
@@ -121,7 +121,13 @@ class Engine:
         zero, device = zero_optimizer(self.optimizer), self.accelerator.device
         if hasattr(zero, "_global_grad_norm") or hasattr(zero, "scaled_global_norm"):
             zero.check_grad_overflow = True  # bf16 too
-            self.model.step()  # type: ignore[operator]
+            try:
+                self.model.step()  # type: ignore[operator]
+            except Exception as error:  # DeepSpeed (0.19.8) has no class of its own for it
+                if "minimum" not in str(error) or "scale" not in str(error):
+                    raise
+                what, hint = "no gradient is finite at fp16's smallest loss scale", "train in bf16"
+                raise TrainingError(what, where="DeepSpeed", hint=f"{hint}, or lower the learning rate") from None
             norm = torch.as_tensor(self.model.get_global_grad_norm(), device=device)  # type: ignore[operator]
             self._stepped = not bool(zero.overflow)
             return norm, torch.as_tensor(not self._stepped, device=device)

@@ -19,7 +19,16 @@ from cloze.model.packed import model_inputs
 from cloze.train.checkpoint_files import checkpoint_path
 from cloze.train.engine import loss_scale_state
 from cloze.train.metrics import MetricsLog
-from cloze.train.nonfinite import MOST_ROLLBACKS, RollBack, describe_step, leave_out, left_out, nonfinite_error
+from cloze.train.nonfinite import (
+    MOST_ROLLBACKS,
+    MOST_SKIPPED,
+    SMALLEST_SCALE,
+    TOLD_AGAIN,
+    RollBack,
+    describe_step,
+    leave_out,
+    nonfinite_error,
+)
 from cloze.train.probe import answer_probe
 from cloze.train.restore import choose_checkpoint
 from cloze.train.run_folder import resolved
@@ -141,11 +150,14 @@ def deal_with_refused_step(
 
     `place`: where the step began in streamed data. Raises TrainingError or RollBack.
     """
+    run.refused_in_a_row += 1
     scaled = run.engine.accelerator.mixed_precision == "fp16"
     why = describe_step(run.plan.layout, global_step, [float(loss) for loss in losses], grad_norm, scaled)
     if why is None:
+        explain_scaled_step(run, global_step, grad_norm)
         return
     if run.config.on_nonfinite == "skip":
+        end_if_all_are_skipped(run, global_step, why)
         warn(f"{why}; the batch is skipped (--on_nonfinite)")
         log.write({"step": global_step + 1, "skipped": True})
         return
@@ -154,6 +166,29 @@ def deal_with_refused_step(
     if global_step and run.saved != (global_step, False) and run.config.save_strategy != "no":
         save(run, global_step, place)
     raise nonfinite_error(why, run.output_dir, global_step, "or go on with --on_nonfinite skip or rollback")
+
+
+def explain_scaled_step(run: Run, global_step: int, grad_norm: float) -> None:
+    """Report a step that fp16's loss scaling skips: the first of several in a row, and the tenth.
+
+    Raises TrainingError if that cannot help any more: the losses are finite, but no gradient is.
+    """
+    state = loss_scale_state(run.engine) or {}
+    scale = float(state.get("scale", state.get("cur_scale", SMALLEST_SCALE)))
+    why = f"gradient norm is {grad_norm} at step {global_step + 1} with finite losses, at a loss scale of {scale:g}"
+    if scale < SMALLEST_SCALE:
+        raise nonfinite_error(why, run.output_dir, global_step, "or train in bf16")
+    end_if_all_are_skipped(run, global_step, why)
+    if run.refused_in_a_row in (1, TOLD_AGAIN):
+        in_a_row = f", {run.refused_in_a_row} in a row" if run.refused_in_a_row > 1 else ""
+        warn(f"{why}: the step is skipped{in_a_row}, as fp16 does now and then")
+
+
+def end_if_all_are_skipped(run: Run, global_step: int, why: str) -> None:
+    """Raise TrainingError after MOST_SKIPPED skipped steps in a row: nothing is learned any more."""
+    if run.refused_in_a_row >= MOST_SKIPPED:
+        what = f"{why}; {run.refused_in_a_row} steps in a row were skipped"
+        raise nonfinite_error(what, run.output_dir, global_step, "or lower the learning rate")
 
 
 def roll_back(run: Run, back: RollBack) -> Start:
@@ -169,7 +204,7 @@ def roll_back(run: Run, back: RollBack) -> Start:
             where=run.output_dir,
             hint="lower the learning rate, or look for what is wrong with the data",
         )
-    decide(partial(leave_out, run.output_dir, back.step))
+    steps = decide(partial(leave_out, run.output_dir, back.step))
     warn(f"{back}; back to {found.name}, and the batch is left out from now on (--on_nonfinite)")
-    run.checkpoint, run.left_out = found, left_out(run.output_dir)
+    run.checkpoint, run.left_out, run.refused_in_a_row = found, frozenset(steps), 0
     return resume(run)

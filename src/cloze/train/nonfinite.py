@@ -1,25 +1,29 @@
 """Losses and gradients that are not numbers: say where they come from, and never let them into the weights.
 
-An engine refuses a step whose gradient norm is NaN or infinite (fp16's loss scaling makes such steps now and then, and
-deals with them itself). What then happens is `--on_nonfinite`: stop, skip the batch, or roll back to the last
-checkpoint and leave the batch out. All of it is a function of the run's position, so that it comes out the same again.
+An engine refuses a step whose gradient norm is NaN or infinite. What then happens is `--on_nonfinite`: stop, skip the
+batch, or roll back to the last checkpoint and leave the batch out. All of it is a function of the run's position, so
+that it comes out the same again. fp16's loss scaling refuses a step now and then; such steps are skipped and reported.
+MOST_SKIPPED skipped steps in a row end the run.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from cloze.collectives import gather
 from cloze.data.loader import Layout
-from cloze.errors import TrainingError
-from cloze.files import write_json
+from cloze.errors import CheckpointError, TrainingError
+from cloze.files import disk_errors, write_json
+from cloze.foreign.json_yaml import read_json
 from cloze.train.run_owner import check_owner
 
 FILE = "left_out.json"  # steps whose batches are left out after a rollback
 MOST_ROLLBACKS = 20
+MOST_SKIPPED = 50  # steps in a row without finite gradients; then the run ends
+TOLD_AGAIN = 10  # in a row
+SMALLEST_SCALE = 1.0  # of fp16's loss; below it gradients are not too large, but not numbers
 
 
 class RollBack(Exception):
@@ -64,14 +68,30 @@ def nonfinite_error(why: str, output_dir: Path, global_step: int, hint: str) -> 
 
 
 def left_out(output_dir: Path) -> frozenset[int]:
-    """Steps (0-based) whose batches are left out."""
-    try:
-        return frozenset(int(step) for step in json.loads((output_dir / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    """Return the steps (0-based) whose batches are left out; one process reads them for all ranks, whose caches of a
+    shared disk may differ. Raises CheckpointError if the file is damaged."""
+    path = output_dir / FILE
+    if not path.exists():
         return frozenset()
+    steps = read_json(path, kind=list, error=CheckpointError)
+    if not all(isinstance(step, int) and step >= 0 for step in steps):
+        hint = "remove it to train the batches that were left out, or correct it"
+        raise CheckpointError("it is not a list of steps", where=path, hint=hint)
+    return frozenset(steps)
 
 
-def leave_out(output_dir: Path, step: int) -> None:
-    """Remember a step whose batch is left out from now on."""
+def leave_out(output_dir: Path, step: int) -> list[int]:
+    """Remember a step whose batch is left out from now on; return all of them. On rank 0 only."""
     check_owner(output_dir)
-    write_json(output_dir / FILE, sorted(left_out(output_dir) | {step}))
+    steps = sorted(left_out(output_dir) | {step})
+    write_json(output_dir / FILE, steps)
+    return steps
+
+
+def steps_to_leave_out(output_dir: Path, checkpoint: Path | None) -> list[int]:
+    """Return the steps that this start leaves out; on rank 0 only. What an earlier run left in the folder is removed
+    if the run does not continue from one of the folder's own checkpoints."""
+    if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
+        with disk_errors(output_dir / FILE):
+            (output_dir / FILE).unlink(missing_ok=True)
+    return sorted(left_out(output_dir))

@@ -48,7 +48,7 @@ from cloze.train.fit import Trial, fit_memory
 from cloze.train.identity import check_same_run, run_identity
 from cloze.train.link import lost_while_joining
 from cloze.train.metrics import Pace
-from cloze.train.nonfinite import left_out
+from cloze.train.nonfinite import steps_to_leave_out
 from cloze.train.optim import build_optimizer
 from cloze.train.plan import Plan, check_validation, describe_wide_steps, fit_layout, plan_run
 from cloze.train.precision import precision_here
@@ -77,7 +77,8 @@ class Run:
     """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
     and whether it was still to be evaluated; `left_out`: steps whose batches are left out; `capacity`: places to
     predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`;
-    `steps_unread`: how many steps may be on their way before the host looks at the first one's result."""
+    `steps_unread`: how many steps may be on their way before the host looks at the first one's result;
+    `refused_in_a_row`: how many of the last steps were refused."""
 
     config: TrainConfig
     output_dir: Path
@@ -101,6 +102,7 @@ class Run:
     pace: Pace
     steps_unread: int
     saved: tuple[int, bool] | None = None
+    refused_in_a_row: int = 0
 
 
 def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
@@ -156,7 +158,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         capacity=head_capacity(plan, config, accelerator),
         stop=stop,
         watch=watch,
-        left_out=left_out(output_dir),
+        left_out=frozenset(decide(partial(steps_to_leave_out, output_dir, checkpoint))),
         pace=measure_pace(engine, config, data, plan, head.sparse),
         steps_unread=steps_unread(engine, config),
     )

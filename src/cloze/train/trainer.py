@@ -163,7 +163,9 @@ def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
         result, place = unread.popleft()
         refused, votes = result.flags.read()
         stop = stop or votes > 0
-        if refused:
+        if not refused:
+            run.refused_in_a_row = 0
+        else:
             deal_with_refused_step(run, log, result.global_step, result.losses, float(result.grad_norm), place)
     return stop
 
