@@ -4,6 +4,7 @@
 #   source launch/env.sh
 #   prepare_environment tensorboard        # the extras of pyproject.toml, separated by commas
 #
+# CLOZE_INSTALL=no installs no system packages, CLOZE_INSTALL=yes does without a question.
 # PYTHON=/path/to/python chooses the interpreter. Works from any folder; leaves the shell in the repository root.
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -16,12 +17,24 @@ stop() {
     exit 2
 }
 
-# install_debian PACKAGE...: with apt-get where we are root; otherwise say what to install.
-install_debian() {
-    if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
-        stop "please install: $* (on Debian or Ubuntu: sudo apt-get install $*)"
+# may_install WHAT PACKAGE...: whether apt-get may install these, after saying so. A terminal is asked.
+may_install() {
+    local what="$1" reply=""
+    shift
+    [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null || return 1
+    if [[ ${CLOZE_INSTALL:-} == no ]]; then
+        say system "left out (CLOZE_INSTALL=no): $*"
+        return 1
     fi
-    say system "installing $*"
+    say system "apt-get installs for $what: $* (CLOZE_INSTALL=no leaves them out)"
+    if [[ -z ${CLOZE_INSTALL:-}${CI:-} && -t 0 && -t 1 ]]; then
+        read -r -p "install them as root? [Y/n] " reply
+    fi
+    [[ $reply != [nN]* ]]
+}
+
+# install_debian PACKAGE...: after `may_install` said yes.
+install_debian() {
     local log
     export DEBIAN_FRONTEND=noninteractive
     log="$({ apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"; } 2>&1)" || {
@@ -52,7 +65,11 @@ make_venv() {
     python="$(find_python)"
     version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
     # Debian ships venv without ensurepip, which fails only after half of .venv is there: so ask first.
-    "$python" -c 'import ensurepip, venv' 2>/dev/null || install_debian "python$version-venv"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || {
+        may_install "a Python environment" "python$version-venv" ||
+            stop "please install: python$version-venv (on Debian or Ubuntu: sudo apt-get install python$version-venv)"
+        install_debian "python$version-venv"
+    }
     say environment "making .venv with Python $version"
     "$python" -m venv --clear .venv
 }

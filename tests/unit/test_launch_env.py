@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,49 @@ def test_an_unusable_python_is_refused_in_one_line(clone: Path):
     assert done.returncode == 2
     assert done.stderr == "launch: error: PYTHON=/no/such/python is not a Python 3.10 or newer\n"
     assert not (clone / ".venv").exists()
+
+
+ASK = """
+set -euo pipefail
+source "$1/launch/env.sh"
+if may_install "some tests" munge fish; then install_debian munge fish; else echo refused; fi
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may install system packages")
+@pytest.mark.parametrize(("choice", "installs"), [("no", False), ("yes", True), ("", True)])
+def test_system_packages_are_named_before_root_installs_them_and_can_be_refused(
+    clone: Path, tmp_path: Path, choice: str, installs: bool
+):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "apt-get").write_text(f'#!/bin/sh\necho "$*" >>"{tmp_path}/apt.log"\n')
+    (tools / "apt-get").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "CLOZE_INSTALL": choice}
+    done = subprocess.run(["bash", "-c", ASK, "bash", str(clone)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "munge fish" in done.stdout
+    assert "CLOZE_INSTALL=no" in done.stdout
+    assert ("refused" in done.stdout) is not installs
+    log = tmp_path / "apt.log"
+    assert log.exists() is installs
+    assert not installs or log.read_text().splitlines()[-1].endswith("munge fish")
+
+
+def test_a_lock_names_each_file_that_pip_would_install_with_its_hash():
+    loader = SourceFileLoader("lock", str(ROOT / "launch/lock"))
+    lock = module_from_spec(spec_from_loader("lock", loader))
+    loader.exec_module(lock)
+    report = {
+        "install": [
+            {
+                "metadata": {"name": "xxhash", "version": "4.1.0"},
+                "download_info": {"url": "https://x/y.whl", "archive_info": {"hashes": {"sha256": "ab" * 32}}},
+            },
+            {
+                "metadata": {"name": "cloze", "version": "1"},
+                "download_info": {"url": "file:///here", "dir_info": {"editable": False}},
+            },
+        ]
+    }
+    assert lock.locked(report) == [f"xxhash==4.1.0 --hash=sha256:{'ab' * 32}"]
