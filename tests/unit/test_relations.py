@@ -11,8 +11,9 @@ import pytest
 from cloze import cli
 from cloze.config import EvaluateConfig, TrainConfig
 from cloze.config.relations import CONFLICTS, UNUSED, effective_values, ignored_options
-from cloze.errors import ConfigError
+from cloze.errors import CheckpointError, ConfigError
 from cloze.options.flags import overridden, parse
+from cloze.train.identity import check_same_run, run_identity
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "launch" / "recipes").glob("*.yaml"))
 
@@ -99,3 +100,18 @@ def test_an_empty_value_is_refused():
     with pytest.raises(ConfigError, match=r"^--output_dir: is empty; give a value"):
         parse(["train", "--output_dir", "", "--dataset_name", "x"])
     assert parse(["submit", "x.yaml", "--train_flags", ""])[1].train_flags == ""
+
+
+def test_a_run_resumes_if_only_options_without_effect_differ(tmp_path: Path):
+    manifest = {"checksum": "abc"}
+
+    def identity(**values: Any) -> dict[str, Any]:
+        return run_identity(config(model_type="bert", **values), 8, manifest)
+
+    for here in ({"num_train_epochs": 9.0}, {"optim": "sgd", "adam_beta1": 0.5}):
+        common = {"max_steps": 5, "optim": here.get("optim", "adamw_torch_fused")}
+        check_same_run(tmp_path, identity(**common), identity(**common | here))
+    with pytest.raises(CheckpointError, match=r"another run \(adam_beta1 0.9 -> 0.5\)"):
+        check_same_run(tmp_path, identity(max_steps=5), identity(max_steps=5, adam_beta1=0.5))
+    with pytest.raises(CheckpointError, match="num_train_epochs 3.0 -> 9.0"):
+        check_same_run(tmp_path, identity(), identity(num_train_epochs=9.0))

@@ -23,6 +23,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from cloze.config import TrainConfig
+from cloze.config.relations import effective_values
 from cloze.errors import CheckpointError, ConfigError, in_phase
 from cloze.files import sha256
 from cloze.foreign.json_yaml import read_mapping
@@ -136,11 +137,13 @@ def plain_config(values: dict[str, Any]) -> dict[str, Any]:
 
 def effective(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the values of an identity that have an effect, each in one spelling; without those of the model."""
-    values = {key: value for key, value in identity.items() if key not in (*MODEL_KEYS, BASE, BLOCKS)}
-    del values["num_train_epochs" if values["max_steps"] > 0 else "max_steps"]
+    without_model = {key: value for key, value in identity.items() if key not in (*MODEL_KEYS, BASE, BLOCKS)}
+    values = effective_values(TrainConfig, without_model)
+    if values["max_steps"] < 1:
+        del values["max_steps"]
     arguments = _arguments(values["optim_args"])
     for name, argument in _ADAM.items():
-        if values["optim"] in ("sgd", "rmsprop") or {argument, f"adamw_{argument}"} & arguments.keys():
+        if {argument, f"adamw_{argument}"} & arguments.keys():
             del values[name]
     values["optim"] = values["optim"].removesuffix("_fused")
     values["optim_args"] = arguments or None
@@ -148,8 +151,6 @@ def effective(identity: dict[str, Any]) -> dict[str, Any]:
         values["mlm_probability_end"] = values["mlm_probability"]
     values["lr_scheduler_type"] = plain_name(values["lr_scheduler_type"])
     values["lr_scheduler_kwargs"] = values["lr_scheduler_kwargs"] or None
-    if values["lr_scheduler_type"] == "constant":
-        del values["warmup_steps"]
     if not values["batch_size_warmup_steps"]:
         del values["batch_size_warmup_start"]
     return values
