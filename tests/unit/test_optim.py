@@ -191,7 +191,12 @@ def test_stable_adamw_is_adamw_until_a_gradient_is_larger_than_those_before():
             "sgd takes no weight_decay here",
         ),
         ({"optim": "muon", "optim_args": "momentum=2"}, "momentum must be in the range"),
-        ({"optim": "muon", "optim_args": "adamw_lr=fast"}, "adamw_lr=fast is not a learning rate"),
+        ({"optim": "muon", "optim_args": "adamw_lr=fast"}, "adamw_lr must be a finite number, not 'fast'"),
+        ({"optim": "sgd", "optim_args": "momentum=nan"}, "momentum must be a finite number, not nan"),
+        ({"optim": "sgd", "optim_args": "momentum=0.9,nesterov=maybe"}, "nesterov must be true or false, not 'maybe'"),
+        ({"optim": "sgd", "optim_args": "momentum=["}, "--optim_args: not YAML"),
+        ({"optim": "sgd", "optim_args": "momentum=!!python/name:os.system"}, "uses the tag"),
+        ({"optim": "sgd", "optim_args": "momentum=-1"}, "Invalid momentum value"),
     ],
 )
 def test_arguments_that_an_optimizer_does_not_have_are_one_line(values: dict, message: str):

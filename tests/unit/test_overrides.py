@@ -96,6 +96,14 @@ def test_pretrained_weights_take_what_needs_no_other_weights(tmp_path: Path):
     assert config.rope_parameters["full_attention"]["rope_theta"] == 50000.0
 
 
+@pytest.mark.parametrize(
+    "text", ["attention_dropout=nan", "norm_eps=inf", "rope_parameters.full_attention.rope_theta=.inf"]
+)
+def test_numbers_that_are_not_finite_are_refused(text: str):
+    with pytest.raises(ConfigError, match="must be a finite number"):
+        changed("modernbert", text)
+
+
 def test_a_type_that_is_not_that_of_the_weights_is_refused(tmp_path: Path):
     pretrained(tmp_path, "attention_dropout=0.2")
     config = TrainConfig(output_dir="run", model_name_or_path=str(tmp_path), model_type="bert")

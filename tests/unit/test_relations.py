@@ -113,5 +113,5 @@ def test_a_run_resumes_if_only_options_without_effect_differ(tmp_path: Path):
         check_same_run(tmp_path, identity(**common), identity(**common | here))
     with pytest.raises(CheckpointError, match=r"another run \(adam_beta1 0.9 -> 0.5\)"):
         check_same_run(tmp_path, identity(max_steps=5), identity(max_steps=5, adam_beta1=0.5))
-    with pytest.raises(CheckpointError, match="num_train_epochs 3.0 -> 9.0"):
+    with pytest.raises(CheckpointError, match=r"num_train_epochs 3\.0 -> 9\.0"):
         check_same_run(tmp_path, identity(), identity(num_train_epochs=9.0))

@@ -101,7 +101,23 @@ def test_the_configuration_that_was_given_is_left_as_it_was():
             "num_decay_steps must be a number of steps or a share of them, not 'all'",
         ),
         ({"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"decay_type": "slow"}}, "Unknown decay type: slow"),
-        ({"lr_scheduler_type": "zigzag"}, "zigzag"),
+        ({"lr_scheduler_type": "zigzag"}, "no schedule 'zigzag'; there are: "),
+        ({"lr_scheduler_type": "cosin"}, "--lr_scheduler_type: no schedule 'cosin'; did you mean cosine?"),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 2}},
+            "--lr_scheduler_kwargs: cosine has no argument 'num_cycle'; it has num_cycles",
+        ),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": float("nan")}},
+            "num_cycles must be a finite number, not nan",
+        ),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "high"}},
+            "power must be a finite number, not 'high'",
+        ),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1e9}}, "--lr_scheduler_kwargs: "),
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": -5}}, "--lr_scheduler_kwargs: "),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "depends on more than the step"),
     ],
 )
 def test_what_cannot_be_a_schedule_is_one_line(values: dict, message: str):

@@ -6,6 +6,7 @@ apply_overrides(config, parse_overrides("hidden_size=256,block_sizes=[4,4]"))
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from functools import reduce
 from typing import Any
@@ -37,7 +38,10 @@ def apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None
     for name, value in overrides.items():
         *outer, last = name.split(".")
         try:
-            _set(reduce(_inside, outer, config), last, value)
+            inner = reduce(_inside, outer, config)
+            _set(inner, last, value)
+            if _is_not_finite(_inside(inner, last)):
+                raise ValueError("must be a finite number")
         except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"{name}={value}: {error}", where="--config_overrides", hint=f"see {type(config).__name__}"
@@ -59,6 +63,12 @@ def check_same_weights(stored: PretrainedConfig, changed: PretrainedConfig, trus
             where="--config_overrides",
             hint="change what needs no other weights (dropout, rotary angles), or train from scratch: --config_name",
         )
+
+
+def _is_not_finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_not_finite, value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _inside(outer: Any, name: str) -> Any:

@@ -6,7 +6,11 @@ gradient, for which data-parallel training would wait for ever; they stay as the
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,21 +22,18 @@ from cloze.model.archs import REVERSIBLE, fixed_length
 
 LARGE = 2 * 10**9  # parameters
 SHORT_TOKENS = 64
+MATCH_SECONDS = 10.0
 
 
 def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
     """Do not train the parameters whose names match a regular expression from their beginning; how many there are.
 
-    Raises ConfigError where it matches none, or all.
+    Raises ConfigError if it matches none, or all, or takes longer than MATCH_SECONDS.
     """
-    try:
-        matches = re.compile(pattern).match
-    except re.error as error:
-        raise ConfigError(
-            f"not a regular expression ({error})", where="--freeze", hint="for example .*embeddings"
-        ) from None
+    matches = compile_pattern(pattern).match
     named = list(model.named_parameters())
-    found = [parameter for name, parameter in named if matches(name)]
+    with _time_limit(pattern):
+        found = [parameter for name, parameter in named if matches(name)]
     if not found or len(found) == len(named):
         raise ConfigError(
             f"{pattern!r} matches {'no' if not found else 'every'} parameter",
@@ -42,6 +43,37 @@ def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
     for parameter in found:
         parameter.requires_grad = False
     return len(found)
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of --freeze. Raises ConfigError if it is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(
+            f"not a regular expression ({error})", where="--freeze", hint="for example .*embeddings"
+        ) from None
+
+
+@contextlib.contextmanager
+def _time_limit(pattern: str) -> Iterator[None]:
+    """Raise ConfigError if matching takes too long: nested repetitions such as (a+)+ take a time that doubles with
+    each letter of a name. Only the main thread gets signals; the others have no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        what = f"{pattern!r} takes more than {MATCH_SECONDS:g} s to compare with the names of parameters"
+        raise ConfigError(what, where="--freeze", hint="write it without a repetition inside another one")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, MATCH_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:

@@ -29,9 +29,10 @@ from cloze.model.archs import check_kernels, check_precision
 from cloze.model.attention import as_usual, attention_names, check_attention, check_half
 from cloze.model.compiled import choose_compile, compile_backbone, compile_layers
 from cloze.model.flops import peak_flops, step_flops
+from cloze.model.overrides import parse_overrides
 from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
-from cloze.model.trained import freeze_matching, freeze_unused
+from cloze.model.trained import compile_pattern, freeze_matching, freeze_unused
 from cloze.train.data import TrainData
 from cloze.train.deepspeed_file import asked_settings, check_settings, settings_file
 from cloze.train.engine import Engine, check_fp8
@@ -41,6 +42,7 @@ from cloze.train.optim import check_optimizer, check_update
 from cloze.train.plan import Plan
 from cloze.train.precision import precision_here
 from cloze.train.probe import make_probe
+from cloze.train.schedule import check_schedule
 from cloze.train.trackers import check_trackers
 from cloze.train.zero3 import check_zero
 
@@ -50,6 +52,10 @@ def check_machine(config: TrainConfig) -> None:
     _check_deepspeed(config)
     precision_here(config, model_type="")
     check_optimizer(config)
+    check_schedule(config)
+    parse_overrides(config.config_overrides)
+    if config.freeze is not None:
+        compile_pattern(config.freeze)
     check_attention(config.attn_implementation, on_gpu(config))
     check_zero(config.deepspeed, on_gpu(config))
     check_trackers(config)

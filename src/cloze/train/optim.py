@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 
 from cloze.config import TrainConfig
 from cloze.console import warn
 from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ConfigError
+from cloze.foreign.json_yaml import parse_yaml
 from cloze.fully_sharded import is_fsdp
 from cloze.model.depth import parameter_depths
 from cloze.train.ops import load_op
@@ -112,6 +113,7 @@ def _make(make: Any, groups: Any, config: TrainConfig, usual: dict[str, Any]) ->
             flag = f"it is the flag --{'learning_rate' if name == 'lr' else name}"
             hint = flag if name in ("lr", "weight_decay") else f"it has {', '.join(sorted(known))}"
             raise ConfigError(f"{config.optim} takes no {name} here", where="--optim_args", hint=hint)
+        _check_argument(name, arguments[name], inspect.signature(make).parameters[name].default)
     if config.optim == "muon" and "adamw_lr" in arguments:
         _scale_others(groups, arguments["adamw_lr"], config.learning_rate)
     try:
@@ -150,6 +152,21 @@ def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.opt
             return DeepSpeedCPUAdam, {"betas": betas, "eps": eps}
         warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
     return torch.optim.AdamW, {"betas": betas, "eps": eps, "fused": True}
+
+
+def _check_argument(name: str, value: Any, default: Any) -> None:
+    """Raise ConfigError for a value of another type than the default's, and for a number that is not finite."""
+    if isinstance(default, bool):
+        fits, expected = isinstance(value, bool), "true or false"
+    else:
+        fits, expected = _is_number(value) or not _is_number(default), "a finite number"
+    if not fits or (_is_number(value) and not math.isfinite(value)):
+        what = f"{name} must be {expected}, not {value!r}"
+        raise ConfigError(what, where="--optim_args", hint="write momentum=0.9,nesterov=true")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _scale_others(groups: list[dict[str, Any]], adamw_lr: Any, learning_rate: float) -> None:
@@ -206,7 +223,7 @@ def parse_arguments(text: str | None) -> dict[str, Any]:
 
 def _read(text: str) -> Any:
     """A value as YAML reads it, but 1e-8 is a number too."""
-    value = yaml.safe_load(text)
+    value = parse_yaml(text, "--optim_args", kind=object, error=ConfigError)
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -6,18 +6,23 @@ schedule(0)          # learning rate of the first step
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from cloze.config import TrainConfig
+from cloze.config.ranges import MAX_STEPS
 from cloze.errors import ConfigError
 
 WSD = "warmup_stable_decay"
 _OTHER_NAMES = {"wsd": WSD, "trapezoid": WSD, "trapezoidal": WSD}
+_GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs"}
 _DECAYS = {"sqrt": "1-sqrt", "1_sqrt": "1-sqrt", "one_minus_sqrt": "1-sqrt"}
 
 
@@ -33,6 +38,7 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[i
             where="--lr_scheduler_type",
             hint=f"""use {WSD} with --lr_scheduler_kwargs '{{"decay_type": "1-sqrt"}}'""",
         )
+    check_arguments(name, config.lr_scheduler_kwargs or {})
     num_warmup_steps = _steps(config.warmup_steps, total_steps)
     arguments = config.lr_scheduler_kwargs
     if name == WSD:
@@ -47,8 +53,9 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[i
             scheduler_specific_kwargs=arguments,
         )
         factor = scheduler.lr_lambdas[0]
-        factor(0)
-    except (ValueError, TypeError, KeyError) as error:
+        for step in {0, min(num_warmup_steps, total_steps - 1), total_steps // 2, total_steps - 1}:
+            _check_factor(factor(step), step)
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise ConfigError(
             str(error),
             where="--lr_scheduler_type / --lr_scheduler_kwargs",
@@ -61,6 +68,38 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[i
             hint="use linear, cosine, constant_with_warmup, polynomial, inverse_sqrt or warmup_stable_decay",
         ) from None
     return lambda step: config.learning_rate * float(factor(step))
+
+
+def check_schedule(config: TrainConfig) -> None:
+    """Raise ConfigError for a schedule that cannot be made, before the length of the run is known: then for a long
+    one."""
+    learning_rate_schedule(config, config.max_steps if config.max_steps > 0 else MAX_STEPS)
+
+
+def check_arguments(name: str, arguments: dict[str, Any]) -> None:
+    """Raise ConfigError for an unknown schedule, and for arguments that it does not have or that are no numbers."""
+    functions: dict[str, Any] = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
+    if name not in functions:
+        close = difflib.get_close_matches(name, [*functions, *_OTHER_NAMES], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(functions))}"
+        raise ConfigError(f"no schedule {name!r}", where="--lr_scheduler_type", hint=hint)
+    known = inspect.signature(functions[name]).parameters
+    taken = sorted((set(known) - _GIVEN) | ({"num_stable_steps"} if name == WSD else set()))
+    for key, value in arguments.items():
+        if key not in taken:
+            hint = f"it has {', '.join(taken)}" if taken else "leave them out"
+            raise ConfigError(f"{name} has no argument {key!r}", where="--lr_scheduler_kwargs", hint=hint)
+        of = type(known[key].default) if key in known else float
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if of in (int, float) and not is_number:
+            raise ConfigError(f"{key} must be a finite number, not {value!r}", where="--lr_scheduler_kwargs")
+        if isinstance(value, dict | list):
+            raise ConfigError(f"{key} must be a single value", where="--lr_scheduler_kwargs")
+
+
+def _check_factor(factor: Any, step: int) -> None:
+    if isinstance(factor, complex) or not 0 <= factor < math.inf:
+        raise ValueError(f"the learning rate of step {step + 1:,} would be {factor} times the peak")
 
 
 def plain_name(name: str) -> str:

@@ -11,6 +11,7 @@ tracker that fails while training is left out from then on, with a warning; trai
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 
 from cloze.collectives import decide
 from cloze.config import TrainConfig
@@ -47,7 +49,11 @@ def check_trackers(config: TrainConfig) -> None:
     installed = {str(tracker.value) for tracker in get_available_trackers()}
     for name in tracker_names(config):
         if name not in installed:
-            hint = f"installed here: {', '.join(sorted(installed)) or 'none'}; `pip install {name}` for it"
+            known = {str(tracker.value) for tracker in LoggerType} - {"all"}
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            more = f"; did you mean {close[0]}?" if close else ""
+            more = f"; `pip install {name}` for it" if name in known else more
+            hint = f"installed here: {', '.join(sorted(installed)) or 'none'}{more}"
             raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)
 
 
