@@ -8,6 +8,7 @@ usage errors come at once.
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib
 import os
 import select
@@ -15,13 +16,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from cloze import __version__
 from cloze.config.relations import ignored_options
 from cloze.console import answer, is_quiet, silence_other_ranks, tell_end, warn
-from cloze.errors import Stopped
-from cloze.events import end_json, is_json, speak_json
+from cloze.errors import DiskError, Stopped
+from cloze.events import end_json, is_json, lost_output, speak_json
 from cloze.options.flags import choose_log_format, overridden, parse
 from cloze.options.helping import show_help, wants_help
 from cloze.telling import leave_code, tell
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave the interpreter with its exit code."""
     silence_other_ranks()
     _requests.clear()
+    words: list[str] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     try:
@@ -76,12 +78,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     leave_code(code)
     end_json()
     nobody_reads()
-    leave(code)
+    leave(_code_of_output(code, only_log=words[:1] == ["train"]))
 
 
 def _code_of(error: Exception) -> int:
     """Report an error; return the exit code."""
     gone = isinstance(error, BrokenPipeError) and nobody_reads()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = _output_error(error)
     return 128 + signal.SIGPIPE if gone else tell(error)
 
 
@@ -100,6 +104,29 @@ def nobody_reads() -> bool:
     if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return gone
+
+
+def _code_of_output(code: int, only_log: bool) -> int:
+    """Return the exit code: 2 in place of 0 if a full disk did not take the output, unless that was `only_log`."""
+    for stream in (sys.stdout, sys.stderr):
+        if error := _unwritable(stream):
+            lost_output[:] = [error]
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code if only_log or code or not lost_output else tell(_output_error(lost_output[0]))
+
+
+def _unwritable(stream: TextIO) -> OSError | None:
+    """Return why what a stream still holds cannot be written; None if it can, or its reader is gone."""
+    try:
+        stream.flush()
+    except OSError as error:
+        return None if error.errno is None or isinstance(error, BrokenPipeError) else error
+    return None
+
+
+def _output_error(error: OSError) -> DiskError:
+    what = f"cannot write: {os.strerror(error.errno or 0)}"
+    return DiskError(what, where=error.filename or "stdout or another file", hint="free some space, and run it again")
 
 
 def _run_command(words: list[str]) -> int:

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from cloze.environment import processes
-from cloze.events import event, is_json
+from cloze.events import event, is_json, put
 
 PLAIN_INTERVAL_SECONDS = 10.0
 FORMAT_VARIABLE = "CLOZE_LOG_FORMAT"
@@ -81,8 +81,7 @@ def complain(text: str) -> None:
     """Write one or more lines to stderr, on whatever rank, each with `front`. In one piece: lines of two ranks that
     share a terminal must not mix. What no encoding has (a byte of an argument that is not UTF-8) is escaped."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    sys.stderr.write("".join(f"{front()}{line}\n" for line in text.splitlines()))
-    sys.stderr.flush()
+    put(sys.stderr, "".join(f"{front()}{line}\n" for line in text.splitlines()))
 
 
 def silence_other_ranks() -> None:
@@ -111,9 +110,9 @@ def say(stage: str, line: str, result: object = None) -> None:
     if is_json():
         event(stage, message=line, **({} if result in (None, True) else {"result": str(result)}))
     elif not is_quiet() or _answers:
-        print(f"{stage:<12} {line}", flush=True)
+        put(sys.stdout, f"{stage:<12} {line}\n")
     elif result is not None:
-        print(f"{stage:<12} {line if result is True else result}", flush=True)
+        put(sys.stdout, f"{stage:<12} {line if result is True else result}\n")
 
 
 def warn(line: str, on_any_rank: bool = False) -> None:
@@ -131,7 +130,7 @@ def tell_end(line: str, exit_code: int) -> None:
     if is_main() and is_json():
         event("stopped", message=line, exit_code=exit_code)
     elif is_main():
-        print(f"{front()}cloze: {line}", file=sys.stderr)
+        put(sys.stderr, f"{front()}cloze: {line}\n")
 
 
 def duration(seconds: float) -> str:
@@ -211,6 +210,6 @@ def _plain(stage: str, total: int | None, unit: str, start: int) -> Iterator[Cal
             return
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         eta = "" if left is None else f"  ETA {duration(left)}"
-        print(f"{stage:<12} {count} {unit}  {duration(seconds)}{eta}  {note}".rstrip(), file=sys.stderr, flush=True)
+        put(sys.stderr, f"{stage:<12} {count} {unit}  {duration(seconds)}{eta}  {note}".rstrip() + "\n")
 
     yield advance

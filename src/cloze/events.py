@@ -28,6 +28,21 @@ def is_json() -> bool:
     return os.environ.get("CLOZE_LOG_FORMAT") == "json"
 
 
+lost_output: list[OSError] = []  # why something written to stdout or stderr was dropped
+
+
+def put(stream: TextIO, text: str) -> None:
+    """Write to stdout or stderr. What a full disk or a lost file server behind them does not take is dropped and noted
+    in `lost_output`, because a log must not end a run. Raises BrokenPipeError if the reader is gone."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError):
+            raise
+        lost_output[:] = [error]
+
+
 def event(name: str, **fields: Any) -> None:
     """Write one object to stdout, in one piece; NaN and infinity become null."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -36,8 +51,7 @@ def event(name: str, **fields: Any) -> None:
     line = dump_json(about | fields, default=str, ensure_ascii=True)
     stream = sys.stdout.stream if isinstance(sys.stdout, Lines) else sys.stdout
     with _lock:
-        stream.write(line + "\n")
-        stream.flush()
+        put(stream, line + "\n")
 
 
 class Lines:

@@ -25,8 +25,35 @@ from cloze.errors import ConfigError, DiskError
 from cloze.foreign.json_yaml import dump_json
 
 SPARE_FILES = 256
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_BAD_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
+# What to do about an error of the operating system while a file is written: the one table. Those that are in none of
+# its rows are disk errors too, with the last hint.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SERVER = (
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENETRESET,
+    errno.EREMOTEIO,
+    errno.ECOMM,
+    errno.EPROTO,
+    errno.ESHUTDOWN,
+    errno.ENOLCK,
+    errno.EBUSY,
+    errno.EAGAIN,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EIO,
+)
+_HINTS = {
+    **dict.fromkeys(_FULL, "free some space or choose another folder"),
+    **dict.fromkeys(_SERVER, "look at the disk or its file server, or choose another folder"),
+}
+_OTHER_HINT = "choose another folder"
+_reported: set[str] = set()  # files of which `auxiliary_write` has said that they cannot be written
 
 
 def sync(path: Path) -> None:
@@ -54,17 +81,55 @@ def publish(staged: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn 'disk full', 'read-only' and 'no permission' into one `DiskError` line naming `path`."""
+    """Turn an error of the operating system (full, read-only, a lost file server, ...) into one `DiskError` line.
+
+    Passed through: what libraries raise as an OSError without a number, and broken connections, which are no disk's.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL | _BAD_PLACE | {errno.ENAMETOOLONG}:
+        if error.errno is None or isinstance(error, ConnectionError | ChildProcessError):
             raise
-        raise DiskError(
-            f"cannot write: {os.strerror(error.errno or 0)}",
-            where=path,
-            hint="free some space or choose another folder" if error.errno in _FULL else "choose another folder",
-        ) from error
+        hint = _HINTS.get(error.errno, _OTHER_HINT)
+        raise DiskError(f"cannot write: {os.strerror(error.errno)}", where=path, hint=hint) from error
+
+
+@contextlib.contextmanager
+def auxiliary_write(path: Path | str) -> Iterator[None]:
+    """Report a DiskError of the block as a warning, once until a write succeeds: for files that training can do
+    without for a while (metrics, status, sessions)."""
+    name = str(path)
+    try:
+        yield
+    except DiskError as error:
+        if name not in _reported:
+            warn(f"{error}; training does not depend on it")
+        _reported.add(name)
+    else:
+        _reported.discard(name)
+
+
+def append_text(path: Path | str, text: str, good_size: int | None = None) -> int:
+    """Append `text` as a whole or not at all, and return the file's new size. `good_size`: what earlier appends have
+    written; anything beyond it is the rest of one that failed, and is cut off. Raises DiskError."""
+    data = memoryview(text.encode("utf-8"))
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            if good_size is not None and size > good_size:
+                os.ftruncate(descriptor, good_size)
+                size = good_size
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
 
 
 def remove_tree(path: Path | str, quietly: bool = False) -> None:

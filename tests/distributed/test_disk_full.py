@@ -86,7 +86,16 @@ def test_training_goes_on_until_there_is_room_again(prepared, tmp_path, small_di
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-8"]
     verify_checkpoint(run / "checkpoint-8")
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [step for step in steps if step not in (3, 4, 5)] == [1, 2, 6, 7, 8]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert json.loads((run / "status.json").read_text())["status"] == "finished"
+
+
+def test_a_log_on_a_full_disk_does_not_end_a_run(prepared, tmp_path, small_disk):
+    argv = ["train", *FILLED, "--save_strategy", "no", "--dataset_name", str(prepared)]
+    argv += ["--output_dir", str(tmp_path / "run")]
+    outcomes = cloze_ranks(argv, 1, "single", small_disk / "log", filled_between(small_disk, 1, 20))
+    assert [outcome.code for outcome in outcomes] == [0], outcomes[0].output
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +20,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cloze.console import warn
 from cloze.data.loader import StepBatches, TrainLoader
 from cloze.events import event, is_json
-from cloze.files import disk_errors, write_text
+from cloze.files import append_text, auxiliary_write, disk_errors, write_text
 from cloze.train.plan import Plan
 from cloze.train.run_owner import check_owner
 from cloze.train.trackers import report, tracker_values
 
 FILE = "metrics.jsonl"
+MOST_UNWRITTEN = 100_000  # lines that are kept in memory while they cannot be written: some 30 MB
 
 
 class MetricsLog:
@@ -34,21 +38,60 @@ class MetricsLog:
     def __init__(self, output_dir: Path, accelerator: Accelerator, start_step: int):
         self._path = output_dir / FILE
         self._accelerator = accelerator
+        self._unwritten: deque[tuple[int, str]] = deque()
+        self._size: int | None = None  # of the file, after the last line that was written whole
+        self._dropped = 0
         if accelerator.is_main_process:
-            check_owner(output_dir)
-            kept = [line for line in read_metrics(output_dir) if line["step"] <= start_step]
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept if start_step))
+            self._cut(start_step)
+
+    def rewind(self, start_step: int) -> None:
+        """Drop the lines after a step, because they come again."""
+        if self._accelerator.is_main_process:
+            self._unwritten = deque(one for one in self._unwritten if one[0] <= start_step)
+            with auxiliary_write(self._path):
+                self._cut(start_step)
+
+    def _cut(self, start_step: int) -> None:
+        """Shorten the file where that is enough, which a full disk allows; else write it again. Raises DiskError."""
+        check_owner(self._path.parent)
+        kept = [line for line in read_metrics(self._path.parent) if line["step"] <= start_step]
+        text = "".join(json.dumps(line) + "\n" for line in kept if start_step)
+        data, self._size = text.encode("utf-8"), None
+        with disk_errors(self._path):
+            begins_so = self._path.is_file() and self._path.read_bytes().startswith(data)
+            if begins_so:
+                os.truncate(self._path, len(data))
+        if not begins_so:
+            write_text(self._path, text)
+        self._size = len(data)
 
     def write(self, values: dict[str, Any]) -> None:
         """One line: `step` and any numbers; NaN and infinity become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         if self._accelerator.is_main_process:
-            check_owner(self._path.parent)
-            with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(clean) + "\n")
+            self._unwritten.append((values["step"], json.dumps(clean) + "\n"))
+            if len(self._unwritten) > MOST_UNWRITTEN:
+                self._unwritten.popleft()
+                self._dropped += 1
+            self._write_out()
             if is_json():
                 event("metrics", **clean)
         report(tracker_values(clean), step=values["step"])
+
+    def _write_out(self) -> None:
+        """Append the lines that are not in the file yet, in their order; those that cannot be written are kept."""
+        with auxiliary_write(self._path):
+            check_owner(self._path.parent)
+            self._size = append_text(self._path, "".join(line for _, line in self._unwritten), self._size)
+            self._unwritten.clear()
+
+    def close(self) -> None:
+        """Write what could not be written before, or say how much is lost."""
+        if self._unwritten:
+            self._write_out()
+        lost = self._dropped + len(self._unwritten)
+        if lost:
+            warn(f"{self._path}: {lost:,} line{'s' * (lost > 1)} could not be written")
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:

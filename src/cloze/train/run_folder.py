@@ -25,9 +25,9 @@ import yaml
 from cloze.config import TrainConfig
 from cloze.console import is_main, own_rank
 from cloze.environment import processes
-from cloze.errors import ConfigError, DiskError, OwnerError
+from cloze.errors import ConfigError, OwnerError
 from cloze.failures import FailureLog, forget, secret_values
-from cloze.files import disk_errors, write_json, write_text
+from cloze.files import auxiliary_write, disk_errors, write_json, write_text
 from cloze.places import SECRETS
 from cloze.train.branch import BRANCHED, IDENTITY_FILE, begin_branch, branch_of, is_in_run, set_aside_newer
 from cloze.train.checkpoint_files import list_checkpoints, own_checkpoints
@@ -71,7 +71,7 @@ def write_status(output_dir: Path, status: str, line: str) -> None:
     """Write status.json: running, stopped (to be resumed), finished or failed, and one line about it; on rank 0 only,
     and not in a folder that another start has taken over."""
     if is_main():
-        with contextlib.suppress(DiskError, OwnerError):
+        with contextlib.suppress(OwnerError), auxiliary_write(output_dir / STATUS_FILE):
             check_owner(output_dir)
             write_json(output_dir / STATUS_FILE, {"status": status, "line": line})
 

@@ -18,8 +18,7 @@ from accelerate import Accelerator
 
 from cloze.collectives import gather
 from cloze.distributed import engine_name
-from cloze.errors import DiskError
-from cloze.files import write_json
+from cloze.files import auxiliary_write, write_json
 from cloze.machine import processor, versions_of
 from cloze.train.run_owner import check_owner
 
@@ -46,10 +45,8 @@ def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) ->
     }
     check_owner(output_dir)
     kept = [one for one in read_sessions(output_dir) if one["first_step"] < first_step]
-    try:
+    with auxiliary_write(output_dir / FILE):
         write_json(output_dir / FILE, {"sessions": [*kept, session]})
-    except DiskError:  # as with status.json: training itself does not need it
-        return
 
 
 def read_sessions(run_dir: Path) -> list[dict[str, Any]]:

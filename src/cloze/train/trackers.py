@@ -28,7 +28,7 @@ from cloze.config import TrainConfig
 from cloze.console import warn
 from cloze.errors import ConfigError, Stopped, one_line
 from cloze.failures import redacted, secret_values
-from cloze.files import write_json
+from cloze.files import auxiliary_write, write_json
 
 FILE = "trackers.json"
 _HINTS = {
@@ -95,7 +95,8 @@ def _begin(
         kept[name] = _identity(name, tracker)
         _running.append(tracker)
         accelerator.trackers.append(tracker)
-    write_json(output_dir / FILE, kept)
+    with auxiliary_write(output_dir / FILE):
+        write_json(output_dir / FILE, kept)
 
 
 def read_kept(output_dir: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,15 @@ def train_to_the_end(run: Run) -> None:
     say("data", f"{amount} blocks of {plan.block_size}; {plan.blocks_a_step}")
     begin, start = time.monotonic(), resume(run)
     note_session(run.output_dir, run.engine.accelerator, start.step)
-    while True:
-        log = MetricsLog(run.output_dir, run.engine.accelerator, start.step)
-        try:
-            train_steps(run, log, start)
-            break
-        except RollBack as back:
-            start = roll_back(run, back)
+    log = MetricsLog(run.output_dir, run.engine.accelerator, start.step)
+    with closing(log):
+        while True:
+            try:
+                train_steps(run, log, start)
+                break
+            except RollBack as back:
+                start = roll_back(run, back)
+                log.rewind(start.step)
     finish_saving(run)
     write_status(run.output_dir, "finished", f"{plan.total_steps} steps")
     say(
