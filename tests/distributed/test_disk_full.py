@@ -90,12 +90,19 @@ def test_training_goes_on_until_there_is_room_again(prepared, tmp_path, small_di
     assert json.loads((run / "status.json").read_text())["status"] == "finished"
 
 
-def test_a_log_on_a_full_disk_does_not_end_a_run(prepared, tmp_path, small_disk):
-    argv = ["train", *FILLED, "--save_strategy", "no", "--dataset_name", str(prepared)]
-    argv += ["--output_dir", str(tmp_path / "run")]
-    outcomes = cloze_ranks(argv, 1, "single", small_disk / "log", filled_between(small_disk, 1, 20))
-    assert [outcome.code for outcome in outcomes] == [0], outcomes[0].output
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
+def log_to_a_full_disk() -> None:
+    """To be called in a rank: what it prints from now on is not taken."""
+    for descriptor in (1, 2):
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+
+
+@pytest.mark.parametrize("more", [[], ["--log_format", "json"]], ids=["", "json"])
+def test_a_log_on_a_full_disk_does_not_end_a_run(prepared: Path, tmp_path: Path, more: list[str]):
+    argv = ["train", *TINY_MODEL, *more, "--max_steps", "2", "--logging_steps", "1", "--save_strategy", "no"]
+    argv += ["--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run")]
+    outcomes = cloze_ranks(argv, 1, "single", tmp_path / "log", log_to_a_full_disk)
+    assert [outcome.code for outcome in outcomes] == [0]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
