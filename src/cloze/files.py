@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import resource
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -188,13 +189,56 @@ def staged_folder(final: Path | str) -> Iterator[Path]:
     try:
         with disk_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(staged, ignore_errors=True)
+            remove_tree(staged)
             staged.mkdir()
             yield staged
             sync_tree(staged)
             publish(staged, final)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        remove_tree(staged, quietly=True)
+
+
+@contextlib.contextmanager
+def replaced_folder(final: Path | str) -> Iterator[Path]:
+    """A temporary folder that takes the place of `final`, if that exists, when the block ends well.
+
+    If `final` is a symbolic link to a folder, as to a larger disk, that folder is replaced, and the link stays. Raises
+    DiskError if the disk is full or read-only, or the link leads nowhere.
+    """
+    link, final = Path(final), Path(final)
+    if link.is_symlink():
+        final = Path(os.path.realpath(link))
+        if not final.exists():
+            hint = "mount that disk, or remove the link"
+            raise DiskError(f"is a link to {final}, which does not exist", where=link, hint=hint)
+    check_writable(final)
+    name = secrets.token_hex(8)
+    finished, aside = (final.with_name(f"{final.name}.{kind}-{name}") for kind in ("new", "replaced"))
+    try:
+        with staged_folder(finished) as staged:
+            yield staged
+        with disk_errors(final):
+            while not _take_place(finished, final, aside):
+                remove_tree(aside, quietly=True)
+    finally:
+        remove_tree(finished, quietly=True)
+        if final.exists():
+            remove_tree(aside, quietly=True)
+        elif aside.exists():
+            aside.rename(final)
+
+
+def _take_place(finished: Path, final: Path, aside: Path) -> bool:
+    """Rename `finished` to `final`, which is moved aside if it exists; whether no other process was quicker."""
+    with contextlib.suppress(FileNotFoundError):
+        final.rename(aside)
+    try:
+        publish(finished, final)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
 
 
 def write_text(path: Path | str, text: str) -> None:

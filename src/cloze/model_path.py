@@ -110,7 +110,7 @@ def is_of_run(folder: Path, own: str | None) -> bool:
 
 def run_of(checkpoint: Path) -> Path | None:
     """Return the run's folder that a checkpoint is in; None if that is no run or another one."""
-    run_dir = checkpoint.resolve().parent
+    run_dir = checkpoint.parent.resolve()  # the checkpoint may be a link to another disk
     own = run_id(read_mapping(run_dir / IDENTITY))
     return run_dir if (run_dir / "config.yaml").is_file() and is_of_run(checkpoint, own) else None
 

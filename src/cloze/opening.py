@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from cloze.errors import CheckpointError
 from cloze.foreign.pretrained import from_config, from_pretrained
 from cloze.model.load import load_pretrained
-from cloze.train.checkpoint_files import verify_checkpoint
+from cloze.train.checkpoint_files import still_there, verify_checkpoint
 from cloze.train.restore import PieceReader
 from cloze.train.state import WEIGHT
 
@@ -33,6 +33,11 @@ def load_checkpoint(folder: Path) -> Any:
 
     Raises CheckpointError where its weights are not those of its configuration.
     """
+    with still_there(folder):
+        return _load_checkpoint(folder)
+
+
+def _load_checkpoint(folder: Path) -> Any:
     manifest = verify_checkpoint(folder, contents=False)
     config = from_pretrained(AutoConfig, folder / "model")
     model = from_config(AutoModelForMaskedLM, config, dtype=torch.float32)

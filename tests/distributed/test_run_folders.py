@@ -205,3 +205,87 @@ def test_a_run_resumes_when_its_base_model_has_moved_or_is_gone(prepared: Path, 
     refused = cloze_ranks(argv(cut, tmp_path / "no-such-base", "2"), 1, "ddp", tmp_path / "e")
     assert refused[0].code == 2
     assert "another run (model_name_or_path" in error_of(refused[0].output)
+
+
+def drop_rights() -> None:
+    """Root writes everywhere unless it gives up the right to."""
+    import ctypes
+
+    ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+
+
+def test_a_run_folder_that_cannot_be_written_is_named_before_time_is_spent(prepared: Path, run: Path, tmp_path: Path):
+    output = copy_of(run, tmp_path / "run")
+    output.chmod(0o555)
+    evaluation = ["evaluate", str(output), "--data", str(prepared)]
+    for argv, hint in (
+        (flags(prepared, output, "--resume_from_checkpoint", "auto"), "choose another"),
+        (evaluation, "--output FILE"),
+        (["consolidate", str(output)], "--output"),
+        (["report", str(output)], "--output FILE"),
+    ):
+        outcome = cloze_ranks(argv, 1, "single", tmp_path / "log", before=drop_rights)[0]
+        line = error_of(outcome.output)
+        assert outcome.code == 2
+        assert f"{output}" in line
+        assert "cannot write: Permission denied" in line
+        assert hint in line
+        assert "perplexity" not in outcome.output
+    elsewhere = tmp_path / "eval.json"
+    succeed(cloze_ranks([*evaluation, "--output", str(elsewhere)], 1, "single", tmp_path / "b", before=drop_rights))
+    assert json.loads(elsewhere.read_text())["perplexity"] > 1
+    output.chmod(0o755)
+
+
+def test_a_model_folder_that_is_a_link_is_consolidated_into_again(run: Path, tmp_path: Path):
+    from cloze.commands.consolidate import consolidate
+    from cloze.config import ConsolidateConfig
+
+    output = copy_of(run, tmp_path / "run")
+    (output / "checkpoint-6").rename(tmp_path / "checkpoint-on-a-big-disk")
+    (output / "checkpoint-6").symlink_to(tmp_path / "checkpoint-on-a-big-disk")
+    consolidate(ConsolidateConfig(checkpoint=str(output)))
+    (output / "model").rename(tmp_path / "big-model")
+    (output / "model").symlink_to(tmp_path / "big-model")
+    before = (tmp_path / "big-model" / "model.safetensors").stat().st_ino
+    for _ in range(2):
+        consolidate(ConsolidateConfig(checkpoint=str(output)))
+    assert (output / "model").is_symlink()
+    assert (tmp_path / "big-model" / "model.safetensors").stat().st_ino != before
+    assert (output / "checkpoint-6").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big-model", "checkpoint-on-a-big-disk", "run"]
+
+
+def test_a_checkpoint_that_rotation_deletes_while_it_is_read_is_one_line(run: Path, tmp_path: Path, monkeypatch):
+    from cloze.commands.consolidate import consolidate
+    from cloze.config import ConsolidateConfig
+    from cloze.consolidate import model_folder
+    from cloze.errors import CheckpointError
+    from cloze.opening import load_checkpoint
+    from cloze.train.checkpoint_files import find_checkpoint, rotate, verify_checkpoint
+
+    output = copy_of(run, tmp_path / "run")
+    write = model_folder.tidy_config
+
+    def rotated(*args, **kwargs) -> None:
+        shutil.rmtree(output / "checkpoint-6")
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(model_folder, "tidy_config", rotated)
+    with pytest.raises(CheckpointError, match="checkpoint-6: was deleted while it was read"):
+        consolidate(ConsolidateConfig(checkpoint=str(output)))
+    assert not (output / "model").exists()
+    with pytest.raises(CheckpointError, match="was deleted while it was read"):
+        load_checkpoint(output / "checkpoint-6")
+
+    names = []
+
+    def slow(folder: Path, *args, **kwargs):
+        names.append(folder.name)
+        if len(names) == 1:  # training saves, and rotates
+            shutil.copytree(output / "checkpoint-2", output / "checkpoint-8")
+            rotate(output, 1)
+        return verify_checkpoint(folder, *args, **kwargs)
+
+    monkeypatch.setattr("cloze.train.checkpoint_files.verify_checkpoint", slow)
+    assert find_checkpoint(output, "auto") == output / "checkpoint-8"

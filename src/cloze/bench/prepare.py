@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from cloze.data.sources import open_corpus
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.train_tokenizer import train_tokenizer
 from cloze.data.work import Share, do_units
+from cloze.files import remove_tree
 from cloze.sample import write_corpus
 
 TEXT_FIELD = "answers.text"
@@ -160,7 +160,7 @@ def _time_units(settings: PrepareConfig, tokenizer: str, folder: Path, num_proc:
             lambda: do_units(recipe, inputs.corpus.tasks, units, num_proc, Share(), inputs.facts["unit_size"])
         )
     finally:
-        shutil.rmtree(units, ignore_errors=True)
+        remove_tree(units, quietly=True)
 
 
 def _gigatoken_alone(spec: EncoderSpec, texts: list[str]) -> None:

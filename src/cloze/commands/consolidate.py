@@ -13,7 +13,7 @@ from cloze.consolidate.foreign import find_dcp_files, find_zero_files, foreign_s
 from cloze.consolidate.model_folder import choose_checkpoint, choose_last, write_model
 from cloze.consolidate.stored import Source, own_source
 from cloze.errors import CheckpointError, ConfigError
-from cloze.files import parse_size
+from cloze.files import check_writable, parse_size
 from cloze.model_path import run_of
 
 
@@ -45,6 +45,8 @@ def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
         if getattr(config, name) is not None:
             raise ConfigError("a checkpoint of Cloze has its own", where=f"--{name}", hint="leave it out")
     path = Path(config.checkpoint)
+    run_dir = path.parent if path.name.startswith("checkpoint-") else path
+    check_writable(config.output or run_dir / "model")
     folders = [choose_checkpoint(path)] if config.average == 1 else choose_last(path, config.average)
     parent = folders[-1].parent
     if config.output is None and (parent / "config.yaml").is_file() and run_of(folders[-1]) is None:

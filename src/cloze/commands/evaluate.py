@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cloze.collectives import decide
 from cloze.config import EvaluateConfig
 from cloze.console import duration, say
 from cloze.data.shards import Prepared, open_prepared
@@ -18,7 +19,7 @@ from cloze.errors import ConfigError, DataError
 from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
-from cloze.files import write_json
+from cloze.files import check_writable, write_json
 from cloze.foreign.text_lines import read_lines
 from cloze.lineage import KEY as LINEAGE
 from cloze.lineage import describe as describe_lineage
@@ -37,6 +38,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     lines = None if config.sentences is None else read_sentences(config.sentences)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
+    output = output_path(config, subject.run_dir)
+    if output is not None:
+        decide(lambda: check_writable(output, "put the result elsewhere with --output FILE"))
     say("evaluate", f"{subject.name}: {describe_lineage(subject.lineage)}")
     begin = time.monotonic()
     if config.metric == "perplexity":
@@ -70,7 +74,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         told[0] += f"; {duration(time.monotonic() - begin)}"
         for line in told:
             say("evaluate", line, result=True)
-        output = output_path(config, subject.run_dir)
         if output is not None:
             write_json(output, values)
             say("evaluate", f"written to {output}", result=output)

@@ -6,6 +6,7 @@ import time
 
 from cloze.config import GrowConfig
 from cloze.console import duration, say
+from cloze.files import check_writable
 from cloze.grow.warm_start import warm_start
 
 
@@ -13,6 +14,7 @@ def run(config: GrowConfig) -> None:
     """Write the model and say what it was made of."""
     begin = time.monotonic()
     say("grow", f"{config.source} -> {config.output}")
+    check_writable(config.output)
     done = warm_start(config)
     for name, (before, after) in done.changes.items():
         say("grow", f"{name}: {before:,} -> {after:,}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from cloze.config import PrepareConfig
 from cloze.console import duration, say, warn
 from cloze.data.prepare import prepare
+from cloze.files import check_writable
 from cloze.inspection import split_line
 
 
@@ -18,6 +20,8 @@ def run(config: PrepareConfig) -> None:
 def prepare_and_tell(config: PrepareConfig) -> bool:
     """The same; returns whether the folder is whole, which it is not while other shards are at work."""
     begin = time.monotonic()
+    if not Path(config.output).exists():
+        check_writable(config.output)
     manifest = prepare(config)
     if manifest is None:
         return False

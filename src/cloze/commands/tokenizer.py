@@ -8,11 +8,13 @@ from cloze.config import TokenizerConfig
 from cloze.console import duration, say
 from cloze.data.extend_tokenizer import extend_tokenizer
 from cloze.data.train_tokenizer import train_tokenizer
+from cloze.files import check_writable
 
 
 def run(config: TokenizerConfig) -> None:
     """Train or extend, then say what there is now."""
     begin = time.monotonic()
+    check_writable(config.output)
     if config.extend is None:
         tokenizer = train_tokenizer(config)
     else:

@@ -29,7 +29,7 @@ from cloze.cards.weights import excluded_scores
 from cloze.console import progress, warn
 from cloze.consolidate.stored import Source, Stored, own_source
 from cloze.errors import CheckpointError, ConfigError
-from cloze.files import staged_folder, write_json
+from cloze.files import replaced_folder, write_json
 from cloze.foreign.pretrained import from_pretrained
 from cloze.lineage import of_tensors, write_record
 from cloze.model.load import load_checked
@@ -107,9 +107,7 @@ def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) 
     """
     if output.exists() and not (output / "config.json").is_file():
         raise ConfigError("exists and is not a model folder", where=output, hint="choose another --output")
-    finished = output.with_name(f"{output.name}.new")
-    shutil.rmtree(finished, ignore_errors=True)
-    with staged_folder(finished) as staged:
+    with replaced_folder(output) as staged:
         source.save_model_files(staged)
         tidy_config(staged, DTYPES[dtype])
         files = write_weights(staged, source.tensors, max_shard_bytes, DTYPES[dtype])
@@ -123,18 +121,7 @@ def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) 
         if line := excluded_scores(staged, source.run_dir):
             warn(line)
         write_card(staged, source.run_dir)
-    _replace(output, finished)
     return compared
-
-
-def _replace(output: Path, finished: Path) -> None:
-    """Put `finished` in the place of `output`; the old folder goes only when the new one is there."""
-    old = output.with_name(f"{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    finished.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def tidy_config(folder: Path, dtype: torch.dtype) -> None:

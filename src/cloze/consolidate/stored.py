@@ -30,7 +30,7 @@ from cloze.foreign.safetensors_header import load_tensors
 from cloze.lineage import Lineage, of_average, of_checkpoint, run_id
 from cloze.model.in_float32 import InFloat32
 from cloze.model_path import run_of
-from cloze.train.checkpoint_files import PROBE, read_manifest
+from cloze.train.checkpoint_files import PROBE, read_manifest, still_there
 from cloze.train.probe import TOLERANCE, not_finite, probe_difference, probe_loss, stored_loss
 from cloze.train.restore import PieceReader
 from cloze.train.state import EMA, WEIGHT
@@ -127,6 +127,7 @@ def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "traine
     `weights`: "trained", or "ema" for the moving average of them. The folders were verified before. Raises
     CheckpointError where they are not of one model; ConfigError where no moving average was kept.
     """
+    stack.enter_context(still_there(*folders))
     manifests = [read_manifest(folder) for folder in folders]
     readers = [stack.enter_context(PieceReader(*both)) for both in zip(folders, manifests, strict=True)]
     newest, manifest, sums = readers[-1], manifests[-1], readers[-1].sums()

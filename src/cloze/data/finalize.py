@@ -29,7 +29,7 @@ from cloze.data.units import (
     unit_name,
 )
 from cloze.errors import ConfigError, DataError
-from cloze.files import disk_errors, publish, sync_tree
+from cloze.files import disk_errors, publish, remove_tree, sync_tree
 
 JOIN_TOKENS = 2**22
 
@@ -46,7 +46,7 @@ def finalize(
     staged = parts / f"joined-{process_name()}"
     with disk_errors(output):
         try:
-            shutil.rmtree(staged, ignore_errors=True)
+            remove_tree(staged)
             staged.mkdir()
             manifest = _assemble(staged, parts, recipe, facts, named_validation, tasks)
             sync_tree(staged)
@@ -57,8 +57,8 @@ def finalize(
                 raise
             manifest = open_prepared(output).manifest
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
-    shutil.rmtree(parts, ignore_errors=True)
+            remove_tree(staged, quietly=True)
+    remove_tree(parts, quietly=True)
     return manifest
 
 
@@ -93,11 +93,11 @@ def _assemble(
         splits = {side: _join(staged / side, units, side, recipe, counts[side]) for side in SIDES}
         _check_blocks(recipe, splits, corpus_name, named_validation)
     except DataError:
-        shutil.rmtree(parts, ignore_errors=True)  # the same units would end here again
+        remove_tree(parts, quietly=True)  # the same units would end here again
         raise
     if splits["validation"]["blocks"] == 0:
         del splits["validation"]
-        shutil.rmtree(staged / "validation")
+        remove_tree(staged / "validation")
     shutil.copytree(parts / "tokenizer", staged / "tokenizer")
     bad = sum((Counter(unit["bad_records"]) for _, unit in units), Counter())
     examples = [line for _, unit in units for line in unit["examples"]][:MAX_EXAMPLES]

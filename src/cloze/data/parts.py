@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cloze.data.units import process_name
 from cloze.errors import ConfigError, DataError
-from cloze.files import disk_errors, sync_tree, write_json
+from cloze.files import disk_errors, remove_tree, sync_tree, write_json
 
 _NOT_COMPARED = (
     "cloze_version",
@@ -57,7 +56,7 @@ def open_parts(parts: Path, facts: dict[str, Any], tokenizer: Any) -> None:
             try:
                 os.rename(staged, parts / "tokenizer")
             except OSError:  # another shard was quicker
-                shutil.rmtree(staged, ignore_errors=True)
+                remove_tree(staged, quietly=True)
                 if not (parts / "tokenizer").is_dir():
                     raise
 
@@ -81,7 +80,7 @@ def _remove_leftovers(parts: Path) -> None:
         words = folder.name.split("-")
         host, pid = "-".join(words[1:-3] if words[0] == "tmp" else words[1:-1]), words[-3 if words[0] == "tmp" else -1]
         if host == process_name().rsplit("-", 1)[0] and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder, quietly=True)
 
 
 def _is_alive(pid: int) -> bool:

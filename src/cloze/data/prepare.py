@@ -11,7 +11,6 @@ Until then the work is in OUTPUT.parts: plan.json (what is being made of what), 
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -32,7 +31,7 @@ from cloze.data.tokenize import describe, load_tokenizer
 from cloze.data.units import Recipe, read_unit
 from cloze.data.work import Share, do_units, missing_units, owners, start_method
 from cloze.errors import ClozeError, ConfigError, DataError
-from cloze.files import parse_size
+from cloze.files import parse_size, remove_tree
 
 SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 100_000
 
@@ -126,7 +125,7 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
         if output.exists():  # another process has made it meanwhile, and removed what this one was working on
             return _done_meanwhile(config, output, parts, facts)
         if share.count == 1 and not any(read_unit(unit) for unit in units.glob("0*")):
-            shutil.rmtree(parts, ignore_errors=True)  # nothing was finished: nothing to go on from
+            remove_tree(parts, quietly=True)  # nothing was finished: nothing to go on from
         raise
     if output.exists():
         return _done_meanwhile(config, output, parts, facts)
@@ -181,7 +180,7 @@ def sample_texts(corpus: Corpus) -> list[str]:
 def _done_meanwhile(config: PrepareConfig, output: Path, parts: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest of a folder that is there, and remove what is left of making it."""
     manifest = _same_as_before(config, output, facts)
-    shutil.rmtree(parts, ignore_errors=True)
+    remove_tree(parts, quietly=True)
     return manifest
 
 

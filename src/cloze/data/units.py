@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat
 from cloze.data.readers import Raw
 from cloze.data.shards import ShardWriter
 from cloze.data.sources import Task, bad_record_error, document_of, items_of, stream_place
-from cloze.files import disk_errors, sync, sync_tree
+from cloze.files import disk_errors, remove_tree, sync, sync_tree
 
 SIDES = ("train", "validation")
 UNIT = "unit.json"
@@ -178,7 +177,7 @@ def do_unit(
     final = units / unit_name(task.number, chunk)
     staged = units / f"tmp-{process_name()}-{final.name}"
     with disk_errors(units):
-        shutil.rmtree(staged, ignore_errors=True)
+        remove_tree(staged)
         staged.mkdir(parents=True)
         try:
             found = records_of_chunk(task, records) if records is not None else items_of(task, recipe.fields)
@@ -187,7 +186,7 @@ def do_unit(
             (staged / UNIT).write_text(json.dumps(facts), encoding="utf-8")
             sync_tree(staged)
             if final.exists() and read_unit(final) is None:
-                shutil.rmtree(final)  # damaged
+                remove_tree(final)  # damaged
             try:
                 os.rename(staged, final)
             except OSError:
@@ -195,7 +194,7 @@ def do_unit(
                     raise
             sync(units)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            remove_tree(staged, quietly=True)
 
 
 def _fill_unit(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cloze.doctor.meeting import Meeting
+from cloze.files import remove_tree
 
 APPEAR_SECONDS = (
     10.0  # what another node wrote may be seen late: NFS keeps attributes for 3 s and more (nfs(5), acregmin)
@@ -91,7 +91,7 @@ def check_shared(meeting: Meeting, folder: Path) -> Shared:
             found.ranks = {rank: _look_back(meeting, rank, staged, own) for rank in meeting.ranks[1:]}
         return found
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        remove_tree(staged, quietly=True)
 
 
 def _other_rank(meeting: Meeting) -> None:

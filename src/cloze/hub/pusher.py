@@ -20,6 +20,7 @@ from typing import Any
 from cloze.cards.metadata import Told, base_and_dataset
 from cloze.console import warn
 from cloze.errors import ClozeError
+from cloze.files import remove_tree
 from cloze.hub.client import HubBusy, Target, connect
 from cloze.hub.follow import POLL_SECONDS, Order, identity
 from cloze.train.checkpoint_files import list_checkpoints
@@ -38,9 +39,9 @@ def main() -> None:
     ended = threading.Event()
     threading.Thread(target=_listen, args=(ended,), daemon=True).start()
     work = Path(order.run_dir) / WORK
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    remove_tree(work, quietly=True)  # of a process that was killed
     end = Pusher(order, work).follow(ended)
-    shutil.rmtree(work, ignore_errors=True)
+    remove_tree(work, quietly=True)
     tell({"end": end})
 
 
@@ -119,7 +120,7 @@ class Pusher:
         from cloze.hub.publish import push_model, with_license
 
         # Training may delete a checkpoint at any time: links to its files keep them.
-        shutil.rmtree(self._work, ignore_errors=True)
+        remove_tree(self._work)
         wanted = checkpoints if self._order.strategy == "all_checkpoints" else checkpoints[-1:]
         identities = {folder: identity(folder) for folder in checkpoints}
         held = {folder: self._work / folder.name for folder in wanted if _link(folder, self._work / folder.name)}
@@ -145,7 +146,7 @@ class Pusher:
         self._url = push_model(self._api, self._target, model, message, folders).url
         self._pushed = identities[newest]
         self._done |= set(identities.values())
-        shutil.rmtree(self._work, ignore_errors=True)
+        remove_tree(self._work, quietly=True)
         tell({"note": f"{newest.name} is on the Hub"})
 
 
@@ -159,7 +160,7 @@ def _link(folder: Path, copy: Path) -> bool:
         shutil.copytree(folder, copy, copy_function=_link_file)
         return True
     except (FileNotFoundError, shutil.Error):  # training has deleted it
-        shutil.rmtree(copy, ignore_errors=True)
+        remove_tree(copy, quietly=True)
         return False
 
 

@@ -9,10 +9,12 @@ its manifest, which carries a checksum itself, tell whether it still is what was
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ FORMAT_VERSION = 2
 MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
 HINT = "use an earlier checkpoint"
 MOST_READABLE_PIECES = 100_000
+MOST_DELETED = 20  # checkpoints that vanish while the newest good one is looked for
 MAX_MANIFEST_BYTES = 8 << 30  # millions of pieces: see launch/SCALING.md
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)-[0-9a-f]{16}")
@@ -149,16 +152,34 @@ def find_checkpoint(output_dir: Path, choice: str) -> Path | None:
     if choice != "auto":
         verify_checkpoint(Path(choice))
         return Path(choice)
-    candidates = own_checkpoints(output_dir)
-    for folder in reversed(candidates):
+    candidates, deleted = own_checkpoints(output_dir), 0
+    while candidates:
+        folder = candidates.pop()
         try:
             verify_checkpoint(folder)
             return folder
         except CheckpointError as error:
+            if not folder.exists() and deleted < MOST_DELETED:  # by the rotation of a run that is being trained
+                candidates, deleted = own_checkpoints(output_dir), deleted + 1
+                continue
             warn(f"{error}; trying the checkpoint before")
-    if candidates:
+    if own_checkpoints(output_dir):
         raise all_damaged(output_dir)
     return None
+
+
+@contextlib.contextmanager
+def still_there(*folders: Path) -> Iterator[None]:
+    """Report whatever goes wrong in the block as one line if a checkpoint that it reads has been deleted meanwhile, as
+    training does beyond save_total_limit. Raises CheckpointError."""
+    try:
+        yield
+    except Exception:
+        for folder in folders:
+            if not folder.is_dir():
+                hint = "training keeps the newest ones only (--save_total_limit): run the command again"
+                raise CheckpointError("was deleted while it was read", where=folder, hint=hint) from None
+        raise
 
 
 def all_damaged(output_dir: Path) -> CheckpointError:
