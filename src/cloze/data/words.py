@@ -13,13 +13,17 @@ A word is what the tokenizer splits a text into before it looks for tokens, as f
   contractions included. Parts of a character are of the kind that most characters which begin like them are.
 
 The first token of a block begins a word, and so do special and added tokens, and what follows them.
+
+Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...) have no words in this
+sense: whole sentences would be one. There every token begins a word: a character, or what the vocabulary has as one
+token. Combining marks stay with the character before them.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,8 +37,29 @@ from cloze.errors import ConfigError
 MARK = "▁"
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 # The kind of character at an edge of a token. NONE: the middle of one that an earlier token began. BLANK: a space,
-# which goes with whatever word comes after it.
-NONE, LETTER, DIGIT, OTHER, SPACE, BLANK = range(6)
+# which goes with whatever word comes after it. ALONE: a letter of a script without spaces; MARKS: marks on such a one.
+NONE, LETTER, DIGIT, OTHER, ALONE, MARKS, SPACE, BLANK = range(8)
+LONG_WORD = 8.0  # tokens: see `mean_word_length`; 1.1 on English with RoBERTa's vocabulary, 2.7 with one of 600 tokens
+# First and last code points of scripts without spaces between words.
+SPACELESS = (
+    (0x0E00, 0x109F),  # Thai, Lao, Tibetan, Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19DF),  # Tai Le, New Tai Lue
+    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x1B00, 0x1B7F),  # Balinese
+    (0x3005, 0x3007),
+    (0x3031, 0x3035),
+    (0x3040, 0x312F),  # Hiragana, Katakana, Bopomofo
+    (0x31A0, 0x31BF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0xA4CF),  # Han, Yi
+    (0xA980, 0xAADF),  # Javanese, Burmese, Tai Viet (and Cham, which has spaces)
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x1AFF0, 0x1B16F),
+    (0x20000, 0x3FFFF),
+)
 Flags = NDArray[np.bool_]
 Kinds = NDArray[np.uint8]
 
@@ -84,7 +109,7 @@ def words_of_edges(edges: Edges) -> Words:
     kinds, codes = np.unique(np.stack(columns, axis=1).astype(np.uint8), axis=0, return_inverse=True)
     tail, lone, first, last, begins, ends = kinds.T
     here, before = first[None, :], last[:, None]
-    changes = (here != NONE) & (here != before) & (before != BLANK)
+    changes = (here != NONE) & (here != MARKS) & ((here != before) | (here == ALONE)) & (before != BLANK)
     changes &= (here != SPACE) | (before < SPACE)
     pairs = begins[None, :].astype(bool) | ends[:, None].astype(bool) | changes
     return Words(
@@ -94,6 +119,17 @@ def words_of_edges(edges: Edges) -> Words:
         lone=int(((tail | lone) == 0).sum()),  # codes are in the order of their columns
         tail=int((tail == 0).sum()),
     )
+
+
+def mean_word_length(words: Words, blocks: NDArray[np.int32], special_token_ids: Sequence[int]) -> float:
+    """Return how many tokens the word of a token has, on average over the tokens of blocks [n, S]; 0.0 without any.
+
+    Special tokens are not counted. Above LONG_WORD masks of whole words differ much from block to block.
+    """
+    number = np.cumsum(words.starts(blocks), axis=1, dtype=np.int64)
+    number += np.arange(len(blocks))[:, None] * (blocks.shape[1] + 1)
+    counts = np.bincount(number[~np.isin(blocks, np.array(special_token_ids, np.int32))])
+    return float((counts**2).sum() / counts.sum()) if counts.sum() else 0.0
 
 
 def words_of(tokenizer: Any) -> Words:
@@ -127,12 +163,23 @@ def _kind(facts: dict[str, Any], tokens: list[str]) -> Callable[[list[str]], Edg
     if kind == "BPE" and "ByteLevel" in _types(facts.get("pre_tokenizer")):
         return _byte_level
     if kind in ("WordPiece", "BPE") and prefix and any(token.startswith(prefix) for token in tokens):
-        return lambda tokens: _flags(tokens, lambda token: not token.startswith(prefix), lambda token: False)
+        return lambda tokens: _flags(
+            tokens,
+            lambda token: not token.startswith(prefix),
+            lambda token: False,
+            lambda token: token.removeprefix(prefix),
+        )
     if kind == "BPE" and suffix and any(token.endswith(suffix) for token in tokens):
-        return lambda tokens: _flags(tokens, lambda token: False, lambda token: token.endswith(suffix))
+        return lambda tokens: _flags(
+            tokens, lambda token: False, lambda token: token.endswith(suffix), lambda token: token.removesuffix(suffix)
+        )
     marked = sum(token.startswith(MARK) for token in tokens)
-    if kind in ("Unigram", "BPE") and marked > 1:  # a lone mark is what spaces become where tokens are characters
-        return lambda tokens: _flags(tokens, lambda token: token.startswith(MARK), lambda token: False)
+    spaceless = any(token and _kind_of(token[0]) == ALONE for token in tokens)
+    # A lone mark is what spaces become where tokens are characters, or where a corpus has hardly any.
+    if kind in ("Unigram", "BPE") and marked + spaceless > 1:
+        return lambda tokens: _flags(
+            tokens, lambda token: token.startswith(MARK), lambda token: False, lambda token: token.removeprefix(MARK)
+        )
     return None
 
 
@@ -145,10 +192,19 @@ def _types(part: Any) -> set[str]:
     return {str(part.get("type"))} | _types(part.get("pretokenizers"))
 
 
-def _flags(tokens: list[str], begins: Callable[[str], bool], ends: Callable[[str], bool]) -> Edges:
-    """Edges of tokens whose characters do not matter."""
+def _flags(
+    tokens: list[str], begins: Callable[[str], bool], ends: Callable[[str], bool], text_of: Callable[[str], str]
+) -> Edges:
+    """Return the edges of tokens whose characters do not matter, but for scripts without spaces."""
     count = len(tokens)
     kinds = np.full((2, count), LETTER, np.uint8)
+    for number, text in enumerate(map(text_of, tokens)):
+        if not text:  # a mark of the beginning alone goes with what comes after it
+            kinds[1, number] = BLANK
+        elif not text.isascii():
+            first, last = _kind_of(text[0]), _kind_of(text[-1])
+            kinds[0, number] = first if first in (ALONE, MARKS) else LETTER
+            kinds[1, number] = ALONE if last in (ALONE, MARKS) else LETTER
     flags = np.fromiter(map(begins, tokens), bool, count), np.fromiter(map(ends, tokens), bool, count)
     return Edges(*flags, kinds[0], kinds[1], np.zeros(count, bool))
 
@@ -190,15 +246,19 @@ def _first_kind(raw: bytes, text: str) -> int:
 
 def _last_kind(raw: bytes, text: str) -> int:
     if not _is_part(text[-1]):
-        return _kind_of(text[-1])
+        kind = _kind_of(text[-1])
+        return ALONE if kind == MARKS else kind
     leads = [place for place, byte in enumerate(raw) if byte & 0xC0 != 0x80]
     return _kind_of_part(raw[leads[-1] :]) if leads else NONE
 
 
 @cache
 def _kind_of(character: str) -> int:
-    """As `\\p{L}`, `\\p{N}` and `\\s` have it."""
+    """Return the kind of a character, as `\\p{L}`, `\\p{N}` and `\\s` have it, but for letters and marks of
+    SPACELESS."""
     category = unicodedata.category(character)[0]
+    if category in "LM" and any(first <= ord(character) <= last for first, last in SPACELESS):
+        return ALONE if category == "L" else MARKS
     if category == "Z" or character in "\t\n\v\f\r\x85":
         return SPACE
     return {"L": LETTER, "N": DIGIT}.get(category, OTHER)
@@ -219,4 +279,4 @@ def _kind_of_part(raw: bytes) -> int:
     missing = 6 * (length - len(known))
     points = range(max(point << missing, 0x80), min((point + 1) << missing, 0x110000), max(1, (1 << missing) // 1024))
     kinds = [_kind_of(chr(each)) for each in points if unicodedata.category(chr(each))[0] != "C"]
-    return max((LETTER, DIGIT, OTHER), key=kinds.count) if kinds else OTHER
+    return max((LETTER, DIGIT, OTHER, ALONE), key=kinds.count) if kinds else OTHER

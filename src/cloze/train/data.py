@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloze.config import TrainConfig
+from cloze.console import say, warn
 from cloze.data.blocks import Blocks
 from cloze.data.cache import is_prepared, open_or_prepare
 from cloze.data.content import default_cache
@@ -34,10 +35,10 @@ from cloze.data.sources import Task
 from cloze.data.stream import BlockStream
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.units import Recipe
-from cloze.data.words import Words, words_of
+from cloze.data.words import LONG_WORD, Words, mean_word_length, words_of
 from cloze.errors import ConfigError, DataError, in_phase
 
-PROBE_BLOCKS, STREAM_SAMPLE = 2, 16
+PROBE_BLOCKS, SAMPLE = 2, 16
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class TrainData:
         name = Path(self.tokenizer).parent if self.blocks is not None else "--streaming_train"
         if self.blocks is not None:
             check_maskable(self.blocks, self.manifest, f"{name}: train")
-        elif maskable_share(self.first_blocks(0, STREAM_SAMPLE), self.manifest) == 0.0:
+        elif maskable_share(self.first_blocks(0, SAMPLE), self.manifest) == 0.0:
             raise DataError(
                 "no token of its first blocks can be masked: all are special or unknown to the tokenizer",
                 where=name,
@@ -155,7 +156,17 @@ def words_for(config: TrainConfig, data: TrainData) -> Words | None:
     """What `mask_unit` needs to know of the tokenizer. Raises ConfigError where that has no notion of a word."""
     if config.mask_unit == "token":
         return None
-    return words_of(load_tokenizer(data.tokenizer, config.trust_remote_code, config.token))
+    words = words_of(load_tokenizer(data.tokenizer, config.trust_remote_code, config.token))
+    special = data.manifest["tokenizer"]["special_token_ids"]
+    length = mean_word_length(words, data.first_blocks(config.seed, SAMPLE), special)
+    say("data", f"--mask_unit {config.mask_unit}: the word of a token has {length:.1f} tokens on average")
+    if length > LONG_WORD:
+        warn(
+            f"--mask_unit {config.mask_unit}: words of {length:.1f} tokens are few in a block, so the share that is "
+            "masked differs much from block to block; use --mask_unit token, or a tokenizer that cuts this text into "
+            "shorter words"
+        )
+    return words
 
 
 def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: int, words: Words | None) -> Masking:
