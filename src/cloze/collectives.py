@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,6 +147,15 @@ def _device(group: Any) -> torch.device:
     """Return where messages are sent from: gloo wants host memory, NCCL this rank's GPU."""
     on_host = torch.distributed.get_backend(group) == "gloo"
     return torch.device("cpu") if on_host else torch.device("cuda", torch.cuda.current_device())
+
+
+def wait_in_new_groups(seconds: float) -> None:
+    """Let process groups that are made from now on, by whatever library, wait so long for an answer: torch has a
+    default of its own for each backend, and DeepSpeed makes its groups with that."""
+    c10d, timeout = torch.distributed.distributed_c10d, timedelta(seconds=seconds)
+    c10d.default_pg_timeout = timeout
+    if getattr(c10d, "default_pg_nccl_timeout", None) is not None:
+        c10d.default_pg_nccl_timeout = timeout
 
 
 def make_group(backend: str) -> Any:

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
-from cloze.collectives import gather
+from cloze.collectives import gather, wait_in_new_groups
 from cloze.console import warn
 from cloze.environment import processes, requests
 from cloze.environment.settle import own_device, settle
@@ -83,6 +83,8 @@ def start(shape: RunShape) -> Accelerator:
     group = InitProcessGroupKwargs(
         backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=shape.timeout_seconds)
     )
+    if wants_deepspeed or processes.is_launched():
+        wait_in_new_groups(shape.timeout_seconds)
     with joining():
         accelerator = Accelerator(
             cpu=on_cpu and not wants_deepspeed,

@@ -24,6 +24,7 @@ from typing import Any
 from cloze.console import warn
 from cloze.errors import ConfigError, DiskError
 from cloze.foreign.json_yaml import dump_json
+from cloze.heartbeat import beat
 
 SPARE_FILES = 256
 # What to do about an error of the operating system while a file is written: the one table. Those that are in none of
@@ -71,6 +72,7 @@ def sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for name in names:
             sync(Path(root) / name)
+            beat()
         sync(Path(root))
 
 
@@ -266,6 +268,7 @@ def sha256(path: Path | str) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+            beat()
     return digest.hexdigest()
 
 

@@ -21,6 +21,10 @@ from pathlib import Path
 
 import torch
 
+from cloze.heartbeat import beat
+
+_WRITTEN_AT_ONCE = 64 << 20  # bytes
+
 _DTYPE_NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -82,7 +86,9 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: dict[str, str]
             if len(data) != entry.num_bytes:
                 raise ValueError(f"{entry.key}: {len(data)} bytes where {entry.num_bytes} were announced")
             hashing = beside.submit(digest.update, data)
-            file.write(data)
+            for begin in range(0, len(data), _WRITTEN_AT_ONCE):
+                file.write(data[begin : begin + _WRITTEN_AT_ONCE])
+                beat()
             hashing.result()
         file.flush()
         os.fsync(file.fileno())

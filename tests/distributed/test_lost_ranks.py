@@ -200,3 +200,24 @@ def test_a_rank_that_was_frozen_is_missed(prepared: Path, tmp_path: Path, monkey
     kept = error_json(tmp_path / "run")
     assert (kept["rank"], kept["phase"], kept["step"]) == (1, "train", 3)
     assert [other["rank"] for other in kept["others"]] == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--async_save"]])
+def test_a_save_that_takes_longer_than_the_hang_timeout_is_no_hang(prepared: Path, tmp_path: Path, more: list[str]):
+    """One rank's disk is slow, and the other waits for it."""
+
+    def slow_disk() -> None:
+        from cloze import tensorfile
+
+        plain = tensorfile.tensor_bytes
+
+        def tensor_bytes(tensor):
+            if os.environ["RANK"] == "1":
+                time.sleep(0.3)
+            return plain(tensor)
+
+        tensorfile.tensor_bytes = tensor_bytes
+
+    argv = flags(prepared, tmp_path / "run", "--hang_timeout", "4", "--max_steps", "2", "--save_steps", "2", *more)
+    succeed(cloze_ranks(argv, 2, "ddp", tmp_path / "log", slow_disk))

@@ -46,7 +46,7 @@ LAYERS = [
     ["foreign"],
     ["secret"],
     ["environment"],
-    ["errors"],
+    ["errors", "heartbeat"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
 

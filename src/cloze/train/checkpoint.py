@@ -28,6 +28,7 @@ import torch
 from cloze.collectives import decide, gather_to_main, make_group
 from cloze.errors import ClozeError, DiskError
 from cloze.files import disk_errors, remove_tree, sha256, sync_tree
+from cloze.heartbeat import beat, join_progressing
 from cloze.tensorfile import Entry, write_tensors
 from cloze.train import state
 from cloze.train.checkpoint_files import (
@@ -88,7 +89,7 @@ class CheckpointSaver:
         """Wait for what is being written. Raises DiskError, on every rank, where it could not be."""
         if self._thread is None:
             return
-        self._thread.join()
+        join_progressing(self._thread)
         self._thread = None
         problem, self._problem = self._problem, None
         if problem is not None:
@@ -170,6 +171,7 @@ def _write_own(snapshot: Snapshot, rank: int) -> dict[str, Any]:
         tensor = piece.tensor
         entries.append(Entry(f"{piece.name}:{piece.key}", tensor.dtype, tuple(tensor.shape), lambda t=tensor: t))  # type: ignore[misc]
         where = {"name": piece.name, "key": piece.key, "offset": piece.offset, "length": tensor.numel()}
+        beat()
         described.append({**where, "file": file, "sum": content_sum(tensor, piece.offset)})
     written = write_tensors(snapshot.staged / file, entries)
     return {

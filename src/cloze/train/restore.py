@@ -22,6 +22,7 @@ from cloze.collectives import agree, decide, gather, gather_to_main
 from cloze.console import warn
 from cloze.errors import CheckpointError, in_phase
 from cloze.foreign.safetensors_header import map_tensors
+from cloze.heartbeat import beat
 from cloze.train import state
 from cloze.train.checkpoint_files import FROZEN, HINT, Position, all_damaged, own_checkpoints, verify_checkpoint
 from cloze.train.snapshot import Training
@@ -165,12 +166,14 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
     state.forget(training.optimizer)
     held = state.fragments(training.module, training.optimizer, training.rank)
     for fragment in held:  # what was read is not named: a name would keep it while the next is read
+        beat()
         keys = pieces.keys(fragment.name)
         state.create_state(inner, fragment, keys, pieces.numbers(fragment.name))
         for key in [state.WEIGHT, *keys]:
             fragment.view(key, inner.state).copy_(pieces.read(fragment.name, key, fragment.offset, fragment.length))
     _restore_steps(training, manifest)
     for name, parameter in training.module.named_parameters():
+        beat()
         trained = manifest["parameters"][name]["trained"]
         state.refresh_model(
             parameter, pieces.read(name, state.WEIGHT) if trained else pieces.frozen(name), training.rank

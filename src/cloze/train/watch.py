@@ -30,6 +30,7 @@ from cloze.console import warn
 from cloze.environment import processes
 from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
 from cloze.failures import FailureLog, is_lost_connection, is_unanswered, lost_record
+from cloze.heartbeat import Progress, beat, beats
 from cloze.telling import leave_code, tell
 from cloze.train.joining import accept_ranks, join_main, listen, resolve
 from cloze.train.link import Link
@@ -58,7 +59,7 @@ class Watch:
         self._hang_timeout, self._ddp_timeout = hang_timeout, ddp_timeout
         self._log, self._is_open = log, is_open
         self._stacks = log.run_dir / STACKS
-        self._phase, self._step, self._progress = "start", 0, time.monotonic()
+        self._phase, self._step, self._progress = "start", 0, Progress()
         self._links: dict[int, Link] = {}
         self._lost: LostRank | None = None
         self._noticed, self._ended = threading.Event(), threading.Event()
@@ -80,8 +81,8 @@ class Watch:
         return self._phase, self._step
 
     def beat(self) -> None:
-        """A sign of progress."""
-        self._progress = time.monotonic()
+        """Give a sign of progress; `heartbeat.beat` does the same."""
+        beat()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -173,8 +174,9 @@ class Watch:
             link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **about})
 
     def _tell(self) -> None:
+        count = self._progress.total if self.rank == 0 else beats(threading.main_thread())
         for link in self._links.values():
-            link.send({"kind": "alive", **self._where()})
+            link.send({"kind": "alive", "beats": count, **self._where()})
 
     def _where(self) -> dict[str, Any]:
         return {"host": self.host, "phase": self._phase, "step": self._step}
@@ -212,6 +214,7 @@ class Watch:
             kind = said.pop("kind", "alive")
             link.heard = time.monotonic()
             if kind == "alive":
+                self._progress.update(rank, said.pop("beats", 0))  # a rank that waits for it makes progress too
                 link.about = said
             elif kind == "bye":
                 link.gone = True
@@ -265,7 +268,7 @@ class Watch:
 
     def _own_hang(self) -> dict[str, Any]:
         """This rank's part in a hang: to blame unless it waits for others; as old as its last sign of progress."""
-        silent = time.monotonic() - self._progress
+        silent = time.monotonic() - self._progress.when
         waits = self.world_size > 1 and waits_for_others()
         line = f"no progress for {silent:.0f} s (--hang_timeout)" + (", waiting for other ranks" if waits else "")
         about = lost_record(
@@ -281,7 +284,8 @@ class Watch:
                 if not link.gone and time.monotonic() - link.heard > silence:
                     heard = time.time() - (time.monotonic() - link.heard)
                     self._notice(self._about(rank, link, f"said nothing for {silence:.0f} s", heard))
-            waited = time.monotonic() - self._progress
+            self._progress.update(self.rank, beats(threading.main_thread()))
+            waited = time.monotonic() - self._progress.when
             if self._hang_timeout is not None and waited > self._hang_timeout:
                 line = (
                     f"no progress for {self._hang_timeout} s (--hang_timeout) on rank {self.rank} on {self.host} in "
