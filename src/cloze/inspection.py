@@ -101,7 +101,7 @@ def print_blocks(prepared: Prepared, blocks: Blocks, count: int) -> None:
     if count == 0:
         return
     tokenizer = load_tokenizer(str(prepared.tokenizer_dir))
-    rows = np.unique(np.linspace(0, len(blocks) - 1, count).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(blocks) - 1, min(count, len(blocks))).astype(np.int64))
     for row, ids, segments in zip(rows, blocks.read(rows), _segments(prepared, blocks, rows), strict=True):
         print(f"{'':12} block {row}:\n{'':14}{block_text(tokenizer, ids, segments)}")
 

@@ -55,7 +55,7 @@ class DoctorConfig(Ranged):
     is left there"""
     timeout: Annotated[float, Gt(0), Le(MAX_SECONDS)] = 60.0
     """seconds to wait until all ranks have reached rank 0"""
-    megabytes: Annotated[int, Ge(1), Le(MAX_COUNT)] = 64
+    megabytes: Annotated[int, Ge(1), Le(2**16)] = 64
     """MiB that are sent between two ranks, and written to the disk and read; up to 16 ranks each pair is measured
     alone; above, the first rank of each node stands for it, and above 16 nodes several pairs are measured at a time"""
     json: str | None = None

@@ -18,7 +18,8 @@ from typing import Any
 
 from cloze.config.data import BlocksConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from cloze.config.machines import BenchConfig
-from cloze.config.ranges import Ranged
+from cloze.config.plan import PlanConfig
+from cloze.config.ranges import MAX_BATCH, Ranged
 from cloze.config.train import ModelConfig, TrainConfig
 from cloze.config.use import EvaluateConfig
 from cloze.errors import ConfigError
@@ -120,6 +121,7 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
             "the optimizer is not Adam; see --optim_args",
         ),
         Unused(("warmup_steps",), lambda v: v["lr_scheduler_type"] == "constant", "--lr_scheduler_type is constant"),
+        Unused(("tf32",), lambda v: v["use_cpu"], "--use_cpu is given"),
         Unused(("torch_compile_mode",), lambda v: v["torch_compile"] is False, "--torch_compile is false"),
         Unused(("eval_steps",), lambda v: v["eval_strategy"] != "steps", "--eval_strategy is not steps"),
         Unused(
@@ -132,6 +134,7 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
         Unused(_HUB, lambda v: not v["push_to_hub"], "without --push_to_hub"),
         Unused(("run_name", "project"), lambda v: v["report_to"] in ("none", ""), "--report_to is none"),
     ),
+    PlanConfig: (Unused(("network_gbit",), lambda v: v["nodes"] == 1, "there is one node"),),
     EvaluateConfig: (
         Unused(("mlm_probability", "seed", "draws"), lambda v: v["metric"] != "perplexity", "it masks every token"),
         Unused(("split",), lambda v: v["sentences"] is not None, "--sentences has no splits"),
@@ -168,6 +171,11 @@ CONFLICTS: dict[type, tuple[Conflict, ...]] = {
             "--torch_compile_mode",
             "its CUDA graphs lose gradients with --gradient_accumulation_steps above 1",
             "use max-autotune-no-cudagraphs, or a step of one micro-batch",
+        ),
+        Conflict(
+            lambda v: v["per_device_train_batch_size"] * v["gradient_accumulation_steps"] > MAX_BATCH,
+            "--per_device_train_batch_size and --gradient_accumulation_steps",
+            f"must not be above {MAX_BATCH} together",
         ),
         Conflict(
             lambda v: v["gradient_checkpointing_every_n_layers"] > 1 and not v["gradient_checkpointing"],
