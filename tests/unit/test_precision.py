@@ -75,6 +75,18 @@ def test_precision_is_a_function_of_flags_launcher_machine_and_model(
     assert chosen(flags, launcher, capability, model_type, settings) == expected
 
 
+def test_a_launchers_precision_that_the_deepspeed_file_excludes_is_mentioned():
+    for launcher, settings, expected in (("fp16", {"bf16": ON}, "bf16"), ("bf16", {"bf16": OFF, "fp16": OFF}, "fp32")):
+        why = choose_precision(
+            config(), {"ACCELERATE_MIXED_PRECISION": launcher}, AMPERE, "roberta", left_by_deepspeed(settings)
+        )[1]
+        assert why is not None
+        assert why.startswith(f"{expected}, as the DeepSpeed configuration says; ")
+        assert why.endswith(f"ACCELERATE_MIXED_PRECISION={launcher} is not used")
+    agreed = choose_precision(config(), {"ACCELERATE_MIXED_PRECISION": "bf16"}, AMPERE, "roberta", ["bf16"])
+    assert agreed == ("bf16", None)
+
+
 REFUSED = [
     ({"bf16": True, "fp16": True}, None, AMPERE, {}, "--bf16 and --fp16: choose one"),
     ({"bf16": True, "precision": "fp32"}, None, AMPERE, {}, "--bf16 and --precision fp32: choose one"),

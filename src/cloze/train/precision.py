@@ -53,7 +53,9 @@ def choose_precision(
         asked, where = launcher, requests.MIXED_PRECISION
     if asked is not None:
         _check_possible(asked, where, capability)
-        return asked, None
+        unused = _asked(config)[0] is None and launcher not in ("no", asked)
+        why = f"{_shown(asked)}, as {where} says; {requests.MIXED_PRECISION}={launcher} is not used"
+        return asked, why if unused else None
     if capability is None:
         return "no", None
     if model_type in NO_BF16:
