@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,14 @@ def test_our_launcher_lets_the_ranks_save_however_long_it_takes(
     saved = [(tmp_path / f"saved-{rank}").read_text() for rank in range(num_processes)]
     assert saved == [signal.Signals(number).name] * num_processes
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_one_line_of_the_launcher():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = ["--config_file", "launch/accelerate/cpu.yaml", "--main_process_port", str(taken.getsockname()[1])]
+        start = [sys.executable, "-m", "cloze.launcher", *flags, "-m", "cloze", "train"]
+        done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75
+    assert "Traceback" not in done.stderr
+    assert f"port `{flags[-1]}`" in done.stderr.splitlines()[-1]
