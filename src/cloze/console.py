@@ -21,9 +21,11 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from cloze.environment import processes
 from cloze.events import event, is_json, put
+from cloze.foreign.paths import visible
 
 PLAIN_INTERVAL_SECONDS = 10.0
 FORMAT_VARIABLE = "CLOZE_LOG_FORMAT"
@@ -80,7 +82,7 @@ def front() -> str:
 def complain(text: str) -> None:
     """Write one or more lines to stderr, on whatever rank, each with `front`. In one piece: lines of two ranks that
     share a terminal must not mix. What no encoding has (a byte of an argument that is not UTF-8) is escaped."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = visible(text.encode("utf-8", "backslashreplace").decode("utf-8"))
     put(sys.stderr, "".join(f"{front()}{line}\n" for line in text.splitlines()))
 
 
@@ -110,9 +112,15 @@ def say(stage: str, line: str, result: object = None) -> None:
     if is_json():
         event(stage, message=line, **({} if result in (None, True) else {"result": str(result)}))
     elif not is_quiet() or _answers:
-        put(sys.stdout, f"{stage:<12} {line}\n")
+        show(f"{stage:<12} {line}")
     elif result is not None:
-        put(sys.stdout, f"{stage:<12} {line if result is True else result}\n")
+        show(f"{stage:<12} {line if result is True else result}")
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Print a text of one or more lines (on stdout unless another stream is given) with everything escaped that a
+    terminal would obey: names and texts of files may hold it."""
+    put(stream or sys.stdout, visible(text) + "\n")
 
 
 def warn(line: str, on_any_rank: bool = False) -> None:
@@ -130,7 +138,7 @@ def tell_end(line: str, exit_code: int) -> None:
     if is_main() and is_json():
         event("stopped", message=line, exit_code=exit_code)
     elif is_main():
-        put(sys.stderr, f"{front()}cloze: {line}\n")
+        show(f"{front()}cloze: {line}", sys.stderr)
 
 
 def duration(seconds: float) -> str:
@@ -165,6 +173,7 @@ def showing(part: Callable[[str, int | None, str, int], Callable[..., None]]) ->
 
 def _bar(stage: str, total: int | None, unit: str, start: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -188,7 +197,7 @@ def _bar(stage: str, total: int | None, unit: str, start: int) -> Iterator[Calla
     lines = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=lines) as bar:
         task = bar.add_task(stage, total=total, completed=start, note="")
-        yield lambda n=1, note="": bar.update(task, advance=n, note=note)
+        yield lambda n=1, note="": bar.update(task, advance=n, note=escape(visible(note)))
 
 
 def _plain(stage: str, total: int | None, unit: str, start: int) -> Iterator[Callable[..., None]]:
@@ -210,6 +219,6 @@ def _plain(stage: str, total: int | None, unit: str, start: int) -> Iterator[Cal
             return
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         eta = "" if left is None else f"  ETA {duration(left)}"
-        put(sys.stderr, f"{stage:<12} {count} {unit}  {duration(seconds)}{eta}  {note}".rstrip() + "\n")
+        show(f"{stage:<12} {count} {unit}  {duration(seconds)}{eta}  {note}".rstrip(), sys.stderr)
 
     yield advance

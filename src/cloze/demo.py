@@ -8,6 +8,7 @@ Started again, it goes on where it was stopped.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from cloze.config import DemoConfig
-from cloze.console import say
+from cloze.console import say, show
 from cloze.environment import requests
 from cloze.errors import ConfigError
 from cloze.sample import write_corpus
@@ -68,7 +69,7 @@ def run_demo(config: DemoConfig) -> Path:
     cloze("consolidate", str(folder))
     masks = ["--mlm_probability", RECIPE["mlm_probability"]]  # the masks that training was measured on
     cloze("evaluate", str(folder), "--data", str(prepared), *masks)
-    print(f'\ncloze fill {folder} "{PROBE}"')
+    show(f'\ncloze fill {shlex.quote(str(folder))} "{PROBE}"')
     cloze("fill", str(folder), PROBE)
     return folder
 

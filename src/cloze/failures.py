@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import socket
@@ -30,6 +29,7 @@ from typing import Any
 
 from cloze.errors import ClozeError, LostRank, one_line, phase_of
 from cloze.files import remove_tree, sync
+from cloze.foreign.json_yaml import dump_json, read_json, read_mapping
 from cloze.places import SECRETS
 
 FILE, FOLDER = "error.json", "errors"
@@ -195,10 +195,9 @@ class FailureLog:
         """The records that are there; one that cannot be read is left out."""
         found: list[Record] = []
         for path in sorted((self.run_dir / FOLDER).glob("rank-*.json")):
-            with contextlib.suppress(OSError, ValueError):
-                record = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(record, dict) and {*SHOWN, "follow_up"} <= record.keys():
-                    found.append(record)
+            record = read_mapping(path)
+            if {*SHOWN, "follow_up"} <= record.keys():
+                found.append(record)
         return found
 
     def publish(self) -> None:
@@ -229,8 +228,8 @@ class FailureLog:
         return self.run_dir / FOLDER / f"rank-{self.rank:05d}.json"
 
     def _publish(self) -> None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            said = json.loads((self.run_dir / FILE).read_text(encoding="utf-8"))
+        with contextlib.suppress(ClozeError, KeyError, TypeError):
+            said = read_json(self.run_dir / FILE)
             if self.rank in [said["rank"], *(other["rank"] for other in said["others"])]:
                 return
         said = summary(self.records())
@@ -245,7 +244,7 @@ class FailureLog:
             if not self.may_write():
                 return
             staged.parent.mkdir(exist_ok=True)
-            staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            staged.write_text(dump_json(value, indent=2) + "\n", encoding="utf-8")
             sync(staged)
             os.replace(staged, path)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloze.config import InspectConfig
-from cloze.console import say
+from cloze.console import say, show
 from cloze.data.blocks import Blocks
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared, open_prepared, verify_prepared
@@ -90,10 +90,10 @@ def print_histogram(lengths: NDArray[np.int64], prepared: Prepared) -> None:
     size = prepared.block_size
     edges = np.unique(np.linspace(1, size + 1, 9).astype(np.int64))
     counts, _ = np.histogram(lengths, edges)
-    print(f"{'':12} tokens of one document in a block (of {len(lengths):,} pieces looked at):")
+    show(f"{'':12} tokens of one document in a block (of {len(lengths):,} pieces looked at):")
     for first, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         bar = "█" * round(BAR * count / max(1, counts.max()))
-        print(f"{'':12} {first:>6} - {end - 1:<6} {count / max(1, len(lengths)):6.1%}  {bar}")
+        show(f"{'':12} {first:>6} - {end - 1:<6} {count / max(1, len(lengths)):6.1%}  {bar}")
 
 
 def print_blocks(prepared: Prepared, blocks: Blocks, count: int) -> None:
@@ -103,7 +103,7 @@ def print_blocks(prepared: Prepared, blocks: Blocks, count: int) -> None:
     tokenizer = load_tokenizer(str(prepared.tokenizer_dir))
     rows = np.unique(np.linspace(0, len(blocks) - 1, min(count, len(blocks))).astype(np.int64))
     for row, ids, segments in zip(rows, blocks.read(rows), _segments(prepared, blocks, rows), strict=True):
-        print(f"{'':12} block {row}:\n{'':14}{block_text(tokenizer, ids, segments)}")
+        show(f"{'':12} block {row}:\n{'':14}{block_text(tokenizer, ids, segments)}")
 
 
 def block_text(tokenizer: Any, ids: NDArray[np.int32], segments: NDArray[np.int32]) -> str:

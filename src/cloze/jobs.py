@@ -11,14 +11,16 @@ a thousand preemptions are no problem; a node that breaks every run in its first
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from cloze.config import TrainConfig
+from cloze.console import show
 from cloze.environment import processes
 from cloze.errors import ClozeError
 from cloze.files import write_json
+from cloze.foreign.json_yaml import read_mapping
+from cloze.mappings import is_number
 from cloze.options.flags import parse
 from cloze.train.checkpoint_files import list_checkpoints
 
@@ -34,11 +36,9 @@ def newest_step(run: Path) -> int:
 def count_start(run: Path, max_restarts: int) -> bool:
     """Note one more start of a run; False where `max_restarts` starts after the first brought no new checkpoint."""
     step, starts = newest_step(run), 0
-    try:
-        noted = json.loads((run / STARTS).read_text(encoding="utf-8"))
-        starts = int(noted["starts"]) if int(noted["step"]) >= step else 0
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    noted = read_mapping(run / STARTS)
+    if is_number(noted.get("starts")) and is_number(noted.get("step")) and noted["step"] >= step:
+        starts = int(noted["starts"])
     if starts > max_restarts:
         (run / STARTS).unlink()  # who submits it again has mended something
         return False
@@ -73,7 +73,7 @@ def main(words: list[str]) -> int:
             )
             return 1
     except ClozeError as error:
-        print(f"cloze: error: {error}", file=sys.stderr)
+        show(f"cloze: error: {error}", sys.stderr)
         return error.exit_code
     print(run)
     return 0

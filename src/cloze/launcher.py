@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cloze.console import show
 from cloze.environment.processes import SECRET
 
 START_AGAIN, INTERRUPTED, MEND = 75, 130, 2
@@ -106,7 +107,7 @@ def main() -> NoReturn:
         sys.exit(START_AGAIN)
     except DistError as error:
         line = " ".join(str(error).split())
-        print(f"cloze: error: the machines cannot join ({line[:300]})", file=sys.stderr)
+        show(f"cloze: error: the machines cannot join ({line[:300]})", sys.stderr)
         sys.exit(START_AGAIN)
     sys.exit(0)
 

@@ -11,23 +11,22 @@ it had to be stored: what a loss that is no number came from can be looked at af
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from cloze.config import ReplayConfig, TrainConfig
-from cloze.console import say
+from cloze.console import say, show
 from cloze.data.loader import BlockOrder, Layout, step_batches
 from cloze.data.masking import IGNORE_INDEX
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors
+from cloze.foreign.json_yaml import read_json, read_yaml
 from cloze.tensorfile import Entry, write_tensors
 from cloze.train.branch import IDENTITY_FILE
 from cloze.train.data import masking_rule, open_data, words_for
@@ -102,10 +101,10 @@ def rebuild(run: Path, step: int, data: str | None = None) -> Replayed:
 def read_run(run: Path) -> tuple[TrainConfig, int, str]:
     """A run's configuration, its global batch in blocks, and the checksum of its data. ConfigError if it is no run."""
     try:
-        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        identity = json.loads((run / IDENTITY_FILE).read_text(encoding="utf-8"))
+        values = read_yaml(run / "config.yaml")
+        identity = read_json(run / IDENTITY_FILE)
         return TrainConfig(**values), int(identity["global_batch_size"]), str(identity["data"])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, DataError) as error:
         raise ConfigError(
             f"not a run's folder, or a damaged one ({type(error).__name__})",
             where=run,
@@ -126,10 +125,10 @@ def replay(config: ReplayConfig) -> None:
         say("replay", "this batch was left out after a rollback (--on_nonfinite)")
     tokenizer = load_tokenizer(batch.tokenizer)
     for row in range(min(config.samples, len(batch.samples))):
-        print(f"{'':12} sample {batch.samples[row]}, block {batch.blocks[row]}:")
-        print(f"{'':14}{decoded(tokenizer, batch.input_ids[row], batch.labels[row])}")
+        show(f"{'':12} sample {batch.samples[row]}, block {batch.blocks[row]}:")
+        show(f"{'':14}{decoded(tokenizer, batch.input_ids[row], batch.labels[row])}")
     if len(batch.samples) > config.samples:
-        print(f"{'':12} and {len(batch.samples) - config.samples:,} more (--samples)")
+        show(f"{'':12} and {len(batch.samples) - config.samples:,} more (--samples)")
     if config.output is not None:
         store(Path(config.output), batch)
 

@@ -6,13 +6,13 @@ run.metrics[-1]["loss"]
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloze.errors import ConfigError
+from cloze.foreign.json_yaml import read_json_lines, read_mapping
 
 
 class Answer(NamedTuple):
@@ -47,14 +47,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, as `pandas.DataFrame` takes them: `step` with `loss` (nats), `learning_rate`,
         `grad_norm`, `tokens_per_second`, ..., or with `eval_loss`, `eval_perplexity`, ..."""
-        lines = []
         path = self.folder / "metrics.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:  # the last line of a run that was killed
-                break
-        return lines
+        return read_json_lines(path)[0] if path.is_file() else []
 
     @property
     def status(self) -> str:
@@ -68,10 +62,7 @@ class Run:
         return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
     def _said(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.folder / "status.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return {}
+        return read_mapping(self.folder / "status.json")
 
     def __repr__(self) -> str:
         parts = [f"{str(self.folder)!r}: {self.status}"]

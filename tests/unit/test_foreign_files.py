@@ -91,7 +91,7 @@ def test_a_pipe_a_device_and_a_folder_are_no_files_and_are_not_waited_for(tmp_pa
         for typed in [False, True]:
             with pytest.raises(DataError):
                 check_regular(path, typed=typed)
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         read_bytes(tmp_path / "none", 10, error=ConfigError)
 
 

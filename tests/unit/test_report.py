@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cloze.commands import report
 from cloze.config import ReportConfig
@@ -341,8 +343,8 @@ def test_runs_of_the_same_name_are_told_apart_and_the_command_takes_many(tmp_pat
 
 
 def test_parameters_are_counted_from_the_headers_of_a_model(tmp_path: Path):
-    header = json.dumps({"__metadata__": {}, "a": {"shape": [3, 4]}, "b": {"shape": [5]}, "c": {"shape": []}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    tensors = {"a": torch.ones(3, 4), "b": torch.ones(5), "c": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     assert num_parameters(tmp_path) == 18
     (tmp_path / "more.safetensors").write_bytes(b"\x05\0\0\0\0\0\0\0rubbish")
     assert num_parameters(tmp_path) is None

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from cloze.cards.markdown import fenced, in_table
 from cloze.cards.metadata import Told, hub_name, last_part, origin_of
 from cloze.cards.reproduce import prepare_command
+from cloze.foreign.card_yaml import dump_yaml
 from cloze.mappings import part
 
 
@@ -34,13 +34,13 @@ def dataset_card(repo: str, manifest: dict[str, Any], told: Told) -> str:
     )
     name = repo.split("/")[-1]
     return f"""---
-{yaml.safe_dump(metadata, sort_keys=False).strip()}
+{dump_yaml(metadata)}
 ---
 # {name}
 
 Blocks of {manifest["block_size"]} tokens for masked language modeling, made by Cloze of
-{origin or last_part(source.get("dataset_name"))} with the tokenizer
-{hub_name(tokenizer.get("name")) or last_part(tokenizer.get("name"))}, which is in the folder `tokenizer`.
+{in_table(origin or last_part(source.get("dataset_name")))} with the tokenizer
+{in_table(hub_name(tokenizer.get("name")) or last_part(tokenizer.get("name")))}, which is in the folder `tokenizer`.
 
 | split | documents | tokens | blocks |
 |---|---|---|---|
@@ -61,9 +61,7 @@ cloze train --dataset_name prepared/{name} --output_dir runs/{name} --model_type
 
 The checksum over all that the manifest says is `{manifest["checksum"]}`. Made again from the same text:
 
-```sh
-{prepare_command(manifest, f"prepared/{name}")}
-```
+{fenced(prepare_command(manifest, f"prepared/{name}"), "sh")}
 
 No text is in here that the blocks do not hold; they say what their source says, including its mistakes and prejudices.
 """

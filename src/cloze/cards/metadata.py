@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cloze.errors import HubError
+from cloze.foreign.card_yaml import metadata_names, with_names
 from cloze.foreign.json_yaml import read_mapping
 from cloze.lineage import from_mapping
 from cloze.mappings import interval_of, is_number, part
@@ -39,7 +39,7 @@ class Told:
 
     def values(self) -> dict[str, Any]:
         """Fields of the metadata block; those that were not told are left out."""
-        languages = [code.strip() for code in (self.language or "").split(",") if code.strip()]
+        languages = [code.strip() for code in str(self.language or "").split(",") if code.strip()]
         return ({"license": self.license} if self.license else {}) | ({"language": languages} if languages else {})
 
 
@@ -132,15 +132,13 @@ def metadata_text(card: str) -> str:
     if found is None:
         return ""
     try:
-        is_mapping = isinstance(yaml.safe_load(found[1]), dict)
-    except yaml.YAMLError:
-        is_mapping = False
-    if not is_mapping:
+        metadata_names(found[1])
+    except HubError as error:
         raise HubError(
-            "the metadata between the `---` lines is not YAML of names and values",
+            f"the metadata between the `---` lines is not YAML of names and values: {error.what}",
             where="README.md",
-            hint="mend it, or delete the file, which is then made anew",
-        )
+            hint="correct it, or delete the file, which is then made anew",
+        ) from None
     return found[1]
 
 
@@ -148,7 +146,7 @@ def with_values(card: str, values: dict[str, Any]) -> str:
     """A card with some fields of its metadata set. Raises HubError where its metadata are no mapping."""
     if not values or not (before := metadata_text(card)):
         return card
-    return card.replace(before, yaml.safe_dump(yaml.safe_load(before) | values, sort_keys=False).strip(), 1)
+    return card.replace(before, with_names(before, values), 1)
 
 
 def hub_name(name: Any) -> str | None:

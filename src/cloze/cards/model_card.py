@@ -13,9 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cloze.cards.curve import CURVE, loss_curve
+from cloze.cards.markdown import class_name, fenced, in_table, quoted, sessions_of
 from cloze.cards.metadata import (
     Told,
     hub_name,
@@ -29,7 +28,9 @@ from cloze.cards.reproduce import BLOCK_FLAGS, commands
 from cloze.cards.weights import evaluation_facts, number_in, read_lines, weights_facts
 from cloze.console import duration
 from cloze.files import write_text
+from cloze.foreign.card_yaml import dump_yaml
 from cloze.foreign.json_yaml import read_mapping
+from cloze.foreign.paths import MAX_TEXT_BYTES, read_bytes
 from cloze.lineage import read_record, scores_of
 from cloze.machine import versions_of
 from cloze.mappings import is_number, part
@@ -113,18 +114,18 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
     lineage = read_record(model_dir)
     scores, _ = scores_of(lineage, files["eval.json"])
     told = told_by_run(run_dir, told)
-    sessions = [one for one in files["sessions.json"].get("sessions") or [] if isinstance(one, dict)]
+    sessions = sessions_of(files["sessions.json"])
     if lineage is not None and lineage.step:  # the run may have continued since
         sessions = [one for one in sessions if number_in(one, "first_step") < lineage.step]
     lines = read_lines(run_dir, lineage)
     mask = _mask_token(model_dir)
-    name = repo.split("/")[-1] if repo else f"cloze-{model_config.get('model_type', 'model')}"
+    name = repo.split("/")[-1] if repo else f"cloze-{class_name(model_config.get('model_type')) or 'model'}"
     metadata = model_metadata(name, config, data, scores, mask, told)
-    architectures = model_config.get("architectures")
+    architecture = class_name(model_config.get("architectures"))
     versions = sessions[-1].get("versions") if sessions else None
     sections = [
-        f"---\n{metadata.to_yaml().strip()}\n---\n{MARKER}",
-        f"# {architectures[0] if architectures else name}",
+        f"---\n{dump_yaml(metadata.to_dict())}\n---\n{MARKER}",
+        f"# {architecture or name}",
         "A masked language model: it fills in words that are left out. Trained with Cloze.",
         _usage(mask, repo or "owner/name"),
         _data_section(data, told.dataset),
@@ -148,10 +149,9 @@ def _public_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _usage(mask: str, repo: str) -> str:
-    return (
-        "```python\nfrom transformers import pipeline\n\n"
-        f'fill = pipeline("fill-mask", "{repo}")\nfill("The Milky Way is a {mask} galaxy.")\n```'
-    )
+    example = quoted(f"The Milky Way is a {mask} galaxy.")
+    lines = f'from transformers import pipeline\n\nfill = pipeline("fill-mask", "{repo}")\nfill({example})'
+    return fenced(lines, "python")
 
 
 def _data_section(data: dict[str, Any], published: str | None) -> str:
@@ -183,7 +183,9 @@ def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]],
     """What the run was computed on, and how fast."""
     logged = [line for line in lines if is_number(line.get("seconds"))]
     seconds = sum(line["seconds"] for line in logged)
-    rate = sum(line["seconds"] * line["tokens_per_second"] for line in logged if is_number(line["tokens_per_second"]))
+    rate = sum(
+        line["seconds"] * line["tokens_per_second"] for line in logged if is_number(line.get("tokens_per_second"))
+    )
     samples = next((line["samples_seen"] for line in reversed(lines) if is_number(line.get("samples_seen"))), None)
     last_step = next((line["step"] for line in reversed(lines) if is_number(line.get("step"))), None)
     size = data.get("block_size")
@@ -195,7 +197,7 @@ def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]],
         "tokens per second": f"{rate / seconds:,.0f}" if seconds else None,
     }
     for session in sessions:
-        first = session.get("first_step", 0)
+        first = int(number_in(session, "first_step"))
         where = f"computed on, from step {first + 1}" if len(sessions) > 1 else "computed on"
         devices = ", ".join(f"{count} x {device}" for device, count in part(session, "devices").items())
         ranks, hosts = session.get("ranks"), session.get("hosts")
@@ -211,8 +213,8 @@ def _config_section(config: dict[str, Any], data: dict[str, Any]) -> str:
         told = {name: value for name, value in told.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
     if not told:
         return ""
-    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True).strip()
-    return f"<details>\n<summary>The whole configuration</summary>\n\n```yaml\n{text}\n```\n\n</details>"
+    text = dump_yaml(told)
+    return f"<details>\n<summary>The whole configuration</summary>\n\n{fenced(text, 'yaml')}\n\n</details>"
 
 
 def _reproduce_section(lines: list[str]) -> str:
@@ -220,7 +222,7 @@ def _reproduce_section(lines: list[str]) -> str:
         return ""
     shown = "\n".join(lines)
     why = "The order of the data, the masks and dropout follow from the seed."
-    return f"## The same again\n\n{why}\n\n```sh\n{shown}\n```"
+    return f"## The same again\n\n{why}\n\n{fenced(shown, 'sh')}"
 
 
 def _limits_section(data: dict[str, Any]) -> str:
@@ -235,9 +237,7 @@ def _limits_section(data: dict[str, Any]) -> str:
 
 def _table(title: str, column: str, values: dict[str, Any]) -> str:
     """A Markdown table of the values that are known; empty where none is."""
-    cells = {
-        name: " ".join(str(value).split()).replace("|", r"\|") for name, value in values.items() if value is not None
-    }
+    cells = {in_table(name): in_table(value) for name, value in values.items() if value is not None}
     if not cells:
         return ""
     rows = "\n".join(f"| {name} | {cell} |" for name, cell in cells.items())
@@ -255,4 +255,4 @@ def _mask_token(model_dir: Path) -> str:
 
 def _text(path: Path) -> str:
     """A card's text; bytes that are not UTF-8 are kept as they are."""
-    return path.read_text(encoding="utf-8", errors="surrogateescape")
+    return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8", "surrogateescape")

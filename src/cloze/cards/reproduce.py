@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from typing import Any
 
 from cloze.config import BlocksConfig, PrepareConfig, TrainConfig
 from cloze.files import parse_size
 from cloze.lineage import Lineage
+from cloze.mappings import is_number, part
 from cloze.places import PLACES, SECRETS, without_place
 
 BLOCK_FLAGS = {field.name for field in dataclasses.fields(BlocksConfig)} | {"tokenizer_name"}
@@ -30,12 +32,12 @@ def commands(
     if not config or not isinstance(data.get("source"), dict):
         return []
     name = repo.split("/")[-1]
-    run = f"runs/{name}"
+    run = shlex.quote(f"runs/{name}")
     precision = sessions[-1].get("precision") if sessions else None
     if precision and not (config.get("bf16") or config.get("fp16")) and config.get("precision", "auto") == "auto":
         config = {**config, "precision": precision}  # what the launcher and the machine made of it
     lines = [] if data.get("streamed") else [prepare_command(data, f"prepared/{name}")]
-    lines.append(f"{launcher(sessions)} {train_command(config, data, f'prepared/{name}', run)}")
+    lines.append(f"{launcher(sessions)} {train_command(config, data, f'prepared/{name}', f'runs/{name}')}")
     lines.append(f"cloze consolidate {run}{_which_weights(lineage)} && cloze push {run} --repo {shlex.quote(repo)}")
     return lines
 
@@ -50,8 +52,7 @@ def _which_weights(lineage: Lineage | None) -> str:
 
 def prepare_command(data: dict[str, Any], output: str) -> str:
     """`cloze prepare` with the settings of a prepared folder's manifest."""
-    source, rule = data["source"], data.get("split_rule") or {}
-    tokenizer = data.get("tokenizer") or {}
+    source, rule, tokenizer = data["source"], part(data, "split_rule"), part(data, "tokenizer")
     values = {
         "dataset_name": source.get("dataset_name"),
         "dataset_config_name": source.get("dataset_config_name"),
@@ -68,9 +69,9 @@ def prepare_command(data: dict[str, Any], output: str) -> str:
         "on_bad_record": "skip" if data.get("bad_records") else None,
     }
     defaults = _defaults(PrepareConfig)
-    if (size := data.get("unit_size")) and size != parse_size(defaults["unit_size"], "--unit_size"):
+    if is_number(size := data.get("unit_size")) and size != parse_size(defaults["unit_size"], "--unit_size"):
         values["unit_size"] = str(size)
-    return f"cloze prepare {_flags(values, defaults)} --output {output}"
+    return f"cloze prepare {_flags(values, defaults)} --output {shlex.quote(output)}"
 
 
 def train_command(config: dict[str, Any], data: dict[str, Any], prepared: str, run: str) -> str:
@@ -81,20 +82,21 @@ def train_command(config: dict[str, Any], data: dict[str, Any], prepared: str, r
     if not data.get("streamed"):
         not_said |= BLOCK_FLAGS
     values = {"dataset_name": dataset} | {name: one for name, one in config.items() if name not in not_said}
-    return f"-m cloze train {_flags(values, defaults)} --output_dir {run}"
+    return f"-m cloze train {_flags(values, defaults)} --output_dir {shlex.quote(run)}"
 
 
 def launcher(sessions: list[dict[str, Any]]) -> str:
     """How the processes of the last start are started."""
     last = sessions[-1] if sessions else {}
-    ranks, engine = int(last.get("ranks", 1)), str(last.get("engine", ""))
-    if engine.startswith("DeepSpeed ZeRO-"):
-        stage = engine.removeprefix("DeepSpeed ZeRO-")
+    ranks = int(last["ranks"]) if is_number(last.get("ranks")) else 1
+    engine = str(last.get("engine", ""))
+    if zero := re.fullmatch(r"DeepSpeed ZeRO-([0-3])", engine):
+        stage = zero[1]
         how = f"--config_file launch/accelerate/zero{stage}.yaml" if stage != "0" else "--use_deepspeed --zero_stage 0"
     elif engine == "FSDP2":
         how = "--config_file launch/accelerate/fsdp2.yaml"
     elif ranks > 1:
-        on_gpu = any("NVIDIA" in name for name in last.get("devices", {}))
+        on_gpu = any("NVIDIA" in name for name in part(last, "devices"))
         how = f"--config_file launch/accelerate/{'multi_gpu' if on_gpu else 'cpu'}.yaml"
     else:
         return "python"
@@ -113,5 +115,6 @@ def _flags(values: dict[str, Any], defaults: dict[str, Any]) -> str:
             continue
         told = without_place(value)
         text = json.dumps(told) if isinstance(told, dict | list | bool) else str(told)
-        words += [f"--{name}", shlex.quote(text)]
+        if text.isprintable():  # what is copied into a terminal holds no control characters
+            words += [f"--{name}", shlex.quote(text)]
     return " ".join(words)

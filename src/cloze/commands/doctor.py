@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cloze.config import DoctorConfig
+from cloze.console import show
 from cloze.doctor.place import Place, announce, find_place
 from cloze.errors import LaunchError, Stopped
 from cloze.files import check_writable, write_json
@@ -36,7 +37,7 @@ def run(config: DoctorConfig) -> int:
     except KeyboardInterrupt:
         code, line = 128 + signal.SIGINT, "" if place.rank else "interrupted"
     if line:
-        print(f"cloze: {line}", file=sys.stderr)
+        show(f"cloze: {line}", sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # gloo's groups of two are left to the operating system: see cloze.cli.leave

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from cloze.config import FillConfig
+from cloze.console import show
 from cloze.fill import MASK_SPELLINGS, fill
 from cloze.results import Answer
 
@@ -14,9 +15,9 @@ def run(config: FillConfig) -> None:
     masks = answers(config)
     for number, candidates in enumerate(masks, 1):
         if len(masks) > 1:
-            print(f"mask {number}:")
+            show(f"mask {number}:")
         for score, token, text in candidates:
-            print(f"{score:7.2%}  {token:<16}  {text if len(masks) == 1 else ''}".rstrip())
+            show(f"{score:7.2%}  {token:<16}  {text if len(masks) == 1 else ''}".rstrip())
 
 
 def answers(config: FillConfig) -> list[list[Answer]]:

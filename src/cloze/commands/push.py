@@ -13,8 +13,9 @@ from cloze.cards.metadata import Told, base_and_dataset, metadata_text, origin_o
 from cloze.cards.model_card import MARKER, card_text, write_card
 from cloze.cards.weights import excluded_scores
 from cloze.config import PushConfig
-from cloze.console import say, warn
+from cloze.console import say, show, warn
 from cloze.errors import ConfigError
+from cloze.foreign.paths import MAX_TEXT_BYTES, read_bytes
 from cloze.hub.client import Pushed, Target, check_access, connect, put_tag
 from cloze.hub.publish import files_to_push, find_model, push_model, with_license
 
@@ -54,7 +55,7 @@ def run(config: PushConfig) -> None:
         told = _push_blocks(api, config, blocks, told)
     told = with_license(api, told, *base_and_dataset(run_dir))
     card = write_card(model_dir, run_dir, target.repo, told)
-    if told.values() and MARKER not in card.read_text(encoding="utf-8", errors="replace"):
+    if told.values() and MARKER.encode() not in read_bytes(card, MAX_TEXT_BYTES):
         warn("README.md was written by hand: license and language are not put into it")
     pushed = push_model(api, target, model_dir, config.commit_message)
     _tell(pushed)
@@ -87,7 +88,7 @@ def _show(
 
         say("push", f"and as a dataset to {config.dataset_repo}:")
         _list(block_files(blocks, dataset_card(str(config.dataset_repo), blocks.manifest, told)))
-    print(metadata or "(the card has no metadata)")
+    show(metadata or "(the card has no metadata)")
     say("push", f"dry run: nothing was sent to {config.repo}", result=True)
 
 

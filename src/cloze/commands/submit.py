@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cloze.config import PrepareConfig, SubmitConfig, TrainConfig
-from cloze.console import say
+from cloze.console import say, show
 from cloze.data.local_files import is_local, local_splits
 from cloze.data.shards import MANIFEST
 from cloze.errors import ConfigError, LaunchError
+from cloze.foreign.paths import MAX_TEXT_BYTES, read_text
 from cloze.options.flags import parse
 
 
@@ -45,7 +46,7 @@ def run(config: SubmitConfig) -> None:
     ids = submit(config, jobs, logs)
     for job, number in zip(jobs, ids, strict=True):
         say("submit", f"{number:>10}  {job.name:<9} {shlex.join([job.script, *job.words])}")
-    say("watch", f"squeue --jobs {','.join(ids)}; tail -F {logs}/*.out")
+    say("watch", f"squeue --jobs {','.join(ids)}; tail -F {shlex.quote(str(logs))}/*.out")
     say("cancel", f"scancel {' '.join(ids)}")
 
 
@@ -179,4 +180,4 @@ def _show(config: SubmitConfig, jobs: list[Job], logs: Path) -> None:
         before = f"<{jobs[number - 1].name}>" if number else None
         say("dry run", shlex.join(command(config, job, logs, before)).replace(f"'{before}'", str(before)))
     for script in dict.fromkeys(job.script for job in jobs):
-        print(f"\n### {script}\n{Path(script).read_text(encoding='utf-8').rstrip()}")
+        show(f"\n### {script}\n{read_text(script, MAX_TEXT_BYTES, typed=True).rstrip()}")

@@ -13,7 +13,6 @@ stored in the checkpoint.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,16 +20,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
 from cloze.cards.model_card import write_card
 from cloze.cards.weights import excluded_scores
 from cloze.console import progress, warn
 from cloze.consolidate.stored import Source, Stored, own_source
-from cloze.errors import CheckpointError, ConfigError
+from cloze.errors import CheckpointError, ConfigError, ModelError
 from cloze.files import replaced_folder, write_json
+from cloze.foreign.json_yaml import read_json
 from cloze.foreign.pretrained import from_pretrained
+from cloze.foreign.safetensors_header import open_tensors
 from cloze.lineage import of_tensors, write_record
 from cloze.model.load import load_checked
 from cloze.tensorfile import Entry, write_tensors
@@ -128,7 +128,7 @@ def tidy_config(folder: Path, dtype: torch.dtype) -> None:
     """Say in config.json which type the weights have, and leave out what belongs to text generation: old
     configurations carry such values, and newer transformers refuse to save them again."""
     path = folder / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path, error=ModelError)
     own = type(from_pretrained(AutoConfig, folder))().to_dict()
     left = (vars(GenerationConfig()).keys() - own.keys()) | {"task_specific_params", "_name_or_path", "torch_dtype"}
     kept = {name: value for name, value in values.items() if name not in left}
@@ -177,7 +177,7 @@ def compare_sums(
     pieces; return shape and checksum of each. Raises CheckpointError naming the first that differs."""
     sums = {}
     with ExitStack() as stack, progress("compare", total=len(tensors), unit="tensors") as advance:
-        opened = {file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in set(files.values())}
+        opened = {file: stack.enter_context(open_tensors(folder / file)) for file in set(files.values())}
         for tensor in tensors:
             written = opened[files[tensor.name]].get_tensor(tensor.name).reshape(-1)  # mapped
             sums[tensor.name] = tensor.shape, content_sum(written, 0)

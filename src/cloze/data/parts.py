@@ -8,7 +8,6 @@ OUTPUT.parts/
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from cloze.data.units import process_name
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors, remove_tree, sync_tree, write_json
+from cloze.foreign.json_yaml import read_json
 
 _NOT_COMPARED = (
     "cloze_version",
@@ -31,11 +31,11 @@ _NOT_COMPARED = (
 
 def read_plan(parts: Path) -> dict[str, Any] | None:
     """What is being made in a folder of parts; None where nothing is. Raises DataError."""
-    try:
-        return dict(json.loads((parts / "plan.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not (parts / "plan.json").exists():
         return None
-    except (OSError, ValueError):
+    try:
+        return dict(read_json(parts / "plan.json"))
+    except DataError:
         raise DataError("damaged", where=parts / "plan.json", hint=f"delete {parts} and begin again") from None
 
 

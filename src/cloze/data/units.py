@@ -11,7 +11,6 @@ Who does which unit, where and when, changes nothing in it. Imports nothing slow
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -29,7 +28,9 @@ from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat
 from cloze.data.readers import Raw
 from cloze.data.shards import ShardWriter
 from cloze.data.sources import Task, bad_record_error, document_of, items_of, stream_place
+from cloze.errors import ClozeError
 from cloze.files import disk_errors, remove_tree, sync, sync_tree
+from cloze.foreign.json_yaml import dump_json, read_json
 
 SIDES = ("train", "validation")
 UNIT = "unit.json"
@@ -139,7 +140,7 @@ def unit_name(task: int, chunk: int) -> str:
 def read_unit(folder: Path) -> dict[str, Any] | None:
     """The facts of a finished unit; None where it is not there or not whole."""
     try:
-        facts: dict[str, Any] = json.loads((folder / UNIT).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(folder / UNIT)
         for side in SIDES:
             shard = facts["splits"][side]["shard"]
             if shard is not None and (folder / f"{side}.arrow").stat().st_size != shard["bytes"]:
@@ -148,7 +149,7 @@ def read_unit(folder: Path) -> dict[str, Any] | None:
             if tail and (folder / f"{side}.tail").stat().st_size != 4 * tail:
                 return None
         bool(facts["last"])
-    except (OSError, ValueError, KeyError):
+    except (ClozeError, OSError, KeyError, TypeError):
         return None
     return facts
 
@@ -183,7 +184,7 @@ def do_unit(
             found = records_of_chunk(task, records) if records is not None else items_of(task, recipe.fields)
             facts = _fill_unit(recipe, encode, staged, task, found, advance)
             facts["last"] = is_last
-            (staged / UNIT).write_text(json.dumps(facts), encoding="utf-8")
+            (staged / UNIT).write_text(dump_json(facts), encoding="utf-8")
             sync_tree(staged)
             if final.exists() and read_unit(final) is None:
                 remove_tree(final)  # damaged

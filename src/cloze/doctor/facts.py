@@ -6,7 +6,6 @@ facts = find_facts(place, offload="none")
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import resource
@@ -22,6 +21,8 @@ from typing import Any
 import cloze
 from cloze.doctor.place import Place
 from cloze.environment import requests
+from cloze.errors import ClozeError
+from cloze.foreign.json_yaml import read_json
 from cloze.machine import versions_of
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "huggingface_hub")
@@ -87,8 +88,8 @@ def find_gpus() -> list[dict[str, Any]]:
 def find_offload(environment: Mapping[str, str]) -> str:
     """none, cpu or nvme: where the DeepSpeed settings of `accelerate launch` put optimizer or weights."""
     devices = requests.offload_devices(environment)
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        settings = json.loads(Path(requests.deepspeed_file(environment) or "").read_text(encoding="utf-8"))
+    with contextlib.suppress(ClozeError, AttributeError):
+        settings = read_json(requests.deepspeed_file(environment) or "", typed=True)
         zero = settings.get("zero_optimization", {})
         devices |= {zero.get(name, {}).get("device", "none") for name in ("offload_optimizer", "offload_param")}
     return "nvme" if "nvme" in devices else "cpu" if "cpu" in devices else "none"

@@ -21,6 +21,7 @@ from typing import Any
 from cloze.doctor.meeting import LOOK_SECONDS, Meeting, open_store
 from cloze.doctor.place import Place
 from cloze.environment.processes import device_index
+from cloze.foreign.json_yaml import parse_json
 
 PAIR_SECONDS = 15.0
 GLOO_TRIES = 5  # it tries to connect so often, each time for its time-out (torch 2.13: 10 s of 2, 25 s of 5)
@@ -205,7 +206,7 @@ def _wait_on_gpu(work: Any, seconds: float) -> None:
 def _result(store: Any, backend: str, pair: Pair) -> dict[str, Any]:
     """What the two told; an error of either is the pair's, the first one's figures count."""
     told = [
-        json.loads(store.get(key)) if store.check([key]) else {"error": f"rank {rank} said nothing"}
+        parse_json(store.get(key), f"rank {rank}") if store.check([key]) else {"error": f"rank {rank} said nothing"}
         for rank, key in ((rank, _key(backend, pair, rank)) for rank in pair)
     ]
     error = next((one["error"] for one in reversed(told) if "error" in one), None)

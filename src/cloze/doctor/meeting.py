@@ -20,6 +20,7 @@ from typing import Any
 from cloze.doctor.place import Place
 from cloze.environment import processes
 from cloze.errors import LaunchError
+from cloze.foreign.json_yaml import parse_json
 
 LOOK_SECONDS = 0.02
 CLOCK_ROUND_TRIPS = 10
@@ -56,7 +57,7 @@ class Meeting:
                 if time.monotonic() > end:
                     return None
                 time.sleep(LOOK_SECONDS)
-            return json.loads(self.store.get(key))
+            return parse_json(self.store.get(key), f"rank {rank}", kind=object, error=LaunchError)
 
     def gather(self, what: str, value: Any) -> dict[int, Any]:
         """On rank 0 what each rank told, None (and a place among the silent) for one that says nothing within the

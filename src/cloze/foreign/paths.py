@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -20,6 +21,8 @@ from cloze.errors import ClozeError, DataError
 
 MAX_NAME = 255
 MAX_PARTS = 16
+MAX_TEXT_BYTES = 1 << 24  # of a card or a script
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _COPY_IT = "replace the link with the file it stands for"
 
 
@@ -157,9 +160,16 @@ def plain_files(folder: Path | str) -> list[Path]:
 
 
 def printable(text: str) -> str:
-    """Return a text as it may stand in a line on a terminal: control characters escaped, at most 200 characters."""
+    """Return a name or a value as it may stand in a line: all that is not printable escaped, at most 200
+    characters."""
     shown = text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode("ascii")
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+def visible(text: str) -> str:
+    """Return a text of one or more lines without what a terminal would obey: control characters but line ends and
+    tabs, and marks that reverse the order of what follows, are escaped."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def size_text(count: int) -> str:
@@ -207,8 +217,6 @@ def _cannot_be_read(path: Path | str, problem: Exception, error: type[ClozeError
     number = getattr(problem, "errno", None)
     if number == errno.ELOOP:
         return error("is a symbolic link", where=printable(os.fspath(path)), hint=_COPY_IT)
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return error("no such file", where=printable(os.fspath(path)), hint="check the path")
     why = getattr(problem, "strerror", None) or problem  # ValueError: a NUL in the path
     return error(f"cannot be read ({why})", where=printable(os.fspath(path)), hint="check the path")
 

@@ -12,10 +12,10 @@ from functools import reduce
 from typing import Any
 
 import torch
-import yaml
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, PretrainedConfig
 
-from cloze.errors import ConfigError
+from cloze.errors import ConfigError, DataError
+from cloze.foreign.json_yaml import parse_yaml
 from cloze.foreign.pretrained import from_config
 
 
@@ -42,7 +42,7 @@ def apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None
             _set(inner, last, value)
             if _is_not_finite(_inside(inner, last)):
                 raise ValueError("must be a finite number")
-        except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, DataError) as error:
             raise ConfigError(
                 f"{name}={value}: {error}", where="--config_overrides", hint=f"see {type(config).__name__}"
             ) from None
@@ -77,13 +77,13 @@ def _inside(outer: Any, name: str) -> Any:
 
 def _set(inner: Any, name: str, value: str) -> None:
     if isinstance(inner, dict):
-        inner[name] = type(inner[name])(yaml.safe_load(value))
+        inner[name] = type(inner[name])(parse_yaml(value, "--config_overrides", kind=object))
         return
     before = getattr(inner, name, "")
     if isinstance(before, bool | int | float | str) and (hasattr(inner, name) or not _is_asked_for(inner, name)):
         inner.update_from_string(f"{name}={value}")  # raises where there is no such name
     else:  # a list, a table, or nothing yet
-        read = yaml.safe_load(value)
+        read = parse_yaml(value, "--config_overrides", kind=object)
         setattr(inner, name, tuple(read) if isinstance(before, tuple) else read)
 
 

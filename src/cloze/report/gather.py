@@ -13,11 +13,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from cloze.errors import ConfigError, DataError
 from cloze.foreign import text_lines
-from cloze.foreign.json_yaml import read_mapping
+from cloze.foreign.json_yaml import read_json_lines, read_mapping
+from cloze.foreign.safetensors_header import read_header
 from cloze.lineage import Lineage, from_mapping, read_record, run_id, same_weights
 from cloze.mappings import is_number, part
 from cloze.places import portable, without_place
@@ -156,23 +155,13 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     Raises DataError where there is no such file or nothing in it can be read.
     """
     try:
-        texts = path.read_bytes().split(b"\n")
-    except OSError as error:
+        found, damaged = read_json_lines(path)
+    except DataError as error:
         hint = "give the output_dir of `cloze train`, once it has logged a step"
-        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        why = "is not there" if not path.exists() else error.what
         raise DataError(why, where=path, hint=hint) from None
-    lines, damaged = [], 0
-    for text in texts[:-1]:
-        if not text.strip():
-            continue
-        try:
-            line = orjson.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict) and is_number(line.get("step")) and line["step"] >= 0:
-            lines.append(line)
-        else:
-            damaged += 1
+    lines = [line for line in found if is_number(line.get("step")) and line["step"] >= 0]
+    damaged += len(found) - len(lines)
     if not lines:
         why = f"all {damaged:,} lines are damaged" if damaged else "holds no line yet"
         raise DataError(why, where=path, hint="a run logs every --logging_steps steps")
@@ -194,21 +183,10 @@ def num_parameters(model: Path) -> int | None:
     total = 0
     for path in model.glob("*.safetensors"):
         try:
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = orjson.loads(file.read(min(length, 100_000_000)))
-            for name, facts in header.items():
-                total += 0 if name == "__metadata__" else _product(facts["shape"])
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            total += sum(tensor.numel for tensor in read_header(path, error=DataError).values())
+        except DataError:
             return None
     return total or None
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _checkpoint(folder: Path) -> Checkpoint:

@@ -6,8 +6,6 @@ log.write({"step": 130, "loss": 5.1, ...})
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import resource
 import time
@@ -24,6 +22,8 @@ from cloze.console import warn
 from cloze.data.loader import StepBatches, TrainLoader
 from cloze.events import event, is_json
 from cloze.files import append_text, auxiliary_write, disk_errors, write_text
+from cloze.foreign.json_yaml import dump_json, finite, read_json_lines
+from cloze.mappings import is_number
 from cloze.train.plan import Plan
 from cloze.train.run_owner import check_owner
 from cloze.train.trackers import report, tracker_values
@@ -55,7 +55,7 @@ class MetricsLog:
         """Shorten the file where that is enough, which a full disk allows; else write it again. Raises DiskError."""
         check_owner(self._path.parent)
         kept = [line for line in read_metrics(self._path.parent) if line["step"] <= start_step]
-        text = "".join(json.dumps(line) + "\n" for line in kept if start_step)
+        text = "".join(dump_json(line) + "\n" for line in kept if start_step)
         data, self._size = text.encode("utf-8"), None
         with disk_errors(self._path):
             begins_so = self._path.is_file() and self._path.read_bytes().startswith(data)
@@ -67,9 +67,9 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         """One line: `step` and any numbers; NaN and infinity become null."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        clean: dict[str, Any] = finite(values)
         if self._accelerator.is_main_process:
-            self._unwritten.append((values["step"], json.dumps(clean) + "\n"))
+            self._unwritten.append((values["step"], dump_json(clean) + "\n"))
             if len(self._unwritten) > MOST_UNWRITTEN:
                 self._unwritten.popleft()
                 self._dropped += 1
@@ -99,13 +99,7 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
     path = output_dir / FILE
     if not path.exists():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    return [line for line in read_json_lines(path)[0] if is_number(line.get("step"))]
 
 
 class Window:

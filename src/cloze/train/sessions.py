@@ -7,7 +7,6 @@ A run moves between machines, numbers of ranks and engines, and its result does 
 
 from __future__ import annotations
 
-import json
 import socket
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from accelerate import Accelerator
 from cloze.collectives import gather
 from cloze.distributed import engine_name
 from cloze.files import auxiliary_write, write_json
+from cloze.foreign.json_yaml import read_mapping
 from cloze.machine import processor, versions_of
 from cloze.train.run_owner import check_owner
 
@@ -51,10 +51,8 @@ def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) ->
 
 def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
     """The entries of RUN/sessions.json; none where there is no such file."""
-    try:
-        return list(json.loads((run_dir / FILE).read_text(encoding="utf-8"))["sessions"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    sessions = read_mapping(run_dir / FILE).get("sessions")
+    return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
 
 
 def device_name(device: torch.device) -> str:

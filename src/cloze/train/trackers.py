@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from cloze.console import warn
 from cloze.errors import ConfigError, Stopped, one_line
 from cloze.failures import redacted, secret_values
 from cloze.files import auxiliary_write, write_json
+from cloze.foreign.json_yaml import read_mapping
 
 FILE = "trackers.json"
 _HINTS = {
@@ -101,10 +101,7 @@ def _begin(
 
 def read_kept(output_dir: Path) -> dict[str, str]:
     """What the run is called in each tracker that it had before."""
-    try:
-        return dict(json.loads((output_dir / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+    return {name: kept for name, kept in read_mapping(output_dir / FILE).items() if isinstance(kept, str)}
 
 
 def _start(name: str, config: TrainConfig, output_dir: Path, kept: str | None, first_step: int) -> GeneralTracker:
