@@ -135,11 +135,13 @@ def test_our_launcher_lets_the_ranks_save_however_long_it_takes(
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_is_one_line_of_the_launcher():
+def test_a_port_that_is_taken_on_the_first_of_two_machines_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        flags = ["--config_file", "launch/accelerate/cpu.yaml", "--main_process_port", str(taken.getsockname()[1])]
+        port = str(taken.getsockname()[1])
+        flags = ["--config_file", "launch/accelerate/cpu.yaml", "--num_machines", "2", "--machine_rank", "0"]
+        flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
         start = [sys.executable, "-m", "cloze.launcher", *flags, "-m", "cloze", "train"]
         done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 75
+    assert done.returncode == 75, done.stderr
     assert "Traceback" not in done.stderr
-    assert f"port `{flags[-1]}`" in done.stderr.splitlines()[-1]
+    assert f"port `{port}`" in done.stderr.splitlines()[-1]
