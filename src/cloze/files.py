@@ -151,6 +151,8 @@ def remove_tree(path: Path | str, quietly: bool = False) -> None:
         if path.exists():
             remove_tree(path, quietly)
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):  # no path: nothing can be there
+            return
         problem = DiskError(
             f"cannot be removed: {os.strerror(error.errno or 0)}", where=path, hint="remove it yourself"
         )
