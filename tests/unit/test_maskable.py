@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from cloze.config import PrepareConfig
 from cloze.data.maskable import SAMPLE_BLOCKS, check_maskable, maskable_share
 from cloze.data.prepare import prepare
 from cloze.errors import DataError
+from cloze.evaluation.perplexity import Scores, perplexity
 
 MANIFEST = {"tokenizer": {"special_token_ids": [0, 1, 2, 3], "pad_token_id": 0}}
 
@@ -56,6 +58,13 @@ def test_of_ordinary_blocks_a_sample_is_read(capsys):
     check_maskable(held, MANIFEST, "x")
     assert held.reads == SAMPLE_BLOCKS
     assert not capsys.readouterr().err
+
+
+def test_without_masked_tokens_there_is_no_perplexity():
+    scores = Scores(np.zeros((3, 5)))
+    assert math.isnan(scores.loss)
+    assert math.isnan(scores.perplexity)
+    assert perplexity(700.0) == math.inf
 
 
 def test_padding_is_no_token():

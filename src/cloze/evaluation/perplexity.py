@@ -110,8 +110,8 @@ class Scores:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss) of a mean cross entropy in nats; infinity where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
+    """Return exp(loss) of a mean cross entropy in nats; infinity if that overflows, NaN of a NaN."""
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 @torch.no_grad()
