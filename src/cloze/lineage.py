@@ -13,7 +13,7 @@ is consolidated again, a file is replaced. So each records the weights it was ma
 and its `content_sum` (see `cloze.train.sums`), which does not depend on how ranks cut it; and the SHA-256 of
 frozen.safetensors, which holds buffers and untrained parameters and is written by one rank. So it is equal for any
 number of ranks and any engine, and a consolidated model has that of its checkpoint. Of an average it is the SHA-256 of
-its checkpoints' `weights` in order. `run` is a hash of values in run.json (_RUN_KEYS). No time
+its checkpoints' `weights` in order. `run` is a hash of values in run.json (see `run_id`). No time
 is recorded, so that a file that is made again has the same bytes.
 """
 
@@ -35,20 +35,7 @@ from cloze.mappings import part
 FILE, KEY = "cloze.json", "lineage"
 KINDS = ("trained", "ema", "averaged", "averaged ema", "foreign", "grown")
 WEIGHT_FILES = "model*.safetensors"
-# The keys of run.json that `run_id` hashes: no paths, and nothing that a resumed run may change.
-_RUN_KEYS = (
-    "data",
-    "seed",
-    "global_batch_size",
-    "model_type",
-    "config_overrides",
-    "learning_rate",
-    "lr_scheduler_type",
-    "weight_decay",
-    "optim",
-    "mlm_probability",
-    "mask_unit",
-)
+_RUN_KEYS = ("seed", "global_batch_size", "learning_rate")  # of run.json, beside what the data are
 
 
 @dataclass(frozen=True)
@@ -90,9 +77,22 @@ def describe(lineage: Lineage | None) -> str:
 
 
 def run_id(identity: Mapping[str, Any]) -> str | None:
-    """Return 16 hex digits for a run, from run.json or a checkpoint's copy of it; None if it has none of the keys."""
-    known = {key: identity[key] for key in _RUN_KEYS if identity.get(key) is not None}
-    return _digest(known)[:16] if known else None
+    """Return an id for a run, from run.json or a checkpoint's copy of it; None if that does not say what the data are.
+
+    Data are identified by their blocks if their checksum is known, as older versions do not record it, else by their
+    manifest; which of the two is the first word of the id. See `same_run`.
+    """
+    kind = "blocks" if identity.get("blocks") else "data"
+    if not isinstance(identity.get(kind), str):
+        return None
+    return f"{kind}-{_digest({key: identity.get(key) for key in (kind, *_RUN_KEYS)})[:16]}"
+
+
+def same_run(one: str | None, other: str | None) -> bool:
+    """Return whether two ids may be of one run: also if either is unknown, or they identify data in different ways."""
+    if one is None or other is None or one.split("-")[0] != other.split("-")[0]:
+        return True
+    return one == other
 
 
 def of_checkpoint(manifest: Mapping[str, Any], key: str = "weight") -> Lineage:

@@ -18,7 +18,7 @@ from cloze.console import warn
 from cloze.errors import CheckpointError, ModelError
 from cloze.foreign.folders import foreign_owner
 from cloze.foreign.json_yaml import read_mapping
-from cloze.lineage import Lineage, changed_file, describe, of_checkpoint, read_record, run_id
+from cloze.lineage import Lineage, changed_file, describe, of_checkpoint, read_record, run_id, same_run
 from cloze.mappings import part
 from cloze.train.checkpoint_files import (
     MANIFEST,
@@ -104,8 +104,7 @@ def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
 
 def is_of_run(folder: Path, own: str | None) -> bool:
     """Return whether a checkpoint belongs to the run with the id `own`; True if either is unknown."""
-    other = run_id(part(read_manifest(folder), "run"))
-    return own is None or other is None or own == other
+    return same_run(own, run_id(part(read_manifest(folder), "run")))
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -170,8 +169,7 @@ def _examine(model: Path, run_dir: Path | None) -> tuple[ModelPath, str | None]:
     found = ModelPath(str(model), str(model), run_dir, lineage)
     if run_dir is None:
         return found, None
-    own = run_id(read_mapping(run_dir / IDENTITY))
-    if lineage.run is not None and own is not None and lineage.run != own:
+    if not same_run(lineage.run, run_id(read_mapping(run_dir / IDENTITY))):
         found = ModelPath(str(model), str(model), None, lineage)
         return found, f"is of {describe(lineage)} of another run than the one in {run_dir}"
     newer = newer_checkpoint(run_dir, lineage)

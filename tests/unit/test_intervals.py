@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from cloze.commands.compare import verdict_of
 from cloze.evaluation.intervals import interval, p_value, ratio_and_error
 
 
@@ -54,3 +55,17 @@ def test_nothing_to_tell():
     assert p_value(0.0, 0.0) == 1.0
     assert p_value(0.1, 0.0) == 0.0
     assert math.isnan(p_value(0.1, math.nan))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0.5, 0.4, 0.6), "a is better"),
+        ((-0.5, -0.6, -0.4), "b is better"),
+        ((0.1, -0.1, 0.3), "no difference"),
+        ((math.nan, math.nan, math.nan), "nothing can be told"),
+        ((0.5, math.nan, math.nan), "nothing can be told"),
+    ],
+)
+def test_a_difference_that_is_not_finite_has_no_winner(values: tuple[float, float, float], expected: str):
+    assert verdict_of(*values).startswith(expected)

@@ -382,7 +382,7 @@ def test_an_evaluation_that_is_older_than_the_newest_checkpoint_is_named(tmp_pat
 
 def test_an_evaluation_of_another_run_is_left_out(tmp_path: Path):
     scores = scored_at(60)
-    scores["lineage"]["run"] = "another"
+    scores["lineage"]["run"] = "data-of another"
     run = make_run(tmp_path / "a", scores=scores)
     (run / "run.json").write_text(json.dumps({"seed": 7, "data": "abc"}))
     assert gather_runs([str(run)])[0].scores == {}

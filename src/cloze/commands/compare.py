@@ -70,13 +70,19 @@ def tell(config: CompareConfig, values: dict[str, Any], lineages: Sequence[Linea
     low, high = values["loss_difference_interval"]
     say("compare", f"a: {config.model} ({describe(lineages[0])}): perplexity {values['perplexity_a']:.4f}")
     say("compare", f"b: {config.other} ({describe(lineages[1])}): perplexity {values['perplexity_b']:.4f}")
-    if low <= 0 <= high:
-        verdict = "no difference can be told"
-    else:
-        verdict = f"{'a' if values['loss_difference'] > 0 else 'b'} is better"
+    verdict = verdict_of(values["loss_difference"], low, high)
     say(
         "compare",
         f"loss of b - a: {values['loss_difference']:+.5f} (95 %: {low:+.5f} to {high:+.5f}), "
         f"p {values['p_value']:.2g}: {verdict}; {values['masked_tokens']:,} masked tokens of {values['blocks']:,} "
         f"blocks; {took}",
     )
+
+
+def verdict_of(difference: float, low: float, high: float) -> str:
+    """Return which model is better, from the loss of b - a and its 95 % interval."""
+    if not all(map(math.isfinite, (difference, low, high))):
+        return "nothing can be told: a loss is not finite, or one block gives no interval"
+    if low <= 0 <= high:
+        return "no difference can be told"
+    return f"{'a' if difference > 0 else 'b'} is better"

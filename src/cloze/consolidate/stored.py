@@ -27,7 +27,7 @@ from cloze.closeness import largest, within
 from cloze.errors import CheckpointError, ConfigError
 from cloze.foreign.paths import check_regular
 from cloze.foreign.safetensors_header import load_tensors
-from cloze.lineage import Lineage, of_average, of_checkpoint, run_id
+from cloze.lineage import Lineage, of_average, of_checkpoint, run_id, same_run
 from cloze.model.in_float32 import InFloat32
 from cloze.model_path import run_of
 from cloze.train.checkpoint_files import PROBE, read_manifest, still_there
@@ -141,7 +141,7 @@ def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "traine
                 where=folder,
                 hint="average the checkpoints of one run only, or fewer of them",
             )
-        if run_id(other["run"]) != run_id(manifest["run"]):
+        if not same_run(run_id(other["run"]), run_id(manifest["run"])):
             raise CheckpointError(
                 f"belongs to another run than {folders[-1].name}",
                 where=folder,

@@ -25,7 +25,6 @@ from cloze.foreign.json_yaml import dump_json
 from cloze.foreign.paths import check_regular, open_regular
 from cloze.foreign.safetensors_header import INDEX, shard_names
 from cloze.hub.client import Pushed, Target, ask, commit
-from cloze.lineage import FILE as LINEAGE_FILE
 from cloze.model_path import ModelPath, resolve_model
 from cloze.places import portable, without_place
 from cloze.train.checkpoint_files import MANIFEST, read_manifest, signed
@@ -49,7 +48,6 @@ MODEL_FILES = (
     "sentencepiece.bpe.model",
     "README.md",
     CURVE,
-    LINEAGE_FILE,
 )
 # What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
 _OLD_WEIGHTS = re.compile(r"model\.safetensors|model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")

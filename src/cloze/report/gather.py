@@ -17,7 +17,7 @@ from cloze.errors import ConfigError, DataError
 from cloze.foreign import text_lines
 from cloze.foreign.json_yaml import read_json_lines, read_mapping
 from cloze.foreign.safetensors_header import read_header
-from cloze.lineage import Lineage, from_mapping, read_record, run_id, same_weights
+from cloze.lineage import Lineage, from_mapping, read_record, run_id, same_run, same_weights
 from cloze.mappings import is_number, part
 from cloze.places import portable, without_place
 from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
@@ -139,7 +139,7 @@ def read_scores(folder: Path, checkpoints: Sequence[Path]) -> tuple[dict[str, An
     )
     if measured is None:
         return scores, "eval.json does not record the weights it is of"
-    if measured.run is not None and own is not None and measured.run != own:
+    if not same_run(measured.run, own):
         return {}, "eval.json is of another run, and is left out"
     newest = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else None
     if newest is not None and (measured.step or 0) < newest:

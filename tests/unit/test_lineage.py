@@ -1,0 +1,95 @@
+"""What a lineage is a checksum of, and what it does not depend on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy import arange, float32
+from safetensors.numpy import save_file
+
+from cloze.lineage import (
+    Lineage,
+    changed_file,
+    from_mapping,
+    of_average,
+    of_checkpoint,
+    read_record,
+    run_id,
+    same_run,
+    same_weights,
+    scores_of,
+    write_record,
+)
+
+
+def manifest(pieces: list[tuple[str, int]], frozen: str = "f", step: int = 4, **run: Any) -> dict[str, Any]:
+    """A checkpoint.json with (parameter, sum) of each piece."""
+    return {
+        "parameters": {"a": {"shape": [4]}, "b": {"shape": [2, 2]}},
+        "pieces": [
+            {"name": name, "key": key, "sum": total} for name, total in pieces for key in ("weight", "exp_avg")
+        ],
+        "files": {"frozen.safetensors": {"sha256": frozen}},
+        "position": {"global_step": step},
+        "run": run,
+    }
+
+
+def test_the_checksum_does_not_depend_on_how_ranks_cut_the_weights():
+    whole = of_checkpoint(manifest([("a", 5), ("b", -7)]))
+    cut = of_checkpoint(manifest([("b", -(2**63)), ("a", 2), ("b", 2**63 - 7), ("a", 3)]))
+    assert same_weights(whole, cut)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [manifest([("a", 6), ("b", -7)]), manifest([("a", -7), ("b", 5)]), manifest([("a", 5), ("b", -7)], frozen="g")],
+)
+def test_other_weights_have_another_checksum(other: dict[str, Any]):
+    assert not same_weights(of_checkpoint(manifest([("a", 5), ("b", -7)])), of_checkpoint(other))
+
+
+def test_a_lineage_survives_json_and_what_is_none_is_unknown():
+    members = [of_checkpoint(manifest([("a", step)], step=step)) for step in (2, 4)]
+    average = of_average(members)
+    assert from_mapping({"lineage": json.loads(json.dumps(average.as_mapping()))}) == average
+    assert str(average) == "the mean of the weights of steps 2 and 4"
+    good = average.as_mapping()
+    for bad in ({"steps": [-1]}, {"steps": "4"}, {"kind": []}, {"weights": 3}, {"steps": [True]}, {"dtype": None}):
+        assert from_mapping({"lineage": good | bad}) is None
+    assert from_mapping({"lineage": [good]}) is None
+
+
+def test_runs_are_told_apart_by_data_and_seed_but_not_by_how_old_their_record_is():
+    old, new = {"data": "d", "seed": 1}, {"data": "d", "blocks": "b", "seed": 1}
+    assert same_run(run_id(old), run_id(new))
+    assert same_run(run_id(new), run_id(new | {"data": "renamed", "model_name_or_path": "/moved"}))
+    assert not same_run(run_id(new), run_id(new | {"blocks": "c"}))
+    assert not same_run(run_id(old), run_id(old | {"seed": 2}))
+    assert same_run(run_id({}), run_id(old))
+
+
+def test_scores_are_used_only_with_the_weights_they_are_of():
+    here, other = (of_checkpoint(manifest([("a", total)], step=total)) for total in (1, 2))
+    scores = {"perplexity": 3.0, "lineage": here.as_mapping()}
+    assert scores_of(here, scores) == (scores, None)
+    assert scores_of(None, {"perplexity": 3.0}) == ({"perplexity": 3.0}, None)
+    for model, values in ((other, scores), (None, scores), (here, {"perplexity": 3.0})):
+        kept, line = scores_of(model, values)
+        assert kept == {}
+        assert line is not None
+        assert "left out" in line
+
+
+def test_a_file_that_was_replaced_added_or_removed_is_named(tmp_path: Path):
+    save_file({"a": arange(4, dtype=float32)}, tmp_path / "model.safetensors")
+    write_record(tmp_path, Lineage("trained", None, (4,), "w"))
+    assert read_record(tmp_path) == Lineage("trained", None, (4,), "w")
+    assert changed_file(tmp_path) is None
+    save_file({"a": arange(4, dtype=float32)[::-1].copy()}, tmp_path / "model.safetensors")
+    assert changed_file(tmp_path) == "model.safetensors"
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert changed_file(tmp_path) == "model-00001-of-00001.safetensors"
