@@ -76,7 +76,7 @@ def start(shape: RunShape) -> Accelerator:
         requests.run_deepspeed_on_cpu()
     if on_cpu and wants_deepspeed:
         _prepare_deepspeed_on_cpu()
-    if wants_deepspeed or plugin is not None:
+    if wants_deepspeed or plugin is not None or processes.is_launched():
         processes.be_alone(os.environ, _free_port())
     # DeepSpeed still calls collectives by names that torch has deprecated; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

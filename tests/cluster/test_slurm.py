@@ -106,6 +106,7 @@ def test_the_chain_ends_with_the_perplexity_of_one_machine(
     train_id = next(job for job, name in ids.items() if name == "train")
     main = (run / "slurm" / f"train-{train_id}.out").read_text()
     assert f"4 ranks on 2 hosts, DeepSpeed ZeRO-{stage}" in main
+    assert "CLOZE_SECRET" not in main, "the hosts share a secret"
     assert {path.name for path in (run / "slurm").glob("*.log")} == {f"train-{train_id}-node{i}.log" for i in (1, 2)}
 
     alone = workplace / "alone"

@@ -85,6 +85,7 @@ def test_two_hosts_train_the_same_run_as_one_machine(hosts: Hosts, prepared: Pat
     )
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "CLOZE_SECRET" not in done.stdout + done.stderr, "the hosts share a secret"
     assert re.search(r"^a \| world +2 ranks on 2 hosts, DeepSpeed ZeRO-2, fp32, cpu, gloo$", done.stdout, re.M)
     assert f"started on b in {ROOT}, rank 1 of 2 machines" in (tmp_path / "logs/b.log").read_text()
     assert_same_curve(curve(tmp_path / "run"), reference)

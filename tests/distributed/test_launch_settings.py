@@ -72,3 +72,13 @@ def test_one_of_several_processes_that_nothing_joins_is_refused_before_anything_
     assert outcomes[0].code == 2
     assert [line for line in outcomes[0].output.splitlines() if says in line] == outcomes[0].output.splitlines()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_of_one_process_need_not_say_where_it_is_met(prepared: Path, tmp_path: Path):
+    def enter() -> None:
+        for name in RANK_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        main(train(prepared, tmp_path / "run"))
+
+    succeed(run_ranks(enter, 1, tmp_path / "logs"))
