@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloze.config import InspectConfig
-from cloze.console import say, show
+from cloze.console import say, show, warn
 from cloze.data.blocks import Blocks
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared, open_prepared, verify_prepared
+from cloze.data.text_report import report_lines, warnings_of
 from cloze.data.tokenize import load_tokenizer
 
 SAMPLED_BLOCKS = 4096
@@ -54,6 +55,11 @@ def print_facts(prepared: Prepared) -> None:
     rule = {key: value for key, value in manifest["split_rule"].items() if key != "kind"}
     say("split", f"{manifest['split_rule']['kind']}: {', '.join(f'{key} {value}' for key, value in rule.items())}")
     say("blocks", f"{manifest['block_size']} tokens, {prepared.packing}; checksum {manifest['checksum'][:12]}")
+    report = manifest.get("text_report", {})
+    for name, line in report_lines(report).items():
+        say("text", f"{name}: {line}")
+    for line in warnings_of(report):
+        warn(line)
     for reason, count in manifest.get("bad_records", {}).items():
         say("left out", f"{count:,} records: {reason}")
 

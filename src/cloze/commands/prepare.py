@@ -8,6 +8,7 @@ from pathlib import Path
 from cloze.config import PrepareConfig
 from cloze.console import duration, say, warn
 from cloze.data.prepare import prepare
+from cloze.data.text_report import report_lines
 from cloze.files import check_writable
 from cloze.inspection import split_line
 
@@ -27,6 +28,8 @@ def prepare_and_tell(config: PrepareConfig) -> bool:
         return False
     for name in manifest["splits"]:
         say("prepare", f"{name}: {split_line(manifest, name)}")
+    for name, line in report_lines(manifest.get("text_report", {})).items():
+        say("prepare", f"{name}: {line}")
     if bad := manifest.get("bad_records"):
         warn(f"left out: {', '.join(f'{count:,} records ({reason})' for reason, count in bad.items())}")
         for line in manifest["bad_record_examples"][:3]:

@@ -18,12 +18,15 @@ from cloze.console import warn
 from cloze.data.packing import BestFit, Concat
 from cloze.data.shards import ShardWriter, describe_split, open_prepared, shard_name, write_manifest
 from cloze.data.sources import Task
+from cloze.data.text_sketch import HashCounts, merge_samples, text_report
 from cloze.data.units import (
     MAX_EXAMPLES,
     SIDES,
     Recipe,
     make_packer,
     process_name,
+    read_hashes,
+    read_sample,
     read_tail,
     read_unit,
     unit_name,
@@ -35,7 +38,13 @@ JOIN_TOKENS = 2**22
 
 
 def finalize(
-    parts: Path, output: Path, recipe: Recipe, facts: dict[str, Any], named_validation: bool, tasks: list[Task]
+    parts: Path,
+    output: Path,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    named_validation: bool,
+    tasks: list[Task],
+    tokenizer: Any,
 ) -> dict[str, Any]:
     """Make `output` from the units in `parts`, remove `parts`, and return the manifest.
 
@@ -48,7 +57,7 @@ def finalize(
         try:
             remove_tree(staged)
             staged.mkdir()
-            manifest = _assemble(staged, parts, recipe, facts, named_validation, tasks)
+            manifest = _assemble(staged, parts, recipe, facts, named_validation, tasks, tokenizer)
             sync_tree(staged)
             publish(staged, output)
         except (OSError, DataError):
@@ -82,7 +91,13 @@ def _find_units(tasks: list[Task], units: Path) -> list[tuple[Path, dict[str, An
 
 
 def _assemble(
-    staged: Path, parts: Path, recipe: Recipe, facts: dict[str, Any], named_validation: bool, tasks: list[Task]
+    staged: Path,
+    parts: Path,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    named_validation: bool,
+    tasks: list[Task],
+    tokenizer: Any,
 ) -> dict[str, Any]:
     """Fill the folder `staged` and return its manifest. Raises as `finalize`."""
     corpus_name = str(facts["source"]["dataset_name"])
@@ -105,11 +120,33 @@ def _assemble(
         hint = "give --on_bad_record skip again, or begin again without it"
         raise ConfigError("records were left out", where=examples[0], hint=hint)
     skipped = {"bad_records": dict(sorted(bad.items())), "bad_record_examples": examples} if bad else {}
-    return write_manifest(staged, facts | {"splits": splits} | skipped)
+    report = {"text_report": _report(units, facts["source"], tokenizer)}
+    return write_manifest(staged, facts | {"splits": splits} | skipped | report)
 
 
-def _count(units: list[tuple[Path, dict[str, Any]]], side: str) -> dict[str, int]:
-    names = ("documents", "empty_documents", "cut_documents", "tokens")
+def _report(units: list[tuple[Path, dict[str, Any]]], source: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Return what was found in the text of all units."""
+    names = ("documents", "empty_documents", "text_tokens", "unknown_tokens")
+    counts = {side: _count(units, side, names) for side in SIDES}
+    hashes = HashCounts()
+    for folder, _ in units:
+        for side in SIDES:
+            hashes.add(side, read_hashes(folder, side))
+    there = [side for side in SIDES if counts[side]["documents"]]
+    samples = {side: merge_samples(read_sample(folder, side) for folder, _ in units) for side in there}
+    report = text_report({side: counts[side] for side in there}, hashes, samples, tokenizer)
+    for side in there:
+        described = source.get("validation", source) if side == "validation" else source
+        if "files" in described:
+            report[side]["files"] = len(described["files"])
+    return report
+
+
+def _count(
+    units: list[tuple[Path, dict[str, Any]]],
+    side: str,
+    names: tuple[str, ...] = ("documents", "empty_documents", "cut_documents", "tokens"),
+) -> dict[str, int]:
     return {name: sum(unit["splits"][side][name] for _, unit in units) for name in names}
 
 

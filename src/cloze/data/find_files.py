@@ -5,7 +5,8 @@
     listing.repeated                # [(path, the same file under its first name), ...], each file is listed once
 
 Not data: hidden files and folders, `__pycache__` and its like, the metadata of `datasets` and of the Hub, the caches
-that `datasets` writes beside a saved dataset. Of a dataset saved by `save_to_disk`, state.json names the files.
+that `datasets` writes beside a saved dataset, folders made by `cloze prepare`. Of a dataset saved by `save_to_disk`,
+state.json names the files.
 
 Links are followed, because the Hub's cache consists of them. Every folder is visited once, so that links in a circle
 end, and links to a folder above the one that was named are not followed.
@@ -100,6 +101,8 @@ def files_below(folder: Path) -> Listing:
         if _id(here) in walk.visited or _id(here) in above:
             continue
         walk.visited.add(_id(here))
+        if here != folder and _is_ours(here):
+            continue
         entries = walk.entries(here)
         saved = _saved_files(here, split)
         split_names = _saved_splits(here)
@@ -168,6 +171,12 @@ def _take(walk: _Walk, path: Path, rest: tuple[str, ...]) -> None:
         _check_regular(path)
     elif path.is_file() and path.name not in METADATA and not _CACHE.fullmatch(path.name):
         walk.found.append(DataFile(path))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a folder is, or becomes, what `cloze prepare` makes."""
+    names = ("manifest.json", "plan.json")
+    return (folder / "tokenizer").is_dir() and any((folder / name).is_file() for name in names)
 
 
 def _check_regular(path: Path) -> None:

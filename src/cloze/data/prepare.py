@@ -27,6 +27,7 @@ from cloze.data.finalize import finalize
 from cloze.data.parts import open_parts, read_plan, refuse_differences
 from cloze.data.shards import open_prepared
 from cloze.data.sources import Corpus, document_of, items_of, open_corpus
+from cloze.data.text_report import warnings_of
 from cloze.data.tokenize import describe, load_tokenizer
 from cloze.data.units import Recipe, read_unit
 from cloze.data.work import Share, do_units, missing_units, owners, start_method
@@ -80,6 +81,7 @@ def make_recipe(config: BlocksConfig, inputs: Inputs, backend: str) -> Recipe:
         pad_token_id=inputs.tokenizer.pad_token_id,
         validation_percentage=0.0 if config.validation_split else float(config.validation_split_percentage),
         skip_bad_records=config.on_bad_record == "skip",
+        unk_token_id=inputs.tokenizer.unk_token_id,
     )
 
 
@@ -120,7 +122,11 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
             do_units(recipe, corpus.tasks, units, num_proc, share, facts["unit_size"])
         missing = missing_units(corpus.tasks, units)
         if not missing:
-            return finalize(parts, output, recipe, facts, config.validation_split is not None, corpus.tasks)
+            named = config.validation_split is not None
+            manifest = finalize(parts, output, recipe, facts, named, corpus.tasks, inputs.tokenizer)
+            for line in warnings_of(manifest.get("text_report", {})):
+                warn(line)
+            return manifest
     except (ClozeError, OSError):
         if output.exists():  # another process has made it meanwhile, and removed what this one was working on
             return _done_meanwhile(config, output, parts, facts)

@@ -3,6 +3,7 @@
 units/000007-000002/            task 7, chunk 2 of it (a task of pieces has one chunk)
   train.arrow  validation.arrow the full blocks of its documents
   train.tail   validation.tail  tokens left over (int32), to be joined with those of the other units
+  train.hashes, .sample.json    of its documents, see `cloze.data.text_sketch`; also of validation
   unit.json                     counts, checksums, bad records
 
 Who does which unit, where and when, changes nothing in it. Imports nothing slow: worker processes start with it.
@@ -28,6 +29,7 @@ from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat
 from cloze.data.readers import Raw
 from cloze.data.shards import ShardWriter
 from cloze.data.sources import Task, bad_record_error, document_of, items_of, stream_place
+from cloze.data.text_sketch import TextSketch
 from cloze.errors import ClozeError
 from cloze.files import disk_errors, remove_tree, sync, sync_tree
 from cloze.foreign.json_yaml import dump_json, read_json
@@ -51,6 +53,7 @@ class Recipe:
     pad_token_id: int | None
     validation_percentage: float
     skip_bad_records: bool
+    unk_token_id: int | None = None
 
 
 @dataclass
@@ -59,9 +62,13 @@ class SplitStream:
 
     packer: Concat | BestFit
     writer: ShardWriter
+    unknown: int | None = None
     documents: int = 0
     empty_documents: int = 0
     tokens: int = 0
+    unknown_tokens: int = 0
+    text_tokens: int = 0
+    sketch: TextSketch = field(default_factory=TextSketch)
     waiting: list[str] = field(default_factory=list)
     characters: int = 0
 
@@ -72,6 +79,7 @@ class SplitStream:
         if not text or text.isspace():
             self.empty_documents += 1
             return
+        self.sketch.add(text)
         self.waiting.append(text)
         self.characters += len(text)
         if len(self.waiting) == BATCH_DOCUMENTS or self.characters >= BATCH_CHARACTERS:
@@ -84,6 +92,11 @@ class SplitStream:
         tokens, lengths = encode(self.waiting)
         self.waiting, self.characters = [], 0
         self.tokens += len(tokens)
+        around = [*encode.spec.prefix, *encode.spec.suffix]
+        self.text_tokens += len(tokens) - len(lengths) * len(around)
+        if self.unknown is not None:  # in some tokenizers it is also the token at the end
+            here = int(np.count_nonzero(tokens == self.unknown))
+            self.unknown_tokens += here - len(lengths) * around.count(self.unknown)
         if isinstance(self.packer, Concat):
             self.writer.add(self.packer.add(tokens, lengths))
         else:
@@ -91,18 +104,23 @@ class SplitStream:
             if self.packer.left_over >= FLUSH_TOKENS:
                 self.writer.add(self.packer.flush(keep=LEFT_BLOCKS))
 
-    def close(self, tail: Path) -> dict[str, Any]:
-        """Finish the shard, write the tail, and describe both."""
+    def close(self, folder: Path, side: str) -> dict[str, Any]:
+        """Finish the shard, write the tail and what was found in the text, and describe all."""
         if isinstance(self.packer, BestFit):
             self.writer.add(self.packer.flush(keep=LEFT_BLOCKS))
         tokens, lengths = self.packer.close()
         if len(tokens):
-            tokens.astype("<i4").tofile(tail)
+            tokens.astype("<i4").tofile(folder / f"{side}.tail")
+        if len(hashes := self.sketch.hashes):
+            hashes.astype("<u8").tofile(folder / f"{side}.hashes")
+            (folder / f"{side}.sample.json").write_text(json.dumps(self.sketch.sample), encoding="utf-8")
         return {
             "documents": self.documents,
             "empty_documents": self.empty_documents,
             "cut_documents": self.packer.cut_documents,
             "tokens": self.tokens,
+            "text_tokens": self.text_tokens,
+            "unknown_tokens": self.unknown_tokens,
             "tail": lengths.tolist(),
             "shard": self.writer.close(),
         }
@@ -147,6 +165,10 @@ def read_unit(folder: Path) -> dict[str, Any] | None:
                 return None
             tail = sum(facts["splits"][side]["tail"])
             if tail and (folder / f"{side}.tail").stat().st_size != 4 * tail:
+                return None
+            texts = facts["splits"][side]["documents"] - facts["splits"][side]["empty_documents"]
+            facts["splits"][side]["unknown_tokens"]  # units of older versions lack it, and are made again
+            if texts and (folder / f"{side}.hashes").stat().st_size != 8 * texts:
                 return None
         bool(facts["last"])
     except (ClozeError, OSError, KeyError, TypeError):
@@ -208,7 +230,9 @@ def _fill_unit(
 ) -> dict[str, Any]:
     pieces = recipe.packing == "best_fit"
     train, validation = (
-        SplitStream(make_packer(recipe), ShardWriter(folder / f"{side}.arrow", recipe.block_size, pieces))
+        SplitStream(
+            make_packer(recipe), ShardWriter(folder / f"{side}.arrow", recipe.block_size, pieces), recipe.unk_token_id
+        )
         for side in SIDES
     )
     bad: Counter[str] = Counter()
@@ -234,9 +258,7 @@ def _fill_unit(
     for stream in (train, validation):
         stream.flush(encode)
     advance(train.documents + validation.documents - told_documents, train.tokens + validation.tokens - told_tokens)
-    splits = {
-        side: stream.close(folder / f"{side}.tail") for side, stream in zip(SIDES, (train, validation), strict=True)
-    }
+    splits = {side: stream.close(folder, side) for side, stream in zip(SIDES, (train, validation), strict=True)}
     return {"splits": splits, "bad_records": dict(bad), "examples": examples}
 
 
@@ -244,3 +266,15 @@ def read_tail(folder: Path, side: str) -> Any:
     """The tokens left over by a unit: [n] int32."""
     path = folder / f"{side}.tail"
     return np.fromfile(path, "<i4").astype(np.int32) if path.exists() else np.empty(0, np.int32)
+
+
+def read_hashes(folder: Path, side: str) -> Any:
+    """The hashes of a unit's documents: [n] uint64."""
+    path = folder / f"{side}.hashes"
+    return np.fromfile(path, "<u8").astype(np.uint64) if path.exists() else np.empty(0, np.uint64)
+
+
+def read_sample(folder: Path, side: str) -> list[tuple[int, str]]:
+    """The hash and text of a unit's sampled documents."""
+    path = folder / f"{side}.sample.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []

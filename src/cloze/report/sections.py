@@ -11,6 +11,7 @@ from typing import Any
 
 from cloze.config import BlocksConfig, TrainConfig
 from cloze.console import duration
+from cloze.data.text_report import report_lines, warnings_of
 from cloze.mappings import interval_of, is_number, part
 from cloze.report.curves import computed_on
 from cloze.report.gather import Run, data_name, model_name
@@ -127,6 +128,8 @@ def _data_facts(data: dict[str, Any]) -> dict[str, Any]:
         "tokenizer": f"{tokenizer.get('name')}, {words:,} tokens" if is_number(words) else tokenizer.get("name"),
         "training": _split_line(train),
         "validation": _split_line(held_out),
+        **{f"text, {side}": line for side, line in report_lines(part(data, "text_report")).items()},
+        "warning": "; ".join(warnings_of(part(data, "text_report"))) or None,
         "blocks": ", ".join(
             text
             for text in (

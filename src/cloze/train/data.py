@@ -29,10 +29,12 @@ from cloze.data.loader import BlockOrder, Layout, StepBatches, count_masked, mak
 from cloze.data.local_files import is_local, local_splits
 from cloze.data.maskable import check_maskable, maskable_share
 from cloze.data.masking import Masking
-from cloze.data.prepare import make_recipe, open_inputs
+from cloze.data.prepare import make_recipe, open_inputs, sample_texts
 from cloze.data.shards import Prepared, open_prepared
 from cloze.data.sources import Task
 from cloze.data.stream import BlockStream
+from cloze.data.text_report import warnings_of
+from cloze.data.text_sketch import sampled_report
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.units import Recipe
 from cloze.data.words import LONG_WORD, Words, mean_word_length, words_of
@@ -226,6 +228,9 @@ def _open_stream(config: TrainConfig) -> TrainData:
     facts = inputs.facts | {"streamed": True, "splits": {}}
     facts["tokenizer"]["backend"] = backend_version(recipe.encoder.backend)
     facts["checksum"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    facts["text_report"] = sampled_report(sample_texts(inputs.corpus), inputs.tokenizer)  # no part of the identity
+    for line in warnings_of(facts["text_report"]):
+        warn(line)
     validation = None
     if config.validation_split is not None:
         held_out = dataclasses.replace(
