@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-SAMPLED, SAMPLED_CHARACTERS = 64, 2000  # documents of a split, and characters of each
+SAMPLED, SAMPLED_CHARACTERS = 128, 2000  # documents of a split, and characters of each
 MAX_HASHES = 2**22
 # Scripts that put no spaces between words: Thai and Lao, Myanmar, Khmer, kana, and Chinese characters.
 _UNSPACED = (
