@@ -113,7 +113,7 @@ class SplitStream:
             tokens.astype("<i4").tofile(folder / f"{side}.tail")
         if len(hashes := self.sketch.hashes):
             hashes.astype("<u8").tofile(folder / f"{side}.hashes")
-            (folder / f"{side}.sample.json").write_text(json.dumps(self.sketch.sample), encoding="utf-8")
+            (folder / f"{side}.sample.json").write_text(dump_json(self.sketch.sample), encoding="utf-8")
         return {
             "documents": self.documents,
             "empty_documents": self.empty_documents,
@@ -277,4 +277,4 @@ def read_hashes(folder: Path, side: str) -> Any:
 def read_sample(folder: Path, side: str) -> list[tuple[int, str]]:
     """The hash and text of a unit's sampled documents."""
     path = folder / f"{side}.sample.json"
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    return list(read_json(path, kind=list)) if path.exists() else []
