@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 
 import datasets
@@ -13,11 +14,12 @@ import pytest
 import zstandard
 
 from cloze.config import SourceConfig
-from cloze.data import content
+from cloze.data import columns, content
 from cloze.data.content import content_digest, describe_contents
 from cloze.data.local_files import local_splits
 from cloze.data.sources import open_corpus
 from cloze.errors import DataError
+from cloze.foreign import arrow_batches
 from cloze.foreign.text_lines import read_lines
 
 TEXTS = [f"Text number {number} of some." for number in range(60)]
@@ -320,3 +322,47 @@ def test_identity_is_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         first = changed
     monkeypatch.setenv("CLOZE_CACHE", "/proc/nowhere")
     assert content_digest(path) == first["content"], "without a cache it is computed"
+
+
+def put_arrow(path: Path, column: pyarrow.Array) -> None:
+    batch = pyarrow.record_batch([column], ["text"])
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+@pytest.mark.parametrize("offsets", [(0, 2**30, 2**30 + 4), (0, 4, 2), (-7, 2, 4), (0, 2, 2**31 - 1)])
+def test_offsets_that_point_elsewhere_are_refused(tmp_path: Path, offsets: tuple[int, int, int]):
+    """Not validated, they read other memory, or end the process."""
+    path = tmp_path / "c.arrow"
+    put_arrow(path, pyarrow.array(["ab", "cd"]))
+    assert texts_of(path) == ["ab", "cd"]
+    held = path.read_bytes()
+    place = held.index(struct.pack("<3i", 0, 2, 4))
+    path.write_bytes(held[:place] + struct.pack("<3i", *offsets) + held[place + 12 :])
+    assert "cannot be read" in refused(path)
+
+
+def test_a_bad_string_of_arrow_is_a_bad_record(tmp_path: Path):
+    put_arrow(tmp_path / "c.arrow", pyarrow.array([b"good", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string()))
+    assert "row 1: invalid UTF-8" in refused(tmp_path / "c.arrow")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_dictionary_of_parquet_is_decoded_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool):
+    """A few hundred bytes stand for 400 MB: no batch holds more than BATCH_BYTES of it."""
+    numbers = pyarrow.array([0, 1] * 10_000, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(numbers, pyarrow.array(["x" * 20_000, "y" * 20_000]))
+    if nested:
+        column = pyarrow.ListArray.from_arrays(pyarrow.array(range(20_001), pyarrow.int32()), column)
+    path = tmp_path / "c.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, store_schema=False, compression="zstd")
+    assert path.stat().st_size < 100_000
+    held: list[int] = []
+    plain = columns.documents
+    monkeypatch.setattr(columns, "documents", lambda batch, *more: held.append(batch.nbytes) or plain(batch, *more))
+    seen = sum(1 for _ in open_corpus(SourceConfig(dataset_name=str(path))).documents())
+    assert seen == 20_000
+    assert max(held) < 1.1 * arrow_batches.BATCH_BYTES
+    monkeypatch.setattr("cloze.data.readers.MAX_RECORD_BYTES", 15_000)
+    monkeypatch.setattr(arrow_batches, "BATCH_BYTES", 10_000)
+    assert "row 0: larger than" in refused(path)

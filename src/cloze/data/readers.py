@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-import pyarrow.ipc
 import pyarrow.parquet
 
 from cloze.data import columns
@@ -29,12 +28,13 @@ from cloze.data.json_shape import HEAD_BYTES, check_shape
 from cloze.data.lines import count_lines, cut_lines, lines_between
 from cloze.data.unpack import unpack_zstd
 from cloze.errors import DataError
+from cloze.foreign.arrow_batches import BATCH_BYTES, arrow_batches, open_parquet, parquet_batches
 from cloze.foreign.text_lines import UTF8_MARK, is_plain, read_head, utf8_file
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_RECORD_BYTES = 64 * 2**20
 _BUFFER = 2**20
-_BATCH_BYTES, _MAX_ROWS = 16 * 2**20, 10_000  # of a table at a time
+_MAX_ROWS = 10_000  # of a table at a time
 _CHECKED_FILES = 20
 
 Raw = bytes | Record | Document | BadRecord
@@ -227,17 +227,20 @@ def _tsv(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
 
 
 def _parquet(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
-    parquet = pyarrow.parquet.ParquetFile(file)
+    parquet = open_parquet(file)
     groups = range(piece.start, parquet.num_row_groups if piece.stop is None else piece.stop)
     row = sum(parquet.metadata.row_group(group).num_rows for group in range(piece.start))
     fields = columns.resolved(parquet.schema_arrow, fields, piece.path)
     names = columns.needed(parquet.schema_arrow, fields)
     facts = [parquet.metadata.row_group(group) for group in groups]
     bytes_per_row = sum(group.total_byte_size for group in facts) / max(1, sum(group.num_rows for group in facts))
-    rows = max(1, min(_MAX_ROWS, int(_BATCH_BYTES / max(1, bytes_per_row))))
-    for batch in parquet.iter_batches(rows, row_groups=groups, columns=names, use_threads=False):
-        yield from columns.documents(batch, fields, row)
-        row += len(batch)
+    rows = max(1, min(_MAX_ROWS, int(BATCH_BYTES / max(1, bytes_per_row))))
+    for count, batch in parquet_batches(parquet, list(groups), names, rows, MAX_RECORD_BYTES):
+        if batch is None:
+            yield row, BadRecord(f"larger than {MAX_RECORD_BYTES // 2**20} MiB")
+        else:
+            yield from columns.documents(batch, fields, row)
+        row += count
 
 
 def _cut_parquet(path: Path, size: int) -> list[tuple[int, int, int]]:
@@ -245,18 +248,9 @@ def _cut_parquet(path: Path, size: int) -> list[tuple[int, int, int]]:
     return _group([facts.row_group(group).total_byte_size for group in range(facts.num_row_groups)], size)
 
 
-def _arrow_batches(file: Any) -> Iterator[Any]:
-    """Of the stream format that `datasets` writes, or of the file format (Feather 2); mapped, not read."""
-    source = pyarrow.memory_map(file.name)
-    if file.read(6) == b"ARROW1":
-        reader = pyarrow.ipc.open_file(source)
-        return (reader.get_batch(number) for number in range(reader.num_record_batches))
-    return iter(pyarrow.ipc.open_stream(source))
-
-
 def _arrow(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
     row = 0
-    for number, batch in enumerate(_arrow_batches(file)):
+    for number, batch in enumerate(arrow_batches(piece.path)):
         if piece.stop is not None and number >= piece.stop:
             return
         if number >= piece.start:
@@ -267,8 +261,7 @@ def _arrow(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
 
 
 def _cut_arrow(path: Path, size: int) -> list[tuple[int, int, int]]:
-    with open(path, "rb") as file:
-        return _group([batch.nbytes for batch in _arrow_batches(file)], size)
+    return _group([batch.nbytes for batch in arrow_batches(path)], size)
 
 
 def _group(sizes: list[int], least: int) -> list[tuple[int, int, int]]:

@@ -8,6 +8,7 @@ ClozeError of one line.
     folders             whose checkpoint a folder is
     json_yaml           JSON and YAML, read and written
     safetensors_header  names, types and shapes of the tensors in a file
+    arrow_batches       Arrow and Parquet, validated, in batches of bounded size once decoded
     text_lines          text of any encoding with a mark, and any line ends
     pickles             pickles and torch.save files, without the code in them
     pretrained          models, configurations and tokenizers, loaded by transformers
