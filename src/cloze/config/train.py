@@ -193,7 +193,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """when a loss or gradient is NaN or infinite: stop; skip the batch, up to 50 times in a row; or go back to the
     last checkpoint and leave the batch out"""
     resume_from_checkpoint: str | None = None
-    """go on from this checkpoint folder; `auto`: from the newest one in output_dir, or from the start if none is"""
+    """resume from this checkpoint folder; `auto`: from the newest one in output_dir, or from the start if none is.
+    Newer checkpoints in output_dir are moved into a folder superseded-1; a checkpoint of another run's folder begins a
+    branch in an empty output_dir"""
 
     push_to_hub: bool = False
     """push the model to the Hub while training, in the background; a push that fails never stops training"""
