@@ -66,7 +66,7 @@ def test_what_is_changed_for_that_is_as_before_when_the_forward_is_done():
 
 def test_full_determinism_sets_what_pytorch_names_for_it():
     script = (
-        "import os, torch; from cloze.train.equip import use_same_bits; use_same_bits(strict={strict});"
+        "import os, torch; from cloze.train.determinism import use_same_bits; use_same_bits(strict={strict});"
         "assert torch.are_deterministic_algorithms_enabled();"
         "assert torch.is_deterministic_algorithms_warn_only_enabled() is not {strict};"
         "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8' and torch.backends.cudnn.deterministic"

@@ -135,8 +135,8 @@ class TrainConfig(ModelConfig, BlocksConfig):
     tf32: bool | None = None
     """TF32 matrix products on Ampere and later GPUs"""
     full_determinism: bool | Literal["auto"] = "auto"
-    """only operations that give the same bits every time: GPUs have faster ones that sum in any order. `auto`: on a
-    GPU, with a warning for an operation that has no such way; true: refuse it; false: a run differs from itself"""
+    """only operations that give the same bits every time. `auto`: on a GPU, with a warning if the model needs an
+    operation without a deterministic implementation; true: refuse such a model; false: allow any operation"""
     torch_compile: bool | Literal["auto"] = "auto"
     """compile the model's backbone: `auto` does so on a GPU for architectures that become one graph"""
     torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (

@@ -7,7 +7,6 @@ choose_kernels(model, config, accelerator)
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import compile_pattern, freeze_matching, freeze_unused
 from cloze.train.data import TrainData
 from cloze.train.deepspeed_file import asked_settings, check_settings, settings_file
+from cloze.train.determinism import use_same_bits, wants_same_bits
 from cloze.train.engine import Engine, check_fp8
 from cloze.train.fsdp import check_fsdp, units
 from cloze.train.metrics import Pace
@@ -61,8 +61,8 @@ def check_machine(config: TrainConfig) -> None:
     check_trackers(config)
     if config.tf32 is not None:
         set_tf32(config.tf32)
-    if config.full_determinism is True or (config.full_determinism == "auto" and on_gpu(config)):
-        use_same_bits(strict=config.full_determinism is True)
+    if wants_same_bits(config, on_gpu(config)):
+        use_same_bits(strict=False)  # see `settle_determinism`
 
 
 def _check_deepspeed(config: TrainConfig) -> None:
@@ -75,17 +75,6 @@ def _check_deepspeed(config: TrainConfig) -> None:
     unused = check_settings(settings, where, config)
     if unused:
         warn(f"{where}: ignored: {', '.join(unused)}")
-
-
-def use_same_bits(strict: bool) -> None:
-    """Take only operations that give the same bits every time (PyTorch, "Reproducibility"); where there is none, warn,
-    or raise RuntimeError when it is called. cuBLAS reads its setting when it is first called, so before anything is
-    computed."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers hands it to the flash attention packages
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def on_gpu(config: TrainConfig) -> bool:

@@ -10,7 +10,8 @@ trace is left of the trials: gradients, buffers and random state are as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,24 +89,16 @@ def _let_go(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def fit_memory(layout: Layout, trial: Trial) -> Layout:
-    """The same global batch in as few passes as memory allows, where that is asked for; every rank calls it.
-
-    Raises ConfigError on every rank where not even one block fits.
-    """
-    if not trial.config.auto_find_batch_size:
-        return layout
-    model, device = trial.model, trial.accelerator.device
-    before = next(model.parameters()).device
+@contextlib.contextmanager
+def borrowed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Have the model on a device, training, for a trial; weights, buffers and random states are as before after it."""
+    before, was_training = next(model.parameters()).device, model.training
     states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    was_training, weights = model.training, [(p, p.data) for p in model.parameters()]
-    model.to(device).train()
-    share = -(-layout.global_batch // layout.world_size)
+    weights = [(p, p.data) for p in model.parameters()]
     try:
-        peak_bytes(trial, 1)  # libraries get their workspaces and threads at the first pass
-        free = _free(device)
-        blocks = most_blocks(lambda n: peak_bytes(trial, n), free - bytes_to_come(trial), share)
+        model.to(device).train()
+        yield
     finally:
         for parameter, data in weights:  # where they were, which may be a mapped file
             parameter.data = data
@@ -117,6 +110,21 @@ def fit_memory(layout: Layout, trial: Trial) -> Layout:
         if states[1] is not None:
             torch.cuda.set_rng_state(states[1], device)
             torch.cuda.empty_cache()
+
+
+def fit_memory(layout: Layout, trial: Trial) -> Layout:
+    """The same global batch in as few passes as memory allows, where that is asked for; every rank calls it.
+
+    Raises ConfigError on every rank where not even one block fits.
+    """
+    if not trial.config.auto_find_batch_size:
+        return layout
+    device = trial.accelerator.device
+    share = -(-layout.global_batch // layout.world_size)
+    with borrowed(trial.model, device):
+        peak_bytes(trial, 1)  # libraries get their workspaces and threads at the first pass
+        free = _free(device)
+        blocks = most_blocks(lambda n: peak_bytes(trial, n), free - bytes_to_come(trial), share)
     problem = None
     if blocks < 1:
         hint = "use --gradient_checkpointing, --bf16, a smaller --block_size, or ZeRO with a batch size given by hand"

@@ -34,6 +34,7 @@ from cloze.train.branch import branch_to_resume
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, masking_rule, open_data, words_for
+from cloze.train.determinism import settle_determinism
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
 from cloze.train.equip import (
     check_machine,
@@ -127,6 +128,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     saved = None if checkpoint is None else read_manifest(checkpoint)
     trial = Trial(model, head, documents, masking_rule(config, data.manifest, 1, words), data, config, accelerator)
     layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
+    settle_determinism(trial, layout.per_device)
     plan = _plan(config, layout, data)
     schedule = learning_rate_schedule(config, plan.total_steps)
     identity = identify(config, data, plan, model, base, checkpoint)

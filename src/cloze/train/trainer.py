@@ -24,6 +24,7 @@ from cloze.data.hashing import make_key
 from cloze.data.loader import StepBatches, TrainLoader
 from cloze.errors import LostRank, Stopped, note_phase, one_line
 from cloze.model.packed import model_inputs
+from cloze.train.determinism import named_operations
 from cloze.train.ema import decay_at
 from cloze.train.feed import HostCopy, arrive, host_values, to_device
 from cloze.train.live import training_view
@@ -78,7 +79,8 @@ def train(config: TrainConfig, own_process: bool = True) -> Path:
 def train_safely(run: Run) -> None:
     """Train to the end; whatever comes in between, a checkpoint that is being written is finished first."""
     try:
-        train_to_the_end(run)
+        with named_operations():
+            train_to_the_end(run)
     except (Exception, Stopped) as error:
         note_phase(error, *run.watch.doing)
         finish_saving(run, quietly=True)
