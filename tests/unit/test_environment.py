@@ -222,6 +222,9 @@ REFUSED = [
     ({"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "zero3_offload"),
     ({"ACCELERATE_USE_FSDP": "true", "FSDP_IGNORED_MODULES": "embeddings"}, "all modules are divided"),
     ({"DS_ACCELERATOR": "hpu"}, "must be one of cpu, cuda"),
+    ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "two"}, "must be one of 0, 1, 2, 3"),
+    ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "disk"}, "must be one of none, cpu, nvme"),
+    ({"ACCELERATE_USE_FSDP": "maybe"}, "is neither true nor false"),
 ]
 
 
@@ -247,6 +250,15 @@ def test_what_cannot_be_honoured_is_refused_in_one_line(environment: dict[str, s
 )
 def test_whole_environments_pass_without_a_word(environment: dict[str, str]):
     assert settle(dict(environment)) == []
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU"])
+def test_a_switch_means_the_same_to_all_libraries(name: str):
+    """accelerate reads "1" as false here and as true there, and would drop DeepSpeed."""
+    for value in ("1", "yes", "True", "on"):
+        environment = {name: value}
+        assert settle(environment) == []
+        assert environment == {name: "true"}
 
 
 def test_mpi_does_not_contradict_the_launcher_that_it_started():

@@ -23,13 +23,29 @@ from cloze.environment.processes import (
     local_rank,
     slurm_tasks,
 )
-from cloze.environment.requests import DEEPSPEED_DEVICE, MIXED_PRECISION, is_true
+from cloze.environment.requests import (
+    DEEPSPEED_DEVICE,
+    MIXED_PRECISION,
+    OFFLOAD_DEVICES,
+    USE_CPU,
+    USE_DEEPSPEED,
+    USE_FSDP,
+    ZERO_STAGE,
+    is_true,
+)
 from cloze.environment.table import FAMILIES, MPI, OFF, Rule, rule_for
 from cloze.errors import LaunchError
 
 _HOW_TO_START = "start with `accelerate launch`, torchrun, launch/multi_node or slurm/submit, which set all of them"
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
-_VALUES = {MIXED_PRECISION: ("no", "fp16", "bf16", "fp8"), DEEPSPEED_DEVICE: ("cpu", "cuda")}
+_VALUES = {
+    MIXED_PRECISION: ("no", "fp16", "bf16", "fp8"),
+    DEEPSPEED_DEVICE: ("cpu", "cuda"),
+    ZERO_STAGE: ("0", "1", "2", "3"),
+    **dict.fromkeys(OFFLOAD_DEVICES, ("none", "cpu", "nvme")),
+}
+# Libraries read some of these as "true" alone, and others as "1" or "yes" too.
+_SWITCHES = (USE_DEEPSPEED, USE_FSDP, USE_CPU)
 
 
 def settle(environment: MutableMapping[str, str]) -> list[str]:
@@ -45,6 +61,12 @@ def settle(environment: MutableMapping[str, str]) -> list[str]:
             raise LaunchError(
                 f"must be one of {', '.join(allowed)}", where=_shown(name, value), hint="or leave it out"
             )
+    for name in _SWITCHES:
+        value = environment.get(name)
+        if is_true(value):
+            environment[name] = "true"
+        elif value is not None and value.strip().lower() not in OFF:
+            raise LaunchError("is neither true nor false", where=_shown(name, value))
     said: dict[str, list[str]] = {}
     for name in sorted(environment):
         if name in NO_EFFECT:
