@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import ClozeError, LostRank, one_line, phase_of
-from cloze.files import remove_tree, sync
+from cloze.files import remove_tree, sync, write_new
 from cloze.foreign.json_yaml import dump_json, read_json, read_mapping
 from cloze.places import SECRETS
 
@@ -239,12 +240,12 @@ class FailureLog:
     def _write(self, path: Path, value: dict[str, Any]) -> None:
         """As `files.write_json`, but the name it is written under is this rank's: process numbers of two hosts can be
         equal. No folder is made where the run has none."""
-        staged = self.run_dir / FOLDER / f"{self.rank:05d}-{path.name}.tmp"
+        staged = self.run_dir / FOLDER / f"{self.rank:05d}-{path.name}.tmp-{secrets.token_hex(8)}"
         with contextlib.suppress(OSError):
             if not self.may_write():
                 return
             staged.parent.mkdir(exist_ok=True)
-            staged.write_text(dump_json(value, indent=2) + "\n", encoding="utf-8")
+            write_new(staged, dump_json(value, indent=2) + "\n")
             sync(staged)
             os.replace(staged, path)
 

@@ -2,7 +2,7 @@
 
 Everything Cloze writes is first written under a temporary name beside its place, flushed to the disk, and renamed.
 
-    with staged_folder("model") as folder:      # model.tmp-<pid> until the block ends without an exception
+    with staged_folder("model") as folder:      # model.tmp-<token> until the block ends without an exception
         write_json(folder / "config.json", {...})
 """
 
@@ -189,12 +189,12 @@ def staged_folder(final: Path | str) -> Iterator[Path]:
     final = Path(final)
     if final.exists():
         raise FileExistsError(errno.EEXIST, "already exists", str(final))
-    staged = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    staged = temporary_name(final)
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staged.mkdir()
     try:
         with disk_errors(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            remove_tree(staged)
-            staged.mkdir()
             yield staged
             sync_tree(staged)
             publish(staged, final)
@@ -245,13 +245,32 @@ def _take_place(finished: Path, final: Path, aside: Path) -> bool:
         return False
 
 
+def temporary_name(final: Path) -> Path:
+    """Return a name beside `final` that nobody can foresee, so that no other user can have put a link there."""
+    return final.with_name(f"{final.name}.tmp-{secrets.token_hex(8)}")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Create a file with a text (UTF-8); leave nothing if that fails. Raises FileExistsError
+    if there is anything of that name, a link too."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a whole file atomically (UTF-8)."""
     path = Path(path)
-    staged = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    staged = temporary_name(path)
+    with disk_errors(path):
+        write_new(staged, text)
     try:
         with disk_errors(path):
-            staged.write_text(text, encoding="utf-8")
             sync(staged)
             os.replace(staged, path)
             sync(path.parent)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cloze.errors import ConfigError, DataError
+from cloze import files
+from cloze.errors import ConfigError, DataError, DiskError
 from cloze.files import write_json
 from cloze.foreign.json_yaml import (
     MAX_YAML_BYTES,
@@ -180,3 +181,31 @@ def test_numbers_that_are_not_finite_are_written_as_null(tmp_path: Path):
         "d": "NaN",
     }
     assert dump_json({"a": 1}) == '{"a": 1}'
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file", "pipe"])
+def test_nothing_is_written_through_what_lies_under_a_temporary_name(tmp_path: Path, monkeypatch, kind: str):
+    victim, trap = tmp_path / "victim", tmp_path / "trap"
+    if kind != "dangling link":
+        victim.write_text("untouched")
+    if kind.endswith("link"):
+        trap.symlink_to(victim)
+    elif kind == "file":
+        trap.write_text("untouched")
+    else:
+        os.mkfifo(trap)
+    monkeypatch.setattr(files, "temporary_name", lambda _: trap)
+    with pytest.raises(DiskError):
+        files.write_json(tmp_path / "eval.json", {"a": 1})
+    with pytest.raises(DiskError), files.staged_folder(tmp_path / "model"):
+        pytest.fail("a folder was made there")
+    assert not victim.exists() if kind == "dangling link" else victim.read_text() == "untouched"
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_nobody_can_foresee_a_temporary_name(tmp_path: Path):
+    first, second = files.temporary_name(tmp_path / "a"), files.temporary_name(tmp_path / "a")
+    assert first != second
+    assert str(os.getpid()) != first.name.removeprefix("a.tmp-")
+    files.write_text(tmp_path / "a", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
