@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import ClozeError, LostRank, one_line, phase_of
-from cloze.files import remove_tree, sync, write_new
+from cloze.files import remove_tree, sync
 from cloze.foreign.json_yaml import dump_json, read_json, read_mapping
+from cloze.foreign.paths import write_new
 from cloze.places import SECRETS
 
 FILE, FOLDER = "error.json", "errors"

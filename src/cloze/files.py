@@ -24,6 +24,7 @@ from typing import Any
 from cloze.console import warn
 from cloze.errors import ConfigError, DiskError
 from cloze.foreign.json_yaml import dump_json
+from cloze.foreign.paths import temporary_name, write_new
 from cloze.heartbeat import beat
 
 SPARE_FILES = 256
@@ -243,24 +244,6 @@ def _take_place(finished: Path, final: Path, aside: Path) -> bool:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return False
-
-
-def temporary_name(final: Path) -> Path:
-    """Return a name beside `final` that nobody can foresee, so that no other user can have put a link there."""
-    return final.with_name(f"{final.name}.tmp-{secrets.token_hex(8)}")
-
-
-def write_new(path: Path, text: str) -> None:
-    """Create a file with a text (UTF-8); leave nothing if that fails. Raises FileExistsError
-    if there is anything of that name, a link too."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -14,7 +14,7 @@ from cloze.console import duration, say, warn
 from cloze.data.shards import open_prepared
 from cloze.distributed import RunShape, start
 from cloze.evaluation.intervals import interval, p_value, ratio_and_error
-from cloze.evaluation.perplexity import LOSS, MASKED, Scores
+from cloze.evaluation.perplexity import LOSS, MASKED, Scores, perplexity
 from cloze.files import check_writable, write_json
 from cloze.lineage import Lineage, describe, same_weights
 from cloze.measure import masks_of, open_subject
@@ -56,7 +56,7 @@ def paired(one: Scores, other: Scores) -> dict[str, Any]:
         "perplexity_b": other.perplexity,
         "loss_difference": difference,
         "loss_difference_interval": [low, high],
-        "perplexity_ratio": math.exp(difference),
+        "perplexity_ratio": perplexity(difference),
         "p_value": p_value(difference, error),
         "masked_tokens": one.masked_tokens,
         "blocks": one.blocks,

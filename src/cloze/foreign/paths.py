@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import stat
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -231,3 +232,21 @@ def names_below(folder: Path) -> list[str]:
                 check_regular(entry, folder=folder)
                 found.append(PurePosixPath(entry.relative_to(folder)).as_posix())
     return sorted(found)
+
+
+def temporary_name(final: Path) -> Path:
+    """Return a name beside `final` that nobody can foresee, so that no other user can have put a link there."""
+    return final.with_name(f"{final.name}.tmp-{secrets.token_hex(8)}")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Create a file with a text (UTF-8); leave nothing if that fails. Raises FileExistsError
+    if there is anything of that name, a link too."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
