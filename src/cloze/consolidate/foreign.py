@@ -115,8 +115,15 @@ def _opened(folder: Path) -> Files:
 
 def expected_tensors(config: PretrainedConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
     """Name and shape of every tensor in the model's files; name -> name of what is tied; the model's class."""
-    with torch.device("meta"):
-        model = from_config(AutoModelForMaskedLM, config, dtype=torch.float32)
+    try:
+        with torch.device("meta"):
+            model = from_config(AutoModelForMaskedLM, config, dtype=torch.float32)
+    except ModelError as error:
+        raise ModelError(
+            f"no masked language model can be made from its configuration: {error.what}",
+            where=error.where,
+            hint="give another one with --config_name",
+        ) from None
     tied = dict(model.all_tied_weights_keys or {})
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     return shapes, tied, type(model).__name__
