@@ -51,7 +51,7 @@ def test_a_stream_goes_on_exactly_where_it_was(prepared: Path, tmp_path: Path, p
     assert len(places) == 2
     assert all(place["epoch"] >= 1 for place in places)
 
-    other = [*flags, "--output_dir", str(resumed), "--resume_from_checkpoint", str(whole / "checkpoint-15")]
+    other = [*flags, "--output_dir", str(tmp_path / "other"), "--resume_from_checkpoint", str(whole / "checkpoint-15")]
     outcomes = cloze_ranks(["train", *other], 1, "single", tmp_path / "c")
     assert outcomes[0].code == 2
     assert "world_size 2 -> 1" in outcomes[0].output
