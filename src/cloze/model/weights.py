@@ -62,12 +62,15 @@ def load_weights(
 def _without_report() -> Iterator[None]:
     """Keep transformers' table of missing and unexpected weights out of the output: they are reported here."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)  # another level would make transformers check, and warn of, tensor parallelism
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def refuse_adapter(folder: str | Path) -> None:
