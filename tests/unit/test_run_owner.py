@@ -255,3 +255,16 @@ def test_a_lock_that_somebody_removed_ends_the_run(tmp_path: Path):
         (tmp_path / LOCK).unlink()
         with pytest.raises(OwnerError, match="was removed"):
             check_owner(tmp_path)
+
+
+def test_of_two_starts_that_found_the_same_dead_owner_the_slower_one_does_not_take_over(tmp_path: Path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone = replace(this_process("a" * 16), pid=dead.pid)
+    (tmp_path / LOCK).write_text(json.dumps(asdict(gone)))
+    slower, quicker = RunOwner(tmp_path), RunOwner(tmp_path)
+    slower._write_own_file()  # it has read the lock, and is about to replace it
+    quicker.acquire()
+    assert not slower._replace(gone.token)
+    quicker.check()
+    quicker.release()
