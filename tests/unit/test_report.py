@@ -306,7 +306,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path):
     refused(ConfigError, "given twice", runs=[str(run), str(run / ".." / "a")])
     refused(ConfigError, "is a folder; give a file: --output", runs=[str(run)], output=str(tmp_path))
     refused(ConfigError, "give a run's folder", runs=[])
-    refused(DataError, "nowhere.txt: no such file", runs=[str(run)], prompts="nowhere.txt")
+    refused(DataError, "nowhere.txt: cannot be read", runs=[str(run)], prompts="nowhere.txt")
     (run / "metrics.jsonl").write_text("rubbish\n" * 3)
     refused(DataError, "metrics.jsonl: all 3 lines are damaged", runs=[str(run)])
     (run / "metrics.jsonl").write_text("")
