@@ -73,9 +73,6 @@ ALLOWED = {
     "data/encode.py": "the description that a tokenizer in memory gives of itself",
     "train/identity.py": "its own values, as JSON would give them back",
     "train/same_on_ranks.py": "its own values; checksums of files that are compared",
-    "train/equip.py": "the DeepSpeed file that the user typed",
-    "train/precision.py": "the DeepSpeed file that the user typed",
-    "train/zero3.py": "the DeepSpeed file that the user typed",
 }
 
 
