@@ -23,7 +23,7 @@ KINDS = {
 SAYS_WHAT_TO_DO = re.compile(r"\b(must|give|choose|needs)\b")
 # These lists only get shorter. What another rank said is passed on as it was; exit code 75 says "start again".
 WITHOUT_HINT = {
-    ("distributed.py", "rank 0 failed: {type(error).__name__}: {error}"),
+    ("collectives.py", "rank 0 failed: {type(error).__name__}: {error}"),
     ("train/link.py", "another rank ended while the processes were joining ({line[:200]})"),
     ("train/watch.py", "{line}"),
     ("train/watch.py", "{said['line']}"),
@@ -35,7 +35,7 @@ WITHOUT_PLACE = {
     ("distributed.py", "{launched.num_processes} processes{machines} were launched, but this world has {seen}"),
     ("distributed.py", "every rank must be there once, but the ranks are {ranks}"),
 }
-PROPER_NAMES = ("DeepSpeed", "FSDP", "WORLD_SIZE", "HF_HUB_OFFLINE", "PyTorch", "CUDA", "ZeRO", "BPE")
+PROPER_NAMES = ("DeepSpeed", "FSDP", "WORLD_SIZE", "HF_HUB_OFFLINE", "PyTorch", "CUDA", "SLURM", "ZeRO", "BPE")
 
 
 @dataclass(frozen=True)

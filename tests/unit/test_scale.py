@@ -183,7 +183,17 @@ def test_the_place_of_a_run_at_step_ten_million_is_exact():
 
 def test_a_manifest_of_many_pieces_is_compact_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     piece = {"name": "embeddings.weight", "key": "exp_avg", "file": "rank-00000.safetensors", "sum": -(2**62)}
-    manifest = {"format_version": 2, "pieces": [{**piece, "offset": n, "length": 1} for n in range(50)], "files": {}}
+    manifest = {"format_version": 2, "pieces": [{**piece, "offset": n, "length": 1} for n in range(50)]}
+    manifest |= {
+        "position": {"global_step": 1, "samples_seen": 1, "tokens_seen": 1},
+        "optimizer": {"class": "AdamW", "groups": []},
+        "parameters": {"embeddings.weight": {"shape": [50], "trained": True, "scalars": {}}},
+        "tied": {},
+        "run": {},
+        "config": {},
+        "precision": "no",
+        "files": {"rank-00000.safetensors": {"bytes": 400, "sha256": "0" * 64}},
+    }
     sizes = []
     for number, most in enumerate((50, 49)):
         monkeypatch.setattr(checkpoint_files, "MOST_READABLE_PIECES", most)

@@ -68,7 +68,7 @@ def saved(tmp_path: Path) -> tuple[Path, list[torch.Tensor]]:
     for seed in (1, 2):
         step(held, seed)
     saver = CheckpointSaver(held, lambda folder: folder.mkdir(), in_background=False)
-    saver.save(tmp_path / "checkpoint-2", Position(2, 0, 0), {}, {}, None)
+    saver.save(tmp_path / "checkpoint-2", Position(2, 0, 0), {}, {"run": {}, "config": {}, "precision": "no"}, None)
     step(held, 3)
     return tmp_path / "checkpoint-2", weights(held)
 

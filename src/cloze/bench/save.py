@@ -28,6 +28,7 @@ from cloze.train.restore import PieceReader, load_state
 from cloze.train.snapshot import Training
 
 REPEATS = 3
+ABOUT = {"run": {}, "config": {}, "precision": "no"}  # what every checkpoint.json has
 
 
 def bench_save(config: BenchConfig) -> Table:
@@ -110,7 +111,7 @@ def _saves(
         position = Position(number + 1, 0, 0)
         with PeakMemory() as peak:
             begin = time.perf_counter()
-            saver.save(folder / f"checkpoint-{number + 1}", position, {}, {}, keep=1)
+            saver.save(folder / f"checkpoint-{number + 1}", position, {}, ABOUT, keep=1)
             waited = time.perf_counter() - begin
             saver.wait()
             rows.append((waited, time.perf_counter() - begin, 0.0))

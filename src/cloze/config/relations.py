@@ -89,7 +89,7 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
     TokenizerConfig: (
         Unused(("new_tokens",), lambda v: v["extend"] is None, "without --extend"),
         Unused(
-            ("vocab_size", "min_frequency", "do_lower_case", "strip_accents", "model_max_length"),
+            ("vocab_size", "do_lower_case", "strip_accents", "model_max_length"),
             lambda v: v["extend"] is not None,
             "--extend keeps those of the tokenizer",
         ),
