@@ -104,6 +104,7 @@ def start(shape: RunShape) -> Accelerator:
         raise LaunchError(
             f"accelerate chose the device {accelerator.device}, and Cloze trains on CPUs and on CUDA GPUs only",
             where="accelerate launch",
+            hint="leave its device settings out, or give --use_cpu",
         )
     check_world(accelerator, read_launcher())
     return accelerator

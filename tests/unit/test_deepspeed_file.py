@@ -40,12 +40,12 @@ def test_a_file_of_transformers_trainer_without_optimizer_and_scheduler_is_taken
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "ds.json: optimizer: Cloze sets the optimizer"),
-        ({"scheduler": {"type": "WarmupLR"}}, "ds.json: scheduler: Cloze sets the scheduler itself; take it out, and"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "ds.json: optimizer: is set by Cloze itself"),
+        ({"scheduler": {"type": "WarmupLR"}}, "ds.json: scheduler: is set by Cloze itself; take it out, and"),
         ({"gradient_clipping": 0.5}, "ds.json: gradient_clipping: is 0.5, and --max_grad_norm is 1.0; write"),
         ({"train_micro_batch_size_per_gpu": 4}, "is 4, and --per_device_train_batch_size is 8"),
         ({"train_batch_size": 64}, "train_batch_size: is 64, and the flags give 8 blocks a step"),
-        ({"amp": {"enabled": True}}, "ds.json: amp: Cloze sets the amp itself"),
+        ({"amp": {"enabled": True}}, "ds.json: amp: is set by Cloze itself"),
         ({"pipeline": {}}, "ds.json: pipeline: is not supported"),
         ({"zero_optimisation": {"stage": 3}}, "is not a setting of DeepSpeed; did you mean zero_optimization?"),
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op: changes the gradient"),

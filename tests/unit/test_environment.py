@@ -224,7 +224,7 @@ REFUSED = [
     ({"DS_ACCELERATOR": "hpu"}, "must be one of cpu, cuda"),
     ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "two"}, "must be one of 0, 1, 2, 3"),
     ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "disk"}, "must be one of none, cpu, nvme"),
-    ({"ACCELERATE_USE_FSDP": "maybe"}, "is neither true nor false"),
+    ({"ACCELERATE_USE_FSDP": "maybe"}, "must be true or false"),
 ]
 
 

@@ -132,4 +132,4 @@ def test_a_deepspeed_file_of_transformers_trainer_is_refused_before_the_data(tmp
     settings = {"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}
     (tmp_path / "ds.json").write_text(json.dumps(settings))
     words = flags(tmp_path / "nowhere", tmp_path / "run", "--deepspeed", str(tmp_path / "ds.json"))
-    assert "Cloze sets the optimizer itself; take it out, and use --optim" in refused(words, tmp_path)
+    assert "optimizer: is set by Cloze itself; take it out, and use --optim" in refused(words, tmp_path)

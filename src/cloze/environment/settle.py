@@ -66,7 +66,7 @@ def settle(environment: MutableMapping[str, str]) -> list[str]:
         if is_true(value):
             environment[name] = "true"
         elif value is not None and value.strip().lower() not in OFF:
-            raise LaunchError("is neither true nor false", where=_shown(name, value))
+            raise LaunchError("must be true or false", where=_shown(name, value))
     said: dict[str, list[str]] = {}
     for name in sorted(environment):
         if name in NO_EFFECT:
@@ -82,7 +82,7 @@ def settle(environment: MutableMapping[str, str]) -> list[str]:
             continue
         speaks = value.strip().lower() not in rule.quiet and _is_read(rule, environment)
         if rule.kind == "refused" and speaks:
-            raise LaunchError(rule.text, where=_shown(name, value))
+            raise LaunchError("cannot be used with Cloze", where=_shown(name, value), hint=rule.text)
         if speaks:
             said.setdefault(rule.text, []).append(_shown(name, value))
         if rule.kind == "ignored" and not rule.keep:
