@@ -95,7 +95,7 @@ def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig)
     for key, value in settings.items():
         if key in REPLACED:
             hint = f"take it out, and use {REPLACED[key]}"
-            raise ConfigError("is set by Cloze itsel", where=f"{where}: {key}", hint=hint)
+            raise ConfigError("is set by Cloze itself", where=f"{where}: {key}", hint=hint)
         if key in UNSUPPORTED:
             raise ConfigError("is not supported", where=f"{where}: {key}", hint="take it out")
         if key not in KNOWN:
