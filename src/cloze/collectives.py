@@ -41,7 +41,9 @@ def decode(data: bytes) -> Any:
         return _restored(json.loads(data))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"a message from another rank cannot be read ({type(error).__name__})"
-        raise LaunchError(what, where="a collective operation", hint="do all ranks run the same version of Cloze?") from None
+        raise LaunchError(
+            what, where="a collective operation", hint="do all ranks run the same version of Cloze?"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

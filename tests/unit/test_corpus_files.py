@@ -366,3 +366,14 @@ def test_a_dictionary_of_parquet_is_decoded_in_slices(tmp_path: Path, monkeypatc
     monkeypatch.setattr("cloze.data.readers.MAX_RECORD_BYTES", 15_000)
     monkeypatch.setattr(arrow_batches, "BATCH_BYTES", 10_000)
     assert "row 0: larger than" in refused(path)
+
+
+@pytest.mark.parametrize("rows_per_group", [77, 5000])
+def test_a_nested_column_of_many_row_groups_is_read(tmp_path: Path, rows_per_group: int):
+    """Each row group has a dictionary of its own, and one that is full continues in plain values."""
+    texts = [[f"answer {row} {place} " + "x" * (row % 400) for place in range(3)] for row in range(5000)]
+    path = tmp_path / "c.parquet"
+    table = pyarrow.table({"answers": [{"text": one} for one in texts]})
+    pyarrow.parquet.write_table(table, path, row_group_size=rows_per_group)
+    documents = open_corpus(SourceConfig(dataset_name=str(path), text_field="answers.text")).documents()
+    assert [document.text for document in documents] == [" ".join(one) for one in texts]

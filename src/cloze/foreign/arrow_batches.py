@@ -51,7 +51,13 @@ def parquet_batches(
         for encoding in facts.row_group(group).column(place).encodings
     }
     rows = min(rows, _DELTA_ROWS) if "DELTA_BYTE_ARRAY" in encodings else rows
-    for batch in parquet.iter_batches(rows, row_groups=groups, columns=columns, use_threads=False):
+    # One group at a time: each has a dictionary of its own, and a nested column cannot be of two.
+    batches = (
+        batch
+        for group in groups
+        for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+    )
+    for batch in batches:
         for part in _slices(batch):
             if len(part) == 1 and _decoded_bytes(part) > max_row_bytes:
                 yield 1, None
