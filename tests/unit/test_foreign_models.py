@@ -149,3 +149,16 @@ def test_code_for_a_known_architecture_is_not_asked_about_when_a_model_is_made(f
     config.auto_map = {"AutoModelForMaskedLM": "someone/else--code.M"}
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
     assert type(from_config(AutoModelForMaskedLM, config)).__name__ == "BertForMaskedLM"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+def test_memory_that_runs_out_is_not_the_fault_of_a_model_folder(folder: Path, error: Exception):
+    """`cloze.train.zero3` reports it with what to do."""
+
+    class Loader:
+        @staticmethod
+        def from_pretrained(*_: Any, **__: Any) -> None:
+            raise error
+
+    with pytest.raises(type(error)):
+        from_pretrained(Loader, folder)

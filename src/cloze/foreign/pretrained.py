@@ -53,6 +53,8 @@ def from_pretrained(
             found._attn_implementation = None
         return found
     except Exception as error:  # whatever a file provokes in transformers
+        if _is_memory(error):
+            raise
         raise load_error(error, source, kind_of(loader)) from None
 
 
@@ -61,7 +63,15 @@ def from_config(loader: Any, config: Any, *, trust_remote_code: bool = False, **
     try:
         return loader.from_config(config, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # whatever a configuration provokes in transformers
+        if _is_memory(error):
+            raise
         raise load_error(error, getattr(config, "name_or_path", None) or config.model_type) from None
+
+
+def _is_memory(error: Exception) -> bool:
+    """Return whether memory ran out. Callers report it, since no file is to blame."""
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torch
 
 
 def check_source(source: Path | str, options: dict[str, Any], typed_attention: str | None = None) -> None:
