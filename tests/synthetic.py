@@ -51,7 +51,7 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
 
     names = [name for name, _ in model.named_parameters()]
     training = Training(model, torch.optim.SGD(model.parameters(), lr=0.1), [names], 0, RANKS)
-    extra = {"run": {}, "precision": "no", "loss_scale": None, "evaluation_pending": False}
+    extra = {"run": {}, "config": {}, "precision": "no", "loss_scale": None, "evaluation_pending": False}
     parts = []
     for rank in range(RANKS):
         pieces = [
@@ -62,7 +62,7 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
         ]
         manifest = {**describe(training, Position(1, 1, 1)), **extra}
         shared = {"frozen.safetensors": frozen_tensors(training), PROBE: probe} if rank == 0 else {}
-        snapshot = Snapshot(folder, pieces, shared, {}, manifest, None)
+        snapshot = Snapshot(folder, folder.with_name("staged"), pieces, shared, {}, manifest, None)
         snapshot.staged.mkdir(parents=True, exist_ok=True)
         parts.append((None, saving._write_own(snapshot, rank)))
         if rank == 0:

@@ -69,7 +69,9 @@ def test_a_step_reads_nothing_back_from_the_device(prepared: Path, tmp_path: Pat
     argv = ["train", *FLAGS, "--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run"), *flags]
     succeed(cloze_ranks([*argv, "--save_strategy", "no"], 1, "ddp", tmp_path / "log", counting(tmp_path / "reads")))
     reads = [json.loads(line) for line in (tmp_path / "reads").read_text().splitlines()]
-    assert reads == [[]] * 8
+    # Until the optimizer has a state the host looks at the norm, so that a refused first step leaves none.
+    assert reads[0] == ["aten._local_scalar_dense.default"]
+    assert reads[1:] == [[]] * 7
 
 
 def late(then):

@@ -57,8 +57,8 @@ class Vocabulary:
     def __init__(self, size: int):
         self.size = size
 
-    def __len__(self) -> int:
-        return self.size
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(self.size)}
 
 
 def full_size(recipe: str) -> PretrainedConfig:
