@@ -28,8 +28,8 @@ from cloze.console import warn
 from cloze.environment import processes, requests
 from cloze.environment.settle import own_device, settle
 from cloze.errors import LaunchError
-from cloze.files import allow_open_files
 from cloze.fully_sharded import fsdp_plugin, is_fsdp, keep_on_cpu
+from cloze.machine import allow_open_files
 from cloze.rendezvous import authenticate_ranks, joining
 
 # Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.

@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import re
-import resource
 import secrets
 import shutil
 import tempfile
@@ -27,7 +26,6 @@ from cloze.foreign.json_yaml import dump_json
 from cloze.foreign.paths import temporary_name, write_new
 from cloze.heartbeat import beat
 
-SPARE_FILES = 256
 # What to do about an error of the operating system while a file is written: the one table. Those that are in none of
 # its rows are disk errors too, with the last hint.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -181,6 +179,16 @@ def check_writable(path: Path | str, hint: str = "choose another --output") -> N
         raise DiskError(f"cannot write: {os.strerror(error.errno or 0)}", where=path, hint=hint) from None
 
 
+def check_output_file(path: Path | str, hint: str = "choose another --output") -> None:
+    """Raise DiskError unless `path` can be written as a file: it is no folder, and the folder that holds it exists."""
+    path = Path(path)
+    check_writable(path, hint)
+    if path.is_dir():
+        raise DiskError("is a folder, not a file", where=path, hint=hint)
+    if not path.absolute().parent.is_dir():
+        raise DiskError(f"there is no folder {path.parent}", where=path, hint=f"create it, or {hint}")
+
+
 @contextlib.contextmanager
 def staged_folder(final: Path | str) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and is removed when it does not.
@@ -283,13 +291,3 @@ def parse_size(text: str, flag: str) -> int:
     if size < 1:
         raise ConfigError(f"cannot read the size {text!r}", where=flag, hint="write 500MB or 5GB")
     return int(size)
-
-
-def allow_open_files(count: int) -> None:
-    """Ask for `count` files and sockets beside the usual ones, as far as the machine allows (`ulimit -Hn`): many
-    machines let a process have 1,024 unless it asks for more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

@@ -22,14 +22,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cloze import __version__
+from cloze.errors import ModelError
 from cloze.files import sha256, write_json
-from cloze.foreign.json_yaml import read_mapping
+from cloze.foreign.json_yaml import read_json, read_mapping
 from cloze.mappings import part
 
 FILE, KEY = "cloze.json", "lineage"
@@ -167,8 +169,18 @@ def write_record(folder: Path, lineage: Lineage) -> None:
 
 
 def read_record(folder: Path) -> Lineage | None:
-    """Return what cloze.json of a model folder says; None if there is none."""
-    return from_mapping(read_mapping(folder / FILE))
+    """Return what cloze.json of a model folder says; None if there is none. Raises ModelError if it cannot be read."""
+    path = folder / FILE
+    if not os.path.lexists(path):
+        return None
+    hint = "run `cloze consolidate RUN` to make the model again"
+    try:
+        found = from_mapping(read_json(path, error=ModelError))
+    except ModelError as error:
+        raise ModelError(f"damaged: {error.what}", where=path, hint=hint) from None
+    if found is None:
+        raise ModelError("damaged: it does not record the weights in a way that is known here", where=path, hint=hint)
+    return found
 
 
 def changed_file(folder: Path) -> str | None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import resource
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+SPARE_FILES = 256
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
@@ -76,3 +79,13 @@ def _precise_backends() -> list[Any]:
     cudnn = torch.backends.cudnn
     found = [torch.backends.cuda.matmul, cudnn, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)]
     return [backend for backend in found if hasattr(backend, "fp32_precision")]
+
+
+def allow_open_files(count: int) -> None:
+    """Ask for `count` files and sockets beside the usual ones, as far as the machine allows (`ulimit -Hn`): many
+    machines let a process have 1,024 unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,8 @@ def _of_run(path: Path, consolidated: bool) -> ModelPath:
     model = path / "model"
     if (model / "config.json").is_file():
         found, problem = _examine(model, path)
+        if consolidated and problem is None and found.lineage is None and _records_lineage(path):
+            problem = "does not record the checkpoint it is made of, as a model of this run would"
         if problem is None:
             return found
         if consolidated:
@@ -178,6 +181,16 @@ def _examine(model: Path, run_dir: Path | None) -> tuple[ModelPath, str | None]:
 
 def _has_whole_checkpoint(run_dir: Path) -> bool:
     return any((folder / MANIFEST).is_file() for folder in list_checkpoints(run_dir))
+
+
+def _records_lineage(run_dir: Path) -> bool:
+    """Return whether a checkpoint of the run is of a version of Cloze whose models record what they are made of. Such
+    a version describes the data of a run by its blocks too."""
+    for folder in reversed(list_checkpoints(run_dir)):
+        with contextlib.suppress(CheckpointError):
+            if "blocks" in part(read_manifest(folder), "run"):
+                return True
+    return False
 
 
 def _checkpoint(folder: Path) -> ModelPath:

@@ -10,6 +10,7 @@ import pytest
 from numpy import arange, float32
 from safetensors.numpy import save_file
 
+from cloze.errors import ModelError
 from cloze.lineage import (
     Lineage,
     changed_file,
@@ -23,6 +24,8 @@ from cloze.lineage import (
     scores_of,
     write_record,
 )
+from cloze.model_path import resolve_model
+from cloze.train.checkpoint_files import write_manifest
 
 
 def manifest(pieces: list[tuple[str, int]], frozen: str = "f", step: int = 4, **run: Any) -> dict[str, Any]:
@@ -93,3 +96,34 @@ def test_a_file_that_was_replaced_added_or_removed_is_named(tmp_path: Path):
     assert changed_file(tmp_path) == "model.safetensors"
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     assert changed_file(tmp_path) == "model-00001-of-00001.safetensors"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"lineage": {"kind": "other"}}'])
+def test_a_record_that_cannot_be_read_is_an_error_and_none_is_none(tmp_path: Path, content: str):
+    assert read_record(tmp_path) is None
+    (tmp_path / "cloze.json").write_text(content)
+    with pytest.raises(ModelError, match=r"cloze\.json: damaged: .*; run `cloze consolidate RUN`"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_a_model_without_a_record_is_not_pushed_as_that_of_a_run_whose_models_have_one(tmp_path: Path, records: bool):
+    """Models of older versions have no record, and neither have their runs' checkpoints the checksum of the blocks."""
+    model, checkpoint = tmp_path / "run" / "model", tmp_path / "run" / "checkpoint-4"
+    for folder in (model, checkpoint):
+        folder.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    run = {"data": "d", "blocks": "b"} if records else {"data": "d"}
+    values = manifest([], **run) | {"files": {}, "parameters": {}, "tied": {}, "config": {}, "precision": "no"}
+    position = {"global_step": 4, "samples_seen": 0, "tokens_seen": 0}
+    optimizer = {"class": "AdamW", "groups": []}
+    write_manifest(checkpoint, values | {"format_version": 2, "position": position, "optimizer": optimizer})
+    if records:
+        with pytest.raises(
+            ModelError, match=r"does not record the checkpoint.*`cloze consolidate .*, or give .*model"
+        ):
+            resolve_model(str(tmp_path / "run"), consolidated=True)
+    else:
+        assert resolve_model(str(tmp_path / "run"), consolidated=True).folder == str(model)
+    assert resolve_model(str(model), consolidated=True).folder == str(model)

@@ -209,12 +209,6 @@ def test_a_start_that_died_while_it_took_over_is_superseded(tmp_path: Path):
     owner.release()
 
 
-def make_link(lock: Path) -> None:
-    target = lock.with_name("mine")
-    target.write_text("precious")
-    lock.symlink_to(target)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -222,7 +216,6 @@ def make_link(lock: Path) -> None:
         lambda lock: lock.write_bytes(b"[" * 100_000),
         lambda lock: lock.write_text('{"token": "../../x", "pid": []}'),
         lambda lock: lock.write_text('{"token": "aaaaaaaaaaaaaaaa", "pid": "7", "host": 5}'),
-        make_link,
     ],
 )
 def test_a_lock_that_cannot_be_understood_counts_until_the_timeout(tmp_path: Path, make: Callable[[Path], None]):
@@ -231,7 +224,24 @@ def test_a_lock_that_cannot_be_understood_counts_until_the_timeout(tmp_path: Pat
     owner.acquire()
     owner.check()
     owner.release()
-    assert all(path.read_text() == "precious" for path in tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda lock: lock.mkdir(), "a folder"),
+        (lambda lock: lock.symlink_to(lock.with_name("mine")), "a symbolic link"),
+        (lambda lock: os.mkfifo(lock), "not a regular file"),
+    ],
+)
+def test_a_lock_that_is_no_file_is_refused_at_once_and_kept(tmp_path: Path, make: Callable[[Path], None], what: str):
+    (tmp_path / "mine").write_text("precious")
+    make(tmp_path / LOCK)
+    with pytest.raises(OwnerError, match=f"is {what}, not a lock .*; remove .*{LOCK} if nothing is training"):
+        RunOwner(tmp_path, timeout=10**6).acquire()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "mine"]
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_a_file_system_without_hard_links_has_one_owner_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -211,7 +211,7 @@ def test_a_manifest_of_many_pieces_is_compact_and_says_the_same(tmp_path: Path, 
 def test_a_process_asks_for_as_many_sockets_as_there_are_ranks():
     """Machines give 1,024 to a process that does not ask, too few for connections to 1,023 others."""
     script = (
-        "import resource\nfrom cloze.files import allow_open_files\n"
+        "import resource\nfrom cloze.machine import allow_open_files\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "allow_open_files(1000)\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"

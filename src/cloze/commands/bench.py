@@ -8,7 +8,7 @@ from pathlib import Path
 from cloze.config import BenchConfig
 from cloze.console import is_main
 from cloze.errors import ConfigError
-from cloze.files import check_writable
+from cloze.files import check_output_file
 
 
 def run(config: BenchConfig) -> None:
@@ -16,7 +16,7 @@ def run(config: BenchConfig) -> None:
     if config.gpu and config.what not in ("train", "step", "memory"):
         raise ConfigError(f"`bench {config.what}` uses no GPU", where="--gpu", hint="leave it out")
     if config.output:
-        check_writable(config.output)
+        check_output_file(config.output)
     module = importlib.import_module(f"cloze.bench.{config.what}")  # each needs other packages
     table = getattr(module, f"bench_{config.what}")(config)
     if is_main():

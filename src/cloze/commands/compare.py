@@ -15,7 +15,7 @@ from cloze.data.shards import open_prepared
 from cloze.distributed import RunShape, start
 from cloze.evaluation.intervals import interval, p_value, ratio_and_error
 from cloze.evaluation.perplexity import LOSS, MASKED, Scores, perplexity
-from cloze.files import check_writable, write_json
+from cloze.files import check_output_file, write_json
 from cloze.lineage import Lineage, describe, same_weights
 from cloze.measure import masks_of, open_subject
 
@@ -24,7 +24,7 @@ def run(config: CompareConfig) -> None:
     """Score both models, and print the paired difference. Raises ConfigError, ModelError."""
     masks = masks_of(config)
     if config.output:
-        check_writable(config.output)
+        check_output_file(config.output)
     prepared = open_prepared(config.data)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     begin = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,8 @@ from cloze.config import ConsolidateConfig
 from cloze.console import duration, say
 from cloze.consolidate.dcpfiles import holds_metadata
 from cloze.consolidate.foreign import find_dcp_files, find_zero_files, foreign_source
-from cloze.consolidate.model_folder import choose_checkpoint, choose_last, write_model
+from cloze.consolidate.model_folder import choose_checkpoint, choose_last, is_checkpoint, write_model
+from cloze.consolidate.replaceable import check_replaceable
 from cloze.consolidate.stored import Source, own_source
 from cloze.errors import CheckpointError, ConfigError
 from cloze.files import check_writable, parse_size
@@ -45,8 +47,8 @@ def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
         if getattr(config, name) is not None:
             raise ConfigError("a checkpoint of Cloze has its own", where=f"--{name}", hint="leave it out")
     path = Path(config.checkpoint)
-    run_dir = path.parent if path.name.startswith("checkpoint-") else path
-    check_writable(config.output or run_dir / "model")
+    run_dir = Path(os.path.abspath(path)).parent if is_checkpoint(path) else path
+    _check_output(Path(config.output or run_dir / "model"))
     folders = [choose_checkpoint(path)] if config.average == 1 else choose_last(path, config.average)
     parent = folders[-1].parent
     if config.output is None and (parent / "config.yaml").is_file() and run_of(folders[-1]) is None:
@@ -60,9 +62,15 @@ def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
     return own_source(folders, stack, config.weights), output
 
 
+def _check_output(output: Path) -> None:
+    check_writable(output)
+    check_replaceable(output)
+
+
 def _foreign(config: ConsolidateConfig, files: Path) -> tuple[Source, Path]:
     if config.output is None:
         raise ConfigError("where is the model to be put?", where="--output", hint="give a folder")
+    _check_output(Path(config.output))
     for name, plain in (("average", 1), ("weights", "trained")):
         if getattr(config, name) != plain:
             raise ConfigError("only for checkpoints of Cloze", where=f"--{name}", hint="leave it out")

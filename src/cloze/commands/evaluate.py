@@ -19,7 +19,7 @@ from cloze.errors import ConfigError, DataError
 from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
-from cloze.files import check_writable, write_json
+from cloze.files import check_output_file, write_json
 from cloze.foreign.text_lines import read_lines
 from cloze.lineage import KEY as LINEAGE
 from cloze.lineage import describe as describe_lineage
@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
     output = output_path(config, subject.run_dir)
     if output is not None:
-        decide(lambda: check_writable(output, "put the result elsewhere with --output FILE"))
+        decide(lambda: check_output_file(output, "put the result elsewhere with --output FILE"))
     say("evaluate", f"{subject.name}: {describe_lineage(subject.lineage)}")
     begin = time.monotonic()
     if config.metric == "perplexity":

@@ -7,7 +7,7 @@ from pathlib import Path
 from cloze.config import PlanConfig
 from cloze.console import say
 from cloze.errors import ConfigError
-from cloze.files import check_writable, write_json
+from cloze.files import check_output_file, check_writable, write_json
 from cloze.memory import free_memory
 from cloze.planning.choose import choose, make_plan
 from cloze.planning.gpus import parse_gpus, this_machine
@@ -21,9 +21,10 @@ def run(config: PlanConfig) -> None:
     gpu, count = this_machine() if config.gpus is None else parse_gpus(config.gpus)
     if config.write is not None and Path(config.write).exists():
         raise ConfigError("is there already", where=f"--write {config.write}", hint="give a folder that is not")
-    for path in (config.write, config.json):
-        if path is not None:
-            check_writable(path, "give another path")
+    if config.write is not None:
+        check_writable(config.write, "give another path")
+    if config.json is not None:
+        check_output_file(config.json, "give another path")
     recipe = read_recipe(config)
     host = config.host_memory_gib
     host_memory = host * 2**30 if host is not None else float(free_memory()) if config.gpus is None else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from cloze.config import ReportConfig
 from cloze.console import say, warn
 from cloze.errors import ConfigError
-from cloze.files import check_writable, write_text
+from cloze.files import check_output_file, write_text
 from cloze.report.gather import gather_runs, read_prompts
 from cloze.report.page import damaged_line, render
 from cloze.report.scores import Filled
@@ -33,7 +33,7 @@ def _write(config: ReportConfig) -> None:
     output = Path(config.output) if config.output else runs[0].folder / FILE
     if output.is_dir():
         raise ConfigError("is a folder", where=output, hint=f"give a file: --output {output / FILE}")
-    check_writable(output, "put it elsewhere with --output FILE")
+    check_output_file(output, "put it elsewhere with --output FILE")
     for one in runs:
         if one.damaged_lines:
             warn(f"{one.folder}: {damaged_line(one.damaged_lines)}")

@@ -13,6 +13,7 @@ stored in the checkpoint.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from transformers import AutoConfig, GenerationConfig
 from cloze.cards.model_card import write_card
 from cloze.cards.weights import excluded_scores
 from cloze.console import progress, warn
+from cloze.consolidate.replaceable import check_replaceable
 from cloze.consolidate.stored import Source, Stored, own_source
 from cloze.errors import CheckpointError, ConfigError, ModelError
 from cloze.files import replaced_folder, write_json
@@ -51,6 +53,11 @@ def name_of_dtype(dtype: torch.dtype) -> str:
     return next((name for name, one in DTYPES.items() if one == dtype), str(dtype).removeprefix("torch."))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is a checkpoint, whatever its name, or has the name of one and holds no other."""
+    return (path / MANIFEST).is_file() or (path.name.startswith("checkpoint-") and not list_checkpoints(path))
+
+
 def choose_checkpoint(path: Path) -> Path:
     """`path` itself if it is a checkpoint, else the newest good checkpoint of the run's folder.
 
@@ -58,7 +65,8 @@ def choose_checkpoint(path: Path) -> Path:
     """
     if not path.is_dir():
         raise ConfigError("no such folder", where=path, hint="give a run's folder or a checkpoint-N folder")
-    if path.name.startswith("checkpoint-") and not list_checkpoints(path):
+    if is_checkpoint(path):
+        path = path if path.name not in ("", "..") else Path(os.path.abspath(path))  # its parent is the run
         verify_checkpoint(path)
         return path
     found = find_checkpoint(path, "auto")
@@ -102,11 +110,11 @@ def consolidate(checkpoint: Path, output: Path, max_shard_bytes: int, dtype: str
 def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) -> str:
     """Write the model folder; say what was compared to know that it is right.
 
-    An older folder of the same name, made by consolidation, is replaced when the new one is whole. Raises
-    CheckpointError where the checkpoint is damaged or the new folder is not its model; nothing is left behind then.
+    An older folder of the same name, made by consolidation, is replaced when the new one is whole. Raises ConfigError
+    if the folder is anything else (see `check_replaceable`), CheckpointError if the checkpoint is damaged or the new
+    folder is not its model; nothing is left behind then.
     """
-    if output.exists() and not (output / "config.json").is_file():
-        raise ConfigError("exists and is not a model folder", where=output, hint="choose another --output")
+    check_replaceable(output)
     with replaced_folder(output) as staged:
         source.save_model_files(staged)
         tidy_config(staged, DTYPES[dtype])
@@ -121,6 +129,7 @@ def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) 
         if line := excluded_scores(staged, source.run_dir):
             warn(line)
         write_card(staged, source.run_dir)
+        check_replaceable(output)  # somebody may have put a file there meanwhile
     return compared
 
 

@@ -20,6 +20,7 @@ from huggingface_hub import HfApi
 
 from cloze.cards.curve import CURVE
 from cloze.cards.metadata import Told
+from cloze.consolidate.replaceable import TOKENIZER_FILES
 from cloze.errors import CheckpointError, ConfigError, HubError
 from cloze.foreign.json_yaml import dump_json
 from cloze.foreign.paths import check_regular, open_regular
@@ -33,19 +34,7 @@ MODEL_FILES = (
     "config.json",
     "model*.safetensors",
     INDEX,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "bpe.codes",
-    "entity_vocab.json",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
+    *TOKENIZER_FILES,
     "README.md",
     CURVE,
 )

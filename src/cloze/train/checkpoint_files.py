@@ -53,6 +53,11 @@ def checkpoint_path(output_dir: Path, global_step: int) -> Path:
     return output_dir / f"checkpoint-{global_step}"
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Return whether a folder of this name is a checkpoint's: checkpoint-N."""
+    return _NAME.fullmatch(name) is not None
+
+
 def list_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]:
     """Folders called checkpoint-N, N up to `at_most`, oldest first, whether they are still whole or not."""
     found = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]

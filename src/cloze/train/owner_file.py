@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.environment import processes
-from cloze.errors import DataError
+from cloze.errors import DataError, OwnerError
 from cloze.foreign.json_yaml import parse_json
 from cloze.foreign.paths import printable
 
@@ -93,6 +93,19 @@ def has_ended(owner: Owner, me: Owner) -> bool | None:
     if me.boot is not None and owner.boot is not None and owner.boot != me.boot:
         return True if owner.host == me.host and owner.machine == me.machine else None  # restarted since
     return None
+
+
+def check_lock(path: Path) -> None:
+    """Raise OwnerError if a lock file exists and is a folder, a link or a device: Cloze did not make it, so no owner
+    can be known. Raises OSError if it cannot be examined."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder"}
+        what = f"is {kinds.get(stat.S_IFMT(mode), 'not a regular file')}, not a lock that Cloze made"
+        raise OwnerError(what, where=path, hint=f"remove {path} if nothing is training in that folder")
 
 
 def read_owner(path: Path) -> Sighting | None:

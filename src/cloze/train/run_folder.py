@@ -30,7 +30,7 @@ from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import auxiliary_write, disk_errors, write_json, write_text
 from cloze.places import SECRETS
 from cloze.train.branch import BRANCHED, IDENTITY_FILE, begin_branch, branch_of, is_in_run, set_aside_newer
-from cloze.train.checkpoint_files import list_checkpoints, own_checkpoints
+from cloze.train.checkpoint_files import MANIFEST, is_checkpoint_name, list_checkpoints, own_checkpoints
 from cloze.train.metrics import FILE as METRICS_FILE
 from cloze.train.run_owner import check_owner, is_ours
 
@@ -77,9 +77,11 @@ def write_status(output_dir: Path, status: str, line: str) -> None:
 
 
 def check_run_folder(config: TrainConfig) -> None:
-    """Raise ConfigError if a start would write over a run in its output_dir that it does not resume. Rank 0 calls it
+    """Raise ConfigError if a start would write over a run in its output_dir that it does not resume, or into a model
+    folder or a checkpoint, which consolidation replaces and training deletes. Rank 0 calls it
     before time is spent."""
     output_dir, choice = Path(config.output_dir), config.resume_from_checkpoint
+    _check_place(config, output_dir)
     if not list_checkpoints(output_dir) and not (output_dir / METRICS_FILE).exists():
         return
     hint = "continue it with --resume_from_checkpoint auto, or choose another --output_dir"
@@ -91,6 +93,21 @@ def check_run_folder(config: TrainConfig) -> None:
         branched = branch_of(output_dir)
         if list_checkpoints(output_dir) or branched is None or branched.resolve() != Path(choice).resolve():
             raise ConfigError(f"holds a run already, and {choice} is of another", where=output_dir, hint=hint)
+
+
+def _check_place(config: TrainConfig, output_dir: Path) -> None:
+    hint = "choose another --output_dir"
+    folder = output_dir.resolve()
+    for one in (folder, *folder.parents):
+        in_run = (one.name == "model" or is_checkpoint_name(one.name)) and (one.parent / IDENTITY_FILE).is_file()
+        if in_run or (one / MANIFEST).is_file():
+            whose = f"the run {one.parent}" if in_run else "a checkpoint"
+            raise ConfigError(f"lies inside {one.name} of {whose}", where=output_dir, hint=hint)
+    if (folder / "config.json").is_file() and not (folder / IDENTITY_FILE).is_file():
+        raise ConfigError("is a model folder: there is a config.json", where=output_dir, hint=hint)
+    base = config.model_name_or_path
+    if base and config.resume_from_checkpoint is None and Path(base).is_dir() and Path(base).resolve() == folder:
+        raise ConfigError("is the folder of the base model", where=output_dir, hint=hint)
 
 
 def open_run_folder(

@@ -35,7 +35,7 @@ from pathlib import Path
 from cloze.console import is_main, say
 from cloze.errors import OwnerError
 from cloze.files import disk_errors
-from cloze.train.owner_file import LOCK, Owner, Sighting, has_ended, read_owner, this_process
+from cloze.train.owner_file import LOCK, Owner, Sighting, check_lock, has_ended, read_owner, this_process
 
 BEAT_SECONDS = 10.0
 TIMEOUT_SECONDS = 120.0
@@ -59,12 +59,13 @@ class RunOwner:
         self._ended, self._lost = threading.Event(), False
 
     def acquire(self) -> None:
-        """Create the folder if it does not exist, and own it. Raises OwnerError if another start is alive, DiskError
-        if nothing can be written there. Waits up to `timeout` seconds for the heartbeat of an owner on another
-        host."""
+        """Create the folder if it does not exist, and own it. Raises OwnerError if another start is alive or the lock
+        is no regular file, DiskError if nothing can be written there. Waits up to `timeout` seconds for the heartbeat
+        of an owner on another host."""
         try:
             with disk_errors(self.run_dir):
                 self._make_folder()
+                check_lock(self._lock)
                 self._write_own_file()
                 try:
                     self._take()
