@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
@@ -377,3 +378,55 @@ def test_a_nested_column_of_many_row_groups_is_read(tmp_path: Path, rows_per_gro
     pyarrow.parquet.write_table(table, path, row_group_size=rows_per_group)
     documents = open_corpus(SourceConfig(dataset_name=str(path), text_field="answers.text")).documents()
     assert [document.text for document in documents] == [" ".join(one) for one in texts]
+
+
+def streamed(texts: list[str], end: bool = True) -> bytes:
+    """Return an Arrow stream with a batch for each text."""
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, pyarrow.schema({"text": pyarrow.string()})) as writer:
+        for text in texts:
+            writer.write_batch(pyarrow.record_batch({"text": [text]}))
+    content = sink.getvalue().to_pybytes()
+    return content if end else content[:-8]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (streamed(["a", "b"], end=False), "without its end mark"),
+        (streamed(["a", "b"], end=False) + bytes(500), "without its end mark"),
+        (streamed(["a", "b"]) + streamed(["c"]), "what follows is not part of it"),
+    ],
+    ids=["cut between messages", "zeros", "two streams"],
+)
+def test_an_arrow_stream_is_read_to_its_end_mark_or_refused(tmp_path: Path, content: bytes, expected: str):
+    (tmp_path / "x.arrow").write_bytes(content)
+    assert expected in refused(tmp_path / "x.arrow")
+
+
+def test_an_arrow_stream_with_its_end_mark_is_read(tmp_path: Path):
+    (tmp_path / "x.arrow").write_bytes(streamed(["a", "b"]))
+    assert texts_of(tmp_path / "x.arrow") == ["a", "b"]
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1), (500, 3), (3, 500)])
+def test_two_parquet_files_in_one_are_refused(tmp_path: Path, index: bool, sizes: tuple[int, int]):
+    path, whole = tmp_path / "x.parquet", b""
+    for size in sizes:
+        texts = [f"PAR1PAR1 {number}" for number in range(size)]
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, write_page_index=index)
+        assert texts_of(path) == texts
+        whole += path.read_bytes()
+    path.write_bytes(whole)
+    assert "two Parquet files" in refused(path)
+
+
+def test_a_parquet_page_with_a_wrong_checksum_is_refused(tmp_path: Path):
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"text": ["alpha", "beta"]})
+    pyarrow.parquet.write_table(
+        table, path, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
+    path.write_bytes(path.read_bytes().replace(b"beta", b"bexa", 1))
+    assert "CRC checksum" in refused(path)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-import pyarrow.parquet
 
 from cloze.data import columns
 from cloze.data.csv_rows import read_rows
@@ -244,7 +243,8 @@ def _parquet(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
 
 
 def _cut_parquet(path: Path, size: int) -> list[tuple[int, int, int]]:
-    facts = pyarrow.parquet.read_metadata(path)
+    with open_binary(path) as file:
+        facts = open_parquet(file).metadata
     return _group([facts.row_group(group).total_byte_size for group in range(facts.num_row_groups)], size)
 
 

@@ -11,6 +11,7 @@ in slices of BATCH_BYTES.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 BATCH_BYTES = 16 * 2**20
+_END_MARK = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of a stream: a message of no bytes
+_TWO_FILES = b"PAR1PAR1"  # the end of a Parquet file and the beginning of another
 _DELTA_ROWS = 16  # at a time, of values that are written as what differs from the one before
 
 
@@ -32,7 +35,22 @@ def arrow_batches(path: Path | str) -> Iterator[Any]:
         reader = pyarrow.ipc.open_file(source)
         return (_checked(reader.get_batch(number)) for number in range(reader.num_record_batches))
     source.seek(0)
-    return (_checked(batch) for batch in pyarrow.ipc.open_stream(source))
+    return _stream_batches(source)
+
+
+def _stream_batches(source: Any) -> Iterator[Any]:
+    """Yield the batches of a stream. Raises pyarrow.ArrowInvalid if its end mark is missing or does not end the file:
+    zero bytes and the end of a file also end a stream, so that what was lost would not be noticed."""
+    for batch in pyarrow.ipc.open_stream(source):
+        yield _checked(batch)
+    end, size = source.tell(), source.size()
+    source.seek(max(0, end - len(_END_MARK)))
+    if source.read(len(_END_MARK)) != _END_MARK:
+        raise pyarrow.ArrowInvalid(f"the Arrow stream stops at byte {end:,} of {size:,} without its end mark")
+    if end != size:
+        raise pyarrow.ArrowInvalid(
+            f"the Arrow stream ends at byte {end:,} of {size:,}; what follows is not part of it"
+        )
 
 
 def parquet_batches(
@@ -69,6 +87,7 @@ def open_parquet(file: Any) -> Any:
     """Return a ParquetFile that gives strings as numbers in a dictionary, if they are stored so. Raises
     pyarrow.ArrowInvalid if it is none."""
     facts = pyarrow.parquet.read_metadata(file)
+    _refuse_two_files(file, facts)
     file.seek(0)
     stored: set[str] = set()
     for group in range(facts.num_row_groups):
@@ -76,7 +95,45 @@ def open_parquet(file: Any) -> Any:
             column = facts.row_group(group).column(place)
             if column.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in name for name in column.encodings):
                 stored.add(column.path_in_schema)
-    return pyarrow.parquet.ParquetFile(file, read_dictionary=sorted(stored))
+    return pyarrow.parquet.ParquetFile(file, read_dictionary=sorted(stored), page_checksum_verification=True)
+
+
+def _refuse_two_files(file: Any, facts: Any) -> None:
+    """Raise pyarrow.ArrowInvalid if the file is a Parquet file with another one behind it, whose description would be
+    used for the data of the first.
+
+    The first file is not longer than what lies between the data and the description; only so much is searched.
+    """
+    size = file.seek(0, 2)
+    data_end = 4
+    for group in range(facts.num_row_groups):
+        for place in range(facts.num_columns):
+            column = facts.row_group(group).column(place)
+            first = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+            data_end = max(data_end, first + column.total_compressed_size)
+    gap = size - 8 - facts.serialized_size - data_end
+    if gap < len(_TWO_FILES):
+        return
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        end = min(size, gap + len(_TWO_FILES))
+        at = view.find(_TWO_FILES, 0, end)
+        while at >= 0 and not _ends_parquet(view, at):
+            at = view.find(_TWO_FILES, at + 1, end)
+        if at >= 0:
+            raise pyarrow.ArrowInvalid(f"it is two Parquet files, of which the second begins at byte {at + 4:,}")
+
+
+def _ends_parquet(view: Any, at: int) -> bool:
+    """Return whether a Parquet file ends with the four bytes at `at`: whether its description is before them. Texts
+    may hold these bytes too."""
+    length = int.from_bytes(view[max(0, at - 4) : at], "little")
+    if not 0 < length <= at - 8:
+        return False
+    try:
+        pyarrow.parquet.read_metadata(pyarrow.BufferReader(b"PAR1" + view[at - 4 - length : at + 4]))
+    except (OSError, ValueError):  # pyarrow.ArrowInvalid is a ValueError
+        return False
+    return True
 
 
 def _checked(batch: Any) -> Any:
