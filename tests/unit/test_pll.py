@@ -111,3 +111,7 @@ def test_minicons_gives_the_same(model_and_tokenizer, tmp_path: Path, metric: st
     for one, other in zip(found, expected, strict=True):
         assert one.pll == pytest.approx(other, rel=1e-4)
         figure("pll against minicons", abs(one.pll / other - 1))
+
+
+def test_pseudo_perplexity_that_overflows_is_infinite():
+    assert pseudo_perplexity([SentenceScore(-800.0, 1)]) == float("inf")

@@ -287,3 +287,9 @@ def test_a_line_longer_than_its_piece_is_whole(tmp_path: Path):
     assert len(pieces) == 51
     assert [len([*read_piece(piece, FIELDS)]) for piece in pieces] == [1] + [0] * 49 + [1]
     assert [*read_piece(Piece(str(tmp_path / "c.jsonl"), 0, None, 0), FIELDS)][1][0] == 2
+
+
+def test_a_lone_surrogate_in_an_array_is_replaced(tmp_path: Path):
+    path = tmp_path / "x.json"
+    path.write_text('[{"text": "a \\ud83d", "x\\ude00": 1}, {"text": "\\ud83d\\ude00"}]')
+    assert [document.text for document in read(path, 1000)] == ["a \ufffd", "\U0001f600"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloze import cli
-from cloze.config import EvaluateConfig, TrainConfig
+from cloze.config import EvaluateConfig, TokenizerConfig, TrainConfig
 from cloze.config.relations import CONFLICTS, UNUSED, effective_values, ignored_options
 from cloze.errors import CheckpointError, ConfigError
 from cloze.options.flags import overridden, parse
@@ -43,6 +43,12 @@ def config(**values: Any) -> TrainConfig:
 )
 def test_an_option_without_effect_is_named_with_the_reason(values: dict[str, Any], ignored: str):
     assert ignored_options(config(**values)) == [ignored]
+
+
+def test_the_least_frequency_has_no_effect_on_unigram_pieces():
+    unigram = TokenizerConfig(dataset_name="x", output="y", kind="unigram", min_frequency=5)
+    assert ignored_options(unigram) == ["--min_frequency 5 (--kind unigram chooses tokens by likelihood)"]
+    assert ignored_options(TokenizerConfig(dataset_name="x", output="y", min_frequency=5)) == []
 
 
 def test_options_with_an_effect_are_not_reported():

@@ -192,3 +192,9 @@ def test_a_missing_field_is_answered_with_those_that_exist(tmp_path: Path):
             list(source(tmp_path / "c.jsonl", text_field=field).documents())
         assert "title, answers.text, answers.score, empty, none; set --text_field" in str(caught.value)
         assert "c.jsonl, line 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train[:150%]", "train[-101%:]", "train[200%:]"])
+def test_a_slice_of_more_than_the_whole_is_refused(tmp_path: Path, split: str):
+    with pytest.raises(ConfigError, match="more than 100 %"):
+        source(write(tmp_path, "jsonl"), split)

@@ -89,6 +89,11 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
     TokenizerConfig: (
         Unused(("new_tokens",), lambda v: v["extend"] is None, "without --extend"),
         Unused(
+            ("min_frequency",),
+            lambda v: v["kind"] == "unigram" and v["extend"] is None,
+            "--kind unigram chooses tokens by likelihood",
+        ),
+        Unused(
             ("vocab_size", "do_lower_case", "strip_accents", "model_max_length"),
             lambda v: v["extend"] is not None,
             "--extend keeps those of the tokenizer",

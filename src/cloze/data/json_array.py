@@ -13,6 +13,7 @@ from typing import Any
 
 from cloze.data.columns import is_unicode
 from cloze.data.fields import INVALID_UTF8, BadRecord, Record
+from cloze.data.lines import without_surrogates
 from cloze.errors import DataError
 
 _READ = 4 * 2**20
@@ -94,7 +95,9 @@ def _checked(value: Any, text: str, max_bytes: int) -> Record | BadRecord:
         return BadRecord("not a JSON object")
     if len(text) > max_bytes:
         return BadRecord(f"larger than {max_bytes // 2**20} MiB")
-    return value if is_unicode(text) else BadRecord(INVALID_UTF8)
+    if not is_unicode(text):
+        return BadRecord(INVALID_UTF8)
+    return without_surrogates(value) if "\\u" in text else value  # a lone surrogate can only be written escaped
 
 
 def _broken(where: str, what: str) -> DataError:

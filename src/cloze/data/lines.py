@@ -86,7 +86,7 @@ def parse_line(line: bytes) -> Record:
 def _parse_slowly(line: bytes) -> Any:
     """With the parser that takes lone surrogates and huge numbers, and says what is wrong with the rest."""
     try:
-        return _without_surrogates(json.loads(line.decode("utf-8")))
+        return without_surrogates(json.loads(line.decode("utf-8")))
     except UnicodeDecodeError:
         raise BadRecord(INVALID_UTF8) from None
     except json.JSONDecodeError as error:
@@ -95,11 +95,12 @@ def _parse_slowly(line: bytes) -> Any:
         raise BadRecord("not JSON that can be read") from None
 
 
-def _without_surrogates(value: Any) -> Any:
+def without_surrogates(value: Any) -> Any:
+    """Return what a JSON parser gave, with U+FFFD in place of each lone surrogate."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
+        return [without_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
     return value

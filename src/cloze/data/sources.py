@@ -149,6 +149,8 @@ def _open_split(
             f"cannot read {split!r}", where="--split", hint="write train, train[:5000] or train[10%:20%]"
         )
     name, first, last = match["name"], match["first"], match["last"]
+    if any(end and end.endswith("%") and abs(int(end[:-1])) > 100 for end in (first, last)):
+        raise ConfigError(f"{split!r} is more than 100 %", where="--split", hint="write train[:100%] or less")
     if local is not None:
         tasks, description = _open_local(str(config.dataset_name), local, name, unit_bytes, fields, identify)
     else:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloze.errors import ConfigError
+from cloze.evaluation.perplexity import perplexity
 
 Ints = NDArray[np.int64]
 
@@ -131,5 +132,6 @@ def _batches(
 
 
 def pseudo_perplexity(scores: Sequence[SentenceScore]) -> float:
-    """exp of the mean negative log-probability of a token (PPPL, Salazar et al., 2020, section 2.2)."""
-    return math.exp(-math.fsum(s.pll for s in scores) / sum(s.num_tokens for s in scores))
+    """Return exp of the mean negative log-probability of a token (PPPL, Salazar et al., 2020, section 2.2), infinity
+    if that overflows."""
+    return perplexity(-math.fsum(s.pll for s in scores) / sum(s.num_tokens for s in scores))
