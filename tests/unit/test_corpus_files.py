@@ -395,7 +395,7 @@ def streamed(texts: list[str], end: bool = True) -> bytes:
     [
         (streamed(["a", "b"], end=False), "without its end mark"),
         (streamed(["a", "b"], end=False) + bytes(500), "without its end mark"),
-        (streamed(["a", "b"]) + streamed(["c"]), "what follows is not part of it"),
+        (streamed(["a", "b"]) + streamed(["c"]), "and other bytes follow"),
     ],
     ids=["cut between messages", "zeros", "two streams"],
 )
