@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 from cloze.data.backend import choose_encoder
 from cloze.data.collator import MaskingCollator
 from cloze.data.masking import Masking
-from cloze.data.token_ids import missing_ids, vocabulary_size
+from cloze.data.token_ids import missing_ids, unknown_id, vocabulary_size
 from cloze.data.tokenize import check_sample, describe, fingerprint, load_tokenizer
 from cloze.errors import ModelError
 
@@ -209,3 +209,18 @@ def test_nothing_is_sized_by_the_number_of_tokens_and_tokenizers_are_loaded_in_o
     attributes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     for node in attributes:
         assert ast.unparse(node) not in ("tokenizer.vocab_size", "self.tokenizer.vocab_size"), name_of(path)
+
+
+def test_the_unknown_token_is_found_also_if_only_the_model_names_it():
+    backend, names = words()
+    assert unknown_id(PreTrainedTokenizerFast(tokenizer_object=backend, **names)) == 1
+    unnamed = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{kind: name for kind, name in names.items() if kind != "unk_token"}
+    )
+    assert unnamed.unk_token_id is None
+    assert 1 not in unnamed.all_special_ids
+    assert unknown_id(unnamed) == 1
+    assert describe(unnamed, "x")["special_token_ids"] == [0, 1, 2, 3, 4]
+    pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    assert unknown_id(PreTrainedTokenizerFast(tokenizer_object=pieces)) == 0
+    assert unknown_id(PreTrainedTokenizerFast(tokenizer_object=digits()[0])) is None

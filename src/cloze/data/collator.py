@@ -18,7 +18,7 @@ import torch
 
 from cloze.data.loader import document_offsets
 from cloze.data.masking import IGNORE_INDEX, Masking
-from cloze.data.token_ids import missing_ids, vocabulary_size
+from cloze.data.token_ids import missing_ids, special_ids, vocabulary_size
 from cloze.data.words import words_of
 from cloze.errors import ConfigError, DataError
 
@@ -63,7 +63,7 @@ class MaskingCollator:
         self.masking = Masking(
             mask_token_id=tokenizer.mask_token_id,
             vocab_size=vocabulary_size(tokenizer),
-            special_token_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+            special_token_ids=tuple(special_ids(tokenizer)),
             seed=seed,
             mlm_probability=mlm_probability,
             mask_replace_prob=mask_replace_prob,

@@ -28,6 +28,7 @@ from cloze.data.parts import open_parts, read_plan, refuse_differences
 from cloze.data.shards import open_prepared
 from cloze.data.sources import Corpus, document_of, items_of, open_corpus
 from cloze.data.text_report import warnings_of
+from cloze.data.token_ids import unknown_id
 from cloze.data.tokenize import describe, load_tokenizer
 from cloze.data.units import Recipe, read_unit
 from cloze.data.work import Share, do_units, missing_units, owners, start_method
@@ -81,7 +82,7 @@ def make_recipe(config: BlocksConfig, inputs: Inputs, backend: str) -> Recipe:
         pad_token_id=inputs.tokenizer.pad_token_id,
         validation_percentage=0.0 if config.validation_split else float(config.validation_split_percentage),
         skip_bad_records=config.on_bad_record == "skip",
-        unk_token_id=inputs.tokenizer.unk_token_id,
+        unk_token_id=unknown_id(inputs.tokenizer),
     )
 
 

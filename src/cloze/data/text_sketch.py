@@ -22,6 +22,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from cloze.data.token_ids import unknown_id
+
 SAMPLED, SAMPLED_CHARACTERS = 128, 2000  # documents of a split, and characters of each
 MAX_HASHES = 2**22
 # Scripts that put no spaces between words: Thai and Lao, Myanmar, Khmer, kana, and Chinese characters.
@@ -145,7 +147,7 @@ def sampled_report(texts: list[str], tokenizer: Any) -> dict[str, Any]:
     texts = [text[:SAMPLED_CHARACTERS] for text in texts if text.strip()][:SAMPLED]
     encode, _ = _coder(tokenizer)
     ids = [number for text in texts for number in encode(text)]
-    unknown = _share(ids.count(tokenizer.unk_token_id) / max(1, len(ids)))
+    unknown = _share(ids.count(unknown_id(tokenizer)) / max(1, len(ids)))
     return {"train": {"unknown_tokens": unknown, **measure_sample(texts, tokenizer)}}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cloze.console import warn
-from cloze.data.token_ids import missing_ids, vocabulary_size
+from cloze.data.token_ids import missing_ids, special_ids, vocabulary_size
 from cloze.data.tokenizer_file import (
     FILE,
     ODD_TEXTS,
@@ -160,6 +160,6 @@ def describe(tokenizer: PreTrainedTokenizerBase, name: str) -> dict[str, Any]:
         "vocab_size": vocabulary_size(tokenizer),
         "mask_token_id": tokenizer.mask_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "special_token_ids": sorted(set(tokenizer.all_special_ids)),
+        "special_token_ids": special_ids(tokenizer),
         **({"missing_token_ids": missing} if missing else {}),
     }

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloze.data.token_ids import token_names
+from cloze.data.token_ids import token_names, unknown_id
 from cloze.errors import ConfigError
 
 MARK = "▁"
@@ -141,7 +141,7 @@ def words_of(tokenizer: Any) -> Words:
     facts: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
     tokens = [] if backend is None else [name or "" for name in token_names(tokenizer)]
     apart = {added["id"] for added in facts.get("added_tokens", [])} | set(tokenizer.all_special_ids)
-    apart -= {tokenizer.unk_token_id}  # stands for some text, in a word or as one
+    apart -= {unknown_id(tokenizer)}  # stands for some text, in a word or as one
     make = _kind(facts, tokens)
     if make is None:
         raise ConfigError(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloze.data.loader import BlockSource
-from cloze.data.token_ids import token_names, vocabulary_size
+from cloze.data.token_ids import special_ids, token_names, vocabulary_size
 from cloze.evaluation.perplexity import TokenFacts
 
 BANDS = {"the 100 most frequent": 100, "the next 900": 1_000, "the next 9,000": 10_000, "all others": None}
@@ -53,7 +53,7 @@ def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
     marks of continuation and of spaces mean what they mean inside of a text; and where the decoder puts spaces between
     tokens that no text had (those of proteins), a token is as long as its name.
     """
-    special = set(tokenizer.all_special_ids)
+    special = set(special_ids(tokenizer))
     names = token_names(tokenizer)
     if _is_byte_level(tokenizer):
         lengths = [len(name or "") for name in names]

@@ -48,9 +48,7 @@ def _stream_batches(source: Any) -> Iterator[Any]:
     if source.read(len(_END_MARK)) != _END_MARK:
         raise pyarrow.ArrowInvalid(f"the Arrow stream stops at byte {end:,} of {size:,} without its end mark")
     if end != size:
-        raise pyarrow.ArrowInvalid(
-            f"the Arrow stream ends at byte {end:,} of {size:,}; what follows is not part of it"
-        )
+        raise pyarrow.ArrowInvalid(f"the Arrow stream ends at byte {end:,} of {size:,}, and other bytes follow")
 
 
 def parquet_batches(

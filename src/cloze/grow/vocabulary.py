@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cloze.data.token_ids import token_names
+from cloze.data.token_ids import special_ids, token_names, unknown_id
 from cloze.data.words import MARK, byte_alphabet
 
 ROLES = (("mask",), ("pad",), ("unk",), ("cls", "bos"), ("sep", "eos"), ("bos", "cls"), ("eos", "sep"))
@@ -84,6 +84,7 @@ def vocabulary_rows(old: Any, new: Any, size: int | None = None) -> Rows:
     old_names, new_names = old.get_vocab(), {token: name for name, token in new.get_vocab().items()}
     lists: list[list[int]] = []
     kinds: Counter[str] = Counter()
+    unknown = unknown_id(old)
     for token, text in enumerate(new_texts):
         if token in roles:
             rows, kind = [roles[token]], "kept"
@@ -94,7 +95,7 @@ def vocabulary_rows(old: Any, new: Any, size: int | None = None) -> Rows:
         elif text in same:
             rows, kind = [same[text]], "kept"
         else:
-            rows = _pieces(old, text, same)
+            rows = _pieces(old, text, same, unknown)
             kind = "made of pieces" if rows else "without pieces"
         lists.append(rows)
         kinds[kind] += 1
@@ -124,7 +125,7 @@ def token_texts(tokenizer: Any) -> list[bytes | None]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
     names = token_names(tokenizer)
-    apart = {added["id"] for added in facts.get("added_tokens", [])} | set(tokenizer.all_special_ids)
+    apart = {added["id"] for added in facts.get("added_tokens", [])} | set(special_ids(tokenizer))
     text_of = _spelling(facts)
     return [None if token in apart or not name else text_of(name) for token, name in enumerate(names)]
 
@@ -150,11 +151,11 @@ def _spelling(facts: dict[str, Any]) -> Any:
     )
 
 
-def _pieces(old: Any, text: bytes, same: dict[bytes, int]) -> list[int]:
+def _pieces(old: Any, text: bytes, same: dict[bytes, int], unknown: int | None) -> list[int]:
     """The old tokens that a text is cut into; of bytes that are no text, those of the single bytes."""
     try:
         string = text.decode()
     except UnicodeDecodeError:
         return [same[bytes([byte])] for byte in text if bytes([byte]) in same]
     tokens = old(string, add_special_tokens=False, verbose=False)["input_ids"]
-    return [token for token in tokens if token != old.unk_token_id]
+    return [token for token in tokens if token != unknown]
