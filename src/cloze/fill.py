@@ -13,7 +13,7 @@ import torch
 
 from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError
-from cloze.model.load import usable_length
+from cloze.model.load import check_finite, usable_length
 from cloze.model_path import resolve_model
 from cloze.opening import load_model
 
@@ -64,6 +64,7 @@ def best_words(
     """
     check_length(inputs, usable_length(model.config))
     probabilities = model(**inputs).logits[0, rows].float().softmax(-1)
+    check_finite(float(probabilities.sum()), model.name_or_path or type(model).__name__)
     best = probabilities.topk(min(top_k, probabilities.shape[-1]))
     return [
         [(str(tokenizer.decode([int(token)])).strip(), float(p)) for token, p in zip(tokens, values, strict=True)]

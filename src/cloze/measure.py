@@ -7,6 +7,7 @@ scores = subject.score_split("validation", settings)            # cloze.evaluati
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from cloze.evaluation.pll import Sentence, SentenceScore, read_sentences, score_
 from cloze.evaluation.vocabulary import token_facts
 from cloze.lineage import Lineage
 from cloze.model.archs import FIXED_BLOCK_SIZE, decoder_start
-from cloze.model.load import check_fits, usable_length
+from cloze.model.load import check_finite, check_fits, usable_length
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model_path import resolve_model
@@ -73,7 +74,7 @@ class Subject:
         blocks, device = prepared.blocks(split), self.accelerator.device
         check_maskable(blocks, prepared.manifest, f"{prepared.folder}: {split}")
         masking = Masking.from_manifest(prepared.manifest, masks.seed, masks.mlm_probability).for_evaluation()
-        return score_blocks(
+        scores = score_blocks(
             lambda batch: self.head.logits(
                 self.model,
                 model_inputs(batch, device, self.documents, self.decoder_start),
@@ -86,6 +87,14 @@ class Subject:
             facts=token_facts(self.tokenizer, blocks, device),
             draws=masks.draws,
         )
+        if not scores.masked_tokens:
+            raise ConfigError(
+                f"no token of {scores.blocks:,} blocks is masked with it",
+                where=f"--mlm_probability {masks.mlm_probability:g}",
+                hint="give a larger share, or more --draws",
+            )
+        check_finite(scores.loss, self.name)
+        return scores
 
     def score_sentences(self, sentences: Sequence[Sentence], batch_size: int, word_l2r: bool) -> list[SentenceScore]:
         """Pseudo-log-likelihoods, shared between the ranks; every rank gets all of them."""
@@ -102,7 +111,9 @@ class Subject:
             mask = self.tokenizer.mask_token_id
             scored = score_sentences(logits_of, mine, mask, batch_size, word_l2r, advance)
         parts = gather([dataclasses.astuple(score) for score in scored])
-        return [SentenceScore(*parts[number % world][number // world]) for number in range(len(sentences))]
+        found = [SentenceScore(*parts[number % world][number // world]) for number in range(len(sentences))]
+        check_finite(math.fsum(score.pll for score in found), self.name)
+        return found
 
     def read_sentences(self, lines: Sequence[str]) -> list[Sentence]:
         """Texts as the model reads them. Raises ConfigError for what is too long or empty."""

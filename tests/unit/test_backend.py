@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import BertWordPieceTokenizer
-from transformers import AutoTokenizer, BertTokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer, models, processors
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from cloze.data import encode
 from cloze.data.backend import NASTY_TEXTS, choose_encoder, reference, template
@@ -116,3 +116,15 @@ def test_real_tokenizers_get_the_fastest_backend(shared_data: Path, name: str, b
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
     for special in (False, True):
         assert choose_encoder(tokenizer, "auto", special, TEXTS).backend == backend
+
+
+def test_special_tokens_are_found_around_the_only_letters_that_a_tokenizer_has():
+    names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *"ACGT"]
+    backend = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    backend.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+    )
+    assert template(tokenizer) == ((1,), (2,))

@@ -430,3 +430,8 @@ def test_a_parquet_page_with_a_wrong_checksum_is_refused(tmp_path: Path):
     )
     path.write_bytes(path.read_bytes().replace(b"beta", b"bexa", 1))
     assert "CRC checksum" in refused(path)
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_file_that_is_not_packed_as_its_name_says_is_told_how_to_name_it(tmp_path: Path, packing: str):
+    assert f"remove {packing} from its name" in refused(put(tmp_path / f"x.jsonl{packing}"))

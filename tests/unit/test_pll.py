@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from minicons.scorer import MaskedLMScorer
 
 from cloze.config import ModelConfig
 from cloze.data.shards import open_prepared
-from cloze.errors import ConfigError
+from cloze.errors import ConfigError, ModelError
 from cloze.evaluation.pll import SentenceScore, masked_copies, pseudo_perplexity, read_sentences, score_sentences
+from cloze.fill import best_words, masked_inputs
 from cloze.model.load import build_model
 from cloze.model.sparse_head import MaskedHead
 
@@ -115,3 +117,13 @@ def test_minicons_gives_the_same(model_and_tokenizer, tmp_path: Path, metric: st
 
 def test_pseudo_perplexity_that_overflows_is_infinite():
     assert pseudo_perplexity([SentenceScore(-800.0, 1)]) == float("inf")
+
+
+def test_logits_that_are_not_finite_are_an_error(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    inputs, rows = masked_inputs(tokenizer, "a <mask> day")
+    with pytest.raises(ModelError, match="not finite"):
+        best_words(broken, tokenizer, inputs, rows, 1)

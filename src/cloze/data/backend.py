@@ -7,6 +7,7 @@ spec.backend                                      # "gigatoken", "tokenizers", "
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cloze.data.tokenize import check_sample
 from cloze.data.tokenizer_file import ODD_TEXTS, reference, special_texts
 from cloze.errors import ConfigError, ModelError
 
+_TRIED_TOKENS = 1000
 NASTY_TEXTS = (*ODD_TEXTS, "x" * 2**20, "漢" * 50_000)
 
 
@@ -91,8 +93,14 @@ def _check_splitting(tokenizer: Any, sample: list[str]) -> None:
 
 def template(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The special tokens that the tokenizer puts before and after a single text."""
-    bare = list(tokenizer("Hello world", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("Hello world")["input_ids"])
+    special = set(tokenizer.all_special_tokens)
+    own = (name for name in tokenizer.get_vocab() if name not in special)
+    bare: list[int] = []
+    for text in ("Hello world", *islice(own, _TRIED_TOKENS)):  # an alphabet of its own may not have these letters
+        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if bare:
+            break
+    whole = list(tokenizer(text)["input_ids"])
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return tuple(whole[:start]), tuple(whole[start + len(bare) :])

@@ -104,7 +104,7 @@ def _assemble(
     units = _find_units(tasks, parts / "units")
     counts = {side: _count(units, side) for side in SIDES}
     try:
-        _check_documents(recipe, counts, facts, corpus_name)
+        _check_documents(units, counts, facts, corpus_name)
         splits = {side: _join(staged / side, units, side, recipe, counts[side]) for side in SIDES}
         _check_blocks(recipe, splits, corpus_name, named_validation)
     except DataError:
@@ -200,11 +200,18 @@ def _link(path: Path, name: Path) -> None:
 
 
 def _check_documents(
-    recipe: Recipe, counts: dict[str, dict[str, int]], facts: dict[str, Any], corpus_name: str
+    units: list[tuple[Path, dict[str, Any]]],
+    counts: dict[str, dict[str, int]],
+    facts: dict[str, Any],
+    corpus_name: str,
 ) -> None:
     """Raise DataError where there is nothing at all."""
     documents = sum(counts[side]["documents"] for side in SIDES)
     if documents == 0:
+        left_out = sum(count for _, unit in units for count in unit["bad_records"].values())
+        if left_out:
+            first = next(line for _, unit in units for line in unit["examples"])
+            raise DataError(f"all {left_out:,} records were left out", where=corpus_name, hint=f"the first: {first}")
         split = facts["source"].get("split")
         raise DataError("no documents", where=corpus_name, hint=f"is split {split!r} empty?")
     if documents == sum(counts[side]["empty_documents"] for side in SIDES):

@@ -127,7 +127,7 @@ class file_errors:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         packed = is_compressed(self._path)
-        broken = "the file is damaged or cut short; get it again"
+        broken = f"damaged or cut short? Get it again; if it is not packed, remove {self._path.suffix} from its name"
         if isinstance(error, FileNotFoundError):
             raise DataError(
                 "no such file", where=self._path, hint="it went away while it was read: put it back, and start again"

@@ -6,6 +6,7 @@ model, tokenizer = build_model(config, prepared.tokenizer_dir, block_size=128)
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,16 @@ def usable_length(config: PretrainedConfig) -> int | None:
         padding = PADDING_ID.get(config.model_type, getattr(config, "pad_token_id", None) or 0)
         return positions - padding - 1
     return positions
+
+
+def check_finite(value: float, name: str) -> None:
+    """Raise ModelError if a sum over what a model gives is not finite."""
+    if not math.isfinite(value):
+        raise ModelError(
+            "its logits are not finite",
+            where=name,
+            hint="its weights are damaged, or its training diverged",
+        )
 
 
 def check_fits(config: PretrainedConfig, tokenizer_size: int, block_size: int) -> None:
