@@ -15,9 +15,10 @@ from cloze.config import InspectConfig
 from cloze.console import say, show, warn
 from cloze.data.blocks import Blocks
 from cloze.data.masking import Masking
-from cloze.data.shards import Prepared, open_prepared, verify_prepared
+from cloze.data.shards import Prepared, open_prepared
 from cloze.data.text_report import report_lines, warnings_of
 from cloze.data.tokenize import load_tokenizer
+from cloze.data.verified import verify_prepared
 
 SAMPLED_BLOCKS = 4096
 BAR = 40

@@ -20,8 +20,8 @@ from cloze.bench.table import Table
 from cloze.bench.turns import OutOfMemory, PeerFailed, Turn, best_batch
 from cloze.cli import main
 from cloze.config import BenchConfig
-from cloze.data.shards import verify_prepared
 from cloze.data.tokenize import load_tokenizer
+from cloze.data.verified import verify_prepared
 
 
 def bench(*argv: object) -> None:

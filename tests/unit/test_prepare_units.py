@@ -22,9 +22,10 @@ from cloze.data import finalize, units, work
 from cloze.data.backend import choose_encoder
 from cloze.data.cache import open_or_prepare
 from cloze.data.prepare import prepare
-from cloze.data.shards import open_prepared, verify_prepared
+from cloze.data.shards import open_prepared
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.train_tokenizer import train_tokenizer
+from cloze.data.verified import verify_prepared
 from cloze.errors import ConfigError, DataError
 from cloze.sample import write_corpus
 

@@ -11,7 +11,8 @@ import pytest
 from cloze.data import shards
 from cloze.data.blocks import Blocks
 from cloze.data.packing import Packed
-from cloze.data.shards import ShardWriter, describe_split, open_prepared, shard_name, verify_prepared, write_manifest
+from cloze.data.shards import ShardWriter, describe_split, open_prepared, shard_name, write_manifest
+from cloze.data.verified import verify_prepared
 from cloze.errors import DataError
 
 BLOCK_SIZE = 16

@@ -12,6 +12,7 @@ from cloze.commands.evaluate import about_data, about_masks
 from cloze.config import CompareConfig
 from cloze.console import duration, say, warn
 from cloze.data.shards import open_prepared
+from cloze.data.verified import verify_for_use
 from cloze.distributed import RunShape, start
 from cloze.evaluation.intervals import interval, p_value, ratio_and_error
 from cloze.evaluation.perplexity import LOSS, MASKED, Scores, perplexity
@@ -26,6 +27,8 @@ def run(config: CompareConfig) -> None:
     if config.output:
         check_output_file(config.output)
     prepared = open_prepared(config.data)
+    prepared.blocks(config.split)
+    verify_for_use(prepared, [config.split], config)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     begin = time.monotonic()
     scores, lineages = [], []

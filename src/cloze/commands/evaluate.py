@@ -14,6 +14,7 @@ from cloze.collectives import decide
 from cloze.config import EvaluateConfig
 from cloze.console import duration, say
 from cloze.data.shards import Prepared, open_prepared
+from cloze.data.verified import verify_for_use
 from cloze.distributed import RunShape, start
 from cloze.errors import ConfigError, DataError
 from cloze.evaluation.perplexity import Scores
@@ -35,6 +36,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The same; returns what eval.json says, on every rank."""
     check(config)
     prepared = None if config.data is None else open_prepared(config.data)
+    if prepared is not None:
+        prepared.blocks(config.split)
+        verify_for_use(prepared, [config.split], config)
     lines = None if config.sentences is None else read_sentences(config.sentences)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
     subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)

@@ -19,7 +19,7 @@ from pathlib import Path
 from cloze.config import BlocksConfig, PrepareConfig
 from cloze.console import say, warn
 from cloze.data.locks import locked, try_lock
-from cloze.data.prepare import Inputs, open_inputs, prepare
+from cloze.data.prepare import Inputs, open_inputs, prepare, refuse_bad_records
 from cloze.data.shards import MANIFEST, Prepared, open_prepared
 from cloze.environment import processes
 from cloze.files import disk_errors
@@ -56,7 +56,9 @@ def open_or_prepare(config: BlocksConfig, tokenizer_name: str, folder: Path) -> 
             say("prepare", f"from the cache: {output}")
         else:
             prepare(settings, inputs)
-    return open_prepared(output)
+    prepared = open_prepared(output)
+    refuse_bad_records(config, prepared)
+    return prepared
 
 
 def _let_the_first_begin(lock: Path, output: Path) -> None:

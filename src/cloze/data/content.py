@@ -29,7 +29,7 @@ PART_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**18
 _READ = 2**20
 # A write in the same tick of the clock as the last one leaves no trace in the times of a file.
-_SETTLED_SECONDS = 2.0
+SETTLED_SECONDS = 2.0
 _MEGABYTE = 10**6
 
 
@@ -81,15 +81,15 @@ def content_digest(path: Path) -> str:
     entry = place / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
     waiting = f"waiting for another process that reads {path.name}"
     with locked(entry.with_suffix(".lock"), lambda: say("checksum", waiting)):
-        before = _signature(path)
+        before = signature(path)
         known = read_mapping(entry)
         if known.get("signature") == before and isinstance(known.get("content"), str):
             return str(known["content"])
         begin = time.time()
         found = _whole_digest(path)
-        if _signature(path) != before:
+        if signature(path) != before:
             raise DataError("changed while it was read", where=path, hint="start again when it is complete")
-        if begin - _status(path).st_ctime > _SETTLED_SECONDS:
+        if begin - _status(path).st_ctime > SETTLED_SECONDS:
             with contextlib.suppress(OSError, DiskError):
                 write_json(entry, {"signature": before, "content": found})
         return found
@@ -117,7 +117,8 @@ def _part_digest(path: Path, start: int) -> bytes:
     return found.digest()
 
 
-def _signature(path: Path) -> list[int]:
+def signature(path: Path) -> list[int]:
+    """Return what any write to a file changes: size, times of modification and change in ns, inode."""
     status = _status(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 

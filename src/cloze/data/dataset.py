@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from cloze.data.shards import Prepared, open_prepared
 from cloze.data.tokenize import load_tokenizer
+from cloze.data.verified import verify_shards
 
 
 class Block(UserDict):
@@ -37,6 +38,7 @@ class PackedDataset(Dataset):
     def __init__(self, folder: str | PathLike[str] | Prepared, split: str = "train"):
         self.prepared = folder if isinstance(folder, Prepared) else open_prepared(str(folder))
         self._blocks = self.prepared.blocks(split)
+        verify_shards(self.prepared, [split])
         self._epoch = 0
 
     def __len__(self) -> int:

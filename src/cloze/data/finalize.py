@@ -31,6 +31,7 @@ from cloze.data.units import (
     read_unit,
     unit_name,
 )
+from cloze.data.written_tokenizer import tokenizer_files
 from cloze.errors import ConfigError, DataError
 from cloze.files import disk_errors, publish, remove_tree, sync_tree
 
@@ -121,7 +122,8 @@ def _assemble(
         raise ConfigError("records were left out", where=examples[0], hint=hint)
     skipped = {"bad_records": dict(sorted(bad.items())), "bad_record_examples": examples} if bad else {}
     report = {"text_report": _report(units, facts["source"], tokenizer)}
-    return write_manifest(staged, facts | {"splits": splits} | skipped | report)
+    files = {"tokenizer_files": tokenizer_files(staged / "tokenizer")}
+    return write_manifest(staged, facts | {"splits": splits} | skipped | report | files)
 
 
 def _report(units: list[tuple[Path, dict[str, Any]]], source: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

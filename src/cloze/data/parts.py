@@ -26,6 +26,7 @@ _NOT_COMPARED = (
     "bad_records",
     "bad_record_examples",
     "text_report",
+    "tokenizer_files",
 )
 
 

@@ -25,7 +25,7 @@ from cloze.data.encode import backend_version
 from cloze.data.fields import BadRecord
 from cloze.data.finalize import finalize
 from cloze.data.parts import open_parts, read_plan, refuse_differences
-from cloze.data.shards import open_prepared
+from cloze.data.shards import Prepared, open_prepared
 from cloze.data.sources import Corpus, document_of, items_of, open_corpus
 from cloze.data.text_report import warnings_of
 from cloze.data.token_ids import unknown_id
@@ -194,16 +194,29 @@ def _done_meanwhile(config: PrepareConfig, output: Path, parts: Path, facts: dic
 def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a folder that is there. Raises ConfigError if it was made of, or with, something else."""
     try:
-        manifest = open_prepared(output).manifest
+        found = open_prepared(output)
     except DataError as error:
         hint = "choose another --output, or delete it"
         raise ConfigError(f"exists already ({error.what})", where=output, hint=hint) from None
+    manifest = found.manifest
     backend = manifest["tokenizer"].get("backend", "")
     forced = config.tokenizer_backend not in ("auto", str(backend).split(" ")[0])
     facts["tokenizer"]["backend"] = config.tokenizer_backend if forced else backend
     refuse_differences(output, manifest, facts)
+    refuse_bad_records(config, found)
     say("prepare", "done already; nothing to do")
     return manifest
+
+
+def refuse_bad_records(config: BlocksConfig, prepared: Prepared) -> None:
+    """Raise DataError if records were left out of a prepared folder, and the options do not allow that."""
+    count = sum(prepared.manifest.get("bad_records", {}).values())
+    if count and config.on_bad_record != "skip":
+        raise DataError(
+            f"{count:,} bad records were left out when it was prepared",
+            where=prepared.folder,
+            hint="give --on_bad_record skip to use it, or correct the corpus",
+        )
 
 
 def _split_rule(config: BlocksConfig) -> dict[str, Any]:

@@ -38,7 +38,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 30
 MAX_BLOCK_SIZE = 1 << 26
 BATCH_ROWS = 65_536
-NOT_IN_CHECKSUM = ("checksum", "cloze_version", "text_report")
+NOT_IN_CHECKSUM = ("checksum", "cloze_version", "text_report", "tokenizer_files")
 
 
 def block_schema(block_size: int, pieces: bool) -> Any:
@@ -179,6 +179,7 @@ SHAPE = {
     },
     "?source": {"?dataset_name": str, "?files": [{"name": str}]},
     "?split_rule": {"?kind": TEXT},
+    "?tokenizer_files": Each(SHA256),
     "?bad_records": Each(COUNT),
     "?bad_record_examples": [str],
     "splits": Each(
@@ -264,7 +265,8 @@ def open_prepared(folder: str | Path) -> Prepared:
         check(manifest, SHAPE)
     except ValueError as error:
         raise DataError(f"damaged: {error}", where=folder / MANIFEST, hint="prepare the corpus again") from None
-    for file, shard in _shard_files(folder, manifest):
+    _check_ids(folder, manifest.get("tokenizer", {}))
+    for file, shard in shard_files(folder, manifest):
         if file.exists() or file.is_symlink():
             check_regular(file, folder=folder)
         if not file.is_file() or file.stat().st_size != shard["bytes"]:
@@ -277,17 +279,20 @@ def open_prepared(folder: str | Path) -> Prepared:
     )
 
 
-def verify_prepared(folder: str | Path) -> None:
-    """Check every shard's bytes. Raises DataError naming the first damaged one."""
-    prepared = open_prepared(folder)
-    for file, shard in _shard_files(prepared.folder, prepared.manifest):
-        if sha256(file) != shard["sha256"]:
-            raise DataError("damaged: the checksum differs", where=file, hint="prepare the corpus again")
+def _check_ids(folder: Path, tokenizer: dict[str, Any]) -> None:
+    """Raise DataError if the manifest names a token id that is outside of its own vocabulary."""
+    ids = [tokenizer.get("mask_token_id"), tokenizer.get("pad_token_id"), *tokenizer.get("special_token_ids", [])]
+    largest = max((one for one in ids if one is not None), default=0)
+    if largest >= tokenizer.get("vocab_size", largest + 1):
+        what = f"damaged: token id {largest} is outside of its vocabulary of {tokenizer['vocab_size']}"
+        raise DataError(what, where=folder / MANIFEST, hint="prepare the corpus again")
 
 
-def _shard_files(folder: Path, manifest: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+def shard_files(folder: Path, manifest: Any, splits: list[str] | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the path and the facts of each shard of the splits; None: of all."""
     return [
         (folder / split / shard["file"], shard)
         for split, facts in manifest["splits"].items()
+        if splits is None or split in splits
         for shard in facts["shards"]
     ]

@@ -23,6 +23,7 @@ from cloze.data.tokenizer_file import (
     stored_tokenizer,
     tokenizer_file,
 )
+from cloze.data.written_tokenizer import check_written, damaged, read_written
 from cloze.errors import ModelError
 from cloze.foreign.pretrained import from_pretrained, load_error
 
@@ -36,8 +37,24 @@ VOCABULARIES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
 def load_tokenizer(name: str, trust_remote_code: bool = False, token: str | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder or Hub name, as its tokenizer.json describes it.
 
-    Raises ModelError if it cannot be loaded, cannot mask, or is not what its tokenizer.json says.
+    Raises ModelError if it cannot be loaded, cannot mask, or is not what its tokenizer.json says; DataError if it is
+    in a prepared folder and not the one that the blocks were made with.
     """
+    written = read_written(name)
+    if written is None:
+        return _usable(name, trust_remote_code, token)
+    try:
+        tokenizer = _usable(name, trust_remote_code, token)
+    except ModelError as error:
+        if "trust_remote_code" in str(error):
+            raise
+        raise damaged(name, "the tokenizer cannot be loaded") from None
+    check_written(name, written, describe(tokenizer, name))
+    return tokenizer
+
+
+def _usable(name: str, trust_remote_code: bool, token: str | None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and check what masking needs of it."""
     tokenizer = _loaded(name, trust_remote_code, token)
     if tokenizer.mask_token_id is None:
         raise ModelError(

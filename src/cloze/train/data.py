@@ -37,6 +37,7 @@ from cloze.data.text_report import warnings_of
 from cloze.data.text_sketch import sampled_report
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.units import Recipe
+from cloze.data.verified import verify_for_use
 from cloze.data.words import LONG_WORD, Words, mean_word_length, words_of
 from cloze.errors import ConfigError, DataError, in_phase
 
@@ -201,6 +202,7 @@ def open_data(config: TrainConfig) -> TrainData:
         prepared = open_or_prepare(config, _tokenizer_name(config), _cache(config))
     validation = prepared.blocks("validation") if "validation" in prepared.splits else None
     train = prepared.blocks("train")
+    verify_for_use(prepared, [name for name in ("train", "validation") if name in prepared.splits], config)
     return TrainData(prepared.manifest, str(prepared.tokenizer_dir), train, validation, folder=prepared.folder)
 
 
@@ -236,7 +238,9 @@ def _open_stream(config: TrainConfig) -> TrainData:
         held_out = dataclasses.replace(
             config, split=config.validation_split, validation_split=None, validation_split_percentage=0.0
         )
-        validation = open_or_prepare(held_out, tokenizer_name, _cache(config)).blocks("train")
+        prepared = open_or_prepare(held_out, tokenizer_name, _cache(config))
+        validation = prepared.blocks("train")
+        verify_for_use(prepared, ["train"], config)
     streamed = StreamedCorpus(inputs.corpus.tasks, recipe, inputs.facts["unit_size"])
     return TrainData(facts, tokenizer_name, None, validation, streamed)
 

@@ -2,9 +2,9 @@
 
     base = compare_ranks(config, data, model, tokenizer, accelerator)      # LaunchError on every rank if they differ
 
-Compared are the options, versions and engine; the prepared data by the checksum of their manifest and by samples of
-the shards, since a node may have a copy that is older; the tokenizer by its fingerprint; the base model by the
-checksum of its files. What the processes of one host read from the same path is read once.
+Compared are the options, versions and engine; the prepared data by the checksum of their manifest, since every host
+has verified the shards of its own copy against that (`cloze.data.verified`); the tokenizer by its fingerprint; the
+base model by the checksum of its files. What the processes of one host read from the same path is read once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 
 from cloze.collectives import agree, gather
 from cloze.config import TrainConfig
-from cloze.data.blocks import Blocks
 from cloze.data.tokenize import fingerprint
 from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ClozeError, LaunchError
@@ -44,7 +43,6 @@ NOT_COMPARED = {
     "deepspeed",
     "resume_from_checkpoint",
 }
-SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
 def compare_ranks(
@@ -57,7 +55,6 @@ def compare_ranks(
     host, problem = socket.gethostname(), None
     folder = base_folder(config)
     paths = {
-        "data": None if data.folder is None else os.path.realpath(data.folder),
         "base_model": None if folder is None else os.path.realpath(folder),
     }
     everyone = gather((host, paths))
@@ -65,8 +62,6 @@ def compare_ranks(
     first = {name: _is_first(everyone, rank, name) for name in paths}
     values = described(config, data, model, tokenizer, accelerator)
     try:
-        if first["data"] and data.folder is not None:
-            values["data (samples of the shards)"] = sampled(data)
         values["base_model"] = base_checksum(config) if first["base_model"] else None
     except ClozeError as error:
         problem = error
@@ -115,7 +110,7 @@ def check_equal(hosts: list[str], found: list[dict[str, Any]]) -> None:
     for rank, values in enumerate(found):
         for name in dict.fromkeys([*found[0], *values]):
             value = values.get(name)
-            read_once = name in ("base_model", "data (samples of the shards)")
+            read_once = name == "base_model"
             if value == found[0].get(name) or (read_once and None in (value, found[0].get(name))):
                 continue
             raise LaunchError(
@@ -129,26 +124,6 @@ def check_equal(hosts: list[str], found: list[dict[str, Any]]) -> None:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def sampled(data: TrainData) -> str:
-    """Return the SHA-256 of sizes and of samples that are spread evenly over the shards; of all bytes if these are
-    few."""
-    found = hashlib.sha256()
-    files = [path for blocks in (data.blocks, data.validation) if isinstance(blocks, Blocks) for path in blocks.paths]
-    sizes = [path.stat().st_size for path in files]
-    found.update(json.dumps(sizes).encode())
-    total = sum(sizes)
-    step = max(SAMPLE_BYTES, total // SAMPLES)
-    begin, position = 0, 0
-    for path, size in zip(files, sizes, strict=True):
-        with open(path, "rb") as file:
-            while position < begin + size:
-                file.seek(position - begin)
-                found.update(file.read(SAMPLE_BYTES))
-                position += step
-        begin += size
-    return found.hexdigest()
 
 
 def _digest(value: Any) -> str:
