@@ -148,13 +148,17 @@ def test_a_checkpoint_of_another_run_is_not_taken_for_this_ones(run: Path, capsy
     assert "of another run than the one in" in capsys.readouterr().err
 
 
-def test_a_model_without_a_record_is_used_and_named(run: Path, prepared: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_model_without_a_record_is_used_only_if_it_is_named(
+    run: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+):
     half_way(run, prepared)
     (run / "model" / "cloze.json").unlink()
     values = json.loads((run / "eval.json").read_text())
     (run / "eval.json").write_text(json.dumps({key: one for key, one in values.items() if key != "lineage"}))
     capsys.readouterr()
-    assert fails("push", run, "--repo", "user/demo", "--dry_run") == 0
+    assert fails("push", run, "--repo", "user/demo", "--dry_run") == 2
+    assert f"or give {run / 'model'} to take it as it is" in capsys.readouterr().err
+    assert fails("push", run / "model", "--repo", "user/demo", "--dry_run") == 0
     shown = capsys.readouterr()
     assert "does not record the checkpoint it is made of" in shown.err
     assert "Perplexity (fixed masks)" in shown.out
