@@ -302,7 +302,7 @@ def test_a_table_of_very_many_columns_costs_no_more_than_its_bytes(tmp_path: Pat
 def test_identity_is_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CLOZE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(content, "PART_BYTES", 2**20)
-    monkeypatch.setattr(content, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(content, "SETTLED_SECONDS", -1.0)
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b"x" * (5 * 2**20 + 3))
     first = describe_contents([path], identify=True)[0]

@@ -88,4 +88,4 @@ def verdict_of(difference: float, low: float, high: float) -> str:
         return "nothing can be told: a loss is not finite, or one block gives no interval"
     if low <= 0 <= high:
         return "no difference can be told"
-    return f"{'a' if difference > 0 else 'b'} is better"
+    return f"{'a' if low > 0 else 'b'} is better"
