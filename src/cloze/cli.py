@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave the interpreter with its exit code."""
     silence_other_ranks()
     _requests.clear()
+    lost_output.clear()
     words: list[str] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)

@@ -24,7 +24,10 @@ SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "in
     ("setting", "message"),
     [
         ({"FSDP_VERSION": "1"}, "fsdp_version: FSDP of version 1 was asked for, .*; use fsdp_version: 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS=true: cannot be used with Cloze; use ZeRO with offload"),
+        (
+            {"FSDP_OFFLOAD_PARAMS": "true"},
+            "FSDP_OFFLOAD_PARAMS=true: cannot be used with Cloze; use ZeRO with offload",
+        ),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use the option --gradient_checkpointing"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "leave parallelism_config out"),
         ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "fsdp_config: accelerate's FSDP settings: "),

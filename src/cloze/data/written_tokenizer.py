@@ -56,7 +56,7 @@ def check_written(name: str, manifest: dict[str, Any], found: dict[str, Any]) ->
 
 def tokenizer_files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a tokenizer's folder."""
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {path.name: sha256(path) for path in sorted(folder.glob("*")) if path.is_file()}
 
 
 def damaged(name: str, what: str) -> DataError:
