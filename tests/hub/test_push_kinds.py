@@ -35,10 +35,13 @@ print(json.dumps([{split: kind[split]["input_ids"][:] for split in kind} for kin
 
 
 @pytest.fixture
-def blocks_run(trained: Path, tmp_path: Path, finished_run: Path) -> Path:
+def blocks_run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained run, with a model to push."""
+    from cloze.commands.consolidate import consolidate
+    from cloze.config import ConsolidateConfig
+
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "six"))
-    shutil.copytree(finished_run / "model", run / "model")
+    consolidate(ConsolidateConfig(checkpoint=str(run)))
     return run
 
 
