@@ -142,20 +142,20 @@ def changed_copy(prepared: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("what", ["options", "data"])
-def test_ranks_that_differ_end_before_the_first_step(prepared: Path, tmp_path: Path, what: str):
+def test_ranks_that_differ_end_before_the_first_step(prepared: Path, tmp_path: Path):
     output, host = tmp_path / "run", os.uname().nodename
     one = flags(prepared, output)
-    if what == "options":
-        other, expected = [*one, "--learning_rate", "1e-2"], "has learning_rate 0.01, but rank 0 on"
-    else:
-        changed = changed_copy(prepared, tmp_path / "copy")
-        other, expected = flags(changed, output), "has data (samples of the shards)"
-    outcomes = ranks_with([one, other], tmp_path / "log")
+    outcomes = ranks_with([one, [*one, "--learning_rate", "1e-2"]], tmp_path / "log")
     assert [outcome.code for outcome in outcomes] == [2, 2]
-    line = error_of(outcomes[0].output)
-    assert f"rank 1 on {host} {expected}" in line
+    assert f"rank 1 on {host} has learning_rate 0.01, but rank 0 on" in error_of(outcomes[0].output)
     assert not output.exists()
+
+
+def test_a_copy_of_the_data_with_a_changed_byte_is_refused_before_ranks_join(prepared: Path, tmp_path: Path):
+    changed = changed_copy(prepared, tmp_path / "copy")
+    outcome = ranks_with([flags(changed, tmp_path / "run")], tmp_path / "log")[0]
+    assert outcome.code == 2
+    assert ".arrow" in error_of(outcome.output)
 
 
 def test_ranks_may_find_the_same_data_and_model_at_different_places(prepared: Path, tmp_path: Path, base: Path):
