@@ -52,7 +52,7 @@ _HINT = "choose another --output"
 
 
 def check_replaceable(output: Path) -> None:
-    """Raise ConfigError unless `output` does not exist, or is a model folder that Cloze wrote and nobody added to."""
+    """Raise ConfigError unless `output` does not exist, or is a model folder with only the files that Cloze wrote."""
     with disk_errors(output):
         folder = output.resolve()
         inside = next((one for one in folder.parents if (one / MANIFEST).is_file()), None)

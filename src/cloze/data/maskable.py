@@ -3,7 +3,7 @@
 Text in an alphabet that a tokenizer does not know is nearly all [UNK]. Unknown tokens are never masked, so there would
 be nothing to learn, and a loss of 0 or none.
 
-    check_maskable(blocks, manifest, "prepared/x")      # DataError if there is none; warns if there are few
+    check_maskable(blocks, manifest, "prepared/x")      # DataError without one; warns if they are few
 """
 
 from __future__ import annotations

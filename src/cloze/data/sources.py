@@ -84,7 +84,7 @@ def stream_place(task: Task, position: int) -> str:
 
 
 def document_of(raw: Raw, fields: Fields) -> Document:
-    """Return the document of what a reader gave. Raises BadRecord if there is none, or its text holds NUL characters,
+    """Return the document of a record. Raises BadRecord if it has no text, or the text holds NUL characters,
     which come from binary data, and from UTF-16 that was read as something else."""
     if isinstance(raw, bytes):
         raw = parse_line(raw)

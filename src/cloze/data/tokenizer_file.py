@@ -5,7 +5,7 @@ tokenizer_config.json names. Where the file has another normalizer or pre-tokeni
 other tokens. So tokenizers are compared with `tokenizers.Tokenizer.from_file`, which reads the file and nothing else.
 
     stored = stored_tokenizer(tokenizer)            # None without a tokenizer.json
-    first_difference(tokenizer, stored, texts)      # the first text with other ids; None if there is none
+    first_difference(tokenizer, stored, texts)      # the first text with other ids; None if all agree
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def stored_tokenizer(tokenizer: Any) -> Tokenizer | None:
 def first_difference(
     tokenizer: Any, stored: Tokenizer, texts: list[str], split_special_tokens: bool = False
 ) -> str | None:
-    """Return the first text to which the two give other ids, special tokens included; None if there is none."""
+    """Return the first text to which the two give other ids, special tokens included; None if all agree."""
     stored.encode_special_tokens = split_special_tokens
     found = reference(tokenizer, texts, split_special_tokens)
     for text, ids in zip(texts, found, strict=True):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 RANK, LOCAL_RANK, GROUP_RANK = "RANK", "LOCAL_RANK", "GROUP_RANK"
 WORLD_SIZE, LOCAL_WORLD_SIZE = "WORLD_SIZE", "LOCAL_WORLD_SIZE"
 MASTER_ADDR, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
-# A rank's variables. A process that is started by a rank, but is none, must not see them.
+# Variables of a rank. A child process that is not a rank itself must not see them.
 SECRET = "CLOZE_SECRET"
 RANK_VARIABLES = (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, SECRET)
 # The launcher's LOCAL_RANK, if libraries are given another one (see `present_device`).
@@ -71,7 +71,7 @@ def master() -> tuple[str, int]:
 
 
 def secret() -> str | None:
-    """Return what only the processes of this run know, or None if whoever started it gave them nothing."""
+    """Return what only the processes of this run know, or None without CLOZE_SECRET."""
     return os.environ.get(SECRET) or None
 
 
