@@ -125,3 +125,13 @@ def test_output_that_a_full_disk_does_not_take_is_an_error(words: list[str]):
     assert done.stderr.startswith("cloze: error: stdout")
     assert done.stderr.endswith(": cannot write: No space left on device; free some space, and run it again\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_output_that_one_command_lost_does_not_fail_the_next():
+    from cloze.cli import main
+    from cloze.events import lost_output
+
+    lost_output[:] = [OSError(errno.EFBIG, os.strerror(errno.EFBIG))]
+    with pytest.raises(SystemExit) as leaving:
+        main(["archs"])
+    assert not leaving.value.code
