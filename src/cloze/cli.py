@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 from cloze import __version__
 from cloze.config.relations import ignored_options
-from cloze.console import answer, is_quiet, silence_other_ranks, tell_end, warn
+from cloze.console import answer, escape_library_output, is_quiet, show, silence_other_ranks, tell_end, warn
 from cloze.errors import DiskError, Stopped
 from cloze.events import end_json, is_json, lost_output, speak_json
 from cloze.options.flags import choose_log_format, overridden, parse
@@ -36,6 +36,7 @@ def run() -> NoReturn:
     Threads of pyarrow's, when a stream is left before its end, abort some interpreters on their way out ("terminate
     called without an active exception", exit code -6). So what Python does at its end is done here, and then no more.
     """
+    escape_library_output()
     try:
         main()
     except SystemExit as end:
@@ -136,7 +137,7 @@ def _run_command(words: list[str]) -> int:
         show_help(words)
         return 0
     if words[:1] == ["--version"]:
-        print(f"cloze {__version__}")
+        show(f"cloze {__version__}")
         return 0
     command, arguments = parse(words)
     ignored = [*overridden(words), *ignored_options(arguments)]

@@ -21,11 +21,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from cloze.environment import processes
 from cloze.events import event, is_json, put
-from cloze.foreign.paths import visible
+from cloze.foreign.paths import visible, visible_in_colour
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PLAIN_INTERVAL_SECONDS = 10.0
 FORMAT_VARIABLE = "CLOZE_LOG_FORMAT"
@@ -99,6 +102,19 @@ def silence_other_ranks() -> None:
     threading.excepthook = _complain_of_thread
 
 
+def escape_library_output() -> None:
+    """Escape what a terminal would obey in the log lines and warnings of libraries: names in foreign files are in
+    them. For a process of Cloze's own, not for one that imports it."""
+    logging.setLogRecordFactory(_Record)
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *given, **named: visible(plain(*given, **named))
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return visible_in_colour(super().getMessage())
+
+
 def _complain_of_thread(what: threading.ExceptHookArgs) -> None:
     if what.exc_type is not SystemExit:
         complain("".join(traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)))
@@ -121,6 +137,22 @@ def show(text: str, stream: TextIO | None = None) -> None:
     """Print a text of one or more lines (on stdout unless another stream is given) with everything escaped that a
     terminal would obey: names and texts of files may hold it."""
     put(stream or sys.stdout, visible(text) + "\n")
+
+
+def show_coloured(text: str) -> None:
+    """Print a text on stdout as `show` does, but with its ANSI colours. Foreign parts of it must be `visible`."""
+    put(sys.stdout, visible_in_colour(text) + "\n")
+
+
+def show_table(table: Table, width: int | None = None) -> None:
+    """Print a table of rich on stdout, at most `width` columns wide (None: as wide as the terminal). Its cells are
+    text, not rich's markup."""
+    from rich.console import Console
+
+    drawn = Console(width=width, markup=False, emoji=False, highlight=False)
+    with drawn.capture() as taken:
+        drawn.print(table)
+    show_coloured(taken.get().removesuffix("\n"))
 
 
 def warn(line: str, on_any_rank: bool = False) -> None:

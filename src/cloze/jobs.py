@@ -62,14 +62,14 @@ def main(words: list[str]) -> int:
         config = parse(["train", *flags])[1]
         run = Path(config.output_dir)
         if what == "batch":
-            print(config.global_batch_size or blocks_a_step(config, number))
+            show(str(config.global_batch_size or blocks_a_step(config, number)))
             return 0
         if what == "start" and not count_start(run, number):
             job = processes.slurm_job() or ""
-            print(
+            show(
                 f"cloze: error: {run}: {number + 1} starts ended without a checkpoint after step "
                 f"{newest_step(run)}, so job {job} gives up; see its logs in {run / 'slurm'}",
-                file=sys.stderr,
+                sys.stderr,
             )
             return 1
     except ClozeError as error:

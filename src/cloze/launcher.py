@@ -103,7 +103,7 @@ def main() -> NoReturn:
     except SignalException as error:
         sys.exit(exit_code([128 + error.sigval] if error.sigval == 2 else [-int(error.sigval)]))
     except ConnectionError as error:  # accelerate's, for a port that is taken: another start may find it free
-        print(f"cloze: error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        show(f"cloze: error: {' '.join(str(error).split())[:300]}", sys.stderr)
         sys.exit(START_AGAIN)
     except DistError as error:
         line = " ".join(str(error).split())

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from cloze.config import TrainConfig
+from cloze.console import show
 from cloze.errors import ClozeError, ConfigError, Stopped, TrainingError
 from cloze.launcher import ENDS_WITH_PARENT, INTERRUPTED, START_AGAIN
 from cloze.places import apart
@@ -77,7 +78,7 @@ def _follow(words: list[str], num_processes: int, secrets: dict[str, str]) -> tu
         while True:
             try:
                 for line in child.stdout:
-                    print(line, end="", flush=True)
+                    show(line.removesuffix("\n"))
                     if line.startswith("cloze: ") and not line.startswith("cloze: warning"):
                         said = line.strip()
                 return child.wait(), said.removeprefix("cloze: ") if _ERROR not in said else said

@@ -40,13 +40,12 @@ LAYERS = [
         "wire",
         "machine",
         "screen",
-        "mappings",
     ],
     ["events", "results"],
     ["foreign"],
     ["secret"],
     ["environment"],
-    ["errors", "heartbeat"],
+    ["errors", "heartbeat", "mappings"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
 

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
+from cloze.console import show_table
 from cloze.files import write_json
 from cloze.machine import processor, versions_of
 
@@ -68,7 +68,7 @@ class Table:
             shown.add_column(name, justify="left" if number == 0 else "right")
         for row in self.rows:
             shown.add_row(*(_cell(cell) for cell in row))
-        Console(width=100 if len(self.columns) < 8 else 140).print(shown)
+        show_table(shown, width=100 if len(self.columns) < 8 else 140)
         self.write(output)
 
     def write(self, output: Path | None) -> None:

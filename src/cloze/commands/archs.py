@@ -7,11 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from cloze.config import ArchsConfig
-from cloze.console import say
+from cloze.console import say, show, show_table
 from cloze.files import write_json
 from cloze.model.archs import GONE, NOTES, Architecture, architectures
 
@@ -21,12 +20,12 @@ _COLUMNS = ("sdpa", "flash", "flex", "check-\npointing", "bf16", "ZeRO-3", "spar
 def run(config: ArchsConfig) -> None:
     """Print the table, or one row of it, and write it as JSON where asked."""
     found = architectures(config.model_type)
-    Console(width=100).print(_table(found))
+    show_table(_table(found), width=100)
     gone = GONE if config.model_type is None else {}
     for name, hint in sorted(gone.items()):
-        print(f" {name:<18} {hint}")
+        show(f" {name:<18} {hint}")
     noted = {note for one in found for note in one.note.split("; ")}
-    print("".join(f"\n {note:<18} {meaning}" for note, (_, meaning) in NOTES.items() if note in noted))
+    show("".join(f"\n {note:<18} {meaning}" for note, (_, meaning) in NOTES.items() if note in noted))
     if config.output is not None:
         rows = [dataclasses.asdict(one) for one in found]
         write_json(Path(config.output), {"transformers": version("transformers"), "architectures": rows, "gone": gone})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from cloze.config import CompletionConfig
+from cloze.console import show
 from cloze.options.completion import script
 
 
 def run(config: CompletionConfig) -> None:
     """Print the script."""
-    print(script(config.shell))
+    show(script(config.shell))

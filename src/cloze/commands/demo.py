@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from cloze.config import DemoConfig
-from cloze.console import duration
+from cloze.console import duration, show
 from cloze.demo import run_demo
 from cloze.train.metrics import read_metrics
 
@@ -15,7 +15,7 @@ def run(config: DemoConfig) -> None:
     begin = time.monotonic()
     folder = run_demo(config)
     measured = [line["eval_perplexity"] for line in read_metrics(folder) if "eval_perplexity" in line]
-    print(f"""
+    show(f"""
 Done in {duration(time.monotonic() - begin)}. Perplexity {measured[0]:,.1f} before training, {measured[-1]:.2f} after.
 
   {folder}/config.yaml       what was run

@@ -3,12 +3,15 @@
 report_lines(report)                # {"train": "1 file, 0.0 % unknown tokens, ..."}
 warnings_of(report)                 # ["train: 12.0 % of the tokens are unknown to the tokenizer; ..."]
 
-The values are measured by `cloze.data.text_sketch`. A folder of an older version has none. Imports nothing.
+The values are measured by `cloze.data.text_sketch`. A folder of an older version has none.
+The report is not part of the checksum of a folder, so its values may be anything: what is not a number is left out.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from cloze.mappings import is_number, part
 
 # A warning is given above these shares, and above this mean length of a word in characters (the lower one for text
 # that is written without spaces between words).
@@ -19,6 +22,7 @@ LIMITS = {
     "repeated_documents": 0.1,
     "validation_in_train": 0.01,
 }
+SPLITS = ("train", "validation")
 MAX_WORD_CHARACTERS, MAX_WORD_CHARACTERS_UNSPACED = 20.0, 6.0
 _WORDS = {
     "unknown_tokens": "of the tokens are unknown to the tokenizer",
@@ -36,44 +40,48 @@ _HINTS = {
 }
 
 
-def report_lines(report: dict[str, Any]) -> dict[str, str]:
+def report_lines(report: Any) -> dict[str, str]:
     """Return a line for each split of a report: `0.1 % unknown tokens, ...`."""
     lines = {}
-    for side, found in report.items():
-        if not isinstance(found, dict):
-            continue
+    for side, found in _sides(report):
         files = found.get("files")
-        shares = [f"{files:,} {'file' if files == 1 else 'files'}"] if isinstance(files, int) else []
-        shares += [
-            f"{_percent(found.get(name))} {name.replace('_', ' ')}"
-            for name in _WORDS
-            if isinstance(found.get(name), int | float)
-        ]
-        if isinstance(word := found.get("word"), dict):
-            shares.append(f"a word is {word.get('tokens')} tokens, {word.get('characters')} characters")
-        lines[side] = ", ".join(shares)
-    if isinstance(report.get("validation_in_train"), int | float):
-        lines["validation"] = f"{lines.get('validation', '')}, {_percent(report['validation_in_train'])} in train, too"
+        shares = [f"{files:,} {'file' if files == 1 else 'files'}"] if is_number(files) else []
+        known = [name for name in _WORDS if is_number(found.get(name))]
+        shares += [f"{_percent(found[name])} {name.replace('_', ' ')}" for name in known]
+        word = part(found, "word")
+        if is_number(word.get("tokens")) and is_number(word.get("characters")):
+            shares.append(f"a word is {word['tokens']} tokens, {word['characters']} characters")
+        if shares:
+            lines[side] = ", ".join(shares)
+    if is_number(share := _mapping(report).get("validation_in_train")):
+        lines["validation"] = f"{lines.get('validation', '')}, {_percent(share)} in train, too"
     return lines
 
 
-def warnings_of(report: dict[str, Any]) -> list[str]:
+def warnings_of(report: Any) -> list[str]:
     """Return a sentence for every value above its limit."""
     lines = []
-    for side, found in report.items():
-        values = found if isinstance(found, dict) else {side: found}
+    for side, values in [*_sides(report), ("", _mapping(report))]:
         for name, limit in LIMITS.items():
-            if isinstance(values.get(name), int | float) and values[name] > limit:
-                front = f"{side}: " if isinstance(found, dict) else ""
+            if is_number(values.get(name)) and values[name] > limit:
+                front = f"{side}: " if side else ""
                 lines.append(f"{front}{_percent(values[name])} {_WORDS[name]}; {_HINTS[name]}")
-        word = values.get("word")
-        length = word.get("characters") if isinstance(word, dict) else None
-        spaced = word.get("has_spaces", True) if isinstance(word, dict) else True
+        length = part(values, "word").get("characters") if side else None
+        spaced = part(values, "word").get("has_spaces", True)
         limit = MAX_WORD_CHARACTERS if spaced else MAX_WORD_CHARACTERS_UNSPACED
-        if isinstance(length, int | float) and length > limit:
+        if is_number(length) and length > limit:
             what = f"{side}: what the tokenizer takes for a word has {length:g} characters"
             lines.append(f"{what}; --mask_unit word and span would mask whole sentences")
     return lines
+
+
+def _mapping(report: Any) -> dict[str, Any]:
+    return report if isinstance(report, dict) else {}
+
+
+def _sides(report: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return the splits of a report that Cloze writes, with what is said of each."""
+    return [(side, values) for side in SPLITS if (values := part(_mapping(report), side))]
 
 
 def _percent(share: Any) -> str:

@@ -14,10 +14,12 @@ import sys
 import textwrap
 from collections.abc import Callable
 
+from cloze.console import show_coloured
 from cloze.doctor.judge_cluster import judge_clocks, judge_disks, judge_ranks, judge_shared, judge_versions
 from cloze.doctor.judge_links import judge_links
 from cloze.doctor.judge_machine import judge_cpus, judge_gpus, judge_hub, judge_limits, judge_ops
 from cloze.doctor.rows import Findings, Row, count
+from cloze.foreign.paths import visible
 
 JUDGES: tuple[Callable[[Findings], list[Row]], ...] = (
     judge_ranks,
@@ -50,9 +52,11 @@ def table(rows: list[Row], width: int, colour: bool) -> str:
         mark = f"{MARKS[row.state]:<4}"
         if colour:
             mark = f"\033[{COLOURS[row.state]}m{mark}\033[0m"
-        found = textwrap.wrap(row.found, width - margin, break_on_hyphens=False, break_long_words=False) or [""]
-        todo = textwrap.wrap(row.todo, width - margin - 3, break_on_hyphens=False, break_long_words=False)
-        lines.append(f"{mark}  {row.check:<{margin - 8}}  {found[0]}")
+        found, todo = (
+            textwrap.wrap(visible(text), width - margin - less, break_on_hyphens=False, break_long_words=False)
+            for text, less in ((row.found, 0), (row.todo, 3))
+        )
+        lines.append(f"{mark}  {row.check:<{margin - 8}}  {''.join(found[:1])}")
         lines += [" " * margin + line for line in found[1:]]
         lines += [" " * margin + ("-> " if number == 0 else "   ") + line for number, line in enumerate(todo)]
     bad, warnings = (sum(row.state == state for row in rows) for state in ("bad", "warn"))
@@ -64,4 +68,4 @@ def show(rows: list[Row]) -> None:
     """Print the table to stdout; in colour on a terminal, unless NO_COLOR is set (no-color.org)."""
     terminal = sys.stdout.isatty()
     width = max(60, shutil.get_terminal_size().columns) if terminal else PIPED_WIDTH
-    print(table(rows, width, terminal and not os.environ.get("NO_COLOR")), flush=True)
+    show_coloured(table(rows, width, terminal and not os.environ.get("NO_COLOR")))

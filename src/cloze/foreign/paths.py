@@ -23,6 +23,7 @@ from cloze.errors import ClozeError, DataError
 MAX_NAME = 255
 MAX_PARTS = 16
 MAX_TEXT_BYTES = 1 << 24  # of a card or a script
+_COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _COPY_IT = "replace the link with the file it stands for"
 
@@ -171,6 +172,11 @@ def visible(text: str) -> str:
     """Return a text of one or more lines without what a terminal would obey: control characters but line ends and
     tabs, and marks that reverse the order of what follows, are escaped."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def visible_in_colour(text: str) -> str:
+    """Return a text as `visible` does, but with the ANSI sequences for colours and bold text as they are."""
+    return "".join(part if number % 2 else visible(part) for number, part in enumerate(_COLOURS.split(text)))
 
 
 def size_text(count: int) -> str:

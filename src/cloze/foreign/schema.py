@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloze.foreign.paths import is_plain_name, plain_path, printable
+from cloze.mappings import is_number
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 MAX_TEXT = 100_000
@@ -34,8 +35,8 @@ def COUNT(value: Any) -> bool:
 
 
 def NUMBER(value: Any) -> bool:
-    """Return whether a value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a value is a finite number that a float can hold."""
+    return is_number(value)
 
 
 def TEXT(value: Any) -> bool:

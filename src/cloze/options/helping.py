@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from cloze.console import FORMAT_VARIABLE, FORMATS
+from cloze.console import FORMAT_VARIABLE, FORMATS, show_coloured
 from cloze.options.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
 from cloze.options.fields import Option, options_of
 from cloze.options.flags import COMMANDS
@@ -41,7 +41,7 @@ def show_help(words: Sequence[str]) -> None:
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb":
         lines = text.splitlines()
         text = "\n".join(f"\x1b[1m{line}\x1b[0m" if line[:1].strip() and line[-1:] == ":" else line for line in lines)
-    print(text)
+    show_coloured(text)
 
 
 def help_text(words: Sequence[str], width: int) -> str:

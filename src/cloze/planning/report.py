@@ -7,14 +7,14 @@ as_json(plan, row, notes)       # what --json writes: bytes, seconds, tokens per
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from cloze.console import say
+from cloze.console import say, show_table
 from cloze.planning.choose import Plan, Row
 
 ESTIMATE = "speed is an estimate from data sheets; three models were measured, on one H200: launch/GPU.md"
@@ -83,11 +83,10 @@ def show(plan: Plan, row: Row | None, notes: list[str]) -> None:
     say("plan", f"{amount} tokens to read; a checkpoint is {size(plan.checkpoint)} on disk")
     for note in notes:
         say("note", note)
-    console = Console()
-    parts = [columns for wide, columns in _LAYOUTS if console.width >= wide]
+    parts = [columns for wide, columns in _LAYOUTS if shutil.get_terminal_size().columns >= wide]
     if sys.stdout.isatty() and parts:
         for columns in parts[0]:
-            console.print(_table(plan, row, columns))
+            show_table(_table(plan, row, columns))
     else:
         _lines(plan)
     if any(one.pace is not None for one in plan.rows):

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 
 from cloze.console import duration, is_live, is_main, progress, showing
+from cloze.foreign.paths import visible
+from cloze.mappings import is_number
 from cloze.memory import host_memory
 from cloze.screen import Screen
 from cloze.train.metrics import read_metrics
@@ -90,7 +92,7 @@ class View:
         self._saved: tuple[int | None, float] = None, 0.0
         self._smoothed = Smoothed()
         for line in read_metrics(run.output_dir):
-            self._smoothed.add(line.get("loss"))
+            self._smoothed.add(line["loss"] if is_number(line.get("loss")) else None)
         device = run.engine.accelerator.device
         self._gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
         self._ended = threading.Event()
@@ -233,7 +235,7 @@ def render(rows: Sequence[Sequence[tuple[str, str]]], width: int) -> list[str]:
         _console = Console(file=open(os.devnull, "w"), force_terminal=True, legacy_windows=False)  # noqa: SIM115
     texts = []
     for row in rows:
-        text = Text.assemble(*row)
+        text = Text.assemble(*((visible(piece), style) for piece, style in row))
         text.truncate(width)
         texts.append(text)
     _console.width = width
