@@ -47,7 +47,7 @@ def writes(path: Path) -> Iterator[tuple[str, int, str]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             function = node.name
         if isinstance(node, ast.Call):
-            text = ast.unparse(node.func)
+            text = ast.unparse(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else ""
             streams = ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__")
             ends = text.rsplit(".", 1)[-1]
             if (

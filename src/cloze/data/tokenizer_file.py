@@ -16,6 +16,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers.utils import cached_file
 
+from cloze.foreign.pretrained import read_tokenizer_file
+
 FILE = "tokenizer.json"
 # What tokenizers stumble over. Lone surrogates never reach a tokenizer: they are U+FFFD by then.
 ODD_TEXTS = (
@@ -58,7 +60,7 @@ def stored_tokenizer(tokenizer: Any) -> Tokenizer | None:
     file = tokenizer_file(str(tokenizer.name_or_path or "")) if hasattr(tokenizer, "backend_tokenizer") else None
     if file is None:
         return None
-    stored = Tokenizer.from_file(str(file))
+    stored = read_tokenizer_file(file)
     stored.no_truncation()
     stored.no_padding()
     known = {(added.content, added.special) for added in stored.get_added_tokens_decoder().values()}

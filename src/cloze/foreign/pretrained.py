@@ -17,9 +17,10 @@ from typing import Any
 
 from cloze.errors import ClozeError, ModelError
 from cloze.foreign.json_yaml import read_json
-from cloze.foreign.paths import check_regular, is_plain_name, printable
+from cloze.foreign.paths import check_regular, is_plain_name, printable, read_text
 from cloze.foreign.safetensors_header import INDEX, read_header, shard_names
 
+MAX_TOKENIZER_BYTES = 1 << 30
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 # The largest number that a configuration may hold under a name of this kind.
 LARGEST = (
@@ -56,6 +57,13 @@ def from_pretrained(
         if _is_memory(error):
             raise
         raise load_error(error, source, kind_of(loader)) from None
+
+
+def read_tokenizer_file(file: Path) -> Any:
+    """Return the `tokenizers.Tokenizer` of a tokenizer.json. Raises ModelError, or Exception of `tokenizers`."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(read_text(file, MAX_TOKENIZER_BYTES, error=ModelError))
 
 
 def from_config(loader: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
