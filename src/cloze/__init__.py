@@ -17,9 +17,11 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:
+    from typing import Any
+
     from cloze.api import consolidate, evaluate, fill, prepare, push, tokenizer, train
     from cloze.data.collator import MaskingCollator
     from cloze.data.dataset import PackedDataset

@@ -1,169 +1,30 @@
-"""The command line: `cloze COMMAND ...`, also as `python -m cloze COMMAND ...`.
+"""The entry points: `run` for a process of its own (`cloze COMMAND ...`, `python -m cloze COMMAND ...`), `main` for a
+caller with other work to do. See `cloze.command_line`.
 
-Hands the command's dataclass (`cloze.options.flags.parse`) to `cloze.commands.COMMAND.run`, and turns what a person
-can cause (`ClozeError`) into one line on stderr and exit code 2 (`cloze.telling`). Imports nothing heavy: help and
-usage errors come at once.
+This module imports next to nothing: the modules of a command take seconds to import, and a signal that arrives in
+that time must end the process in one line.
 """
 
 from __future__ import annotations
 
-import atexit
-import errno
-import importlib
-import os
-import select
-import signal
-import sys
-import threading
-from collections.abc import Sequence
-from typing import Any, NoReturn, TextIO
+from cloze.early import leave_on_signals
 
-from cloze import __version__
-from cloze.config.relations import ignored_options
-from cloze.console import answer, escape_library_output, is_quiet, show, silence_other_ranks, tell_end, warn
-from cloze.errors import DiskError, Stopped
-from cloze.events import end_json, is_json, lost_output, speak_json
-from cloze.options.flags import choose_log_format, overridden, parse
-from cloze.options.helping import show_help, wants_help
-from cloze.telling import leave_code, tell
-
-ANSWERS = ("compare", "inspect", "plan", "replay", "submit")  # commands that are run to read what they say
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 
 def run() -> NoReturn:
-    """`main`, and out: what libraries leave behind has no say any more in how the process ends.
+    """Run one command and exit with its code."""
+    leave_on_signals()
+    from cloze import command_line
 
-    Threads of pyarrow's, when a stream is left before its end, abort some interpreters on their way out ("terminate
-    called without an active exception", exit code -6). So what Python does at its end is done here, and then no more.
-    """
-    escape_library_output()
-    try:
-        main()
-    except SystemExit as end:
-        if not isinstance(end.code, int):
-            raise
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code)
+    command_line.run()
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and leave the interpreter with its exit code."""
-    silence_other_ranks()
-    _requests.clear()
-    lost_output.clear()
-    words: list[str] = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop)
-    try:
-        words = choose_log_format(sys.argv[1:] if argv is None else argv)
-        if is_json():
-            speak_json()
-        if is_json() or is_quiet():
-            for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "WANDB_SILENT"):
-                os.environ.setdefault(name, "true")
-        code = _run_command(words)
-    except Stopped as stop:
-        code = stop.exit_code
-        tell_end(str(stop), code)
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-        tell_end("interrupted", code)
-    except Exception as error:
-        if _requests:  # a library made another error of it, or it broke what was under way
-            code = _requests[0].exit_code
-            tell_end(str(_requests[0]), code)
-        else:
-            code = _code_of(error)
-    leave_code(code)
-    end_json()
-    nobody_reads()
-    leave(_code_of_output(code, only_log=words[:1] == ["train"]))
+    """Run one command; raise SystemExit with its code. See `cloze.command_line.main`."""
+    from cloze import command_line
 
-
-def _code_of(error: Exception) -> int:
-    """Report an error; return the exit code."""
-    gone = isinstance(error, BrokenPipeError) and nobody_reads()
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        error = _output_error(error)
-    return 128 + signal.SIGPIPE if gone else tell(error)
-
-
-def nobody_reads() -> bool:
-    """Write what stdout still holds. Whether its reader is gone (`cloze archs | head`); then it leads nowhere now."""
-    gone = False
-    try:
-        sys.stdout.flush()
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-        gone = any(state & select.POLLERR for _, state in poll.poll(0))  # of a pipe: nobody has its other end
-    except BrokenPipeError:
-        gone = True
-    except (OSError, ValueError):  # stdout is no file of the system's
-        return False
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone
-
-
-def _code_of_output(code: int, only_log: bool) -> int:
-    """Return the exit code: 2 in place of 0 if a full disk did not take the output, unless that was `only_log`."""
-    for stream in (sys.stdout, sys.stderr):
-        if error := _unwritable(stream):
-            lost_output[:] = [error]
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return code if only_log or code or not lost_output else tell(_output_error(lost_output[0]))
-
-
-def _unwritable(stream: TextIO) -> OSError | None:
-    """Return why what a stream still holds cannot be written; None if it can, or its reader is gone."""
-    try:
-        stream.flush()
-    except OSError as error:
-        return None if error.errno is None or isinstance(error, BrokenPipeError) else error
-    return None
-
-
-def _output_error(error: OSError) -> DiskError:
-    what = f"cannot write: {os.strerror(error.errno or 0)}"
-    return DiskError(what, where=error.filename or "stdout or another file", hint="free some space, and run it again")
-
-
-def _run_command(words: list[str]) -> int:
-    """Help and version without the parser, whose import takes longer than they do; else the command's exit code."""
-    if wants_help(words):
-        show_help(words)
-        return 0
-    if words[:1] == ["--version"]:
-        show(f"cloze {__version__}")
-        return 0
-    command, arguments = parse(words)
-    ignored = [*overridden(words), *ignored_options(arguments)]
-    if ignored:
-        warn(f"ignored: {'; '.join(ignored)}")
-    answer(command in ANSWERS)
-    return importlib.import_module(f"cloze.commands.{command}").run(arguments) or 0
-
-
-_requests: list[Stopped] = []  # what signals have raised in this process
-
-
-def _stop(number: int, _: Any) -> None:
-    _requests.append(Stopped(f"{signal.Signals(number).name}: stopped; what is finished is kept"))
-    raise _requests[-1]
-
-
-def leave(code: int) -> NoReturn:
-    """Exit with `code`, at once where a process group is alive.
-
-    Taking a gloo group down can abort the interpreter (torch 2.13: 19 of 25 exits) or wait for its own threads for
-    ever (its destructor joins them while it holds the GIL), so it is left to the operating system.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    command_line.main(argv)

@@ -54,9 +54,9 @@ def pass_on(number: int, _: Any) -> None:
 
 
 def pass_on_or_leave(number: int, frame: Any) -> None:
-    """As `pass_on`; leaves where no process has been started yet."""
+    """As `pass_on`; exits at once if no process has been started yet, also in the middle of an import."""
     if not children():
-        sys.exit(INTERRUPTED if number == signal.SIGINT else START_AGAIN)
+        os._exit(INTERRUPTED if number == signal.SIGINT else START_AGAIN)
     pass_on(number, frame)
 
 
@@ -73,6 +73,9 @@ def is_one_machine(arguments: Any) -> bool:
 
 def main() -> NoReturn:
     """Launch, wait, and leave with `exit_code`."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup, or a shell's background
+            signal.signal(number, pass_on_or_leave)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import api
@@ -84,9 +87,6 @@ def main() -> NoReturn:
 
     # What torch (2.13) registers for TERM, INT, HUP and QUIT when it starts ranks; a single one is started without it.
     api._terminate_process_handler = pass_on  # type: ignore[assignment]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup, or a shell's background
-            signal.signal(number, pass_on_or_leave)
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with_launcher()
     try:

@@ -18,7 +18,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 from accelerate import Accelerator
-from cloze.cli import leave
+from cloze.command_line import leave
 from cloze.distributed import check_world, read_launcher
 from cloze.errors import LaunchError
 accelerator = Accelerator()          # as most scripts do it: on the CPU every rank believes to be alone

@@ -27,7 +27,7 @@ slow = pytest.mark.slow
 
 def _measure(settings: dict[str, Any], unused: list[str], deepspeed: str | None, folder: str) -> None:
     from cloze.bench.held import measure
-    from cloze.cli import leave
+    from cloze.command_line import leave
 
     os.environ |= FSDP if settings["fsdp2"] else {}
     recipe = recipe_of(settings)

@@ -14,8 +14,8 @@ SECRET = "a long text that nobody guesses"
 
 def exchange() -> None:
     """On each rank: join, and send values of every kind."""
-    from cloze.cli import leave
     from cloze.collectives import agree, decide, gather, gather_to_main
+    from cloze.command_line import leave
     from cloze.distributed import RunShape, start
     from cloze.errors import CheckpointError
 

@@ -24,7 +24,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cloze import cli
+from cloze import command_line
 from cloze.config import ranges
 from cloze.errors import ConfigError
 from cloze.options.flags import COMMANDS
@@ -100,14 +100,14 @@ def handlers_are_put_back() -> Iterator[None]:
 def no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands are understood, and not run."""
     stub = SimpleNamespace(run=lambda config: None)
-    monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=lambda name: stub))
+    monkeypatch.setattr(command_line, "importlib", SimpleNamespace(import_module=lambda name: stub))
 
 
 def cloze(*argv: str) -> str:
     """What `cloze ARGV` writes to stderr; fails unless it ends in good order, and soon."""
     out, err, begin = io.StringIO(), io.StringIO(), time.monotonic()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-        cli.main(argv)
+        command_line.main(argv)
     said = err.getvalue()
     assert end.value.code in (0, 2), said
     if end.value.code == 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloze import cli
+from cloze import command_line
 from cloze.config import EvaluateConfig, TokenizerConfig, TrainConfig
 from cloze.config.relations import CONFLICTS, UNUSED, effective_values, ignored_options
 from cloze.errors import CheckpointError, ConfigError
@@ -96,7 +96,9 @@ def test_the_command_line_reports_ignored_options_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        cli.main(["train", "--output_dir", "out", "--dataset_name", "x", "--eval_steps", "3", "--eval_steps", "5"])
+        command_line.main(
+            ["train", "--output_dir", "out", "--dataset_name", "x", "--eval_steps", "3", "--eval_steps", "5"]
+        )
     lines = capsys.readouterr().err.splitlines()
     expected = "ignored: --eval_steps 3 (given again: 5); --eval_steps 5 (--eval_strategy is not steps)"
     assert lines[0] == f"cloze: warning: {expected}"

@@ -14,7 +14,7 @@ PACKAGE = Path(cloze.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the outside in: a module may import its own layer and the ones after it.
 LAYERS = [
-    ["cli", "__main__", "jobs", "launcher", "api", "kernel", "processes"],
+    ["cli", "command_line", "__main__", "jobs", "launcher", "api", "kernel", "processes"],
     ["commands"],
     ["demo", "doctor", "metrics", "bench", "inspection", "replay", "planning", "report"],
     ["grow"],
@@ -45,7 +45,7 @@ LAYERS = [
     ["foreign"],
     ["secret"],
     ["environment"],
-    ["errors", "heartbeat", "mappings"],
+    ["early", "errors", "heartbeat", "mappings"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
 

@@ -1,1 +1,1 @@
-"""One module per subcommand, each with `run(config)`; `cloze.cli` imports the one that was asked for."""
+"""One module per subcommand, each with `run(config)`; `cloze.command_line` imports the one that was asked for."""

@@ -30,7 +30,7 @@ def run(config: DoctorConfig) -> int:
     try:
         code, line = _together(config, place), ""
     except LaunchError as error:
-        # cloze.cli lets rank 0 speak only; here it is the rank that cannot reach it which knows.
+        # cloze.command_line lets rank 0 speak only; here it is the rank that cannot reach it which knows.
         code, line = error.exit_code, f"error: {error}"
     except Stopped as stop:
         code, line = stop.exit_code, "" if place.rank else str(stop)
@@ -40,7 +40,7 @@ def run(config: DoctorConfig) -> int:
         show(f"cloze: {line}", sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # gloo's groups of two are left to the operating system: see cloze.cli.leave
+    os._exit(code)  # gloo's groups of two are left to the operating system: see cloze.command_line.leave
 
 
 def _together(config: DoctorConfig, place: Place) -> int:

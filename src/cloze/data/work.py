@@ -192,7 +192,7 @@ def start_method() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cloze.data.work", "cloze.data.preload", "cloze.cli"])
+    context.set_forkserver_preload(["cloze.data.work", "cloze.data.preload"])
     with contextlib.suppress(ImportError):
         from multiprocessing.forkserver import ensure_running
 

@@ -94,7 +94,7 @@ def _run_apart(place: Place, rounds: list[list[Pair]], backend: str, megabytes: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     _run_rounds(open_store(place, False, START_SECONDS), place, rounds, backend, megabytes, seconds)
-    os._exit(0)  # groups are left to the operating system, as in cloze.cli.leave
+    os._exit(0)  # groups are left to the operating system, as in cloze.command_line.leave
 
 
 def _run_rounds(

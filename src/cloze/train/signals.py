@@ -29,11 +29,11 @@ from types import FrameType
 from typing import Any
 
 from cloze.console import front
+from cloze.early import REQUESTS, is_importing, is_sent_again, signal_again
 from cloze.environment import processes
 from cloze.errors import Stopped
 from cloze.screen import all_handed_back, restore
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A terminal's Ctrl-C reaches a rank twice, once through its launcher; within this time it counts once.
 SAME_PRESS_SECONDS = 1.0
 # Processes that are all there find each other within this; launchers wait 30 s between SIGTERM and SIGKILL.
@@ -61,7 +61,7 @@ class StopSignals:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in REQUESTS:
             self._before[number] = signal.signal(number, self._handle)
         if self._own_process and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
             self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda *_: None)  # `_listen` does it
@@ -104,11 +104,13 @@ class StopSignals:
         """The exception that ends the run; `what` says where it stopped."""
         return Stopped(f"{self._reason or 'another rank was asked to stop'}: stopped {what}", self._code)
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
         if number == signal.SIGINT and not self._own_process and self._is_second_press():
             raise KeyboardInterrupt("interrupted twice; the last checkpoint is whole")
-        if not self._holding:
+        if not self._holding and is_importing(frame):
+            signal_again(number)
+        elif not self._holding:
             raise self.stopped("before training began")
 
     def _listen(self) -> None:
@@ -120,6 +122,8 @@ class StopSignals:
                         stop_as_ever(number)
                     continue
                 self._note(number)
+                if is_sent_again(number):
+                    continue
                 if number == signal.SIGINT and self._own_process and self._is_second_press():
                     restore()
                     os.write(2, f"{front()}cloze: interrupted twice; the last checkpoint is whole\n".encode())
