@@ -31,6 +31,7 @@ ALLOWED = {
     "screen.py:_write": "rows that train/live.py:render escapes",
     "screen.py:put_in_order": "constants",
     "train/live.py:render": "draws escaped pieces into a string",
+    "early.py:_write_line": "constants, in a signal handler, before the console is imported",
     "train/signals.py:_listen": "constants, in a signal handler, which must not wait for a lock",
     "train/signals.py:_leave_if_joining": "constants, in a signal handler, which must not wait for a lock",
     "files.py:append_text": "writes a file",
