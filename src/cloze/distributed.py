@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,12 +38,13 @@ SOCKETS_PER_RANK = 4
 
 @dataclass(frozen=True)
 class RunShape:
-    """What a command asks of its processes. `precision`: "no", "bf16", "fp16" or "fp8"; None takes the launcher's."""
+    """What a command asks of its processes. `precision`: "no", "bf16", "fp16" or "fp8"; None takes the launcher's.
+    `deepspeed`: DeepSpeed's settings; None takes the launcher's ZeRO stage, if it asks for DeepSpeed."""
 
     use_cpu: bool = False
     precision: str | None = None
     gradient_accumulation_steps: int = 1
-    deepspeed: str | None = None
+    deepspeed: Mapping[str, Any] | None = None
     timeout_seconds: int = 1800
     log_with: Sequence[str] = ()
     project_dir: str | None = None
@@ -90,7 +91,7 @@ def start(shape: RunShape) -> Accelerator:
             cpu=on_cpu and not wants_deepspeed,
             mixed_precision=shape.precision,
             gradient_accumulation_steps=shape.gradient_accumulation_steps,
-            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=shape.deepspeed) if shape.deepspeed else None,
+            deepspeed_plugin=_deepspeed_plugin(shape.deepspeed) if wants_deepspeed else None,
             fsdp_plugin=plugin,
             kwargs_handlers=[group] * (wants_deepspeed or processes.is_launched()) + _fp8_recipe(shape.precision),
             log_with=list(shape.log_with) or None,
@@ -108,6 +109,15 @@ def start(shape: RunShape) -> Accelerator:
         )
     check_world(accelerator, read_launcher())
     return accelerator
+
+
+def _deepspeed_plugin(settings: Mapping[str, Any] | None) -> DeepSpeedPlugin:
+    """Make accelerate's handle to DeepSpeed from settings that were checked: it reads no file and no variable."""
+    os.environ.pop(requests.DEEPSPEED_FIELDS, None)  # else it refuses variables beside a file; see `check_settings`
+    settings = settings or {"zero_optimization": {"stage": requests.zero_stage()}}
+    plugin = DeepSpeedPlugin(hf_ds_config={"train_micro_batch_size_per_gpu": "auto", **settings})
+    plugin.deepspeed_config |= {name: settings[name] for name in ("steps_per_print",) if name in settings}
+    return plugin
 
 
 def settle_environment() -> None:

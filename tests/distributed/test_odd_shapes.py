@@ -73,11 +73,14 @@ def test_a_run_with_odd_shapes_is_resumed_by_every_engine(prepared: Path, tmp_pa
     train(prepared, tmp_path / "back", "single", names, *resume)
 
 
-@pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
-def test_engines_that_cannot_hold_a_scalar_say_so(prepared: Path, tmp_path: Path, engine: str):
+@pytest.mark.parametrize(
+    ("engine", "name", "shape"),
+    [("zero2", "scalar", "[]"), ("fsdp2", "scalar", "[]"), ("zero3", "empty", "[0, 4]")],
+)
+def test_engines_that_cannot_hold_a_shape_say_so(prepared: Path, tmp_path: Path, engine: str, name: str, shape: str):
     argv = ["train", *TINY_MODEL_NO_DROPOUT, *STEPS, "--dataset_name", str(prepared)]
     argv += ["--output_dir", str(tmp_path / "run")]
-    outcomes = cloze_ranks(argv, 1, engine, tmp_path / "log", with_parameters("scalar"))
+    outcomes = cloze_ranks(argv, 1, engine, tmp_path / "log", with_parameters(name))
     assert outcomes[0].code == 2
-    assert "lm_head.scalar, of shape []" in outcomes[0].output
+    assert f"lm_head.{name}, of shape {shape}" in outcomes[0].output
     assert "Traceback" not in outcomes[0].output

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.train import deepspeed_file
-from cloze.train.deepspeed_file import KNOWN, asked_settings, check_settings
+from cloze.train.deepspeed_file import KNOWN, asked_settings, check_settings, engine_settings
+from cloze.train.deepspeed_schema import schema
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = {  # as in transformers' documentation
@@ -48,9 +51,31 @@ def test_a_file_of_transformers_trainer_without_optimizer_and_scheduler_is_taken
         ({"amp": {"enabled": True}}, "ds.json: amp: is set by Cloze itself"),
         ({"pipeline": {}}, "ds.json: pipeline: is not supported"),
         ({"zero_optimisation": {"stage": 3}}, "is not a setting of DeepSpeed; did you mean zero_optimization?"),
-        ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op: changes the gradient"),
-        ({"zero_optimization": {"stage": 2, "reduce_buckets": 1}}, "DeepSpeed refuses reduce_buckets"),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "DeepSpeed refuses reduce_bucket_size"),
+        ({"gradient_allreduce_op": "sum"}, 'gradient_allreduce_op: cannot be "sum": another one changes the gradient'),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_buckets": 1}},
+            "reduce_buckets: is not a setting of DeepSpeed",
+        ),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "reduce_bucket_size: cannot be -1"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "Cloze needs the norm"),
+        (
+            {"zero_optimization": {"stage": 0, "overlap_comm": 1}},
+            "overlap_comm: cannot be 1",
+        ),
+        ({"zero_optimization": {"stage": 3, "prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2}}, "twice"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"ratio": 0.5}}},
+            "DeepSpeed refuses",
+        ),
+        ({"gradient_predivide_factor": 0}, "gradient_predivide_factor: cannot be 0"),
+        ({"gradient_clipping": True}, "gradient_clipping: cannot be true"),
+        (
+            {"tensorboard": {"enabled": True, "x": 1}},
+            "take it out, and use --report_to",
+        ),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf16 and fp16 are both enabled"),
+        ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, "Cloze keeps weights and optimizer"),
+        ({"flops_profiler": {"profile_step": 10**500}}, "cannot be a number of more than 60 digits"),
     ],
     ids=str,
 )
@@ -65,9 +90,81 @@ def test_what_has_no_effect_is_named():
     assert check(activation_checkpointing={}) == ["activation_checkpointing (use --gradient_checkpointing)"]
 
 
+def test_a_section_that_is_switched_off_is_no_reason_to_refuse():
+    assert check(tensorboard={"enabled": False}, amp={"enabled": False}, elasticity={"enabled": False}) == []
+
+
+def places(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The path of each setting, sections included."""
+    yield path
+    for name, inner in kind.items() if isinstance(kind, dict) else ():
+        yield from places(inner, (*path, name))
+
+
+@pytest.mark.parametrize("key", sorted(KNOWN))
+def test_whatever_a_setting_is_deepspeed_takes_it_or_it_is_one_line(tmp_path: Path, key: str):
+    odd = (True, False, 0, -1, 1.5, 5e8, math.nan, math.inf, 10**30, "auto", "x", None, [], [1], {}, {"x": 1})
+    for path in places(schema().get(key), (key,)):
+        for value in odd:
+            settings = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+            section = settings
+            for name in path[:-1]:
+                section = section.setdefault(name, {})
+            section[path[-1]] = value
+            (tmp_path / "ds.json").write_text(json.dumps(settings))
+            try:
+                read = asked_settings(str(tmp_path / "ds.json"))
+                check_settings(read or {}, "ds.json", TrainConfig(output_dir="out"))
+            except ConfigError:  # always one line
+                continue
+            given = engine_settings(str(tmp_path / "ds.json")) or {}
+            batch = {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1}
+            given["zero_optimization"].pop("reduce_bucket_size", None)  # accelerate replaces "auto"
+            deepspeed = DeepSpeedConfig.__new__(DeepSpeedConfig)
+            deepspeed._initialize_params(given | batch)
+            assert isinstance(deepspeed.zero_config.stage, int)
+
+
+@pytest.mark.parametrize("value", [True, 5, {"enabled": True}, "x"], ids=str)
+@pytest.mark.parametrize("key", sorted(deepspeed_file.WITHOUT_EFFECT))
+def test_deepspeed_is_not_given_what_has_no_effect(tmp_path: Path, key: str, value: Any):
+    (tmp_path / "ds.json").write_text(json.dumps({key: value, "steps_per_print": 5}))
+    assert engine_settings(str(tmp_path / "ds.json")) == {"zero_optimization": {"stage": 0}, "steps_per_print": 5}
+
+
+def test_settings_of_the_launcher_beside_a_file_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
+    assert check() == [
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE=cpu (the file says it)",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE=3 (the file says it)",
+    ]
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert engine_settings(None) == {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+
+
+def test_the_old_name_of_bf16_counts(tmp_path: Path):
+    (tmp_path / "ds.json").write_text('{"bfloat16": {"enabled": true}}')
+    assert asked_settings(str(tmp_path / "ds.json")) == {
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 0},
+    }
+
+
 @pytest.mark.parametrize(
     "text",
-    ["[2]", "{", '{"bf16": true}', '{"fp16": {"enabled": "yes"}}', '{"zero_optimization": {"stage": true}}', "\xff"],
+    [
+        *(
+            "[2]",
+            "{",
+            '{"bf16": true}',
+            '{"fp16": {"enabled": "yes"}}',
+            '{"zero_optimization": {"stage": true}}',
+            "\xff",
+        ),
+        *("\xff", '{"bf16": {}, "bf16": {}}', '{"zero_optimization": null}', '{"bf16": {}, "bfloat16": {}}'),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "ds.json").write_text(text, encoding="latin-1")

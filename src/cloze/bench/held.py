@@ -24,6 +24,7 @@ from cloze.model.flops import undivided
 from cloze.model.sparse_head import MaskedHead
 from cloze.planning.recipe import Recipe
 from cloze.planning.shapes import freeze
+from cloze.train.deepspeed_file import engine_settings
 from cloze.train.engine import Engine, prepare_engine
 from cloze.train.equip import enable_checkpointing
 from cloze.train.loss import masked_loss_sum
@@ -41,7 +42,7 @@ def measure(recipe: Recipe, unused: list[str], checkpointing: bool, deepspeed: s
     torch.set_num_threads(1)
     train = recipe.train
     layout = Layout(train.per_device_train_batch_size, train.gradient_accumulation_steps, 0, 1)
-    accelerator = start(RunShape(train.use_cpu, precision, layout.accumulation, deepspeed))
+    accelerator = start(RunShape(train.use_cpu, precision, layout.accumulation, engine_settings(deepspeed)))
     layout = Layout(layout.per_device, layout.accumulation, accelerator.process_index, accelerator.num_processes)
     give_back()
     with PeakMemory() as peak:

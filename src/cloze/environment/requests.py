@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 USE_DEEPSPEED, USE_FSDP, USE_CPU = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU"
+DEEPSPEED_FIELDS = "ACCELERATE_CONFIG_DS_FIELDS"
 DEEPSPEED_FILE, MIXED_PRECISION = "ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_MIXED_PRECISION"
 ZERO_STAGE, FSDP_VERSION = "ACCELERATE_DEEPSPEED_ZERO_STAGE", "FSDP_VERSION"
 OFFLOAD_DEVICES = ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE")
+OFFLOAD_FOLDERS = tuple(name.replace("DEVICE", "NVME_PATH") for name in OFFLOAD_DEVICES)
 DEEPSPEED_DEVICE = "DS_ACCELERATOR"
 
 
@@ -54,6 +57,25 @@ def zero_stage() -> int:
         return int(os.environ.get(ZERO_STAGE, "2"))
     except ValueError:
         return 2
+
+
+def zero_settings() -> dict[str, Any]:
+    """Return `zero_optimization` as the launcher asks for it without a DeepSpeed configuration."""
+    settings: dict[str, Any] = {"stage": zero_stage()}
+    for device, folder in zip(OFFLOAD_DEVICES, OFFLOAD_FOLDERS, strict=True):
+        if os.environ.get(device, "none").lower() != "none":
+            part = {"device": os.environ[device].lower(), "nvme_path": os.environ.get(folder)}
+            part = {key: value for key, value in part.items() if value not in (None, "", "none")}
+            settings["offload_param" if "PARAM" in device else "offload_optimizer"] = part
+    return settings
+
+
+def unread_beside_file(file: str, stage: Any) -> list[str]:
+    """Return the launcher's settings, `NAME=value`, that differ from a DeepSpeed configuration: the `file` counts."""
+    names = [name for name in (*OFFLOAD_DEVICES, *OFFLOAD_FOLDERS) if os.environ.get(name, "none").lower() != "none"]
+    names += [ZERO_STAGE] if os.environ.get(ZERO_STAGE, str(stage)) != str(stage) else []
+    names += [DEEPSPEED_FILE] if deepspeed_file() not in (None, file) else []
+    return [f"{name}={os.environ[name]}" for name in names]
 
 
 def launcher_precision(environment: Mapping[str, str]) -> str:

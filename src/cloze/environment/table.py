@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cloze.environment.requests import OFFLOAD_DEVICES, OFFLOAD_FOLDERS
+
 OFF = frozenset({"", "no", "none", "false", "0", "off", "n", "f", "null"})
 
 
@@ -54,11 +56,8 @@ _ACCELERATE = {
     _DEEPSPEED: _honoured("DeepSpeed is used"),
     "ACCELERATE_DEEPSPEED_CONFIG_FILE": _honoured("the DeepSpeed configuration, unless --deepspeed is given"),
     "ACCELERATE_DEEPSPEED_ZERO_STAGE": _honoured("the ZeRO stage without a DeepSpeed configuration"),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": _honoured("by DeepSpeed"),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": _honoured("by DeepSpeed"),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_NVME_PATH": _honoured("by DeepSpeed"),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_NVME_PATH": _honoured("by DeepSpeed"),
-    "ACCELERATE_CONFIG_DS_FIELDS": _honoured("by accelerate, which refuses settings that are given twice"),
+    **dict.fromkeys((*OFFLOAD_DEVICES, *OFFLOAD_FOLDERS), _honoured("offload without a DeepSpeed configuration")),
+    "ACCELERATE_CONFIG_DS_FIELDS": _honoured("variables that a DeepSpeed configuration replaces are reported"),
     # Launchers always set it; the model is complete before accelerate reads it, so that it has no effect.
     "ACCELERATE_DEEPSPEED_ZERO3_INIT": _ignored("not used: the first weights do not depend on it", "true", keep=True),
     "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": _ignored("not used: checkpoints hold fp32 weights"),

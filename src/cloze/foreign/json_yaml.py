@@ -40,10 +40,10 @@ def read_json(
 ) -> Any:
     """Return the value of a JSON file, an instance of `kind`. Raises `error` if it cannot be read or is not one.
 
-    `folder`, `typed`: see `paths.open_regular`.
+    `folder`, `typed`: see `paths.open_regular` and `parse_json`.
     """
     content = read_bytes(path, max_bytes, folder=folder, typed=typed, error=error)
-    return parse_json(content, os.fspath(path), kind=kind, max_depth=max_depth, error=error)
+    return parse_json(content, os.fspath(path), kind=kind, max_depth=max_depth, typed=typed, error=error)
 
 
 def parse_json(
@@ -52,13 +52,20 @@ def parse_json(
     *,
     kind: type = dict,
     max_depth: int = MAX_JSON_DEPTH,
+    typed: bool = False,
     error: type[ClozeError] = DataError,
 ) -> Any:
-    """Return the value of a JSON text; NaN and Infinity, which JSON does not have, as None. Raises `error`."""
+    """Return the value of a JSON text; NaN and Infinity, which JSON does not have, as None. Raises `error`.
+
+    `typed`: a user wrote it, so that a name given twice is an error, and NaN and Infinity are kept to be refused.
+    """
     where = printable(str(where))
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, parse_constant=lambda _: None)
+        if typed:
+            value = json.loads(text, object_pairs_hook=_unique)
+        else:
+            value = json.loads(text, parse_constant=lambda _: None)
     except RecursionError:
         raise error(f"is nested more than {max_depth} deep", where=where, hint="give the right file") from None
     except ValueError as problem:  # of JSON, UTF-8, and numbers of more than 4,300 digits
@@ -68,6 +75,14 @@ def parse_json(
     if not isinstance(value, kind):
         raise error(f"not {_KINDS.get(kind, 'the JSON expected')}", where=where, hint="give the right file")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"it gives {twice} twice")
+    return dict(pairs)
 
 
 def is_deeper(value: Any, limit: int) -> bool:

@@ -45,7 +45,7 @@ _NVME = {"device": "nvme", "nvme_path": "/local_nvme", "pin_memory": True}
 _AIO = {
     "block_size": 1048576,
     "queue_depth": 8,
-    "thread_count": 1,
+    "intra_op_parallelism": 1,
     "single_submit": False,
     "overlap_events": True,
 }

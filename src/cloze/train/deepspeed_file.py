@@ -18,13 +18,13 @@ from cloze.environment import requests
 from cloze.environment.processes import world_size
 from cloze.errors import ConfigError
 from cloze.foreign.json_yaml import read_json
+from cloze.train.deepspeed_schema import check_values, without_defaults
 
 # DeepSpeed does what these say.
 _HONOURED = """
     zero_optimization bf16 bfloat16 fp16 aio communication_data_type prescale_gradients gradient_predivide_factor
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer steps_per_print wall_clock_breakdown memory_breakdown
-    dump_state disable_allgather disable_python_gc log_level comms_logger flops_profiler timers data_types nebula
-    tensorboard wandb comet csv_monitor monitor_config
+    dump_state disable_allgather disable_python_gc log_level comms_logger flops_profiler timers data_types
 """
 # Cloze sets these from its flags.
 SET_BY_FLAGS = {
@@ -40,13 +40,14 @@ REPLACED = {
     "torch_autocast": "--precision",
     "elasticity": "--global_batch_size, which holds for any number of processes",
     "autotuning": "`cloze plan` and --auto_find_batch_size",
+    **dict.fromkeys(("tensorboard", "wandb", "comet", "csv_monitor", "monitor_config"), "--report_to"),
 }
 # They would change what is computed, or how the model is divided, and Cloze does not support them.
 _UNSUPPORTED = """
     sparse_attention pipeline tensor_parallel expert_parallel sequence_parallel_size hybrid_engine
     compression_training curriculum_learning data_efficiency progressive_layer_drop eigenvalue quantize_training
     weight_quantization use_data_before_expert_parallelism seq_parallel_communication_data_type
-    managed_gradient_accumulation
+    managed_gradient_accumulation nebula
 """
 # Only code that calls DeepSpeed's own functions for them would notice.
 WITHOUT_EFFECT = {
@@ -56,7 +57,7 @@ WITHOUT_EFFECT = {
     "compile": "use --torch_compile",
     "dataloader_drop_last": "Cloze draws its own batches",
 }
-_OTHERS = ("train_batch_size", "gradient_allreduce_op")
+_OTHERS = ("train_batch_size", "gradient_allreduce_op")  # must agree with Cloze
 HONOURED, UNSUPPORTED = frozenset(_HONOURED.split()), frozenset(_UNSUPPORTED.split())
 KNOWN = HONOURED | SET_BY_FLAGS.keys() | REPLACED.keys() | UNSUPPORTED | WITHOUT_EFFECT.keys() | set(_OTHERS)
 
@@ -74,25 +75,39 @@ def asked_settings(deepspeed: str | None) -> dict[str, Any] | None:
     if file is None:
         return None
     settings: dict[str, Any] = read_json(file, typed=True, error=ConfigError)
-    zero = settings.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    zero = settings.setdefault("zero_optimization", {})
+    stage = zero.setdefault("stage", 0) if isinstance(zero, dict) else None
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         hint = 'it is "zero_optimization": {"stage": 2}, with a stage from 0 to 3'
         raise ConfigError("no stage of ZeRO can be read in it", where=file, hint=hint)
-    for name in ("bf16", "bfloat16", "fp16"):
+    if "bfloat16" in settings:
+        if "bf16" in settings:
+            raise ConfigError("is given twice, as bf16 too", where=f"{file}: bfloat16", hint="leave it out")
+        settings["bf16"] = settings.pop("bfloat16")
+    for name in ("bf16", "fp16"):
         section = settings.get(name, {})
         enabled = section.get("enabled", "auto") if isinstance(section, dict) else None
-        if enabled not in (True, False, "auto"):
-            raise ConfigError(
-                f"{name} cannot be read in it", where=file, hint=f'write "{name}": {{"enabled": "auto"}}'
-            )
+        if not isinstance(enabled, bool) and enabled != "auto":
+            hint = f'write "{name}": {{"enabled": "auto"}}'
+            raise ConfigError(f"{name} cannot be read in it", where=file, hint=hint)
     return settings
 
 
+def engine_settings(deepspeed: str | None) -> dict[str, Any] | None:
+    """Return what DeepSpeed is given: the settings of the file that it honours, else those of the launcher's
+    variables; None without DeepSpeed. accelerate and DeepSpeed read neither themselves."""
+    settings = asked_settings(deepspeed)
+    if settings is not None:
+        return without_defaults({name: value for name, value in settings.items() if name in HONOURED})
+    return {"zero_optimization": requests.zero_settings()} if requests.wants_deepspeed() else None
+
+
 def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig) -> list[str]:
-    """Return the keys without effect, with the reason. Raises ConfigError for a key that is unknown, not supported,
-    or contradicts a flag."""
+    """Return what has no effect, with the reason. Raises ConfigError for a key that is unknown, not supported, or
+    contradicts a flag, and for a value that DeepSpeed would not take."""
     for key, value in settings.items():
+        if _is_off(key, value):
+            continue
         if key in REPLACED:
             hint = f"take it out, and use {REPLACED[key]}"
             raise ConfigError("is set by Cloze itself", where=f"{where}: {key}", hint=hint)
@@ -102,35 +117,27 @@ def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig)
             close = difflib.get_close_matches(key, sorted(KNOWN), n=1)
             hint = f"did you mean {close[0]}?" if close else "take it out"
             raise ConfigError("is not a setting of DeepSpeed", where=f"{where}: {key[:60]}", hint=hint)
-        flag = SET_BY_FLAGS.get(key)
-        if flag is not None and value not in ("auto", getattr(config, flag[2:])):
-            given = f"is {value!r}, and {flag} is {getattr(config, flag[2:])}"
+    check_values(settings, where)
+    if all(settings.get(name, {}).get("enabled") is True for name in ("bf16", "fp16")):
+        raise ConfigError("bf16 and fp16 are both enabled", where=where, hint='write "auto", and give --precision')
+    for key, flag in SET_BY_FLAGS.items():
+        if settings.get(key) not in (None, "auto", getattr(config, flag[2:])):
+            given = f"is {settings[key]!r}, and {flag} is {getattr(config, flag[2:])}"
             raise ConfigError(given, where=f"{where}: {key}", hint='write "auto", and give the flag')
     _check_batch(settings, where, config)
-    if settings.get("gradient_allreduce_op", "mean") != "mean":
-        raise ConfigError("changes the gradient", where=f"{where}: gradient_allreduce_op", hint="take it out")
-    _check_zero(settings.get("zero_optimization", {}), where)
-    return [f"{key} ({why})" for key, why in WITHOUT_EFFECT.items() if key in settings]
+    unused = [f"{key} ({why})" for key, why in WITHOUT_EFFECT.items() if key in settings]
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    return unused + [f"{said} (the file says it)" for said in requests.unread_beside_file(where, stage)]
+
+
+def _is_off(key: str, value: Any) -> bool:
+    """Return whether a section that Cloze does not use is switched off by its own words."""
+    return key in REPLACED.keys() | UNSUPPORTED and isinstance(value, dict) and value.get("enabled") is False
 
 
 def _check_batch(settings: Mapping[str, Any], where: str, config: TrainConfig) -> None:
     size = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size()
     size = config.global_batch_size or size
-    if settings.get("train_batch_size", "auto") not in ("auto", size):
+    if settings.get("train_batch_size") not in (None, "auto", size):
         given = f"is {settings['train_batch_size']!r}, and the flags give {size} blocks a step"
         raise ConfigError(given, where=f"{where}: train_batch_size", hint='write "auto", and give --global_batch_size')
-
-
-def _check_zero(zero: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError for what DeepSpeed would refuse after the model is built."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
-
-    try:
-        DeepSpeedZeroConfig(**{name: value for name, value in zero.items() if value != "auto"})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"DeepSpeed refuses {name} ({first['msg']})", where=f"{where}: zero_optimization", hint="correct it"
-        ) from None

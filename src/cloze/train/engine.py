@@ -9,7 +9,8 @@ grad_norm, refused = engine.step(learning_rate)      # both on the device
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from cloze.data.loader import Layout
 from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ConfigError, TrainingError
 from cloze.fully_sharded import is_fsdp
+from cloze.train.deepspeed_schema import FILLED
 from cloze.train.ema import MovingAverage
 from cloze.train.fsdp import shard
 from cloze.train.gradients import gradient_norm, use_exact_norms
@@ -157,14 +159,11 @@ def prepare_engine(
 ) -> Engine:
     """Wrap model and optimizer for the world that was launched. `max_grad_norm`: 0 for no clipping.
 
-    Raises ConfigError for a parameter without dimensions under DeepSpeed and FSDP2, which do not support them.
+    Raises ConfigError for shapes of parameters and for settings that the engine does not support.
     """
     stage = zero_stage(accelerator)
     check_fp8(stage, accelerator.mixed_precision)
-    scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
-    if scalar is not None and (stage is not None or is_fsdp(accelerator)):
-        what, hint = f"{engine_name(accelerator)} cannot hold {scalar}, of shape []", "train with DDP"
-        raise ConfigError(what, where=type(model).__name__, hint=f"{hint} (launch/accelerate/multi_gpu.yaml)")
+    _check_shapes(accelerator, model)
     if stage is not None:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = layout.per_device
@@ -175,7 +174,7 @@ def prepare_engine(
         settings.setdefault("zero_force_ds_cpu_optimizer", False)
         settings.setdefault("zero_allow_untested_optimizer", True)
         settings.setdefault("steps_per_print", 10**9)
-        leave_sizes(settings["zero_optimization"], model.config)
+        fit_sizes(settings["zero_optimization"], model)
         use_exact_norms()
     model.train()
     rounds = stage is not None and accelerator.mixed_precision != "no"
@@ -185,12 +184,36 @@ def prepare_engine(
         fit_buffers(settings, model, layout.world_size, _DTYPES[accelerator.mixed_precision])
         partition(model, settings, _DTYPES[accelerator.mixed_precision])
     prepare = partial(shard, accelerator) if is_fsdp(accelerator) else accelerator.prepare
-    wrapped, wrapped_optimizer = prepare(model, optimizer)
+    with _deepspeed_errors() if stage is not None else nullcontext():
+        wrapped, wrapped_optimizer = prepare(model, optimizer)
     engine = Engine(accelerator, wrapped, wrapped_optimizer, max_grad_norm)
     check_alignment(zero_optimizer(engine.optimizer))
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
     return engine
+
+
+def _check_shapes(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Raise ConfigError for a parameter that the engine cannot divide: one without dimensions, or with ZeRO-3 without
+    elements, trained or not."""
+    stage = zero_stage(accelerator)
+    if stage is None and not is_fsdp(accelerator):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 0 or (stage == 3 and parameter.numel() == 0):
+            what = f"{engine_name(accelerator)} cannot hold {name}, of shape {list(parameter.shape)}"
+            hint = "train with DDP (launch/accelerate/multi_gpu.yaml)"
+            raise ConfigError(what, where=type(model).__name__, hint=hint)
+
+
+@contextmanager
+def _deepspeed_errors() -> Iterator[None]:
+    """Raise ConfigError for settings that DeepSpeed refuses only once it has model and optimizer."""
+    try:
+        yield
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        what, hint = f"it refuses these settings ({error})", "correct the DeepSpeed configuration"
+        raise ConfigError(what, where="DeepSpeed", hint=hint) from error
 
 
 def check_fp8(stage: int | None, precision: str) -> None:
@@ -200,14 +223,17 @@ def check_fp8(stage: int | None, precision: str) -> None:
         raise ConfigError("fp8 does not go together with ZeRO-3", where="--precision", hint=hint)
 
 
-def leave_sizes(zero: dict[str, Any], config: Any) -> None:
-    """Leave sizes that are `auto` to DeepSpeed where the architecture has no `hidden_size` (perceiver): accelerate
-    works them out from that, and raises without."""
-    if hasattr(config, "hidden_size") or hasattr(config, "hidden_sizes"):
-        return
-    for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"):
-        if zero.get(name) == "auto":
-            del zero[name]
+def fit_sizes(zero: dict[str, Any], model: Any) -> None:
+    """Make the sizes in DeepSpeed's settings fit a model: leave those that are `auto` to DeepSpeed if the architecture
+    has no `hidden_size` (perceiver), from which accelerate would work them out; and allocate no bucket for gradients
+    that is larger than the model."""
+    if not (hasattr(model.config, "hidden_size") or hasattr(model.config, "hidden_sizes")):
+        for name in FILLED:
+            if zero.get(name) == "auto":
+                del zero[name]
+    if isinstance(zero.get("reduce_bucket_size"), int):
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], whole))
 
 
 def uses_offload(accelerator: Accelerator) -> bool:

@@ -34,6 +34,7 @@ from cloze.train.branch import branch_to_resume
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import checkpoint_path, read_manifest, tidy
 from cloze.train.data import TrainData, masking_rule, open_data, words_for
+from cloze.train.deepspeed_file import engine_settings
 from cloze.train.determinism import settle_determinism
 from cloze.train.engine import Engine, prepare_engine, restore_loss_scale, uses_offload
 from cloze.train.equip import (
@@ -248,7 +249,7 @@ def _run_shape(config: TrainConfig, model_type: str) -> RunShape:
         use_cpu=config.use_cpu,
         precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        deepspeed=config.deepspeed,
+        deepspeed=engine_settings(config.deepspeed),
         timeout_seconds=config.ddp_timeout,
         log_with=tracker_names(config),
         project_dir=config.output_dir,

@@ -26,7 +26,7 @@ from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
 from cloze.train.checkpoint_files import list_checkpoints
 from cloze.train.data import TrainData
-from cloze.train.deepspeed_file import asked_settings
+from cloze.train.deepspeed_file import engine_settings
 from cloze.train.identity import base_folder
 from cloze.train.ops import load_op
 
@@ -80,10 +80,8 @@ def _build(config: TrainConfig, data: TrainData, stored: Path | None) -> tuple[A
 def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
     """`zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any process has
     joined; None without DeepSpeed. Raises ConfigError for a file that cannot be read, or has no stage."""
-    settings = asked_settings(deepspeed)
-    if settings is not None:
-        return dict(settings.get("zero_optimization", {}))
-    return {"stage": requests.zero_stage()} if requests.wants_deepspeed() else None
+    settings = engine_settings(deepspeed)
+    return None if settings is None else dict(settings["zero_optimization"])
 
 
 def asked_stage(deepspeed: str | None) -> int | None:
