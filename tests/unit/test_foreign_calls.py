@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from call_sites import call_sites, dotted
 
 import cloze
 
@@ -184,28 +185,13 @@ def calls(path: Path) -> Iterator[tuple[str, int, str]]:
         elif isinstance(node, ast.ImportFrom):
             names |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
 
-    def visit(node: ast.AST, function: str) -> Iterator[tuple[str, int, str]]:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            function = node.name
-        if isinstance(node, ast.Call) and _reads(node, names):
+    for function, node in call_sites(tree):
+        if _reads(node, names):
             yield function, node.lineno, ast.unparse(node)
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child, function)
-
-    yield from visit(tree, "")
-
-
-def _dotted(node: ast.AST) -> list[str]:
-    """Return the parts of a dotted name; what is not a name (a call, a subscript) is "?"."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return [*([node.id] if isinstance(node, ast.Name) else ["?"]), *reversed(parts)]
 
 
 def _reads(node: ast.Call, names: dict[str, str]) -> bool:
-    first, *rest = _dotted(node.func)
+    first, *rest = dotted(node.func)
     whole = [*names.get(first, first).split("."), *rest]
     if whole[0] == "cloze" or (isinstance(node.func, ast.Name) and first not in names):
         whole = ["builtins", first] if not rest and first not in names else ["cloze"]

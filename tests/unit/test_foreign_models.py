@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from cloze.errors import ModelError
+from cloze.foreign import model_size
 from cloze.foreign.pretrained import from_config, from_pretrained
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
@@ -55,6 +57,14 @@ def test_a_folder_that_save_pretrained_made_is_loaded(folder: Path):
         {"num_labels": 10**9},
         {"text_config": {"num_hidden_layers": 10**9}},
         {"model_type": "funnel", "block_sizes": [10**9, 10**9]},
+        {"model_type": "funnel", "block_repeats": [10**9]},
+        {"model_type": "mpnet", "relative_attention_num_buckets": 10**9},
+        {"model_type": "xlm", "n_langs": 10**9},
+        {"model_type": "albert", "inner_group_num": 10**9},
+        {"model_type": "longformer", "attention_window": [10**9]},
+        {"model_type": "yoso", "num_hash": 10**9},
+        {"rope_scaling": {"factor": 10**400}},
+        {"hidden_size": 10**400},
         {"hidden_size": "large"},
         {"hidden_size": None},
         {"vocab_size": -3},
@@ -65,6 +75,28 @@ def test_a_folder_that_save_pretrained_made_is_loaded(folder: Path):
 )
 def test_a_configuration_that_no_model_has_is_one_line_before_anything_is_built(folder: Path, values: dict[str, Any]):
     refusal(changed(folder, **values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"vocab_size": 2**26, "hidden_size": 2**12}, {"num_hidden_layers": 4096, "hidden_size": 2**20}],
+)
+def test_allowed_numbers_whose_product_no_model_has_are_one_line_before_memory_is_taken(folder: Path, values: Any):
+    assert "and its files hold" in refusal(changed(folder, **values))
+    with pytest.raises(ModelError, match=r"it asks for .* parameters or more"), torch.device("meta"):
+        from_config(AutoModelForMaskedLM, from_pretrained(AutoConfig, folder))
+
+
+def test_a_model_with_too_many_modules_is_not_built_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_size, "MAX_MODULES", 100)
+    values = {"model_type": "albert", "num_hidden_groups": 60000, "inner_group_num": 4096}
+    assert "asks for more than 100 modules" in refusal(changed(folder, **values))
+    assert len(torch.nn.Sequential(*(torch.nn.Identity() for _ in range(101)))) == 101, "the limit ends with the load"
+
+
+def test_numbers_that_are_no_sizes_may_be_large(folder: Path):
+    values = {"rope_theta": 10**11, "seed": 2**40, "num_train_tokens": 10**13, "total_params": 10**12}
+    assert from_pretrained(AutoModelForMaskedLM, changed(folder, **values)).config.vocab_size == 20
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"a":' * 200 + "1" + "}" * 200, "\x00"])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from call_sites import call_sites, dotted
 from rich.table import Table
 
 import cloze
@@ -44,28 +45,17 @@ ALLOWED = {
 def writes(path: Path) -> Iterator[tuple[str, int, str]]:
     """Function, line and text of each call that may write to the terminal."""
 
-    def visit(node: ast.AST, function: str) -> Iterator[tuple[str, int, str]]:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            function = node.name
-        if isinstance(node, ast.Call):
-            text = ast.unparse(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else ""
-            streams = ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__")
-            ends = text.rsplit(".", 1)[-1]
-            if (
-                ends in ("print", "pprint", "print_exc", "print_exception", "print_stack", "print_tb", "print_json")
-                or text in ("put", "events.put", "os.write")
-                or (text.startswith(streams) and ends in ("write", "writelines", "buffer"))
-                or (ends in ("write", "writelines") and ".buffer" in text)
-                or any(
-                    keyword.arg in ("file", "stream") and ast.unparse(keyword.value) in streams
-                    for keyword in node.keywords
-                )
-            ):
-                yield function, node.lineno, ast.unparse(node)
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child, function)
-
-    yield from visit(ast.parse(path.read_text()), "")
+    streams = ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__")
+    for function, node in call_sites(ast.parse(path.read_text())):
+        text = ".".join(dotted(node.func))
+        ends = text.rsplit(".", 1)[-1]
+        if (
+            ends in ("print", "pprint", "print_exc", "print_exception", "print_stack", "print_tb", "print_json")
+            or text in ("put", "events.put", "os.write")
+            or (text.startswith(streams) and ends in ("write", "writelines"))
+            or any(one.arg in ("file", "stream") and ".".join(dotted(one.value)) in streams for one in node.keywords)
+        ):
+            yield function, node.lineno, ast.unparse(node)
 
 
 def test_only_the_console_writes_to_the_terminal():

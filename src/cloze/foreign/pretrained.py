@@ -17,17 +17,12 @@ from typing import Any
 
 from cloze.errors import ClozeError, ModelError
 from cloze.foreign.json_yaml import read_json
+from cloze.foreign.model_size import check_number, limited_size
 from cloze.foreign.paths import check_regular, is_plain_name, printable, read_text
 from cloze.foreign.safetensors_header import INDEX, read_header, shard_names
 
 MAX_TOKENIZER_BYTES = 1 << 30
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-# The largest number that a configuration may hold under a name of this kind.
-LARGEST = (
-    (re.compile(r"(^|_)(n_)?(layers?|blocks?)$"), 4096),
-    (re.compile(r"(labels|experts|heads|groups)$"), 1 << 16),
-    (re.compile(r"(size|dim|width|hidden|embeddings|positions|model|ff|inner)$"), 1 << 26),
-)
 _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?$")
 _FILES_BY_NAME = ("transformers_weights", "configuration_files", "fast_tokenizer_files")
 _FILES_BY_PATH = ("vocab_file", "merges_file", "spm_file", "tokenizer_file", "entity_vocab_file")
@@ -48,8 +43,9 @@ def from_pretrained(
     the configuration itself asks for is not kept then. A model takes it as `attn_implementation`.
     """
     try:
-        check_source(source, options, typed_attention or options.get("attn_implementation"))
-        found = loader.from_pretrained(str(source), trust_remote_code=trust_remote_code, **options)
+        stored = check_source(source, options, typed_attention or options.get("attn_implementation"))
+        with limited_size(source, stored):
+            found = loader.from_pretrained(str(source), trust_remote_code=trust_remote_code, **options)
         if typed_attention and hasattr(found, "_attn_implementation"):
             found._attn_implementation = None
         return found
@@ -68,12 +64,14 @@ def read_tokenizer_file(file: Path) -> Any:
 
 def from_config(loader: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """Return `loader.from_config(config, ...)` (a class of transformers). Raises ModelError in one line."""
+    name = getattr(config, "name_or_path", None) or config.model_type
     try:
-        return loader.from_config(config, trust_remote_code=trust_remote_code, **options)
+        with limited_size(name):
+            return loader.from_config(config, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # whatever a configuration provokes in transformers
         if _is_memory(error):
             raise
-        raise load_error(error, getattr(config, "name_or_path", None) or config.model_type) from None
+        raise load_error(error, name) from None
 
 
 def _is_memory(error: Exception) -> bool:
@@ -82,14 +80,14 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or is_torch
 
 
-def check_source(source: Path | str, options: dict[str, Any], typed_attention: str | None = None) -> None:
-    """Check what a folder or a name on the Hub stands for, before transformers reads it. Raises ModelError; OSError if
-    the Hub has no such repository or cannot be reached."""
+def check_source(source: Path | str, options: dict[str, Any], typed_attention: str | None = None) -> int | None:
+    """Check what a folder or a name on the Hub stands for, before transformers reads it. Return the elements of a
+    folder's weights; None if there are none. Raises ModelError; OSError if the Hub has no such repository or cannot be
+    reached."""
     if Path(source).is_dir():
-        check_folder(Path(source), typed_attention)
-        return
+        return check_folder(Path(source), typed_attention)
     if Path(source).exists():
-        return  # a single file, which transformers refuses
+        return None  # a single file, which transformers refuses
     from transformers.utils import cached_file
 
     names = ("revision", "cache_dir", "token", "local_files_only")
@@ -98,23 +96,27 @@ def check_source(source: Path | str, options: dict[str, Any], typed_attention: s
         file = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
         if file is not None:
             check_values(read_json(file, error=ModelError), source, typed_attention)
+    return None
 
 
-def check_folder(folder: Path, typed_attention: str | None = None) -> None:
-    """Check a folder with a model or a tokenizer. Raises ModelError for a link, an index that names files elsewhere,
+def check_folder(folder: Path, typed_attention: str | None = None) -> int | None:
+    """Check a folder with a model or a tokenizer; return the elements of its weights, None without any. Raises
+    ModelError for a link, an index that names files elsewhere,
     weights whose header does not fit, and what `check_values` refuses."""
+    stored: int | None = None
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() and entry.is_dir():
             continue  # transformers reads no folders inside
         if not entry.is_dir():
             check_regular(entry, error=ModelError)
         if entry.name.endswith(".safetensors"):
-            read_header(entry, error=ModelError)
+            stored = (stored or 0) + sum(one.numel for one in read_header(entry, error=ModelError).values())
     for name in (CONFIG, TOKENIZER_CONFIG):
         if (folder / name).exists():
             check_values(read_json(folder / name, error=ModelError), folder / name, typed_attention)
     if (folder / INDEX).exists():
         shard_names(folder / INDEX, ModelError)
+    return stored
 
 
 def check_values(values: Any, where: Path | str, typed_attention: str | None = None, name: str = "") -> None:
@@ -132,13 +134,7 @@ def check_values(values: Any, where: Path | str, typed_attention: str | None = N
         for value in values:
             check_values(value, where, typed_attention, name)
     elif isinstance(values, int | float) and not isinstance(values, bool):
-        for pattern, largest in LARGEST:
-            if pattern.search(name) and not -largest <= values <= largest:
-                raise ModelError(
-                    f"{printable(name)} is {values:.4g}, and no model is larger than {largest:,}",
-                    where=where,
-                    hint="check config.json",
-                )
+        check_number(name, values, where)
 
 
 def _check_implementation(value: Any, where: Path | str) -> None:
