@@ -2,15 +2,21 @@
 
 A quote that is not closed swallows the rows after it, so that nothing after it can be trusted: the file is refused,
 and the row in which the quote opened is named. A row that is wrong by itself is a BadRecord.
+
+Two stray quotes swallow the rows between them. That is valid CSV, so the lines of a quoted field are compared with the
+header: a row of which each line looks like a row of its own is a BadRecord. In a file of one column every line looks
+like a row; there a warning names the first of such rows if rows of several lines are rare in the file.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from cloze.console import warn
 from cloze.data.columns import is_unicode
 from cloze.data.fields import ID_FIELDS, INVALID_UTF8, BadRecord, Fields, Record, missing_field
 from cloze.errors import DataError
@@ -20,6 +26,8 @@ _OTHER_SEPARATORS = {
     ";": "semicolons; write it with commas",
     "|": "|; write it with commas",
 }
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_RARE = 20  # rows of several lines are rare if there are fewer than one in so many
 
 
 def read_rows(
@@ -33,22 +41,63 @@ def read_rows(
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     header, number = None, 0
+    long_rows = _LongRows(name, delimiter)
     while True:
         line = reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
-            return
+            return long_rows.warn(number)
         except csv.Error as error:
             number += 1
             yield number, _broken_row(error, name, number, line, reader.line_num)
             continue
+        has_lines = reader.line_num > line
         if header is None:
+            if has_lines and _is_many_rows(row, len(row), delimiter):
+                what = f"a quoted field of the header takes in lines that look like rows (up to {reader.line_num})"
+                raise DataError(what, where=name, hint="correct the file: the quote is not closed")
             header = row
             columns = _columns(header, fields, name)
         elif row:
             number += 1
+            if has_lines and _is_many_rows(row, len(header), delimiter):
+                yield number, BadRecord("a quoted field takes in lines that look like rows: is the quote closed?")
+                continue
+            if has_lines and len(header) == 1:
+                long_rows.add(row[0], number, line)
             yield number, _record(row, len(header), columns)
+
+
+class _LongRows:
+    """The rows of several lines of a file with one column."""
+
+    def __init__(self, name: str, delimiter: str) -> None:
+        self._name, self._delimiter = name, delimiter
+        self._count, self._first, self._is_right = 0, "", False
+
+    def add(self, text: str, number: int, line: int) -> None:
+        """Take the text of record `number`, which begins in `line`."""
+        lines = _LINE_END.split(text)
+        # Rows outside of quotes have no separator, and are not empty.
+        self._is_right |= self._delimiter in text or '"' in text or not all(map(str.strip, lines))
+        if len(lines) > 2:
+            self._count += 1
+            self._first = self._first or f"record {number} (line {line}) is a quoted text of {len(lines)} lines"
+
+    def warn(self, rows: int) -> None:
+        """Print a warning if a row may hold several, in a file of so many rows."""
+        if self._count and not self._is_right and self._count * _RARE <= rows:
+            warn(f"{self._name}, {self._first}; if these are rows, correct the file: the quote is not closed")
+
+
+def _is_many_rows(row: list[str], width: int, delimiter: str) -> bool:
+    """Return whether each line of a row has as many fields as the header. In prose a space follows a comma."""
+    lines = [line for line in _LINE_END.split(delimiter.join(row)) if line.strip(" ")]
+    separators = (len(lines) - 1) * (width - 1)
+    return separators > (delimiter == ",") and all(
+        line.count(delimiter) == width - 1 and f"{delimiter} " not in line for line in lines
+    )
 
 
 def _columns(header: list[str], fields: Fields, name: str) -> dict[str, int]:
