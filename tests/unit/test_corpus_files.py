@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import struct
@@ -17,7 +18,7 @@ import zstandard
 from cloze.config import SourceConfig
 from cloze.data import columns, content
 from cloze.data.content import content_digest, describe_contents
-from cloze.data.local_files import local_splits
+from cloze.data.local_files import find_local, local_splits
 from cloze.data.sources import open_corpus
 from cloze.errors import DataError
 from cloze.foreign import arrow_batches
@@ -43,6 +44,9 @@ def put(path: Path, text: str = LINES) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
 
+
+PACKED = gzip.compress(b"x" * 99, mtime=0)
+PACKED_TWICE = gzip.compress(PACKED, mtime=0)
 
 SPLIT_FILES = [
     ["train.jsonl", "val.jsonl"],
@@ -82,6 +86,29 @@ def test_held_out_text_is_never_training_text(tmp_path: Path, capsys: pytest.Cap
     assert "is named after the split test; it is read as train, because it was named" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "unclear"),
+    [
+        (["mytrain.jsonl", "myval.jsonl"], "myval.jsonl"),
+        (["xtrain.jsonl", "xdev.jsonl.gz", "xtest.jsonl"], "xdev.jsonl.gz, xtest.jsonl"),
+        (["wiki.jsonl", "wikivalid.jsonl"], "wikivalid.jsonl"),
+        (["trainset/a.jsonl", "valset/b.jsonl"], "b.jsonl"),
+        (["corpusTrain.jsonl", "corpusEval.jsonl"], "corpusEval.jsonl"),
+        (["latest.jsonl", "intervals.jsonl", "values.jsonl", "device.jsonl", "trainers.jsonl"], None),
+        (["train.jsonl", "myval.jsonl"], None),  # which is said to be left out
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_names_that_hide_another_split_are_named(tmp_path: Path, names: list[str], unclear: str | None):
+    for name in names:
+        put(tmp_path / name)
+    notes = [note for note in find_local(str(tmp_path)).notes if note.startswith("read as train: ")]
+    assert notes == ([f"read as train: {unclear}; {HINT}"] if unclear else [])
+
+
+HINT = "if it is another split, write its name with a separator, as in my-val.jsonl"
+
+
 def test_hidden_files_metadata_and_caches_are_no_data(tmp_path: Path):
     put(tmp_path / "clone" / "data" / "corpus.jsonl")
     for name in (
@@ -102,6 +129,33 @@ def test_hidden_files_metadata_and_caches_are_no_data(tmp_path: Path):
     assert texts_of(tmp_path / "saved") == texts_of(tmp_path / "saved" / "*.arrow") == TEXTS
     (tmp_path / "saved" / "data-00000-of-00001.arrow").unlink()
     assert "lists data-00000-of-00001.arrow, which is missing" in refused(tmp_path / "saved")
+
+
+def test_packed_files_that_are_not_read_are_named(tmp_path: Path):
+    put(tmp_path / "a.jsonl")
+    for name in ("b.jsonl.xz", "c.jsonl.gz.gz", "d.tar"):
+        put(tmp_path / name)
+    note = "not read: b.jsonl.xz, c.jsonl.gz.gz, d.tar; unpack what belongs to the corpus"
+    assert note in find_local(str(tmp_path)).notes
+    (tmp_path / "a.jsonl").unlink()
+    assert "no files that Cloze reads; unpack b.jsonl.xz, c.jsonl.gz.gz, d.tar" in refused(tmp_path)
+
+
+def test_columns_with_one_name_or_spaces_in_it_are_named(tmp_path: Path):
+    column = pyarrow.array(TEXTS)
+    for names in (["text", "text"], ["text", "id", "id"]):
+        table = pyarrow.Table.from_arrays([column] * len(names), names=names)
+        pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+        with pyarrow.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        for kind in ("parquet", "arrow"):
+            assert f"has 2 columns '{names[-1]}'; give each its own name" in refused(tmp_path / f"c.{kind}")
+    put(tmp_path / "c.csv", 'id, text,"a,b"\n' + "".join(f"{number}, {text},x\n" for number, text in enumerate(TEXTS)))
+    assert "the fields are: id, ' text', 'a,b'" in (told := refused(tmp_path / "c.csv"))
+    assert "rename a field with a comma in its name" in told
+    assert texts_of(tmp_path / "c.csv", text_field=" text") == [f" {text}" for text in TEXTS]
+    put(tmp_path / "d.csv", f'"{"x" * 10_000}",id\n1,2\n')
+    assert len(refused(tmp_path / "d.csv")) < 300
 
 
 def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -216,6 +270,11 @@ def test_encodings_and_line_ends_are_treated_alike(tmp_path: Path, encoded: byte
         ("c.txt", "ไทย ภาษา\n".encode("utf-16-le") * 50, "is UTF-16LE text without"),
         ("c.txt", bytes(range(256)) * 9 + b"\0" * 99, "is binary data, not text"),
         ("c.txt", b"\x1f\x8b\x08" + b"x" * 99, "is gzip data, not text; add .gz to its name"),
+        ("c.txt.gz", PACKED_TWICE, "holds gzip data, not text; it is packed twice"),
+        ("c.txt", b"name".ljust(257, b"\0") + b"ustar\0", "is a tar archive, not text; unpack it"),
+        ("c.txt.gz.gz", PACKED, "is packed twice; unpack it once"),
+        ("c.txt.zst", PACKED, "it is gzip data: name it .gz"),
+        ("c.txt.gz", zstandard.compress(b"x" * 99), "it is zstd data: name it .zst"),
         ("c.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, not text"),
         ("c.txt", b"fine\nnot \0 fine\n", "line 2: NUL characters in the text"),
         ("c.txt", b"fine\ncaf\xe9\n", "line 2: invalid UTF-8; convert the file into UTF-8"),
@@ -315,9 +374,7 @@ def test_stray_quotes_may_stand_in_any_column_and_in_the_header(tmp_path: Path):
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_texts_of_several_lines_are_no_stray_quotes(
-    tmp_path: Path, width: int, capsys: pytest.CaptureFixture[str]
-):
+def test_texts_of_several_lines_are_no_stray_quotes(tmp_path: Path, width: int, capsys: pytest.CaptureFixture[str]):
     texts = [*TEXTS, *(f'"{text}"' for text in PROSE)]
     put(tmp_path / "c.csv", table(width, ",", texts))
     assert texts_of(tmp_path / "c.csv") == [*TEXTS, *PROSE]

@@ -115,6 +115,26 @@ def test_validation_may_be_a_split_of_its_own(tokenizer: Path, tmp_path: Path):
     assert (splits["train"]["documents"], splits["validation"]["documents"]) == (150, 30)
 
 
+def test_a_validation_split_that_is_not_used_is_named(tokenizer: Path, tmp_path: Path, capfd):
+    (tmp_path / "data").mkdir()
+    for name in ("train", "val"):
+        write_corpus(tmp_path / "data" / f"{name}.jsonl", records())
+    unused = "the split validation is not used: validation documents are taken from train; --validation_split"
+    assert cloze(*flags(tmp_path / "data", tokenizer, tmp_path / "p")) == 0
+    assert unused in capfd.readouterr().err
+    assert cloze(*flags(tmp_path / "data", tokenizer, tmp_path / "q", "--validation_split_percentage", 0)) == 0
+    assert cloze(*flags(tmp_path / "data", tokenizer, tmp_path / "r", "--validation_split", "validation")) == 0
+    assert "is not used" not in (told := capfd.readouterr().err)
+    assert "100.0 % of the validation documents are training documents, too" in told
+
+
+def test_ids_that_are_mostly_the_same_are_named(tokenizer: Path, tmp_path: Path, capfd):
+    rows = [row | {"q_id": number % 3} for number, row in enumerate(records(600))]
+    corpus = write_corpus(tmp_path / "c.jsonl", rows)
+    assert cloze(*flags(corpus, tokenizer, tmp_path / "p")) == 0
+    assert "0 of 600 documents are validation documents, not 5 %: many have the same id" in capfd.readouterr().err
+
+
 def test_the_tokenizer_is_roberta_to_everyone(tokenizer: Path, corpus: Path, tmp_path: Path):
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     assert len(loaded) == 300
@@ -169,7 +189,23 @@ BAD: list[tuple[str, Callable[[Path], list[object]], str]] = [
     ("block size", lambda d: ["--block_size", "0"], "--block_size: must be at least 8"),
     ("percentage", lambda d: ["--validation_split_percentage", "100"], "must be at least 0 and below 100"),
     ("unknown split", lambda d: ["--split", "test"], "no split 'test'; the splits are: train"),
-    ("no validation split", lambda d: ["--validation_split", "dev"], "no split 'dev'"),
+    (
+        "no validation split",
+        lambda d: ["--validation_split", "dev"],
+        "no split 'dev'; the splits are: train; choose one with --validation_split",
+    ),
+    ("no field", lambda d: ["--text_field", " , "], "--text_field: names no field"),
+    ("a field twice", lambda d: ["--text_field", "q_id, q_id"], "--text_field: names 'q_id' twice"),
+    (
+        "one id",
+        lambda d: [
+            "--dataset_name",
+            make(d, [row | {"q_id": "e"} for row in records(200)]),
+            "--validation_split_percentage",
+            20,
+        ],
+        "many have the same id, or text; give the --id_field of another field",
+    ),
 ]
 
 
@@ -197,7 +233,7 @@ def test_an_output_folder_in_use_is_left_alone(corpus: Path, tokenizer: Path, tm
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "mine").write_text("precious")
     assert cloze(*flags(corpus, tokenizer, tmp_path / "p")) == 2
-    assert "exists already (not a prepared folder); choose another --output" in capfd.readouterr().err
+    assert "exists already (not a prepared folder); choose another --output\n" in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["mine"]
     source = ["--dataset_name", corpus, "--text_field", "answers.text"]
     assert cloze("tokenizer", *source, "--output", tmp_path / "p") == 2

@@ -23,6 +23,7 @@ from cloze.data.fields import (
     find_key,
     hash_of,
     missing_field,
+    repeated_column,
 )
 
 BATCH_ROWS = 1000
@@ -42,8 +43,13 @@ def is_unicode(text: str) -> bool:
 def resolved(schema: Any, fields: Fields, name: str) -> Fields:
     """Return the fields with the keys that this table has: `("answers.text",)` if a column is called so, else
     `("answers", "text")`. Raises DataError if the table lacks one that is named."""
-    paths = {}
-    for path in [*fields.text, *([fields.id] if fields.id else [])]:
+    paths: dict[tuple[str, ...], tuple[str, ...]] = {}
+    named = [*fields.text, *([fields.id] if fields.id else [])]
+    tops = {".".join(path[:count]) for path in named for count in range(1, len(path) + 1)}
+    for column in sorted(tops | (set() if fields.id else {*ID_FIELDS})):
+        if (count := schema.names.count(column)) > 1:
+            raise repeated_column(column, count, name)
+    for path in named:
         found = _keys(schema, path)
         if found is None:
             flag = "--id_field" if path == fields.id else "--text_field"

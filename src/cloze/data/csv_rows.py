@@ -18,7 +18,7 @@ from typing import Any
 
 from cloze.console import warn
 from cloze.data.columns import is_unicode
-from cloze.data.fields import ID_FIELDS, INVALID_UTF8, BadRecord, Fields, Record, missing_field
+from cloze.data.fields import ID_FIELDS, INVALID_UTF8, BadRecord, Fields, Record, missing_field, repeated_column
 from cloze.errors import DataError
 
 _OTHER_SEPARATORS = {
@@ -112,9 +112,7 @@ def _columns(header: list[str], fields: Fields, name: str) -> dict[str, int]:
                     raise DataError(what, where=name, hint=f"its columns are separated by {words}")
             raise missing_field(what, name, header, flag)
         if header.count(column) > 1:
-            raise DataError(
-                f"has {header.count(column)} columns {column!r}", where=name, hint="give each its own name"
-            )
+            raise repeated_column(column, header.count(column), name)
     named = [*wanted, *(() if fields.id else ID_FIELDS)]
     return {column: header.index(column) for column in dict.fromkeys(named) if column in header}
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
-from cloze.errors import DataError
+from cloze.errors import ConfigError, DataError
 
 Record = dict[str, Any]
 ID_FIELDS = ("q_id", "id")
 INVALID_UTF8 = "invalid UTF-8"
 MAX_LIST_DEPTH = 16  # of lists inside lists in a text
-_SHOWN_NAMES, _SHOWN_DEPTH = 40, 8
+_SHOWN_NAMES, _SHOWN_CHARACTERS, _SHOWN_DEPTH = 40, 60, 8
 
 
 class BadRecord(Exception):
@@ -46,9 +46,14 @@ class Fields:
 
     @classmethod
     def parse(cls, text_field: str | None, id_field: str | None) -> Fields:
-        """Read `title,answers.text`. Without a text_field it is `text`."""
-        names = [name.strip() for name in (text_field or "text").split(",")]
-        return cls(tuple(_path(name) for name in names if name), _path(id_field) if id_field else None)
+        """Read `title,answers.text`. Without a text_field it is `text`. Raises ConfigError."""
+        names = (text_field or "text").split(",")
+        if len(names) > 1:  # a single name may begin or end with a space
+            names = [name.strip() for name in names if name.strip()]
+        if not names or len(set(names)) < len(names):
+            what = f"names {_twice(names)!r} twice" if names else "names no field"
+            raise ConfigError(what, where="--text_field", hint="write the fields with commas: title,answers.text")
+        return cls(tuple(map(_path, names)), _path(id_field) if id_field else None)
 
     def document(self, record: Record) -> Document:
         """Return the document of a record. Raises BadRecord if it has none."""
@@ -86,9 +91,25 @@ class Fields:
 def missing_field(what: str, where: object, names: Iterable[str], flag: str) -> DataError:
     """Return the error for a field that is missing; `names`: those that there are, of which the first are shown."""
     names = iter(names)
-    shown = list(islice(names, _SHOWN_NAMES))
+    shown = [_short(name) for name in islice(names, _SHOWN_NAMES)]
     more = ", ..." if next(names, None) is not None else ""
-    return DataError(what, where=where, hint=f"the fields are: {', '.join(shown)}{more}; set {flag}")
+    todo = "; rename a field with a comma in its name" if any("," in name for name in shown) else ""
+    return DataError(what, where=where, hint=f"the fields are: {', '.join(shown)}{more}; set {flag}{todo}")
+
+
+def _short(name: str) -> str:
+    """Return a field's name as it is shown: in quotes if it could be misread, and cut."""
+    name = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
+    return repr(name) if name != name.strip() or "," in name or not name else name
+
+
+def _twice(names: list[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
+
+
+def repeated_column(column: str, count: int, where: object) -> DataError:
+    """Return the error for a table in which `count` columns have the name that is needed."""
+    return DataError(f"has {count} columns {column!r}", where=where, hint="give each its own name")
 
 
 def hash_of(text: str) -> str:

@@ -6,6 +6,7 @@ by one rename, so that it is there whole or not at all, and two processes may do
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -107,7 +108,8 @@ def _assemble(
     try:
         _check_documents(units, counts, facts, corpus_name)
         splits = {side: _join(staged / side, units, side, recipe, counts[side]) for side in SIDES}
-        _check_blocks(recipe, splits, corpus_name, named_validation)
+        few_ids = _has_few_ids(recipe, counts)
+        _check_blocks(recipe, splits, corpus_name, named_validation, few_ids)
     except DataError:
         remove_tree(parts, quietly=True)  # the same units would end here again
         raise
@@ -220,8 +222,25 @@ def _check_documents(
         raise DataError(f"all {documents} documents are empty", where=corpus_name, hint="check --text_field")
 
 
-def _check_blocks(recipe: Recipe, splits: dict[str, dict[str, Any]], corpus_name: str, named_validation: bool) -> None:
-    """Raise DataError where a split has nothing to train or validate on."""
+def _has_few_ids(recipe: Recipe, counts: dict[str, dict[str, int]]) -> bool:
+    """Return whether the validation side is so small or large that many documents must have the same id. By chance,
+    one in 10,000 draws is 4 standard deviations away."""
+    total, share = sum(counts[side]["documents"] for side in SIDES), recipe.validation_percentage / 100
+    away = abs(counts["validation"]["documents"] - total * share)
+    return away > max(4 * math.sqrt(total * share * (1 - share)), total * share / 2)
+
+
+def _check_blocks(
+    recipe: Recipe, splits: dict[str, dict[str, Any]], corpus_name: str, named_validation: bool, few_ids: bool
+) -> None:
+    """Raise DataError if a split has nothing to train or validate on. `few_ids`: see `_has_few_ids`."""
+    documents = {name: facts["documents"] for name, facts in splits.items()}
+    share = f"{documents['validation']:,} of {sum(documents.values()):,} documents are validation documents"
+    same = f"{share}, not {recipe.validation_percentage:g} %: many have the same id, or text"
+    other_ids = "give the --id_field of another field, whose values differ"
+    if few_ids and splits["train"]["blocks"]:
+        warn(f"{same}; {other_ids}")
+        return
     for name, wanted in (("train", True), ("validation", named_validation)):
         facts = splits[name]
         if facts["blocks"]:
@@ -229,6 +248,8 @@ def _check_blocks(recipe: Recipe, splits: dict[str, dict[str, Any]], corpus_name
         short = (
             f"{facts['tokens']} tokens in {facts['documents']} documents are less than a block of {recipe.block_size}"
         )
+        if few_ids:
+            raise DataError(f"{name}: {same}", where=corpus_name, hint=other_ids)
         if wanted:
             raise DataError(f"{name}: {short}", where=corpus_name, hint="use more text or a smaller --block_size")
         if recipe.validation_percentage:

@@ -31,6 +31,8 @@ MAX_ENTRIES = 1_000_000
 # The files that `datasets` ignores, and those that `save_to_disk` writes beside the data.
 METADATA = {"README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _CACHE = re.compile(r"cache-.*\.arrow")
+# Packed files and archives that are not read; also `.gz` and `.zst` of what is no data by its name.
+_PACKED = re.compile(r".*\.(gz|zst|bz2|xz|lzma|lz4|br|sz|snappy|gzip|zstd|zip|tar|tgz|tbz|txz|7z|rar)", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?\[]")
 _Id = tuple[int, int]
 
@@ -45,10 +47,12 @@ class DataFile:
 
 @dataclass
 class Listing:
-    """The files found, without repetition, and the names that were left out because they are the same file."""
+    """The files found, without repetition; the names that were left out because they are the same file; and packed
+    files that are not read."""
 
     files: list[DataFile] = field(default_factory=list)
     repeated: list[tuple[Path, Path]] = field(default_factory=list)
+    packed: list[Path] = field(default_factory=list)
 
 
 class _Walk:
@@ -58,6 +62,7 @@ class _Walk:
         self.name = name
         self.visited: set[Any] = set()
         self.found: list[DataFile] = []
+        self.packed: list[Path] = []
         self._entries = 0
 
     def entries(self, folder: Path) -> list[os.DirEntry[str]]:
@@ -77,7 +82,7 @@ class _Walk:
 
     def listing(self) -> Listing:
         """Return what was found, each file once, under its first name; a file's own name comes before links to it."""
-        listing, first = Listing(), dict[_Id, Path]()
+        listing, first = Listing(packed=sorted(self.packed)), dict[_Id, Path]()
         for file in sorted(self.found, key=lambda one: (one.path.is_symlink(), one.path)):
             here = _id(file.path)
             if here in first:
@@ -118,6 +123,8 @@ def files_below(folder: Path) -> Listing:
             elif saved is None and is_data(path):
                 _check_regular(path)
                 walk.found.append(DataFile(path, split))
+            elif saved is None and _PACKED.fullmatch(entry.name) and path.is_file():
+                walk.packed.append(path)
         walk.found += saved or []
     return walk.listing()
 

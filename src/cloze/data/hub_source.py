@@ -1,6 +1,6 @@
 """Documents of a dataset on the Hugging Face Hub, streamed.
 
-streams, description = open_hub(config, "train")
+streams, description, splits = open_hub(config, "train")
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ Stream = Callable[[], Iterator[tuple[int, Record]]]
 _FAILURES = (DatasetsError, HfHubHTTPError, HFValidationError, OSError, RuntimeError, ValueError)
 
 
-def open_hub(config: SourceConfig, split: str) -> tuple[list[tuple[str, Stream]], dict[str, Any]]:
-    """One stream of records per file of the split, with its name, and what the manifest says of the dataset.
+def open_hub(config: SourceConfig, split: str) -> tuple[list[tuple[str, Stream]], dict[str, Any], list[str]]:
+    """Return a stream of records per file of the split, with its name; what the manifest says of the dataset; and the
+    names of its splits, as far as they are known.
 
     Raises DataError where the dataset, its configuration or the split cannot be had.
     """
@@ -51,7 +52,7 @@ def open_hub(config: SourceConfig, split: str) -> tuple[list[tuple[str, Stream]]
         "dataset_config_name": config.dataset_config_name or builder.config.name,
         "revision": builder.hash or config.dataset_revision,
     }
-    return streams, description
+    return streams, description, known
 
 
 def _builder(config: SourceConfig) -> Any:

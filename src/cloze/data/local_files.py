@@ -28,6 +28,9 @@ KEYWORDS = {
 _SPLIT_OF_KEYWORD = {word: split for split, words in KEYWORDS.items() for word in words}
 _SEPARATORS = re.compile(r"[-._ 0-9]+")
 _SHARDED = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\..*")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+# What may stand beside a keyword without a separator: `valset`, `mydev`.
+_FILLERS = {"set", "data", "file", "files", "split", "corpus", "text", "texts", "docs", "my", "our", "the"}
 _SHOWN_NAMES = 3
 
 
@@ -60,10 +63,13 @@ def find_local(name: str) -> LocalFiles:
     listing = files_below(path) if path.is_dir() else files_matching(str(path))
     if not listing.files:
         what = "no files that Cloze reads" if path.is_dir() else "no such file or folder"
-        raise DataError(
-            what, where=name, hint=f"give {', '.join(FORMATS)} files (also .gz, .zst), or a Hub dataset's name"
-        )
+        hint = f"give {', '.join(FORMATS)} files (also .gz, .zst), or a Hub dataset's name"
+        if listing.packed:
+            hint = f"unpack {_names(listing.packed)}"
+        raise DataError(what, where=name, hint=hint)
     notes = [f"{again} is the same file as {first}; it is read once" for again, first in listing.repeated]
+    if listing.packed:
+        notes.append(f"not read: {_names(listing.packed)}; unpack what belongs to the corpus")
     if not path.is_dir():
         return _of_glob(listing, notes)
     return _of_folder(listing, path, notes)
@@ -110,7 +116,42 @@ def _by_split(files: list[tuple[DataFile, tuple[str, ...]]]) -> tuple[dict[str, 
         notes.append(f"not used, because no split is in the name: {_names(unnamed)}")
     elif unnamed:
         splits = {"train": unnamed, **splits}
+        notes += _unclear_names([(file.path, parts) for file, parts in files if file.path in unnamed])
     return splits, notes
+
+
+def _unclear_names(files: list[tuple[Path, tuple[str, ...]]]) -> list[str]:
+    """Return a note if training files are named after another split without a separator: `valset.jsonl`,
+    `corpusVal.jsonl`, `xval.jsonl` beside `x.jsonl` or `xtrain.jsonl`."""
+    words = [{word for part in parts for word in _SEPARATORS.split(part)} for _, parts in files]
+    sides: dict[str, set[str]] = {}  # what is left of a word without its keyword -> the splits of the keywords
+    for word in set().union(*words):
+        for rest, split in [(word.lower(), ""), *_joined_keywords(word)]:
+            sides.setdefault(rest, set()).add(split)
+    unclear = [
+        path
+        for (path, _), found in zip(files, words, strict=True)
+        for word in found
+        if any(
+            split != "train" and (rest in _FILLERS or len(sides[rest]) > 1) for rest, split in _joined_keywords(word)
+        )
+    ]
+    if not unclear:
+        return []
+    names = _names(list(dict.fromkeys(unclear)))
+    return [f"read as train: {names}; if it is another split, write its name with a separator, as in my-val.jsonl"]
+
+
+def _joined_keywords(word: str) -> list[tuple[str, str]]:
+    """Return the splits that a word begins or ends with, each with the rest of the word; `myVal` -> a filler."""
+    humps, lower = _HUMP.split(word), word.lower()
+    found = [("set", _SPLIT_OF_KEYWORD[hump.lower()]) for hump in humps if hump.lower() in _SPLIT_OF_KEYWORD]
+    for keyword, split in _SPLIT_OF_KEYWORD.items():
+        if lower != keyword and lower.startswith(keyword):
+            found.append((lower.removeprefix(keyword), split))
+        if lower != keyword and lower.endswith(keyword):
+            found.append((lower.removesuffix(keyword), split))
+    return found
 
 
 def _split_of_parts(parts: tuple[str, ...]) -> tuple[str | None, bool]:

@@ -24,6 +24,7 @@ from cloze.data.backend import choose_encoder
 from cloze.data.encode import backend_version
 from cloze.data.fields import BadRecord
 from cloze.data.finalize import finalize
+from cloze.data.local_files import split_of
 from cloze.data.parts import open_parts, read_plan, refuse_differences
 from cloze.data.shards import Prepared, open_prepared
 from cloze.data.sources import Corpus, document_of, items_of, open_corpus
@@ -53,6 +54,10 @@ def open_inputs(config: BlocksConfig, tokenizer_name: str) -> Inputs:
     tokenizer = load_tokenizer(tokenizer_name, config.trust_remote_code, config.token)
     _check_tokenizer(config, tokenizer)
     corpus = open_corpus(config, config.validation_split, unit_bytes, identify=True)
+    held_out = [name for name in corpus.splits if split_of(name) == "validation" and not config.split.startswith(name)]
+    if held_out and config.validation_split is None and config.validation_split_percentage:
+        hint = f"--validation_split {held_out[0]} takes it, --validation_split_percentage 0 takes none"
+        warn(f"the split {held_out[0]} is not used: validation documents are taken from {config.split}; {hint}")
     facts: dict[str, Any] = {
         "block_size": config.block_size,
         "packing": config.packing,
@@ -196,8 +201,9 @@ def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) 
     try:
         found = open_prepared(output)
     except DataError as error:
-        hint = "choose another --output, or delete it"
-        raise ConfigError(f"exists already ({error.what})", where=output, hint=hint) from None
+        # It may be the corpus itself, or hold it: no hint to delete it.
+        what = f"exists already ({error.what})"
+        raise ConfigError(what, where=output, hint="choose another --output") from None
     manifest = found.manifest
     backend = manifest["tokenizer"].get("backend", "")
     forced = config.tokenizer_backend not in ("auto", str(backend).split(" ")[0])

@@ -25,12 +25,11 @@ from cloze.data.fields import INVALID_UTF8, BadRecord, Document, Fields, Record
 from cloze.data.json_array import read_array
 from cloze.data.json_shape import HEAD_BYTES, check_shape
 from cloze.data.lines import count_lines, cut_lines, lines_between
-from cloze.data.unpack import unpack_zstd
+from cloze.data.unpack import COMPRESSIONS, packed_as, unpack_zstd
 from cloze.errors import DataError
 from cloze.foreign.arrow_batches import BATCH_BYTES, arrow_batches, open_parquet, parquet_batches
 from cloze.foreign.text_lines import UTF8_MARK, is_plain, read_head, utf8_file
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_RECORD_BYTES = 64 * 2**20
 _BUFFER = 2**20
 _MAX_ROWS = 10_000  # of a table at a time
@@ -137,6 +136,8 @@ class file_errors:
             raise DataError(f"cannot be read ({text})", where=self._path, hint="is the file whole?") from None
         if isinstance(error, OSError):
             verb = "unpacked" if packed else "read"
+            if packed and (suffix := packed_as(self._path)) not in (None, self._path.suffix.lower()):
+                broken = f"it is {COMPRESSIONS[str(suffix)]} data: name it {suffix}"
             raise DataError(f"cannot be {verb} ({error})", where=self._path, hint=broken if packed else None) from None
 
 
@@ -169,6 +170,8 @@ def _stat_size(path: Path) -> int:
 def _kind(path: Path, is_cut: bool = False) -> Format:
     """Return how a file is read. `is_cut`: pieces of it are known, so that it is no JSON array."""
     name = format_of(path)
+    if name is None and is_compressed(path) and is_compressed(path.with_suffix("")):
+        raise DataError("is packed twice", where=path, hint="unpack it once")
     if name is None:
         known = f"the types are: {', '.join(FORMATS)}; json, csv, tsv and txt also as .gz or .zst"
         raise DataError("unknown file type", where=path, hint=known)

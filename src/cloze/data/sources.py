@@ -52,11 +52,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of a run of `cloze prepare`. `description` goes into the manifest."""
+    """The documents of a run of `cloze prepare`. `description` goes into the manifest; `splits`: the names of all
+    splits of the dataset, as far as they are known."""
 
     tasks: list[Task]
     fields: Fields
     description: dict[str, Any]
+    splits: list[str]
 
     def documents(self) -> Iterator[Document]:
         """Every document in order, also empty ones. Raises DataError naming the first bad record."""
@@ -115,21 +117,16 @@ def open_corpus(
             "no corpus", where="--dataset_name", hint="name a file, a folder or a dataset, or a --preset"
         )
     fields = Fields.parse(config.text_field, config.id_field)
-    sides = (
-        [(None, config.split)]
-        if validation_split is None
-        else [
-            ("train", config.split),
-            ("validation", validation_split),
-        ]
-    )
+    sides = [("train" if validation_split is not None else None, "--split", config.split)]
+    if validation_split is not None:
+        sides.append(("validation", "--validation_split", validation_split))
     local = find_local(str(config.dataset_name)) if is_local(str(config.dataset_name)) else None
     for note in local.notes if local is not None else []:
         warn(note)
     tasks: list[Task] = []
     descriptions = []
-    for side, split in sides:
-        found, description = _open_split(config, local, fields, split, unit_bytes, identify)
+    for side, flag, split in sides:
+        found, description, splits = _open_split(config, local, fields, split, flag, unit_bytes, identify)
         tasks += [
             dataclasses.replace(task, number=len(tasks) + number, side=side) for number, task in enumerate(found)
         ]
@@ -137,30 +134,39 @@ def open_corpus(
     _check_first_record(tasks, fields)
     facts = {"text_field": config.text_field or "text", "id_field": config.id_field}
     description = descriptions[0] | facts
-    return Corpus(tasks, fields, description | ({"validation": descriptions[1]} if validation_split else {}))
+    return Corpus(tasks, fields, description | ({"validation": descriptions[1]} if validation_split else {}), splits)
 
 
 def _open_split(
-    config: SourceConfig, local: LocalFiles | None, fields: Fields, split: str, unit_bytes: int, identify: bool
-) -> tuple[list[Task], dict[str, Any]]:
+    config: SourceConfig,
+    local: LocalFiles | None,
+    fields: Fields,
+    split: str,
+    flag: str,
+    unit_bytes: int,
+    identify: bool,
+) -> tuple[list[Task], dict[str, Any], list[str]]:
+    """Return the tasks and the description of the split that the option `flag` names, and the names of all splits."""
     match = _SLICE.fullmatch(split.strip())
     if match is None:
-        raise ConfigError(
-            f"cannot read {split!r}", where="--split", hint="write train, train[:5000] or train[10%:20%]"
-        )
+        raise ConfigError(f"cannot read {split!r}", where=flag, hint="write train, train[:5000] or train[10%:20%]")
     name, first, last = match["name"], match["first"], match["last"]
     if any(end and end.endswith("%") and abs(int(end[:-1])) > 100 for end in (first, last)):
-        raise ConfigError(f"{split!r} is more than 100 %", where="--split", hint="write train[:100%] or less")
+        raise ConfigError(f"{split!r} is more than 100 %", where=flag, hint="write train[:100%] or less")
     if local is not None:
+        splits = list(local.splits)
+        if name not in splits:
+            hint = f"the splits are: {', '.join(sorted(splits))}; choose one with {flag}, or name a file"
+            raise DataError(f"no split {name!r}", where=config.dataset_name, hint=hint)
         tasks, description = _open_local(str(config.dataset_name), local, name, unit_bytes, fields, identify)
     else:
         from cloze.data.hub_source import open_hub
 
-        streams, description = open_hub(config, name)
+        streams, description, splits = open_hub(config, name)
         tasks = [Task(0, None, label, stream=stream) for label, stream in streams]
         say("corpus", f"{name}: {len(tasks):,} {'file' if len(tasks) == 1 else 'files'} of {config.dataset_name}")
     if first is None and last is None:
-        return tasks, description
+        return tasks, description, splits
     size = sum(task.size for task in tasks if task.size) or None
 
     def sliced() -> Iterator[Item]:
@@ -169,7 +175,7 @@ def _open_split(
         whole = (raw for task in tasks for _, raw in items_of(task, fields))
         return enumerate(islice(whole, start, stop), start + 1)
 
-    return [Task(0, None, f"{config.dataset_name} ({name})", stream=sliced, size=size)], description
+    return [Task(0, None, f"{config.dataset_name} ({name})", stream=sliced, size=size)], description, splits
 
 
 def _bounds(first: str | None, last: str | None, count: Callable[[], int]) -> tuple[int, int | None]:
@@ -186,11 +192,6 @@ def _bounds(first: str | None, last: str | None, count: Callable[[], int]) -> tu
 def _open_local(
     name: str, local: LocalFiles, split: str, unit_bytes: int, fields: Fields, identify: bool
 ) -> tuple[list[Task], dict[str, Any]]:
-    if split not in local.splits:
-        known = ", ".join(sorted(local.splits))
-        raise DataError(
-            f"no split {split!r}", where=name, hint=f"the splits are: {known}; choose one with --split, or name a file"
-        )
     files = local.splits[split]
     others = [f"{other}: {describe_files(those)}" for other, those in sorted(local.splits.items()) if other != split]
     say("corpus", f"{split}: {describe_files(files)}" + (f"; also there: {'; '.join(others)}" if others else ""))

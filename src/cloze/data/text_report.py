@@ -36,7 +36,7 @@ _HINTS = {
     "lost_characters": "another tokenizer keeps them, or one without lower case and stripped accents",
     "empty_documents": "check --text_field",
     "repeated_documents": "was a file copied, or a corpus joined with itself?",
-    "validation_in_train": "perplexity will look better than it is: remove repeated documents",
+    "validation_in_train": "perplexity looks better than it is: remove repeated documents, and overlap of the splits",
 }
 
 

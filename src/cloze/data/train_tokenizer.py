@@ -75,7 +75,7 @@ class Texts:
 def check_new(output: Path) -> None:
     """Raise ConfigError where a folder is there already."""
     if output.exists():
-        raise ConfigError("exists already", where=output, hint="choose another --output, or delete it")
+        raise ConfigError("exists already", where=output, hint="choose another --output")
 
 
 def _check_values(config: TokenizerConfig) -> None:

@@ -1,9 +1,12 @@
-"""Unpack zstd, also the long windows and the many frames of public dumps, which pyarrow refuses."""
+"""Recognise packed files, and unpack zstd, also the long windows and the many frames of public dumps, which pyarrow
+refuses."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import zstandard
@@ -11,7 +14,17 @@ import zstandard
 from cloze.foreign.text_lines import Blocks
 
 MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the largest that the format's own tool writes
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _READ = 4096  # packed bytes at a time: at most 128 MiB come out of them
+
+
+def packed_as(path: Path) -> str | None:
+    """Return the suffix of COMPRESSIONS that the first bytes of a file belong to; None if there is none."""
+    with suppress(OSError), open(path, "rb") as file:
+        head = file.read(4)
+        return next((suffix for magic, suffix in _MAGIC.items() if head.startswith(magic)), None)
+    return None
 
 
 def unpack_zstd(file: Any) -> Any:

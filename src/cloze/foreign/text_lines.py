@@ -39,6 +39,9 @@ _OTHER_DATA = {
     b"PK\x03\x04": ("a zip archive", "unpack it"),
     b"BZh": ("bzip2 data", "unpack it"),
     b"\xfd7zXZ": ("xz data", "unpack it"),
+    b"\x04\x22\x4d\x18": ("lz4 data", "unpack it"),
+    b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
+    b"Rar!": ("a RAR archive", "unpack it"),
     b"%PDF-": ("a PDF", "convert it into text"),
     b"SQLite format 3\0": ("a SQLite database", "export its text"),
     b"version https://git-lfs": ("a pointer of Git LFS", "get the data itself with `git lfs pull`"),
@@ -53,7 +56,11 @@ def encoding_of(head: bytes, where: object) -> str:
             return name
     for magic, (what, hint) in _OTHER_DATA.items():
         if head.startswith(magic):
+            if str(where).lower().endswith((".gz", ".zst")):  # these are the bytes inside of it
+                raise DataError(f"holds {what}, not text", where=where, hint="it is packed twice: unpack it once")
             raise DataError(f"is {what}, not text", where=where, hint=hint)
+    if head[257:262] == b"ustar":
+        raise DataError("is a tar archive, not text", where=where, hint="unpack it")
     sample = head[: HEAD_BYTES // 4 * 4]
     nulls = sample.count(0)
     if nulls >= max(2, len(sample) // 100):

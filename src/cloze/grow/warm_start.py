@@ -80,7 +80,7 @@ def warm_start(config: GrowConfig) -> Done:
     """Write the folder `config.output`. Raises ConfigError or ModelError in one line before anything is written."""
     output, max_shard_bytes = Path(config.output), parse_size(config.max_shard_size, "--max_shard_size")
     if output.exists():
-        raise ConfigError("exists already", where=output, hint="choose another --output, or delete it")
+        raise ConfigError("exists already", where=output, hint="choose another --output")
     folder = resolve_model(config.source, consolidated=True).folder
     old = load_weights(folder, dtype="auto", token=config.token).eval()  # mapped from the files
     tokenizer = load_tokenizer(folder, token=config.token)
