@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from cloze.environment import processes
 from cloze.events import event, is_json, put
+from cloze.foreign.json_yaml import on_left_out
 from cloze.foreign.paths import visible, visible_in_colour
 
 if TYPE_CHECKING:
@@ -163,6 +164,9 @@ def warn(line: str, on_any_rank: bool = False) -> None:
         event("warning", message=line)
     else:
         complain(f"cloze: warning: {line}")
+
+
+on_left_out.append(warn)
 
 
 def tell_end(line: str, exit_code: int) -> None:

@@ -113,10 +113,11 @@ def auxiliary_write(path: Path | str) -> Iterator[None]:
 
 def append_text(path: Path | str, text: str, good_size: int | None = None) -> int:
     """Append `text` as a whole or not at all, and return the file's new size. `good_size`: what earlier appends have
-    written; anything beyond it is the rest of one that failed, and is cut off. Raises DiskError."""
+    written; anything beyond it is the rest of one that failed, and is cut off. Raises DiskError, also if `path` is a
+    link."""
     data = memoryview(text.encode("utf-8"))
     with disk_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             if good_size is not None and size > good_size:

@@ -48,7 +48,7 @@ class Run:
         """The lines of metrics.jsonl, as `pandas.DataFrame` takes them: `step` with `loss` (nats), `learning_rate`,
         `grad_norm`, `tokens_per_second`, ..., or with `eval_loss`, `eval_perplexity`, ..."""
         path = self.folder / "metrics.jsonl"
-        return read_json_lines(path)[0] if path.is_file() else []
+        return read_json_lines(path, "step")[0] if path.is_file() else []
 
     @property
     def status(self) -> str:

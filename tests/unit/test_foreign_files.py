@@ -167,9 +167,9 @@ def test_a_mapping_that_cannot_be_read_is_empty(tmp_path: Path):
         read_yaml(bomb)
 
 
-def test_lines_that_are_no_objects_are_counted_and_a_last_one_without_its_end_is_not(tmp_path: Path):
+def test_lines_that_are_no_objects_are_numbered_and_a_last_one_without_its_end_is_not(tmp_path: Path):
     (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n[]\nx\n\n{"step": 2}\n{"st')
-    assert read_json_lines(tmp_path / "m.jsonl") == ([{"step": 1}, {"step": 2}], 2)
+    assert read_json_lines(tmp_path / "m.jsonl", "step") == ([{"step": 1}, {"step": 2}], [2, 3])
 
 
 def test_numbers_that_are_not_finite_are_written_as_null(tmp_path: Path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cloze.data.loader import Layout
+from cloze.errors import ClozeError, DiskError
+from cloze.files import append_text
 from cloze.train import metrics
 from cloze.train.metrics import Pace, Window
 from cloze.train.plan import Plan
+from cloze.train.stacks import write_stacks
 
 CPU = torch.device("cpu")
 PLAN = Plan(Layout(4, 1, 0, 2), num_blocks=1000, block_size=32, total_samples=10**6, total_steps=10**5)
@@ -62,3 +67,32 @@ def test_waiting_for_data_counts_as_such():
     window = Window(0, CPU)
     assert list(window.timed(Slow())) == ["batch"]
     assert 0.5 < window.close(1, [1.0, 1.0, 1.0], PLAN, Pace(None, None))["data_wait"] <= 1.0
+
+
+def test_a_resumed_run_reports_damaged_lines_and_keeps_the_file_that_had_them(tmp_path: Path, capsys):
+    damaged = (
+        '{"step": 1, "loss": 9.0}\n\x00\x00{"step": 2, "lo\n{"loss": 8.0}\n{"step": 3, "loss": 7.0}\n{"step": 4}\n'
+    )
+    path = tmp_path / metrics.FILE
+    path.write_text(damaged)
+    main = SimpleNamespace(is_main_process=True)
+    for _ in range(2):  # the second time nothing is damaged
+        metrics.MetricsLog(tmp_path, main, start_step=3)
+        assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 3]
+    assert (tmp_path / f"{metrics.FILE}.damaged-1").read_text() == damaged
+    assert len(list(tmp_path.iterdir())) == 2
+    assert f"{path}: lines 2, 3 are damaged and left out" in capsys.readouterr().err
+
+
+def test_metrics_and_stacks_are_not_written_through_a_link(tmp_path: Path):
+    lines = '{"step": 1}\n{"step": 2}\n'
+    (tmp_path / "other").write_text(lines)
+    (tmp_path / metrics.FILE).symlink_to("other")
+    with pytest.raises(ClozeError, match="link"):
+        metrics.MetricsLog(tmp_path, SimpleNamespace(is_main_process=True), start_step=1)
+    with pytest.raises(DiskError, match="cannot write"):
+        append_text(tmp_path / metrics.FILE, "{}")
+    (tmp_path / "rank-3.txt").symlink_to("other")
+    write_stacks(tmp_path, 3, "rank 3")
+    assert (tmp_path / "other").read_text() == lines
+    assert "test_metrics.py" in (tmp_path / "rank-3.txt").read_text()

@@ -290,7 +290,8 @@ def test_damaged_lines_are_counted_and_a_line_that_is_being_written_is_not(tmp_p
     lines, damaged = read_lines(run / "metrics.jsonl")
     assert (lines, damaged) == (lines_of(), 4)
     report.run(ReportConfig(runs=[str(run)]))
-    assert f"cloze: warning: {run}: 4 damaged lines of metrics.jsonl were left out\n" == capsys.readouterr().err
+    warnings = f"cloze: warning: {run / 'metrics.jsonl'}: lines 4, 5, 6, 7 are damaged and left out\n"
+    assert warnings == capsys.readouterr().err
     assert "a: 4 damaged lines of metrics.jsonl were left out" in (run / "report.html").read_text()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,6 +64,10 @@ class Start:
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+
+
+def refuse_link(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
 
 
 def elsewhere(folder: Path, **facts: object) -> Path:
@@ -245,10 +250,7 @@ def test_a_lock_that_is_no_file_is_refused_at_once_and_kept(tmp_path: Path, make
 
 
 def test_a_file_system_without_hard_links_has_one_owner_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse_link)
     elsewhere(tmp_path)
     owner = RunOwner(tmp_path, timeout=0.1)
     owner.acquire()
@@ -278,3 +280,32 @@ def test_of_two_starts_that_found_the_same_dead_owner_the_slower_one_does_not_ta
     assert not slower._replace(gone.token)
     quicker.check()
     quicker.release()
+
+
+def test_a_start_whose_folder_was_moved_names_the_new_place_and_not_another_start(tmp_path: Path):
+    owner, successor = RunOwner(tmp_path / "run"), RunOwner(tmp_path / "run")
+    owner.acquire()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(OwnerError) as caught:
+        owner.check()
+    assert f"it was moved to {tmp_path / 'moved'}" in str(caught.value)
+    assert "other start" not in str(caught.value)
+    successor.acquire()
+    with pytest.raises(OwnerError, match="it was moved to"):
+        owner.check()
+    successor.release()
+    owner.release()
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_copy_of_a_live_run_folder_is_free_and_the_original_is_not(tmp_path: Path, monkeypatch, hard_links: bool):
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refuse_link)
+    start = Start(tmp_path / "run")
+    assert start.said() == "owned"
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with own_run_folder(tmp_path / "copy"):
+        check_owner(tmp_path / "copy")
+    with pytest.raises(OwnerError, match="another start is training"):
+        RunOwner(tmp_path / "run").acquire()
+    assert start.end() == 0

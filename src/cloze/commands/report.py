@@ -10,7 +10,7 @@ from cloze.console import say, warn
 from cloze.errors import ConfigError
 from cloze.files import check_output_file, write_text
 from cloze.report.gather import gather_runs, read_prompts
-from cloze.report.page import damaged_line, render
+from cloze.report.page import render
 from cloze.report.scores import Filled
 
 FILE = "report.html"
@@ -35,8 +35,6 @@ def _write(config: ReportConfig) -> None:
         raise ConfigError("is a folder", where=output, hint=f"give a file: --output {output / FILE}")
     check_output_file(output, "put it elsewhere with --output FILE")
     for one in runs:
-        if one.damaged_lines:
-            warn(f"{one.folder}: {damaged_line(one.damaged_lines)}")
         if one.scores_note and (one.measured or not one.scores):  # a record of older versions says nothing
             warn(f"{one.folder}: {one.scores_note}")
     filled: list[Filled] = []

@@ -15,16 +15,20 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cloze.errors import ClozeError, DataError
 from cloze.foreign.paths import printable, read_bytes, read_text
+from cloze.mappings import is_number
 
 MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 1 << 18
 MAX_JSON_DEPTH = 64
 MAX_YAML_DEPTH = 20
+on_left_out: list[Callable[[str], None]] = []  # what reports a line of `left_out`: see `cloze.console`
+_reported: set[str] = set()
 _KINDS = {dict: "a JSON object", list: "a JSON array", object: "JSON"}
 
 
@@ -95,19 +99,28 @@ def is_deeper(value: Any, limit: int) -> bool:
 
 
 def read_json_lines(
-    path: Path | str, max_bytes: int = 16 << 30, error: type[ClozeError] = DataError
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the JSON objects of a file of lines, and the number of lines that are none. A last line without its end
-    is being written, and is left out. Raises `error` if the file cannot be read."""
+    path: Path | str, number: str, max_bytes: int = 16 << 30, error: type[ClozeError] = DataError
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the JSON objects of a file of lines, and the line numbers, from 1, of those that are damaged: no objects
+    with a number named `number`. They are reported. A last line without its end is being written, and is left out.
+    Raises `error` if the file cannot be read."""
     lines: list[dict[str, Any]] = []
-    damaged = 0
-    for text in read_bytes(path, max_bytes, error=error).split(b"\n")[:-1]:
+    damaged: list[int] = []
+    for place, text in enumerate(read_bytes(path, max_bytes, error=error).split(b"\n")[:-1], 1):
         if not text.strip():
             continue
         try:
-            lines.append(parse_json(text, path))
+            line = parse_json(text, path)
         except DataError:
-            damaged += 1
+            line = {}
+        if is_number(line.get(number)):
+            lines.append(line)
+        else:
+            damaged.append(place)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + ", ..." * (len(damaged) > 5)
+        which = f"line {shown} is" if len(damaged) == 1 else f"lines {shown} are"
+        left_out(f"{printable(os.fspath(path))}: {which} damaged and left out")
     return lines, damaged
 
 
@@ -182,11 +195,22 @@ def yaml_problem(problem: Exception) -> str:
 
 
 def read_mapping(path: Path | str) -> dict[str, Any]:
-    """Return the mapping of a JSON or YAML file; empty if there is no such file or it cannot be read."""
+    """Return the mapping of a JSON or YAML file; empty if there is no such file, or, with a warning, if it cannot be
+    read."""
     try:
         return dict(read_json(path) if str(path).endswith(".json") else read_yaml(path))
-    except ClozeError:
+    except ClozeError as error:
+        if os.path.lexists(path):
+            left_out(f"{error.where}: {error.what}; it is left out")
         return {}
+
+
+def left_out(line: str) -> None:
+    """Report, once in a process, what a reader leaves out of what it returns because it is damaged."""
+    if line not in _reported:
+        _reported.add(line)
+        for report in on_left_out:
+            report(line)
 
 
 def dump_json(value: Any, **style: Any) -> str:

@@ -155,17 +155,16 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     Raises DataError where there is no such file or nothing in it can be read.
     """
     try:
-        found, damaged = read_json_lines(path)
+        found, damaged = read_json_lines(path, "step")
     except DataError as error:
         hint = "give the output_dir of `cloze train`, once it has logged a step"
         why = "is not there" if not path.exists() else error.what
         raise DataError(why, where=path, hint=hint) from None
-    lines = [line for line in found if is_number(line.get("step")) and line["step"] >= 0]
-    damaged += len(found) - len(lines)
+    lines = [line for line in found if line["step"] >= 0]
     if not lines:
-        why = f"all {damaged:,} lines are damaged" if damaged else "holds no line yet"
+        why = f"all {len(damaged):,} lines are damaged" if damaged else "holds no line yet"
         raise DataError(why, where=path, hint="a run logs every --logging_steps steps")
-    return sorted(lines, key=itemgetter("step")), damaged
+    return sorted(lines, key=itemgetter("step")), len(damaged)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

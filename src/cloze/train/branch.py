@@ -15,7 +15,7 @@ from pathlib import Path
 from cloze.console import say
 from cloze.errors import CheckpointError
 from cloze.files import disk_errors, write_json, write_text
-from cloze.foreign.json_yaml import read_mapping
+from cloze.foreign.json_yaml import read_json
 from cloze.train.checkpoint_files import list_checkpoints, verify_checkpoint
 from cloze.train.metrics import FILE as METRICS_FILE
 from cloze.train.metrics import read_metrics
@@ -33,8 +33,10 @@ def is_in_run(checkpoint: Path, output_dir: Path) -> bool:
 
 
 def branch_of(output_dir: Path) -> Path | None:
-    """Return the checkpoint of another run that this one began with; None if it began at step 0."""
-    found = read_mapping(output_dir / IDENTITY_FILE).get(BRANCHED)
+    """Return the checkpoint of another run that this one began with; None if it began at step 0. Raises
+    CheckpointError if run.json, which records it, is damaged."""
+    path = output_dir / IDENTITY_FILE
+    found = read_json(path, error=CheckpointError).get(BRANCHED) if path.exists() else None
     return Path(found) if isinstance(found, str) else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ from cloze.data.loader import StepBatches, TrainLoader
 from cloze.events import event, is_json
 from cloze.files import append_text, auxiliary_write, disk_errors, write_text
 from cloze.foreign.json_yaml import dump_json, finite, read_json_lines
-from cloze.mappings import is_number
 from cloze.train.plan import Plan
 from cloze.train.run_owner import check_owner
 from cloze.train.trackers import report, tracker_values
@@ -55,6 +55,7 @@ class MetricsLog:
         """Shorten the file where that is enough, which a full disk allows; else write it again. Raises DiskError."""
         check_owner(self._path.parent)
         kept = [line for line in read_metrics(self._path.parent) if line["step"] <= start_step]
+        keep_damaged(self._path)
         text = "".join(dump_json(line) + "\n" for line in kept if start_step)
         data, self._size = text.encode("utf-8"), None
         with disk_errors(self._path):
@@ -95,11 +96,23 @@ class MetricsLog:
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut short is left out."""
+    """Return the lines of metrics.jsonl, without damaged ones, which are reported; none if there is no such file."""
     path = output_dir / FILE
-    if not path.exists():
-        return []
-    return [line for line in read_json_lines(path)[0] if is_number(line.get("step"))]
+    return read_json_lines(path, "step")[0] if path.exists() else []
+
+
+def keep_damaged(path: Path) -> None:
+    """Copy a file of metrics that has damaged lines to NAME.damaged-N, before it is written again without them. Raises
+    DiskError."""
+    damaged = read_json_lines(path, "step")[1] if path.exists() else []
+    if not damaged:
+        return
+    number = 1
+    while (copy := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    with disk_errors(copy):
+        shutil.copyfile(path, copy, follow_symlinks=False)
+    warn(f"{path}: the file with its damaged lines is kept as {copy.name}")
 
 
 class Window:

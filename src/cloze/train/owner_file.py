@@ -61,10 +61,19 @@ class Owner:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a lock file said when it was read. `beat` changes with each heartbeat."""
+    """What a lock file said when it was read. `beat`: inode and modification time, which each heartbeat changes."""
 
     owner: Owner
     beat: tuple[int, int]
+
+    def is_copy(self) -> bool:
+        """Return whether the owner, a process of this host, has another file open as its lock: the folder is a copy
+        of the one it trains in. False if its open files cannot be examined."""
+        files = f"/proc/{self.owner.pid}/fd"
+        try:
+            return self.beat[0] not in {_inode(f"{files}/{number}") for number in os.listdir(files)}
+        except OSError:
+            return False
 
 
 def this_process(token: str) -> Owner:
@@ -106,6 +115,19 @@ def check_lock(path: Path) -> None:
         kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder"}
         what = f"is {kinds.get(stat.S_IFMT(mode), 'not a regular file')}, not a lock that Cloze made"
         raise OwnerError(what, where=path, hint=f"remove {path} if nothing is training in that folder")
+
+
+def folder_of(descriptor: int) -> str | None:
+    """Return the folder in which an open lock file is now; None if it was removed or replaced, or if that cannot be
+    known."""
+    try:
+        if os.fstat(descriptor).st_nlink == 0:
+            return None
+        return printable(os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}")))
+    except FileNotFoundError:  # no /proc
+        return "another place"
+    except OSError:
+        return None
 
 
 def read_owner(path: Path) -> Sighting | None:
@@ -176,6 +198,13 @@ def _stat(pid: int) -> tuple[str, int] | None:
         return values[0], int(values[19])
     except (OSError, IndexError, ValueError):
         return None
+
+
+def _inode(path: str) -> int | None:
+    """Return a file's inode number; None if it is gone. The device is left out: a host may have mounted it twice."""
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_ino
+    return None
 
 
 def _first_line(path: str) -> str | None:

@@ -9,8 +9,8 @@ which is atomic on NFS, and carries a heartbeat: its modification time, set ever
 descriptor, so that a process which has lost the folder cannot refresh its successor's lock.
 
 An owner that has ended without removing its lock is detected
-- at once, on the same host (same boot, same pid namespace): no process has its pid and start time; or the host has
-  been restarted since;
+- at once, on the same host (same boot, same pid namespace): no process has its pid and start time, or that process
+  has another lock file open, so that this one is a copy; or the host has been restarted since;
 - at once, if this start is the same SLURM job with a higher restart count: a requeued job is the successor;
 - anywhere else after TIMEOUT_SECONDS without a heartbeat, measured by the observer's own monotonic clock.
 
@@ -35,7 +35,7 @@ from pathlib import Path
 from cloze.console import is_main, say
 from cloze.errors import OwnerError
 from cloze.files import disk_errors
-from cloze.train.owner_file import LOCK, Owner, Sighting, check_lock, has_ended, read_owner, this_process
+from cloze.train.owner_file import LOCK, Owner, Sighting, check_lock, folder_of, has_ended, read_owner, this_process
 
 BEAT_SECONDS = 10.0
 TIMEOUT_SECONDS = 120.0
@@ -55,7 +55,7 @@ class RunOwner:
         self._own_file = run_dir / f"{LOCK}.{self.me.token}"
         self._seen: dict[str, tuple[Sighting, float]] = {}
         self._made: list[Path] = []
-        self._descriptor = -1
+        self._descriptors: list[int] = []  # of the lock last; open from its creation on, which `is_copy` relies on
         self._ended, self._lost = threading.Event(), False
 
     def acquire(self) -> None:
@@ -83,12 +83,15 @@ class RunOwner:
             found = read_owner(self._lock)
         if found is not None and found.owner.token == self.me.token and not self._lost:
             return
-        by = f"it was taken over by {found.owner}" if found is not None else f"{LOCK} was removed"
-        raise OwnerError(
-            f"this start does not own the run folder any more ({by})",
-            where=self.run_dir,
-            hint="nothing more is written; the other start continues from the last checkpoint",
-        )
+        hint = "nothing more is written; the other start continues from the last checkpoint"
+        if not self._lost and (now := folder_of(self._descriptors[-1])):
+            by = f"it was moved to {now}"
+            hint = "nothing more is written; start again with --output_dir where it is now"
+        elif found is not None:
+            by = f"it was taken over by {found.owner}"
+        else:
+            by, hint = f"{LOCK} was removed", "nothing more is written; start again if no other start trains there"
+        raise OwnerError(f"this start does not own the run folder any more ({by})", where=self.run_dir, hint=hint)
 
     def release(self) -> None:
         """Remove the lock if this process still owns the folder, and the folder if acquire made it and it is empty."""
@@ -112,10 +115,11 @@ class RunOwner:
 
     def _write_own_file(self) -> None:
         descriptor = os.open(self._own_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        self._descriptors.append(descriptor)
+        with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
             file.write(json.dumps(asdict(self.me), indent=2) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
 
     def _take(self) -> None:
         """Create the lock, or replace that of an owner that has ended."""
@@ -134,7 +138,7 @@ class RunOwner:
                 if holder is not None and time.monotonic() - begin > CLAIM_SECONDS:
                     raise self._refusal(holder.owner)
                 time.sleep(_POLL_SECONDS)
-        self._descriptor = os.open(self._lock, os.O_RDWR | os.O_NOFOLLOW)
+        self._descriptors.append(os.open(self._lock, os.O_RDWR | os.O_NOFOLLOW))
 
     def _is_over(self, found: Sighting) -> bool:
         """Whether an owner has ended; False if that is not known yet. Raises OwnerError if it is alive."""
@@ -142,6 +146,8 @@ class RunOwner:
         if self.me.succeeds(owner):
             return True
         ended = has_ended(owner, self.me)
+        if ended is False and found.is_copy():
+            return True
         if ended is None:
             first, since = self._seen.setdefault(owner.token, (found, time.monotonic()))
             if found.beat != first.beat:
@@ -213,8 +219,8 @@ class RunOwner:
             descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self._own_file.read_bytes())
+        self._descriptors.append(descriptor)
+        os.write(descriptor, self._own_file.read_bytes())
         return True
 
     def _remove_leftovers(self) -> None:
@@ -229,10 +235,10 @@ class RunOwner:
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._beat):
             try:
-                if os.fstat(self._descriptor).st_nlink == 0:
+                if os.fstat(self._descriptors[-1]).st_nlink == 0:
                     self._lost = True
                     return
-                os.utime(self._descriptor)
+                os.utime(self._descriptors[-1])
             except OSError as error:
                 if error.errno == errno.ESTALE:
                     self._lost = True
@@ -240,9 +246,8 @@ class RunOwner:
 
     def _close(self) -> None:
         self._ended.set()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        while self._descriptors:
+            os.close(self._descriptors.pop())
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails if anything is in it

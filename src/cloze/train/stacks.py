@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import sys
 import threading
 from pathlib import Path
@@ -28,17 +29,21 @@ _WAITING = (
 
 def write_stacks(folder: Path, rank: int, title: str) -> None:
     """Write the stacks of all threads into `folder`/rank-N.txt, each line with `console.front`, so that the files can
-    be read together. A disk that fails is passed over."""
+    be read together. Errors of the disk are ignored."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{rank}.txt"
-        with open(path, "w", encoding="utf-8") as file:
+        path.unlink(missing_ok=True)  # of an earlier start, or a link
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with open(descriptor, "r+", encoding="utf-8") as file:
             file.write(f"{title}\n")
             file.flush()
             faulthandler.dump_traceback(file)
-        if front():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            path.write_text("".join(f"{front()}{line}\n" for line in lines), encoding="utf-8")
+            if front():
+                file.seek(0)
+                lines = file.read().splitlines()
+                file.seek(0)
+                file.write("".join(f"{front()}{line}\n" for line in lines))
 
 
 def waits_for_others() -> bool:
