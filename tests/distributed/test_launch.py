@@ -9,25 +9,11 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
+from ranks import cloze_ranks, run_ranks, succeed
+
+from cloze.errors import LaunchError
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECK = """
-import os, sys
-from pathlib import Path
-os.environ["DS_ACCELERATOR"] = "cpu"
-import deepspeed
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-from accelerate import Accelerator
-from cloze.command_line import leave
-from cloze.distributed import check_world, read_launcher
-from cloze.errors import LaunchError
-accelerator = Accelerator()          # as most scripts do it: on the CPU every rank believes to be alone
-try:
-    check_world(accelerator, read_launcher())
-except LaunchError as error:
-    Path(sys.argv[1], str(os.getpid())).write_text(str(error))  # standard output is shared: lines of two ranks can mix
-leave(0)
-"""
 
 
 def launch(launcher: list[str], script: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -45,15 +31,23 @@ def train(prepared: Path, output: Path) -> list[str]:
 DEEPSPEED = ["--use_deepspeed", "--zero_stage", "1", "--dynamo_backend", "no", "--mixed_precision", "no"]
 
 
+def check_alone() -> None:
+    """Make an Accelerator as most scripts do: with DeepSpeed on a CPU every rank believes that it is alone."""
+    import deepspeed
+    from accelerate import Accelerator
+
+    from cloze.command_line import leave
+    from cloze.distributed import check_world, read_launcher
+
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    with pytest.raises(LaunchError, match="accelerate sees 1 processes, but 2 were started"):
+        check_world(Accelerator(), read_launcher())
+    leave(0)
+
+
 def test_ranks_that_each_believe_to_be_alone_are_noticed(tmp_path: Path):
-    script = tmp_path / "check.py"
-    script.write_text(CHECK)
-    refusals = tmp_path / "refusals"
-    refusals.mkdir()
-    done = launch([*DEEPSPEED, "--num_processes", "2", "--num_machines", "1"], [str(script), str(refusals)])
-    lines = [file.read_text() for file in refusals.iterdir()]
-    assert len(lines) == 2, done.stdout + done.stderr
-    assert all("accelerate sees 1 processes, but 2 were started" in line for line in lines), lines
+    succeed(run_ranks(check_alone, 2, tmp_path))
 
 
 def test_an_error_of_all_ranks_is_told_though_rank_0_comes_last(tmp_path: Path):
@@ -70,14 +64,11 @@ def test_an_error_of_all_ranks_is_told_though_rank_0_comes_last(tmp_path: Path):
 
 
 def test_deepspeed_that_would_be_dropped_is_refused(prepared: Path, tmp_path: Path):
-    launcher = [*DEEPSPEED, "--num_processes", "2", "--num_machines", "1"]
-    script = tmp_path / "with_cpu.py"
-    script.write_text(
-        "import os, sys\nos.environ['ACCELERATE_USE_CPU'] = 'true'\nfrom cloze.cli import main\nmain(sys.argv[1:])\n"
-    )
-    done = launch(launcher, [str(script), *train(prepared, tmp_path / "run")[2:]])
-    assert done.returncode != 0
-    assert "would silently drop DeepSpeed" in done.stderr
+    argv = train(prepared, tmp_path / "run")[2:]
+    use_cpu = {"ACCELERATE_USE_CPU": "true"}
+    outcomes = cloze_ranks(argv, 2, "zero1", tmp_path / "log", before=lambda: os.environ.update(use_cpu))
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert "would silently drop DeepSpeed" in outcomes[0].output
     assert not (tmp_path / "run").exists()
 
 

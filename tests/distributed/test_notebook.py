@@ -285,7 +285,7 @@ def test_the_stop_button_of_a_notebook_saves_and_the_same_cell_goes_on(prepared:
             time.sleep(0.02)
         asyncio.run(manager.interrupt_kernel())
 
-    with kernel(tmp_path, "sample") as (client, manager):
+    with kernel(tmp_path, "galaxies") as (client, manager):
         run_cell(client, "import cloze")
         threading.Thread(target=press, args=[manager], daemon=True).start()
         with pytest.raises(CellExecutionError, match="interrupted: stopped after step"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+from pathlib import Path
 
 import torch
+from ranks import run_ranks, succeed
 from transformers import AutoConfig, AutoModelForMaskedLM, masking_utils
 from transformers.utils import import_utils
 
 from cloze.model.compiled import compile_backbone, eagerly
+from cloze.train.determinism import use_same_bits
 
 
 def tiny():
@@ -64,12 +66,14 @@ def test_what_is_changed_for_that_is_as_before_when_the_forward_is_done():
     assert masking_utils.is_torchdynamo_exporting is import_utils.is_torchdynamo_exporting
 
 
-def test_full_determinism_sets_what_pytorch_names_for_it():
-    script = (
-        "import os, torch; from cloze.train.determinism import use_same_bits; use_same_bits(strict={strict});"
-        "assert torch.are_deterministic_algorithms_enabled();"
-        "assert torch.is_deterministic_algorithms_warn_only_enabled() is not {strict};"
-        "assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8' and torch.backends.cudnn.deterministic"
-    )
+def check_determinism(strict: bool) -> None:
+    use_same_bits(strict=strict)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled() is not strict
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert torch.backends.cudnn.deterministic
+
+
+def test_full_determinism_sets_what_pytorch_names_for_it(tmp_path: Path):
     for strict in (True, False):
-        subprocess.run([sys.executable, "-c", script.format(strict=strict)], check=True)
+        succeed(run_ranks(check_determinism, 1, tmp_path, strict=strict))

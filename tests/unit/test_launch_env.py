@@ -82,6 +82,7 @@ def test_installs_once_until_the_pins_change_and_again_after_a_failure(clone: Pa
 
 def test_two_at_once_install_one_after_the_other(clone: Path):
     slow = PREPARE.replace('echo "$*" >>pip.log;', "echo begin >>pip.log; sleep 1; echo end >>pip.log;")
+    slow = slow.replace("prepare_environment", "make_venv() { mkdir -p .venv; }\nprepare_environment")
     command = ["bash", "-c", slow, "bash", str(clone)]
     environment = {**os.environ, "PYTHON": sys.executable}
     both = [

@@ -132,6 +132,15 @@ def test_less_than_one_block_is_lost_in_the_whole_corpus(corpus: Path, tokenizer
     assert sum(facts["documents"] for facts in splits.values()) == 600
 
 
+@pytest.fixture(scope="module")
+def done_and_begun(corpus: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two output folders, not to be changed: one with blocks, one with half of the units."""
+    folder = tmp_path_factory.mktemp("outputs")
+    prepare(config(corpus, folder / "done"))
+    prepare(config(corpus, folder / "begun", num_shards=2, shard_index=0))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -149,10 +158,8 @@ def test_less_than_one_block_is_lost_in_the_whole_corpus(corpus: Path, tokenizer
     ],
 )
 def test_something_else_in_the_same_folder_is_refused(
-    corpus: Path, tokenizer: Path, tmp_path: Path, change: dict[str, Any], difference: str
+    corpus: Path, done_and_begun: Path, tmp_path: Path, change: dict[str, Any], difference: str
 ):
-    prepare(config(corpus, tmp_path / "done"))
-    prepare(config(corpus, tmp_path / "begun", num_shards=2, shard_index=0))
     if change == {"tokenizer_name": "other"}:
         source = {"dataset_name": str(corpus / "all.jsonl"), "text_field": "title"}
         train_tokenizer(TokenizerConfig(**source, output=str(tmp_path / "other"), vocab_size=400))
@@ -162,13 +169,13 @@ def test_something_else_in_the_same_folder_is_refused(
         content = (tmp_path / "data" / "a.jsonl").read_bytes()
         (tmp_path / "data" / "a.jsonl").write_bytes(content.replace(b" is ", b" IS ", 1))
         change = {"dataset_name": str(tmp_path / "data")}
-    before = contents(tmp_path)
+    before = contents(done_and_begun)
     for name, more in (("done", {}), ("begun", {"num_shards": 2, "shard_index": 1})):
         with pytest.raises(ConfigError) as caught:
-            prepare(config(corpus, tmp_path / name, **more | change))
+            prepare(config(corpus, done_and_begun / name, **more | change))
         assert difference in str(caught.value)
         assert "choose another --output, or delete it" in str(caught.value)
-    assert contents(tmp_path) == before
+    assert contents(done_and_begun) == before
 
 
 def test_the_same_again_is_done_already(corpus: Path, expected: tuple[str, dict], tmp_path: Path, capsys):
@@ -233,9 +240,10 @@ def chosen_before(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("chosen_before")
-def test_killed_at_a_hundred_random_moments(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(corpus: Path, expected: tuple[str, dict], tmp_path: Path, kills: int):
     packing, bytes_of_one = expected
-    killed_many_times(corpus, tmp_path, bytes_of_one, 100, packing)
+    killed_many_times(corpus, tmp_path, bytes_of_one, kills, packing)
 
 
 def descendants(pid: int) -> list[int]:
@@ -286,10 +294,17 @@ BAD_LINES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def good(corpus: Path, tokenizer: Path) -> dict[str, Any]:
+    """The manifest of all threads in one file, none of them bad."""
+    manifest = prepare(config(corpus, corpus / "good", dataset_name=str(corpus / "all.jsonl")))
+    assert manifest is not None
+    return manifest
+
+
 @pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[reason for _, reason in BAD_LINES])
-def test_a_bad_record_is_refused_or_left_out(corpus: Path, tokenizer: Path, tmp_path: Path, line: bytes, reason: str):
+def test_a_bad_record_is_refused_or_left_out(corpus: Path, good: dict, tmp_path: Path, line: bytes, reason: str):
     lines = (corpus / "all.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "good.jsonl").write_bytes(b"".join(lines))
     (tmp_path / "bad.jsonl").write_bytes(b"".join([*lines[:300], line, *lines[300:]]))
     bad = {"dataset_name": str(tmp_path / "bad.jsonl"), "unit_size": UNIT if len(line) < 1000 else "10MB"}
     with pytest.raises(DataError, match=f"bad.jsonl, line 301: {reason}.*--on_bad_record skip"):
@@ -298,7 +313,6 @@ def test_a_bad_record_is_refused_or_left_out(corpus: Path, tokenizer: Path, tmp_
     assert [key.startswith(reason) for key in manifest["bad_records"]] == [True]
     assert list(manifest["bad_records"].values()) == [1]
     assert manifest["bad_record_examples"][0].startswith(f"bad.jsonl, line 301: {reason}")
-    good = prepare(config(corpus, tmp_path / "g", dataset_name=str(tmp_path / "good.jsonl")))
     for side in ("train", "validation"):
         assert manifest["splits"][side]["tokens"] == good["splits"][side]["tokens"]
 
