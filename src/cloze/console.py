@@ -27,6 +27,7 @@ from cloze.environment import processes
 from cloze.events import event, is_json, put
 from cloze.foreign.json_yaml import on_left_out
 from cloze.foreign.paths import visible, visible_in_colour
+from cloze.redact import redacted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +87,7 @@ def front() -> str:
 def complain(text: str) -> None:
     """Write one or more lines to stderr, on whatever rank, each with `front`. In one piece: lines of two ranks that
     share a terminal must not mix. What no encoding has (a byte of an argument that is not UTF-8) is escaped."""
-    text = visible(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    text = visible(redacted(text.encode("utf-8", "backslashreplace").decode("utf-8")))
     put(sys.stderr, "".join(f"{front()}{line}\n" for line in text.splitlines()))
 
 
@@ -108,12 +109,12 @@ def escape_library_output() -> None:
     them. For a process of Cloze's own, not for one that imports it."""
     logging.setLogRecordFactory(_Record)
     plain = warnings.formatwarning
-    warnings.formatwarning = lambda *given, **named: visible(plain(*given, **named))
+    warnings.formatwarning = lambda *given, **named: visible(redacted(plain(*given, **named)))
 
 
 class _Record(logging.LogRecord):
     def getMessage(self) -> str:
-        return visible_in_colour(super().getMessage())
+        return visible_in_colour(redacted(super().getMessage()))
 
 
 def _complain_of_thread(what: threading.ExceptHookArgs) -> None:
@@ -136,13 +137,13 @@ def say(stage: str, line: str, result: object = None) -> None:
 
 def show(text: str, stream: TextIO | None = None) -> None:
     """Print a text of one or more lines (on stdout unless another stream is given) with everything escaped that a
-    terminal would obey: names and texts of files may hold it."""
-    put(stream or sys.stdout, visible(text) + "\n")
+    terminal would obey, and without secrets: names and texts of files may hold them."""
+    put(stream or sys.stdout, visible(redacted(text)) + "\n")
 
 
 def show_coloured(text: str) -> None:
     """Print a text on stdout as `show` does, but with its ANSI colours. Foreign parts of it must be `visible`."""
-    put(sys.stdout, visible_in_colour(text) + "\n")
+    put(sys.stdout, visible_in_colour(redacted(text)) + "\n")
 
 
 def show_table(table: Table, width: int | None = None) -> None:

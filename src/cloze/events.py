@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from cloze.environment import processes
 from cloze.foreign.json_yaml import dump_json
+from cloze.redact import redacted
 
 _lock = threading.RLock()
 
@@ -48,7 +49,7 @@ def event(name: str, **fields: Any) -> None:
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     rank = processes.rank()
     about = {"event": name, "time": now, **({"rank": rank} if rank else {})}
-    line = dump_json(about | fields, default=str, ensure_ascii=True)
+    line = redacted(dump_json(about | fields, default=str, ensure_ascii=True))
     stream = sys.stdout.stream if isinstance(sys.stdout, Lines) else sys.stdout
     with _lock:
         put(stream, line + "\n")

@@ -33,6 +33,7 @@ from cloze.files import remove_tree, sync
 from cloze.foreign.json_yaml import dump_json, read_json, read_mapping
 from cloze.foreign.paths import write_new
 from cloze.places import SECRETS
+from cloze.redact import MIN_CHARACTERS, redacted
 
 FILE, FOLDER = "error.json", "errors"
 SHOWN = ("rank", "host", "phase", "step", "error", "kind", "exit_code", "time")
@@ -41,8 +42,6 @@ DISK_SECONDS = 10.0  # a disk that does not answer must not keep a process from 
 _CONNECTION = re.compile(r"[Cc]onnect|[Ss]ocket|[Tt]imed? ?out|gloo|NCCL|[Bb]roken pipe")
 # What gloo and NCCL say when another rank does not answer, or its connection is gone.
 _UNANSWERED = re.compile(r"gloo/transport|Timed out waiting|Connection (closed|reset) by|ncclRemoteError|Broken pipe")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-_SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 Record = dict[str, Any]
 
 
@@ -98,23 +97,15 @@ def exit_code_of(error: BaseException) -> int:
     return error.exit_code if isinstance(error, ClozeError) else 1
 
 
-def redacted(text: str, secrets: tuple[str, ...]) -> str:
-    """The text without secret values."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return _TOKEN.sub("***", text)
-
-
 def redacted_values(values: Record, secrets: tuple[str, ...]) -> Record:
     """The same for the texts of a record."""
     return {k: redacted(v, secrets) if isinstance(v, str) else v for k, v in values.items()}
 
 
 def secret_values(config: Any) -> tuple[str, ...]:
-    """The values that nobody may read: a configuration's tokens, and what the environment calls a token or key."""
+    """Return the values of a configuration that nobody may read."""
     named = [getattr(config, name, None) for name in SECRETS]
-    named += [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
-    return tuple({value for value in named if isinstance(value, str) and len(value) >= 8})
+    return tuple({value for value in named if isinstance(value, str) and len(value) >= MIN_CHARACTERS})
 
 
 def summary(records: list[Record]) -> dict[str, Any] | None:

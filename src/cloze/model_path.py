@@ -130,6 +130,7 @@ def _of_run(path: Path, consolidated: bool) -> ModelPath:
         if consolidated and problem is None and found.lineage is None and _records_lineage(path):
             problem = "does not record the checkpoint it is made of, as a model of this run would"
         if problem is None:
+            _warn_unrecorded(found)
             return found
         if consolidated:
             hint = f"run `cloze consolidate {path}`, or give {model} to take it as it is"
@@ -155,16 +156,22 @@ def _model_folder(path: Path) -> ModelPath:
     found, problem = _examine(path, parent if (parent / "config.yaml").is_file() else None)
     if problem is not None:
         warn(f"{path}: {problem}; it is used as it is")
+    else:
+        _warn_unrecorded(found)
     return found
+
+
+def _warn_unrecorded(found: ModelPath) -> None:
+    """Warn of a model that does not record the checkpoint of its run that it is made of."""
+    if found.lineage is None and found.run_dir is not None and _has_whole_checkpoint(found.run_dir):
+        why = f"{found.folder}: does not record the checkpoint it is made of"
+        warn(f"{why}; `cloze consolidate {found.run_dir}` makes it again")
 
 
 def _examine(model: Path, run_dir: Path | None) -> tuple[ModelPath, str | None]:
     """Return a model folder, and why it is not its run's newest model, None if it is or nothing is recorded."""
     lineage = read_record(model)
     if lineage is None:
-        if run_dir is not None and _has_whole_checkpoint(run_dir):
-            why = f"{model}: does not record the checkpoint it is made of"
-            warn(f"{why}; `cloze consolidate {run_dir}` makes it again")
         return ModelPath(str(model), str(model), run_dir), None
     if changed := changed_file(model):
         found = ModelPath(str(model), str(model), run_dir)

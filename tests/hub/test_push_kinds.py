@@ -92,7 +92,7 @@ def test_license_and_language_get_into_the_card_and_what_the_hub_knows_of_the_ba
 
 def test_a_card_that_holds_a_token_is_not_pushed(hub: LocalHub, push: Client, run_dir: Path):
     (run_dir / "model" / "README.md").write_text(f"# Mine\n\nlogin(token='hf_{'a1' * 17}')\n")
-    assert "README.md: holds what looks like a Hub token" in refused(push(run_dir, "--repo", "demo"))
+    assert "README.md: holds what looks like a Hugging Face token" in refused(push(run_dir, "--repo", "demo"))
     assert hub.files("user/demo") == {} if "user/demo" in hub.repos else True
     assert hub.requests("POST", "/commit/") == 0
 

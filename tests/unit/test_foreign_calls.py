@@ -129,6 +129,7 @@ ALLOWED = {
     "data/token_ids.py:unknown_id": TOKENIZER,
     "data/tokenize.py:fingerprint": TOKENIZER,
     "data/unpack.py:_unpacked": CORPUS,
+    "data/unpack.py:packed_as": CORPUS,
     "data/words.py:words_of": TOKENIZER,
     "data/units.py:read_hashes": OWN,
     "data/units.py:read_tail": OWN,

@@ -107,7 +107,9 @@ def test_a_record_that_cannot_be_read_is_an_error_and_none_is_none(tmp_path: Pat
 
 
 @pytest.mark.parametrize("records", [True, False])
-def test_a_model_without_a_record_is_not_pushed_as_that_of_a_run_whose_models_have_one(tmp_path: Path, records: bool):
+def test_a_model_without_a_record_is_not_pushed_as_that_of_a_run_whose_models_have_one(
+    tmp_path: Path, records: bool, capsys: pytest.CaptureFixture[str]
+):
     """Models of older versions have no record, and neither have their runs' checkpoints the checksum of the blocks."""
     model, checkpoint = tmp_path / "run" / "model", tmp_path / "run" / "checkpoint-4"
     for folder in (model, checkpoint):
@@ -124,6 +126,7 @@ def test_a_model_without_a_record_is_not_pushed_as_that_of_a_run_whose_models_ha
             ModelError, match=r"does not record the checkpoint.*`cloze consolidate .*, or give .*model"
         ):
             resolve_model(str(tmp_path / "run"), consolidated=True)
+        assert capsys.readouterr().err == "", "the error says it, so no warning does"
     else:
         assert resolve_model(str(tmp_path / "run"), consolidated=True).folder == str(model)
     assert resolve_model(str(model), consolidated=True).folder == str(model)

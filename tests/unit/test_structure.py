@@ -45,7 +45,7 @@ LAYERS = [
     ["foreign"],
     ["secret"],
     ["environment"],
-    ["early", "errors", "heartbeat", "mappings"],
+    ["early", "errors", "heartbeat", "redact", "mappings"],
 ]
 PURE = ["hashing", "sampler", "batch_size", "masking", "words", "packing"]
 

@@ -35,6 +35,7 @@ from cloze.lineage import read_record, scores_of
 from cloze.machine import versions_of
 from cloze.mappings import is_number, part
 from cloze.places import portable
+from cloze.redact import redacted
 
 MARKER = "<!-- made by cloze -->"
 HYPERPARAMETERS = (
@@ -139,7 +140,7 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
         _reproduce_section(commands(config, data, sessions, repo or f"owner/{name}", lineage)),
         _limits_section(data),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return redacted("\n\n".join(section for section in sections if section)) + "\n"
 
 
 def _public_names(config: dict[str, Any]) -> dict[str, Any]:

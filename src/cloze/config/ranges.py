@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloze.errors import ConfigError
+from cloze.places import SECRETS
+from cloze.redact import remember, secret_in
 
 # Technical limits. They are far above any use, and keep products of two options inside 64 bits.
 MAX_COUNT = 2**31 - 1
@@ -150,6 +152,14 @@ class Ranged:
             fault = allowed.fault(getattr(self, name))
             if fault is not None:
                 raise ConfigError(fault, where=f"--{name}", hint=allowed.hint(getattr(self, name)))
+        remember(getattr(self, name, None) for name in SECRETS)
+        for name in allowed_values(type(self)).keys() - set(SECRETS):  # type: ignore[arg-type]
+            if kind := secret_in(str(getattr(self, name))):
+                raise ConfigError(
+                    f"holds what looks like {kind}, and would be stored with the run",
+                    where=f"--{name}",
+                    hint="give secrets as --token or in the environment (HF_TOKEN)",
+                )
 
 
 @functools.cache

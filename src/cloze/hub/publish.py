@@ -28,6 +28,7 @@ from cloze.foreign.safetensors_header import INDEX, shard_names
 from cloze.hub.client import Pushed, Target, ask, commit
 from cloze.model_path import ModelPath, resolve_model
 from cloze.places import portable, without_place
+from cloze.redact import secret_in
 from cloze.train.checkpoint_files import MANIFEST, read_manifest, signed
 
 MODEL_FILES = (
@@ -40,7 +41,6 @@ MODEL_FILES = (
 )
 # What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
 _OLD_WEIGHTS = re.compile(r"model\.safetensors|model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")
-_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 _NUMBERS = (".safetensors", ".arrow")
 _SEARCHED_AT_ONCE = 1 << 24
 
@@ -104,21 +104,21 @@ def checkpoint_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
-    """Raise HubError if a file to be uploaded holds a Hub token, as a card or a configuration written by hand may.
+    """Raise HubError if a file to be uploaded holds a token or a password, as a card written by hand may.
     Tensors and blocks are numbers, and not searched."""
     for name, content in files.items():
-        if not name.endswith(_NUMBERS) and _holds_token(content):
-            raise HubError("holds what looks like a Hub token", where=name, hint="take it out, and make a new token")
+        if not name.endswith(_NUMBERS) and (kind := _secret_in(content)):
+            raise HubError(f"holds what looks like {kind}", where=name, hint="take it out, and make a new one")
 
 
-def _holds_token(content: Path | bytes) -> bool:
+def _secret_in(content: Path | bytes) -> str | None:
     with io.BytesIO(content) if isinstance(content, bytes) else open_regular(content, error=HubError) as stream:
         before = b""
         while part := stream.read(_SEARCHED_AT_ONCE):
-            if _TOKEN.search(before + part):
-                return True
-            before = part[-64:]  # a token may lie in two parts
-    return False
+            if kind := secret_in(before + part):
+                return kind
+            before = part[-1024:]  # a token may lie in two parts
+    return None
 
 
 def with_license(api: HfApi, told: Told, base: str | None, dataset: str | None) -> Told:

@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 from cloze import __version__
+from cloze.redact import redacted
 from cloze.report.curves import MOST_POINTS, SMOOTHING, charts_of, restarts_of
 from cloze.report.gather import Run
 from cloze.report.markup import Html, element, joined, section, text
@@ -57,7 +58,7 @@ def render(runs: Sequence[Run], filled: Sequence[Filled] = ()) -> str:
         "script": _file("charts.js"),
         "data": embedded({"runs": [_told(run) for run in runs], "charts": charts}),
     }
-    return _PLACE.sub(lambda place: values[place[1]], _file("page.html"))
+    return redacted(_PLACE.sub(lambda place: values[place[1]], _file("page.html")))
 
 
 def embedded(value: Any) -> str:

@@ -26,9 +26,10 @@ from cloze.collectives import decide
 from cloze.config import TrainConfig
 from cloze.console import warn
 from cloze.errors import ConfigError, Stopped, one_line
-from cloze.failures import redacted, secret_values
+from cloze.failures import secret_values
 from cloze.files import auxiliary_write, write_json
 from cloze.foreign.json_yaml import read_mapping
+from cloze.redact import redacted
 
 FILE = "trackers.json"
 _HINTS = {
