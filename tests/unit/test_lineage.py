@@ -58,12 +58,19 @@ def test_other_weights_have_another_checksum(other: dict[str, Any]):
 def test_a_lineage_survives_json_and_what_is_none_is_unknown():
     members = [of_checkpoint(manifest([("a", step)], step=step)) for step in (2, 4)]
     average = of_average(members)
+    assert of_average(members[:1]) is members[0]
     assert from_mapping({"lineage": json.loads(json.dumps(average.as_mapping()))}) == average
     assert str(average) == "the mean of the weights of steps 2 and 4"
     good = average.as_mapping()
     for bad in ({"steps": [-1]}, {"steps": "4"}, {"kind": []}, {"weights": 3}, {"steps": [True]}, {"dtype": None}):
         assert from_mapping({"lineage": good | bad}) is None
     assert from_mapping({"lineage": [good]}) is None
+
+
+def test_weights_of_other_origin_are_named_as_such():
+    assert str(Lineage("foreign", None, (), "w")) == "another program's checkpoint"
+    assert str(Lineage("grown", None, (), "w", "bf16")) == "a model that `cloze grow` made in bf16"
+    assert str(Lineage("ema", None, (4,), "w")) == "the moving average of step 4"
 
 
 def test_runs_are_told_apart_by_data_and_seed_but_not_by_how_old_their_record_is():
@@ -96,6 +103,10 @@ def test_a_file_that_was_replaced_added_or_removed_is_named(tmp_path: Path):
     assert changed_file(tmp_path) == "model.safetensors"
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     assert changed_file(tmp_path) == "model-00001-of-00001.safetensors"
+    (tmp_path / "model-00001-of-00001.safetensors").unlink()
+    assert changed_file(tmp_path) == "model.safetensors"
+    (tmp_path / "cloze.json").write_text('{"files": []}')
+    assert changed_file(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"lineage": {"kind": "other"}}'])

@@ -34,6 +34,14 @@ def test_model_folders_of_this_version_and_of_older_ones_are_replaced(tmp_path: 
     check_replaceable(make(tmp_path / "grown", "config.json", "model.safetensors", "cloze.json", "grown.json"))
     (tmp_path / "link").symlink_to(tmp_path / "old")
     check_replaceable(tmp_path / "link")
+    own_code = make(tmp_path / "own-code", *OLD, "modeling_mine.py")
+    (own_code / "config.json").write_text('{"auto_map": {"AutoModelForMaskedLM": "modeling_mine.Mine"}}')
+    check_replaceable(own_code)
+
+
+def test_a_file_in_the_place_of_the_model_folder_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="exists and is not a model folder"):
+        check_replaceable(make(tmp_path, "model") / "model")
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ import pytest
 from ranks import wait_for
 
 from cloze.errors import OwnerError
-from cloze.train.owner_file import LOCK, has_ended, read_owner, this_process
-from cloze.train.run_owner import RunOwner, check_owner, own_run_folder
+from cloze.train import owner_file
+from cloze.train.owner_file import LOCK, Owner, has_ended, read_owner, this_process
+from cloze.train.run_owner import RunOwner, check_owner, is_ours, own_run_folder
 
 
 class Start:
@@ -227,6 +228,81 @@ def test_a_lock_that_cannot_be_understood_counts_until_the_timeout(tmp_path: Pat
     make(tmp_path / LOCK)
     owner = RunOwner(tmp_path, timeout=0.1)
     owner.acquire()
+    owner.check()
+    owner.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("token", ["../../x" * 2, "a" * 7, "a" * 65, 12345678, ["aaaaaaaa"], None])
+def test_a_token_that_cloze_does_not_write_is_never_part_of_a_file_name(tmp_path: Path, token: object):
+    (tmp_path / LOCK).write_text(json.dumps({"token": token}))
+    assert read_owner(tmp_path / LOCK).owner.token.startswith("unknown-")  # type: ignore[union-attr]
+
+
+def test_values_of_another_type_in_a_lock_are_unknown(tmp_path: Path):
+    odd = {"pid": "7", "host": 5, "restart": True, "launch": None, "started": None, "machine": 3, "later": 1}
+    (tmp_path / LOCK).write_text(json.dumps({"token": "a" * 16, "boot": "b"} | odd))
+    owner = read_owner(tmp_path / LOCK).owner  # type: ignore[union-attr]
+    assert owner == Owner(token="a" * 16, boot="b")
+    assert type(owner.restart) is int
+    assert str(owner) == "an unknown process"
+
+
+def test_a_lock_that_is_removed_while_it_is_read_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    elsewhere(tmp_path)
+    plain = os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: (plain(path, *rest), os.unlink(path))[0])
+    assert read_owner(tmp_path / LOCK) is None
+
+
+def test_a_lock_that_cannot_be_read_is_an_error(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        read_owner(tmp_path / "file" / LOCK)
+
+
+def test_only_the_same_job_started_again_succeeds_an_owner():
+    first = Owner(token="a" * 16, job="7@here", restart=1)
+    assert replace(first, restart=2).succeeds(first)
+    assert not replace(first, restart=1).succeeds(first)
+    assert not replace(first, job="8@here", restart=2).succeeds(first)
+    assert not replace(first, job=None, restart=2).succeeds(replace(first, job=None))
+
+
+def test_without_proc_a_process_that_can_be_signalled_is_alive(monkeypatch: pytest.MonkeyPatch):
+    me = this_process("f" * 16)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setattr(owner_file, "_stat", lambda _: None)
+    assert has_ended(me, me) is False
+    assert has_ended(replace(me, pid=dead.pid), me) is True
+
+
+def test_a_folder_belongs_to_all_ranks_of_the_launch_that_owns_it_or_to_everybody(tmp_path: Path):
+    assert is_ours(tmp_path)
+    with own_run_folder(tmp_path / "run"):
+        assert is_ours(tmp_path / "run")
+    elsewhere(tmp_path / "other", launch="another")
+    assert not is_ours(tmp_path / "other")
+    elsewhere(tmp_path / "other", launch=this_process("me").launch)
+    assert is_ours(tmp_path / "other")
+
+
+def test_only_rank_0_owns_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    with own_run_folder(tmp_path / "run"):
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_fork_does_not_release_what_its_parent_owns(tmp_path: Path):
+    owner = RunOwner(tmp_path)
+    owner.acquire()
+    pid = os.fork()
+    if not pid:
+        owner.release()
+        os._exit(0)
+    os.waitpid(pid, 0)
     owner.check()
     owner.release()
     assert list(tmp_path.iterdir()) == []

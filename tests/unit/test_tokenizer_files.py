@@ -12,7 +12,7 @@ import pytest
 from test_structure import MODULES, name_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
 from cloze.data.backend import choose_encoder
 from cloze.data.collator import MaskingCollator
@@ -224,3 +224,5 @@ def test_the_unknown_token_is_found_also_if_only_the_model_names_it():
     pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
     assert unknown_id(PreTrainedTokenizerFast(tokenizer_object=pieces)) == 0
     assert unknown_id(PreTrainedTokenizerFast(tokenizer_object=digits()[0])) is None
+    assert unknown_id(PreTrainedTokenizerFast(tokenizer_object=digits()[0], unk_token="<unk>")) == 3
+    assert unknown_id(CanineTokenizer()) is None  # written in Python

@@ -19,6 +19,7 @@ from cloze.data.prepare import prepare
 from cloze.data.shards import manifest_checksum, open_prepared
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.verified import verify_for_use, verify_shards
+from cloze.data.written_tokenizer import read_written
 from cloze.errors import DataError
 from cloze.train.data import open_data
 
@@ -62,10 +63,12 @@ def test_a_shard_that_was_changed_in_place_is_named_before_it_is_used(copied: Pa
         use(str(copied))
 
 
-def test_shards_are_read_once_until_something_writes_to_them(copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_shards_are_read_once_until_something_writes_to_them(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("CLOZE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(verified, "PART_BYTES", 0)
     monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(verified, "ANNOUNCED_BYTES", 0)
     read = []
     plain = verified.sha256
     monkeypatch.setattr(verified, "sha256", lambda file: read.append(file) or plain(file))
@@ -73,8 +76,12 @@ def test_shards_are_read_once_until_something_writes_to_them(copied: Path, monke
     verify_shards(opened, ["train"])
     count = len(read)
     verify_shards(opened, ["train"])
-    assert count > 0
-    assert len(read) == count
+    assert len(read) == 2 * count > 0  # small ones are read every time
+    assert "shards to compare their checksums, once" in capsys.readouterr().out
+    monkeypatch.setattr(verified, "PART_BYTES", 0)
+    verify_shards(opened, ["train"])
+    verify_shards(opened, ["train"])
+    assert len(read) == 3 * count
     shard = next((copied / "train").glob("*.arrow"))
     times = shard.stat()
     change(shard)
@@ -102,6 +109,12 @@ def test_a_lost_tokenizer_is_damage_and_no_name_on_the_hub(copied: Path):
     shutil.rmtree(copied / "tokenizer")
     with pytest.raises(DataError, match="damaged: the tokenizer is missing; prepare the corpus again"):
         load_tokenizer(str(copied / "tokenizer"))
+
+
+def test_a_tokenizer_beside_a_manifest_of_another_program_is_part_of_no_prepared_folder(copied: Path):
+    for content in ({"name": "app"}, {"tokenizer": "x", "splits": {}}, {"tokenizer": {"fingerprint": "x"}}):
+        (copied / "manifest.json").write_text(json.dumps(content))
+        assert read_written(str(copied / "tokenizer")) is None
 
 
 def test_the_same_files_described_by_another_version_are_accepted(copied: Path):
