@@ -3,23 +3,36 @@
 with joining():                        # a port that is taken is one line
     accelerator = Accelerator(...)
 authenticate_ranks(timeout_seconds)    # before the first message
+
+A rank that fails before it joins reports that where the others wait for it: not every launcher ends them.
+
+    report_failure(line, exit_code)    # in the rank that fails
+    with hearing_failures(act): ...    # in the others, while they wait
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
 
 import torch
 
 from cloze.collectives import gather
 from cloze.console import warn
 from cloze.environment import processes
-from cloze.errors import LaunchError
-from cloze.secret import authenticate, check_secret
+from cloze.errors import DataError, LaunchError
+from cloze.foreign.json_yaml import parse_json
+from cloze.foreign.paths import printable
+from cloze.secret import authenticate, check_secret, sign, signed
 
 ANSWER_SECONDS = 120.0  # all ranks have joined by then, so that an answer takes milliseconds
+REPORT_SECONDS = 30.0  # how long a rank that failed waits for the others, to report it
+_LOOK_SECONDS = 0.5
 
 
 @contextlib.contextmanager
@@ -70,3 +83,74 @@ def authenticate_ranks(timeout_seconds: float) -> None:
             f"several hosts without {processes.SECRET}: whoever reaches {':'.join(map(str, processes.master()))} can "
             "take part; set the same on all of them, as launch/multi_node and slurm/submit do (see SECURITY.md)"
         )
+
+
+def report_failure(line: str, exit_code: int) -> None:
+    """Report to the ranks that wait for this one that it has failed, if they can be reached within REPORT_SECONDS.
+    Returns at once; a thread does it, which the end of the process waits for."""
+    if processes.world_size() == 1 or not processes.is_launched():
+        return
+    content = {"rank": processes.rank(), "host": socket.gethostname(), "line": line, "exit_code": exit_code}
+    message = sign(_secret(), json.dumps(content).encode())
+    serves = processes.rank() == 0 and not processes.launcher_listens()
+
+    def report() -> None:
+        with contextlib.suppress(RuntimeError, OSError):
+            store = _store(REPORT_SECONDS, serves)
+            store.set(_failure_key(), message)
+            store.set(f"{_failure_key()}/{processes.rank()}", b"")
+            if serves:  # until all others have read it, or failed too
+                store.wait([f"{_failure_key()}/{rank}" for rank in range(processes.world_size())])
+
+    threading.Thread(target=report, name="report failure").start()
+
+
+@contextlib.contextmanager
+def hearing_failures(act: Callable[[str, int], None], seconds: float) -> Iterator[None]:
+    """While the block waits for the other ranks, for at most `seconds`: call `act(line, exit_code)` in a thread if one
+    of them reports that it has failed."""
+    ended = threading.Event()
+
+    def listen() -> None:
+        with contextlib.suppress(RuntimeError, OSError):
+            store = _store(seconds, False)
+            while not ended.is_set() and not store.check([_failure_key()]):
+                ended.wait(_LOOK_SECONDS)
+            failure = None if ended.is_set() else _read_failure(store.get(_failure_key()))
+            if failure is not None:
+                store.set(f"{_failure_key()}/{processes.rank()}", b"")
+                act(*failure)
+
+    if processes.world_size() > 1 and processes.is_launched():
+        threading.Thread(target=listen, name="hear failures", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _read_failure(message: bytes) -> tuple[str, int] | None:
+    """Return the line and the exit code of a report; None if it is not of a rank of this run."""
+    content = signed(_secret(), message)
+    with contextlib.suppress(DataError):
+        said = parse_json(content or b"", "report of a failed rank")
+        line, code = said.get("line"), said.get("exit_code")
+        if isinstance(line, str) and isinstance(code, int) and 0 < code < 256:
+            return f"rank {printable(str(said.get('rank')))} on {printable(str(said.get('host')))}: {line}", code
+    return None
+
+
+def _secret() -> bytes | None:
+    secret = processes.secret()
+    return None if secret is None else secret.encode()
+
+
+def _failure_key() -> str:
+    return "/".join(["cloze/failed", *processes.launch_identity()])
+
+
+def _store(seconds: float, serves: bool) -> Any:
+    """Connect to where the ranks meet; `serves`: be that place. Raises RuntimeError after `seconds`."""
+    address, port = processes.master()
+    limit = timedelta(seconds=seconds)
+    return torch.distributed.TCPStore(address, port, None, serves, limit, wait_for_workers=False)

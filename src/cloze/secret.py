@@ -31,6 +31,20 @@ def proof(secret: bytes, side: str, rank: int, world_size: int, main: bytes, oth
     return hmac.new(hashlib.sha256(secret).digest(), content, hashlib.sha256).digest()
 
 
+def sign(secret: bytes | None, content: bytes) -> bytes:
+    """Return `content` after what proves that its sender knows `secret`."""
+    return (
+        hmac.new(hashlib.sha256(secret or b"").digest(), b"cloze message\0" + content, hashlib.sha256).digest()
+        + content
+    )
+
+
+def signed(secret: bytes | None, message: bytes) -> bytes | None:
+    """Return the content of a message that `sign` made with the same secret; None of any other message."""
+    content = message[hashlib.sha256().digest_size :]
+    return content if hmac.compare_digest(message, sign(secret, content)) else None
+
+
 def check_secret(secret: str | None) -> bytes | None:
     """Return the secret as bytes, or None without one. Raises LaunchError for one that is too short to be one."""
     if secret is None:

@@ -6,6 +6,7 @@ import filecmp
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,10 @@ def ranks_with(argvs: list[list[str]], log: Path) -> list[Outcome]:
     """Run `cloze` on ranks with an argument list each."""
 
     def enter() -> None:
-        entering(argvs[int(os.environ["RANK"])], "ddp")()
+        try:
+            entering(argvs[int(os.environ["RANK"])], "ddp")()
+        finally:
+            threading._shutdown()  # as at the end of any process
 
     return run_ranks(enter, len(argvs), log)
 
@@ -151,11 +155,18 @@ def test_ranks_that_differ_end_before_the_first_step(prepared: Path, tmp_path: P
     assert not output.exists()
 
 
-def test_a_copy_of_the_data_with_a_changed_byte_is_refused_before_ranks_join(prepared: Path, tmp_path: Path):
-    changed = changed_copy(prepared, tmp_path / "copy")
-    outcome = ranks_with([flags(changed, tmp_path / "run")], tmp_path / "log")[0]
-    assert outcome.code == 2
-    assert ".arrow" in error_of(outcome.output)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_before_it_joins_ends_the_others_with_its_error(
+    prepared: Path, tmp_path: Path, failing: int
+):
+    """No launcher ends the ranks here, as with one started by hand on each machine."""
+    argvs = [flags(prepared, tmp_path / "run"), flags(prepared, tmp_path / "run")]
+    argvs[failing] = flags(changed_copy(prepared, tmp_path / "copy"), tmp_path / "run")
+    outcomes = ranks_with(argvs, tmp_path / "log")
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert ".arrow" in error_of(outcomes[0].output)
+    assert (f"rank 1 on {os.uname().nodename}: " in outcomes[0].output) == (failing == 1)
+    assert not (tmp_path / "run" / ".owner").exists()
 
 
 def test_ranks_may_find_the_same_data_and_model_at_different_places(prepared: Path, tmp_path: Path, base: Path):

@@ -5,28 +5,52 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from cloze.errors import LostRank
-from cloze.failures import is_lost_connection
+from cloze.console import complain, is_main
+from cloze.errors import LostRank, is_common, one_line
+from cloze.failures import exit_code_of, is_lost_connection
+from cloze.rendezvous import hearing_failures, report_failure
+from cloze.train.run_owner import release_all
 
 LONGEST_LINE = 1 << 20  # bytes
 
 
 @contextlib.contextmanager
-def lost_while_joining() -> Iterator[None]:
-    """While the processes find each other nobody can say who is missing: one line instead of a library's error."""
+def failure_reported() -> Iterator[None]:
+    """Report an error of the block to the ranks that wait for this one to join, unless all ranks have it."""
     try:
         yield
+    except Exception as error:
+        if not is_common(error):
+            report_failure(one_line(error), exit_code_of(error))
+        raise
+
+
+@contextlib.contextmanager
+def lost_while_joining(seconds: float) -> Iterator[None]:
+    """While the processes find each other, for at most `seconds`: one line if another rank fails or is lost."""
+    try:
+        with hearing_failures(_leave, seconds):
+            yield
     except (RuntimeError, OSError) as error:
         line = " ".join(str(error).split())
         if not is_lost_connection(line):
             raise
         raise LostRank(f"another rank ended while the processes were joining ({line[:200]})", loud=True) from error
+
+
+def _leave(line: str, exit_code: int) -> None:
+    """End this process, whose main thread waits inside torch and cannot raise."""
+    if is_main():
+        complain(f"cloze: error: {line}")
+    release_all()
+    os._exit(exit_code)
 
 
 class Link:

@@ -277,6 +277,12 @@ def check_owner(run_dir: Path) -> None:
         owner.check()
 
 
+def release_all() -> None:
+    """Release every folder that this process owns, before it ends without unwinding."""
+    for owner in list(_held.values()):
+        owner.release()
+
+
 def owner_token(run_dir: Path) -> str:
     """Return the token under which this process owns the folder, for names that no other start uses; a new random one
     if it does not own it."""

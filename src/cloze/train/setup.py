@@ -48,7 +48,7 @@ from cloze.train.equip import (
 )
 from cloze.train.fit import Trial, fit_memory
 from cloze.train.identity import check_same_run, run_identity
-from cloze.train.link import lost_while_joining
+from cloze.train.link import failure_reported, lost_while_joining
 from cloze.train.metrics import Pace
 from cloze.train.nonfinite import steps_to_leave_out
 from cloze.train.optim import build_optimizer
@@ -112,12 +112,14 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
 
     `stack` is where the watch over the other ranks is put, to end with it.
     """
-    data = _open_data(config)
-    words = words_for(config, data)
-    model, tokenizer = zero3.build(config, data)
-    documents, head = equip(model, config, data)
+    _check_options(config)
+    with failure_reported():
+        data = _open_data(config)
+        words = words_for(config, data)
+        model, tokenizer = zero3.build(config, data)
+        documents, head = equip(model, config, data)
     stop.hold()
-    with lost_while_joining(), stop.joining():
+    with lost_while_joining(config.ddp_timeout), stop.joining():
         accelerator = start(_run_shape(config, model.config.model_type))
         watch = stack.enter_context(watch_ranks(config, accelerator))
     base = compare_ranks(config, data, model, tokenizer, accelerator)
@@ -167,10 +169,14 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     )
 
 
-def _open_data(config: TrainConfig) -> TrainData:
-    """Check the options, the environment and this machine, which takes seconds; then open or prepare the data."""
+def _check_options(config: TrainConfig) -> None:
+    """Check what is the same on all ranks, each of which fails then: the options and the environment."""
     check_relations(config)
     settle_environment()
+
+
+def _open_data(config: TrainConfig) -> TrainData:
+    """Check this machine, which takes seconds; then open or prepare the data."""
     check_machine(config)
     data = open_data(config)
     check_validation(config, has_validation=data.validation is not None)
