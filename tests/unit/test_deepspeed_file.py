@@ -14,7 +14,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.train import deepspeed_file
-from cloze.train.deepspeed_file import KNOWN, asked_settings, check_settings, engine_settings
+from cloze.train.deepspeed_file import KNOWN, asked_settings, check_settings, engine_settings, settings_file
 from cloze.train.deepspeed_schema import schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +142,14 @@ def test_settings_of_the_launcher_beside_a_file_are_named(monkeypatch: pytest.Mo
     ]
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert engine_settings(None) == {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+
+
+def test_a_file_in_the_environment_counts_only_if_the_launcher_asks_for_deepspeed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
+    assert settings_file(None) is None
+    assert settings_file("mine.json") == "mine.json"
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert settings_file(None) == "ds.json"
 
 
 def test_the_old_name_of_bf16_counts(tmp_path: Path):

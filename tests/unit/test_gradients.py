@@ -39,6 +39,10 @@ def test_the_norm_is_the_exact_one_where_torchs_own_is_not():
     assert abs(float(torch.nn.utils.get_total_norm([large])) / alone - 1) > 2e-6  # else this is not needed any more
 
 
+def test_the_norm_of_a_share_without_elements_is_zero():
+    assert sum_of_squares([torch.empty(0), torch.empty(0, 3)]).item() == 0.0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_norm_is_not_finite_if_any_element_is_not(bad: float):
     gradient = torch.ones(5000)

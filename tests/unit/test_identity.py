@@ -11,7 +11,7 @@ import pytest
 
 from cloze.config import TrainConfig
 from cloze.errors import CheckpointError, LaunchError
-from cloze.train.identity import base_checksum, check_same_run, run_identity
+from cloze.train.identity import base_checksum, blocks_checksum, check_same_run, run_identity
 from cloze.train.same_on_ranks import check_equal
 
 MANIFEST = {
@@ -133,6 +133,23 @@ def test_a_file_of_the_hubs_cache_is_not_read_again(tmp_path: Path):
         base_checksum(TrainConfig(output_dir="x", model_name_or_path=str(folder))) for folder in (local, snapshot)
     }
     assert len(checksums) == 1
+
+
+def test_a_manifest_in_the_run_folder_stands_for_the_blocks_only_if_the_checkpoint_was_made_with_it(tmp_path: Path):
+    """Checkpoints of older versions record no checksum of the blocks."""
+    saved = {key: value for key, value in identity().items() if key != "blocks"}
+    here = identity(manifest={**MANIFEST, "checksum": "n"})
+    for checksum in ("m", "other", None):
+        (tmp_path / "data.json").write_text(json.dumps({**MANIFEST, "checksum": checksum}))
+        if checksum == "m":
+            check_same_run(tmp_path / "checkpoint-1", saved, here)
+        else:
+            with pytest.raises(CheckpointError, match="data m -> n"):
+                check_same_run(tmp_path / "checkpoint-1", saved, here)
+
+
+def test_streamed_data_have_no_checksum_of_blocks():
+    assert blocks_checksum({"checksum": "m"}) is None
 
 
 def test_the_first_rank_that_differs_is_named_with_its_host():

@@ -141,3 +141,33 @@ def test_a_model_without_a_record_is_not_pushed_as_that_of_a_run_whose_models_ha
     else:
         assert resolve_model(str(tmp_path / "run"), consolidated=True).folder == str(model)
     assert resolve_model(str(model), consolidated=True).folder == str(model)
+    assert resolve_model(str(checkpoint)).folder == str(checkpoint)
+    with pytest.raises(ModelError):
+        resolve_model(str(checkpoint), consolidated=True)
+
+
+def test_only_a_name_that_is_no_path_may_be_one_on_the_hub(tmp_path: Path):
+    assert resolve_model("user/demo").folder == "user/demo"
+    with pytest.raises(ModelError, match="not a model folder"):
+        resolve_model(str(tmp_path))
+    for name in ("./nowhere", "/nowhere", "runs/nowhere"):
+        with pytest.raises(ModelError, match="no such folder"):
+            resolve_model(name)
+
+
+def test_a_changed_model_of_a_run_without_checkpoints_is_used_with_a_warning(tmp_path: Path, capsys):
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    save_file({"a": arange(4, dtype=float32)}, model / "model.safetensors")
+    record = Lineage("trained", None, (4,), "w")
+    write_record(model, record)
+    assert resolve_model(str(model)).lineage == record  # of no run
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    assert resolve_model(str(tmp_path / "run")).lineage == record
+    assert not capsys.readouterr().err
+    save_file({"a": arange(5, dtype=float32)}, model / "model.safetensors")
+    for name in (tmp_path / "run", model):
+        found = resolve_model(str(name))
+        assert (found.folder, found.lineage) == (str(model), None)
+        assert "so its weights are unknown; it is used as it is" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cloze import command_line
-from cloze.config import EvaluateConfig, TokenizerConfig, TrainConfig
-from cloze.config.relations import CONFLICTS, UNUSED, effective_values, ignored_options
+from cloze.config import EvaluateConfig, PrepareConfig, TokenizerConfig, TrainConfig
+from cloze.config.ranges import MAX_BATCH
+from cloze.config.relations import CONFLICTS, UNUSED, check_relations, effective_values, ignored_options
 from cloze.errors import CheckpointError, ConfigError
 from cloze.options.flags import overridden, parse
 from cloze.train.identity import check_same_run, run_identity
@@ -68,6 +69,39 @@ def test_options_of_blocks_are_reported_beside_a_prepared_folder(tmp_path: Path)
 def test_recipes_set_no_option_without_effect(recipe: Path):
     command = "prepare" if recipe.name.endswith(".prepare.yaml") else "train"
     assert ignored_options(parse([command, "--config", str(recipe)])[1]) == []
+
+
+NEEDED: dict[type, dict[str, str]] = {
+    PrepareConfig: {"dataset_name": "x", "tokenizer_name": "x", "output": "x"},
+    TrainConfig: {"output_dir": "out"},
+}
+CONFLICTING = (
+    (PrepareConfig, {"num_shards": 2, "shard_index": 2}, "--shard_index: must be below --num_shards"),
+    (TrainConfig, {"global_batch_size": 8, "gradient_accumulation_steps": 2}, "follows from --global_batch_size"),
+    (
+        TrainConfig,
+        {"torch_compile": True, "torch_compile_mode": "reduce-overhead", "gradient_accumulation_steps": 2},
+        "CUDA graphs lose gradients",
+    ),
+    (TrainConfig, {"per_device_train_batch_size": MAX_BATCH, "gradient_accumulation_steps": 2}, "not be above"),
+    (TrainConfig, {"gradient_checkpointing_every_n_layers": 2}, "needs --gradient_checkpointing"),
+    (TrainConfig, {"batch_size_warmup_steps": 2}, "give both or none"),
+    (TrainConfig, {"batch_size_warmup_start": 2}, "give both or none"),
+    (TrainConfig, {"mask_replace_prob": 0.6, "random_replace_prob": 0.5}, "must not be above 1 together"),
+    (TrainConfig, {"num_train_epochs": 0.0}, "nothing to train"),
+)
+
+
+@pytest.mark.parametrize(("config", "values", "line"), CONFLICTING)
+def test_options_that_contradict_each_other_are_refused(config: type, values: dict[str, Any], line: str):
+    with pytest.raises(ConfigError, match=line):
+        check_relations(config(**NEEDED[config], **values))
+
+
+def test_every_rule_of_contradiction_has_an_example():
+    for config, rules in CONFLICTS.items():
+        examples = [vars(config(**NEEDED[config], **values)) for kind, values, _ in CONFLICTING if kind is config]
+        assert all(any(rule.when(values) for values in examples) for rule in rules)
 
 
 def test_rules_name_options_that_exist_and_have_a_default():
