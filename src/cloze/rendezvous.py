@@ -28,7 +28,7 @@ from cloze.environment import processes
 from cloze.errors import DataError, LaunchError
 from cloze.foreign.json_yaml import parse_json
 from cloze.foreign.paths import printable
-from cloze.secret import authenticate, check_secret, sign, signed
+from cloze.secret import authenticate, check_secret, sign, signed, without_secret
 
 ANSWER_SECONDS = 120.0  # all ranks have joined by then, so that an answer takes milliseconds
 REPORT_SECONDS = 30.0  # how long a rank that failed waits for the others, to report it
@@ -79,10 +79,7 @@ def authenticate_ranks(timeout_seconds: float) -> None:
     secret = check_secret(processes.secret())
     known = authenticate(store, rank, world_size, secret, min(timeout_seconds, ANSWER_SECONDS))
     if not known and len(set(gather(socket.gethostname()))) > 1:
-        warn(
-            f"several hosts without {processes.SECRET}: whoever reaches {':'.join(map(str, processes.master()))} can "
-            "take part; set the same on all of them, as launch/multi_node and slurm/submit do (see SECURITY.md)"
-        )
+        warn(without_secret(":".join(map(str, processes.master()))))
 
 
 def report_failure(line: str, exit_code: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -58,8 +59,31 @@ def check_secret(secret: str | None) -> bytes | None:
     return secret.encode()
 
 
-def authenticate(store: Any, rank: int, world_size: int, secret: bytes | None, seconds: float) -> bool:
-    """Check over the store that all ranks know the secret; every rank calls it. Return False if none has one.
+def secret_port(secret: str, start: str) -> int:
+    """Return a port that only those who know the secret can tell in advance, another one for each `start`: below those
+    that Linux gives to outgoing connections. launch/multi_node works it out in the same way."""
+    digest = hashlib.sha256(f"cloze port {start} {secret}".encode()).hexdigest()
+    return int(digest[:4], 16) % 12000 + 20000
+
+
+def without_secret(address: str) -> str:
+    """Return the warning for a run on several hosts without a secret."""
+    return (
+        f"several hosts without CLOZE_SECRET: whoever reaches {address} can take part; set the same on all of them, "
+        "as launch/multi_node and slurm/submit do (see SECURITY.md)"
+    )
+
+
+def authenticate(
+    store: Any,
+    rank: int,
+    world_size: int,
+    secret: bytes | None,
+    seconds: float,
+    ranks: Sequence[int] | None = None,
+) -> bool:
+    """Check over the store that all of `ranks` (default: every one) know the secret; each of them calls it. Return
+    False if none has one.
 
     Raises LaunchError if another rank, or what answers in its place, does not prove it within `seconds`.
     """
@@ -67,15 +91,18 @@ def authenticate(store: Any, rank: int, world_size: int, secret: bytes | None, s
     store.set(f"cloze/hello/{rank}", own)
     limit = timedelta(seconds=seconds)
     if rank == 0:
-        _prove_to_all(store, world_size, secret, own, limit)
+        others = [other for other in (range(world_size) if ranks is None else ranks) if other != 0]
+        _prove_to_all(store, others, world_size, secret, own, limit)
     else:
         _prove_to_main(store, rank, world_size, secret, own, limit)
     return secret is not None
 
 
-def _prove_to_all(store: Any, world_size: int, secret: bytes | None, own: bytes, limit: timedelta) -> None:
+def _prove_to_all(
+    store: Any, ranks: Sequence[int], world_size: int, secret: bytes | None, own: bytes, limit: timedelta
+) -> None:
     failed = []
-    for rank in range(1, world_size):
+    for rank in ranks:
         other = _read(store, f"cloze/hello/{rank}", rank, limit)
         if secret is None and other == _NO_SECRET:
             continue
@@ -88,8 +115,8 @@ def _prove_to_all(store: Any, world_size: int, secret: bytes | None, own: bytes,
             answer = _NO_SECRET
         store.set(f"cloze/answer/{rank}", answer)
     if failed:
-        ranks = f"rank{'s' * (len(failed) > 1)} {', '.join(map(str, failed[:8]))}"
-        raise LaunchError(f"{ranks} did not prove to know this run's secret", where="CLOZE_SECRET", hint=_HINT)
+        who = f"rank{'s' * (len(failed) > 1)} {', '.join(map(str, failed[:8]))}"
+        raise LaunchError(f"{who} did not prove to know this run's secret", where="CLOZE_SECRET", hint=_HINT)
 
 
 def _prove_to_main(store: Any, rank: int, world_size: int, secret: bytes | None, own: bytes, limit: timedelta) -> None:

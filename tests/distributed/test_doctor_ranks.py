@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import ranks
 
 
@@ -54,3 +55,23 @@ def test_a_child_process_can_measure_and_a_rank_that_stays_away_is_an_error_of_i
     link, (lost,) = json.loads(outcomes[0].output.splitlines()[-1])
     assert link["gb_per_second"][0] > 0
     assert lost["error"] == "rank 7 said nothing"
+
+
+@pytest.mark.parametrize(("other", "code"), [("0123456789abcdef", 0), ("another-secret-text", 2), ("", 2)])
+def test_ranks_without_the_same_secret_tell_each_other_nothing(tmp_path: Path, other: str, code: int):
+    def meet() -> None:
+        from cloze.doctor.meeting import join, part
+        from cloze.doctor.place import find_place
+        from cloze.errors import LaunchError
+
+        os.environ["CLOZE_SECRET"] = other if os.environ["RANK"] == "1" else "0123456789abcdef"
+        try:
+            meeting = join(find_place(os.environ), 20)
+        except LaunchError as error:
+            print(error, flush=True)
+            os._exit(2)
+        os._exit(part(meeting, 0))
+
+    outcomes = ranks.run_ranks(meet, 2, tmp_path)
+    assert [outcome.code for outcome in outcomes] == [code, code], outcomes
+    assert all(("secret" in outcome.output.lower()) == (code == 2) for outcome in outcomes)

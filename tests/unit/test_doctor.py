@@ -22,6 +22,7 @@ from cloze.doctor.place import Place, find_place, first_host
 from cloze.doctor.report import judge, table
 from cloze.doctor.rows import Row
 from cloze.errors import LaunchError
+from cloze.secret import secret_port
 
 H100 = {"name": "H100", "memory_gib": 80.0, "used_gib": 0.5}
 OPS = {"compiler": True, "ninja": True, "cuda_toolkit": True, "cpu_adam": True, "async_io": True}
@@ -318,6 +319,8 @@ def test_the_launcher_is_read_from_its_variables():
     srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12345"}
     place = find_place({**srun, "SLURM_STEP_NODELIST": "gpu-b1"})
     assert (place.rank, place.world_size, place.local_rank, place.head, place.port) == (3, 4, 1, "gpu-b1", 29845)
+    known = {**srun, "SLURM_STEP_NODELIST": "a", "CLOZE_SECRET": "0123456789abcdef"}
+    assert find_place(known).port == secret_port("0123456789abcdef", "12345") != 29845
     torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "7"}
     place = find_place({**srun, **torchrun, "TORCHELASTIC_USE_AGENT_STORE": "True"})
     assert (place.rank, place.head, place.port, place.served) == (1, "h", 7, True)

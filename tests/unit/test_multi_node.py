@@ -20,6 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 from cloze.distributed import Launched, read_launcher
 from cloze.launcher import exit_code
 from cloze.options.flags import parse
+from cloze.secret import secret_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "launch/recipes/distilroberta-eli5.yaml"
@@ -212,6 +213,16 @@ def test_one_machine_started_by_hand_passes_a_signal_on_to_its_ranks(place: Path
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 75
     assert (place / "heard-1").read_text() == "TERM\n"
+
+
+def test_machines_started_by_hand_agree_on_a_port_that_follows_from_their_secret(place: Path):
+    words = ["launch/multi_node", "--hosts", "a,b", "--rank", "1", "--dry_run", "--", RECIPE]
+    ports = []
+    for secret in ("", "0123456789abcdef"):
+        environment = {**os.environ, "CLOZE_SECRET": secret}
+        done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True, check=True)
+        ports.append(done.stdout.split("--main_process_port ")[1].split()[0])
+    assert ports == ["29500", str(secret_port("0123456789abcdef", "multi_node"))]
 
 
 def test_the_ranks_are_asked_to_stop_when_the_place_that_started_them_is_gone(place: Path):

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from cloze.console import warn
 from cloze.doctor.place import Place
 from cloze.environment import processes
 from cloze.errors import LaunchError
 from cloze.foreign.json_yaml import parse_json
+from cloze.secret import authenticate, check_secret, without_secret
 
 LOOK_SECONDS = 0.02
 CLOCK_ROUND_TRIPS = 10
@@ -97,10 +99,12 @@ def _connected(place: Place) -> Iterator[None]:
 
 
 def join(place: Place, timeout: float) -> Meeting:
-    """Meet the other processes within `timeout` seconds, and agree on who came.
+    """Meet the other processes within `timeout` seconds, agree on who came, and prove to each other that they know
+    CLOZE_SECRET, as in training.
 
     Raises LaunchError, naming both ends, where rank 0 cannot be reached, and on rank 0 where its port is taken.
     """
+    secret = check_secret(processes.secret())
     end = time.monotonic() + timeout
     serves = place.rank == 0 and not place.served
     if not serves:
@@ -113,10 +117,14 @@ def join(place: Place, timeout: float) -> Meeting:
         meeting.tell("roster", came)
     else:
         # Rank 0 waits for the slowest one, and may itself have started so much later.
-        meeting.ranks = meeting.ask(0, "roster", 2 * timeout) or []
+        roster = meeting.ask(0, "roster", 2 * timeout)
+        meeting.ranks = roster if isinstance(roster, list) else []
         if place.rank not in meeting.ranks:
             what = f"came too late for rank 0 on {place.head}, which waited {timeout:.0f} s"
             raise LaunchError(what, where=place.say(), hint="give a longer --timeout")
+    known = authenticate(meeting.store, place.rank, place.world_size, secret, timeout, meeting.ranks)
+    if not known and len({meeting.ask(rank, "here") for rank in meeting.ranks}) > 1:
+        warn(without_secret(f"{place.head}:{place.port}"))
     return meeting
 
 

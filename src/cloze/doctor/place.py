@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cloze.environment import processes
 from cloze.errors import LaunchError
+from cloze.secret import secret_port
 
 FIRST_PORT = 29500
 
@@ -75,13 +76,15 @@ def _launched(environment: Mapping[str, str]) -> Place:
 
 def _by_srun(task: processes.SlurmTask, environment: Mapping[str, str]) -> Place:
     """Return the place of a task: task 0 is on the step's first node. Without MASTER_PORT the port follows from the
-    job's number."""
+    secret, else from the job's number, which others know."""
+    secret = environment.get(processes.SECRET)
+    port = secret_port(secret, str(task.job)) if secret else FIRST_PORT + task.job % 1000
     return Place(
         rank=task.number,
         world_size=task.count,
         local_rank=task.local_number,
         head=environment.get(processes.MASTER_ADDR) or first_host(task.nodes),
-        port=processes.integer(processes.MASTER_PORT, FIRST_PORT + task.job % 1000, environment),
+        port=processes.integer(processes.MASTER_PORT, port, environment),
         launcher="srun",
     )
 
