@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 
+from cloze.config import TrainConfig, ranges
 from cloze.data.shards import open_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +127,52 @@ def test_training_goes_on_from_a_consolidated_model(prepared: Path, tmp_path: Pa
     trained = next(line for line in first if "eval_perplexity" in line)
     assert second["step"] == 0
     np.testing.assert_allclose(second["eval_perplexity"], trained["eval_perplexity"], rtol=1e-6)
+
+
+def at_bounds() -> list[tuple[str, float]]:
+    """Each number of `cloze train` at both ends of its declared range."""
+    found = []
+    for name, allowed in ranges.allowed_values(TrainConfig).items():
+        for bound in allowed.bounds if float in allowed.kinds or int in allowed.kinds else ():
+            step = 1 if isinstance(bound, ranges.Gt) else -1
+            is_open = isinstance(bound, ranges.Gt | ranges.Lt)
+            inside = bound.bound + step if int in allowed.kinds else math.nextafter(bound.bound, step * math.inf)
+            found.append((name, inside if is_open else bound.bound))
+    return [(name, value) for name, value in found if name not in AMOUNTS or value <= 1]
+
+
+AMOUNTS = (  # their upper ends cost nothing but time and memory
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "global_batch_size",
+    "batch_size_warmup_start",
+    "block_size",
+    "max_steps",
+)
+BESIDE = {  # what an option has an effect with
+    "mlm_probability_end": ["--mlm_probability", "0.5"],
+    "batch_size_warmup_steps": ["--batch_size_warmup_start", "2"],
+    "batch_size_warmup_start": ["--batch_size_warmup_steps", "2"],
+    "gradient_checkpointing_every_n_layers": ["--gradient_checkpointing"],
+    "per_device_eval_batch_size": ["--eval_strategy", "steps"],
+    "eval_steps": ["--eval_strategy", "steps"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), at_bounds())
+def test_a_number_at_the_end_of_its_range_trains_or_is_refused_in_one_line(
+    prepared: Path, tmp_path: Path, name: str, value: float
+):
+    run = tmp_path / "run"
+    argv = ["train", *TINY_MODEL_NO_DROPOUT, "--dataset_name", str(prepared), "--output_dir", str(run)]
+    argv += ["--logging_steps=1", "--save_steps=2", "--max_steps=2", *BESIDE.get(name, []), f"--{name}={value!r}"]
+    outcome = cloze_ranks(argv, 1, "single", tmp_path / "log")[0]
+    if outcome.code == 2:
+        assert [line for line in outcome.output.splitlines() if line.startswith("cloze: error: ")]
+        assert "Traceback" not in outcome.output
+        return
+    assert outcome.code in (0, 75), outcome.output
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [line["loss"] for line in lines if line.get("loss") is not None]  # null: no token was masked
+    assert all(math.isfinite(loss) for loss in found)

@@ -133,6 +133,7 @@ def test_finding_unused_parameters_keeps_one_gradient_at_a_time():
     ("zero", "expected"),
     [
         ({"stage": 3, "zero_quantized_weights": True}, "zero_quantized_weights needs CUDA kernels"),
+        ({"stage": 3, "zero_quantized_nontrainable_weights": True}, "nontrainable_weights needs CUDA kernels"),
         ({"stage": 3, "zero_quantized_gradients": True}, "zero_quantized_gradients needs CUDA kernels"),
         ({"stage": 2, "zero_hpz_partition_size": 2}, "a part of ZeRO-3, not of stage 2"),
         ({"stage": 3, "zero_hpz_partition_size": 4}, "6 processes are no multiple of zero_hpz_partition_size=4"),

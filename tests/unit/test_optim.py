@@ -194,6 +194,7 @@ def test_stable_adamw_is_adamw_until_a_gradient_is_larger_than_those_before():
         ({"optim": "muon", "optim_args": "adamw_lr=fast"}, "adamw_lr must be a finite number, not 'fast'"),
         ({"optim": "sgd", "optim_args": "momentum=nan"}, "momentum must be a finite number, not nan"),
         ({"optim": "sgd", "optim_args": "momentum=0.9,nesterov=maybe"}, "nesterov must be true or false, not 'maybe'"),
+        ({"optim": "rmsprop", "optim_args": "eps=0"}, "eps must be at least 1e-30, not 0"),
         ({"optim": "sgd", "optim_args": "momentum=["}, "--optim_args: not YAML"),
         ({"optim": "sgd", "optim_args": "momentum=!!python/name:os.system"}, "uses the tag"),
         ({"optim": "sgd", "optim_args": "momentum=-1"}, "Invalid momentum value"),

@@ -103,6 +103,20 @@ def test_an_output_folder_in_use_is_left_alone(prepared: Path, tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+def test_a_run_resumed_in_another_precision_is_told_so_and_a_time_limit_without_a_job_is_ignored(
+    prepared: Path, tmp_path: Path
+):
+    argv = [*flags(prepared, tmp_path / "run"), "--save_before_time_limit", "9"]
+    outcomes = cloze_ranks(argv, 1, "single", tmp_path / "log")
+    succeed(outcomes)
+    assert outcomes[0].output.count("ignored: --save_before_time_limit 9 (SLURM says no end of a job here)") == 1
+    checkpoint = next((tmp_path / "run").glob("checkpoint-*"))
+    resumed = [*flags(prepared, tmp_path / "run"), "--resume_from_checkpoint", str(checkpoint), "--bf16"]
+    outcomes = cloze_ranks(resumed, 1, "single", tmp_path / "more")
+    succeed(outcomes)
+    assert outcomes[0].output.count("was trained in fp32, and this start trains in bf16") == 1
+
+
 def test_resuming_another_run_names_what_differs(prepared: Path, tmp_path: Path):
     succeed(cloze_ranks(flags(prepared, tmp_path / "run"), 1, "single", tmp_path / "log"))
     before = (tmp_path / "run" / "config.yaml").read_text()

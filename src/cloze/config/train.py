@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 from cloze.config.data import BlocksConfig
 from cloze.config.ranges import (
     MAX_BATCH,
+    MAX_BETA,
     MAX_COUNT,
     MAX_RATE,
     MAX_SECONDS,
     MAX_SEED,
     MAX_STEPS,
+    MIN_EPSILON,
     Ge,
     Gt,
     Le,
@@ -100,9 +102,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """peak learning rate"""
     weight_decay: Annotated[float, Ge(0), Le(MAX_RATE)] = 0.0
     """for all weights but biases and normalization"""
-    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
-    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
-    adam_epsilon: Annotated[float, Ge(0), Le(1)] = 1e-8
+    adam_beta1: Annotated[float, Ge(0), Le(MAX_BETA)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Le(MAX_BETA)] = 0.999
+    adam_epsilon: Annotated[float, Ge(MIN_EPSILON), Le(1)] = 1e-8
     max_grad_norm: Annotated[float, Ge(0), Le(1e30)] = 1.0
     """gradients are clipped to this norm; 0 for no clipping"""
     lr_scheduler_type: str = "linear"

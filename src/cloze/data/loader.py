@@ -260,10 +260,11 @@ def eval_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Every block once over all ranks, in order, each with its fixed mask; every rank gets equally many batches.
 
-    Yields input_ids, labels [per_device, S] int64; a rank that runs out of blocks gets some without labels. `draw`:
-    which of its masks a block gets.
+    Yields input_ids, labels [at most per_device, S] int64; a rank that runs out of blocks gets some without labels.
+    `draw`: which of its masks a block gets.
     """
     count = len(blocks)
+    per_device = min(per_device, max(1, -(-count // world_size)))  # no batch is larger than a rank's share
     for step in range(-(-count // (per_device * world_size))):
         samples = step_samples(step, 0, per_device, 1, rank, world_size)
         indices = np.minimum(samples, count - 1)

@@ -35,6 +35,7 @@ class Only:
     why: str
 
 
+_MODULES = Only(0, "modules that are fetched as one do not pass on all that Cloze gives them")
 _FP32 = Only(False, "Cloze keeps weights and optimizer state in fp32")
 
 
@@ -93,9 +94,11 @@ def _sections() -> dict[str, Any]:
         "compute_grad_norm": Only(True, "Cloze needs the norm of the gradients"),
         "zenflow": Only(None, "Cloze does not support ZenFlow"),
         "elastic_checkpoint": Only(False, "Cloze writes its own checkpoints"),
+        "legacy_stage1": Only(False, "DeepSpeed does not support it any more"),
         "cpu_offload": Only(False, "it is now offload_optimizer"),
         "cpu_offload_param": Only(False, "it is now offload_param"),
         "cpu_offload_use_pin_memory": Only(False, "it is now pin_memory of offload_optimizer"),
+        **dict.fromkeys(("module_granularity_threshold", "stage3_module_granularity_threshold"), _MODULES),
         "sub_group_size": _COUNT,
         "zero_hpz_partition_size": _COUNT,
     }

@@ -211,7 +211,9 @@ def _deepspeed_errors() -> Iterator[None]:
     """Raise ConfigError for settings that DeepSpeed refuses only once it has model and optimizer."""
     try:
         yield
-    except (AssertionError, NotImplementedError, ValueError) as error:
+    except Exception as error:
+        if type(error) not in (AssertionError, NotImplementedError, ValueError, Exception):  # it raises these
+            raise
         what, hint = f"it refuses these settings ({error})", "correct the DeepSpeed configuration"
         raise ConfigError(what, where="DeepSpeed", hint=hint) from error
 

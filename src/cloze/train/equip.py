@@ -19,7 +19,7 @@ from cloze.console import say, warn
 from cloze.data.loader import fixed_capacity
 from cloze.data.masking import Masking
 from cloze.distributed import zero_stage
-from cloze.environment import requests
+from cloze.environment import processes, requests
 from cloze.errors import ConfigError
 from cloze.fully_sharded import is_fsdp
 from cloze.machine import set_tf32
@@ -50,6 +50,8 @@ from cloze.train.zero3 import check_zero
 def check_machine(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
     _check_deepspeed(config)
+    if config.save_before_time_limit is not None and processes.slurm_job_end() is None:
+        warn(f"ignored: --save_before_time_limit {config.save_before_time_limit} (SLURM says no end of a job here)")
     precision_here(config, model_type="")
     check_optimizer(config)
     check_schedule(config)

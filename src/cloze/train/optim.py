@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from cloze.config import TrainConfig
+from cloze.config.ranges import MIN_EPSILON
 from cloze.console import warn
 from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ConfigError
@@ -163,6 +164,8 @@ def _check_argument(name: str, value: Any, default: Any) -> None:
     if not fits or (_is_number(value) and not math.isfinite(value)):
         what = f"{name} must be {expected}, not {value!r}"
         raise ConfigError(what, where="--optim_args", hint="write momentum=0.9,nesterov=true")
+    if name.endswith("eps") and value < MIN_EPSILON:
+        raise ConfigError(f"{name} must be at least {MIN_EPSILON}, not {value!r}", where="--optim_args")
 
 
 def _is_number(value: Any) -> bool:

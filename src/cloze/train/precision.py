@@ -42,7 +42,7 @@ def choose_precision(
     asked, where = _asked(config)
     if asked is not None and asked not in possible:
         raise ConfigError(
-            f"{_shown(asked)}, but the DeepSpeed configuration leaves {_shown(possible[0])}",
+            f"{precision_name(asked)}, but the DeepSpeed configuration leaves {precision_name(possible[0])}",
             where=where,
             hint='leave the flag out, or write "enabled": "auto" there',
         )
@@ -54,7 +54,7 @@ def choose_precision(
     if asked is not None:
         _check_possible(asked, where, capability)
         unused = _asked(config)[0] is None and launcher not in ("no", asked)
-        why = f"{_shown(asked)}, as {where} says; {requests.MIXED_PRECISION}={launcher} is not used"
+        why = f"{precision_name(asked)}, as {where} says; {requests.MIXED_PRECISION}={launcher} is not used"
         return asked, why if unused else None
     if capability is None:
         return "no", None
@@ -119,5 +119,6 @@ def left_by_deepspeed(settings: Mapping[str, Any]) -> list[str]:
     return ["no", *(["bf16", "fp8"] if enabled["bf16"] else []), *(["fp16"] if enabled["fp16"] else [])]
 
 
-def _shown(precision: str) -> str:
+def precision_name(precision: str) -> str:
+    """Return accelerate's name of a precision in words: "no" is fp32."""
     return {"no": "fp32"}.get(precision, precision)

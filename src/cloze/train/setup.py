@@ -53,7 +53,7 @@ from cloze.train.metrics import Pace
 from cloze.train.nonfinite import steps_to_leave_out
 from cloze.train.optim import build_optimizer
 from cloze.train.plan import Plan, check_validation, describe_wide_steps, fit_layout, plan_run
-from cloze.train.precision import precision_here
+from cloze.train.precision import precision_here, precision_name
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
 from cloze.train.run_folder import failure_log, goes_on, open_run_folder, resolved
@@ -229,6 +229,9 @@ def resume(run: Run) -> Start:
     if run.checkpoint is None:
         return Start(0, evaluate=run.config.eval_on_start)
     manifest = read_manifest(run.checkpoint)
+    was, now = precision_name(manifest["precision"]), precision_name(run.engine.accelerator.mixed_precision)
+    if was != now:
+        warn(f"{run.checkpoint} was trained in {was}, and this start trains in {now}: numbers differ from here on")
     with run.watch.phase("resume"):
         with PieceReader(run.checkpoint, manifest) as pieces:
             position = load_state(run.training, pieces)

@@ -77,6 +77,9 @@ def _build(config: TrainConfig, data: TrainData, stored: Path | None) -> tuple[A
     return model, tokenizer
 
 
+_QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
+
+
 def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
     """`zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any process has
     joined; None without DeepSpeed. Raises ConfigError for a file that cannot be read, or has no stage."""
@@ -101,7 +104,7 @@ def check_zero(deepspeed: str | None, on_gpu: bool) -> None:
             if not on_gpu:
                 requests.run_deepspeed_on_cpu()
             _check_disk(offload.get("nvme_path"), f"{where}: {name}")
-    quantized = [name for name in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(name)]
+    quantized = [name for name in _QUANTIZED if zero.get(name)]
     if quantized and not on_gpu:
         hint = "leave it out: there is no network between GPUs to save on"
         raise ConfigError(f"{quantized[0]} needs CUDA kernels", where=where, hint=hint)
