@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from corpus import TINY_MODEL
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from pushing import WRITE
@@ -105,3 +106,43 @@ def test_real_text_goes_all_the_way_to_the_hub_and_back(
         output = tmp_path / name
         type_in("-m", "cloze", "evaluate", place, "--data", "blocks", "--split", "validation", "--output", output)
         assert json.loads(output.read_text())["loss"] == pytest.approx(scores["loss"], rel=1e-12)
+
+
+@pytest.mark.slow
+def test_no_secret_is_left_anywhere_from_training_to_the_hub(prepared: Path, hub: LocalHub, tmp_path: Path):
+    """Secrets in the environment, on the command line, and in errors: no file, output or upload has one."""
+    canary = "c4n4ry" * 6
+    secrets = {
+        "HF_TOKEN": WRITE,
+        "WANDB_API_KEY": "0f" * 20,
+        "AWS_SECRET_ACCESS_KEY": canary,
+        "CLOZE_SECRET": "rendezvous" + canary,
+        "MY_PASSWORD": "pass-" + canary,
+    }
+    given = {"token": "hf_" + "Ar9" * 12, "url": "p4ssw0rd" + canary, "key": "sk-" + "b7X" * 12}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", **secrets}
+    env["OMP_NUM_THREADS"] = "1"
+    said = []
+
+    def run(*words: object, code: int = 0) -> None:
+        argv = [sys.executable, "-m", "cloze", *map(str, words)]
+        done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
+        said.append(done.stdout + done.stderr)
+
+    train = ["train", *TINY_MODEL, "--max_steps", "2", "--save_steps", "1", "--output_dir", "run", "--use_cpu"]
+    run(*train, "--dataset_name", f"https://me:{given['url']}@host/x.jsonl", code=2)
+    run(*train, "--dataset_name", prepared, "--run_name", given["key"], code=2)
+    run(*train, "--dataset_name", prepared, "--token", given["token"], "--report_to", "tensorboard")
+    run("consolidate", "run")
+    run("evaluate", "run", "--data", prepared)
+    run("report", "run", "--output", "report.html")
+    run("push", "run", "--repo", "canary")
+    (tmp_path / "run" / "model" / "README.md").write_text(f"use {given['key']}")
+    run("push", "run", "--repo", "canary", code=2)
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "README.md"]
+    assert len(files) > 20
+    everything = b"".join([*files, *hub.received, *hub.files("user/canary").values(), *(one.encode() for one in said)])
+    found = [name for name, secret in {**secrets, **given}.items() if secret.encode() in everything]
+    assert found == []

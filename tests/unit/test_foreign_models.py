@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
 
+from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ModelError
 from cloze.foreign import model_size
 from cloze.foreign.pretrained import from_config, from_pretrained
+from cloze.model.weights import load_weights
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
 
@@ -194,3 +206,35 @@ def test_memory_that_runs_out_is_not_the_fault_of_a_model_folder(folder: Path, e
 
     with pytest.raises(type(error)):
         from_pretrained(Loader, folder)
+
+
+class Evil:
+    """What creates a file where it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_pickle_in_a_model_folder_is_never_loaded(folder: Path, tmp_path: Path, beside: bool):
+    torch.save({"weight": Evil(tmp_path / "mark")}, folder / "pytorch_model.bin")
+    (folder / "training_args.bin").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
+    if beside:
+        load_weights(folder)
+    else:
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(ModelError, match=r"no file named model\.safetensors"):
+            load_weights(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_tokenizer_that_fails_on_unknown_text_is_one_line_when_it_is_loaded(tmp_path: Path):
+    tokenizer = Tokenizer(WordPiece({"[MASK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", pad_token="[PAD]").save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ModelError, match=r"cannot load the tokenizer \(.*UNK"):
+        load_tokenizer(str(tmp_path))

@@ -99,9 +99,9 @@ def _difference(tokenizer: Any, name: str) -> str | None:
     """Return a text that becomes other tokens than tokenizer.json says; None if none was found."""
     try:
         stored = stored_tokenizer(tokenizer)
+        return None if stored is None else first_difference(tokenizer, stored, [*ODD_TEXTS, *special_texts(tokenizer)])
     except Exception as error:  # `tokenizers` raises Exception itself
         raise load_error(error, name, "tokenizer") from None
-    return None if stored is None else first_difference(tokenizer, stored, [*ODD_TEXTS, *special_texts(tokenizer)])
 
 
 def _take_special_tokens(plain: Any, tokenizer: Any) -> None:
