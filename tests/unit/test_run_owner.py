@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from ranks import wait_for
 
-from cloze.errors import OwnerError
+from cloze.errors import DiskError, OwnerError
 from cloze.train import owner_file
 from cloze.train.owner_file import LOCK, Owner, has_ended, read_owner, this_process
 from cloze.train.run_owner import RunOwner, check_owner, is_ours, own_run_folder
@@ -385,3 +385,12 @@ def test_a_copy_of_a_live_run_folder_is_free_and_the_original_is_not(tmp_path: P
     with pytest.raises(OwnerError, match="another start is training"):
         RunOwner(tmp_path / "run").acquire()
     assert start.end() == 0
+
+
+def test_a_run_folder_that_is_a_file_or_a_link_to_nothing_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("unmounted")
+    for name, what in (("file", "is no folder"), ("link", "is a link to a folder that does not exist")):
+        with pytest.raises(DiskError, match=f"{name}: {what}"):
+            RunOwner(tmp_path / name).acquire()
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]

@@ -33,7 +33,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cloze.console import is_main, say
-from cloze.errors import OwnerError
+from cloze.errors import DiskError, OwnerError
 from cloze.files import disk_errors
 from cloze.train.owner_file import LOCK, Owner, Sighting, check_lock, folder_of, has_ended, read_owner, this_process
 
@@ -109,6 +109,9 @@ class RunOwner:
         self._close()
 
     def _make_folder(self) -> None:
+        if os.path.lexists(self.run_dir) and not self.run_dir.is_dir():
+            what = "is no folder" if self.run_dir.exists() else "is a link to a folder that does not exist"
+            raise DiskError(what, where=self.run_dir, hint="remove it, or choose another --output_dir")
         missing = [path for path in [self.run_dir, *self.run_dir.parents] if not path.exists()]
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._made = missing
@@ -284,16 +287,14 @@ def release_all() -> None:
 
 
 def owner_token(run_dir: Path) -> str:
-    """Return the token under which this process owns the folder, for names that no other start uses; a new random one
-    if it does not own it."""
+    """Return the token of this process as the folder's owner, for names of its own; a random one without one."""
     owner = _held.get(str(run_dir.resolve()))
     return secrets.token_hex(8) if owner is None else owner.me.token
 
 
 def is_ours(run_dir: Path) -> bool:
     """Return whether the folder's owner is of this launch (any of its ranks), or there is none."""
-    try:
+    found = None
+    with contextlib.suppress(OSError):
         found = read_owner(run_dir / LOCK)
-    except OSError:
-        return True
     return found is None or found.owner.launch == this_process("").launch
