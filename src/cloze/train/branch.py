@@ -15,7 +15,7 @@ from pathlib import Path
 from cloze.console import say
 from cloze.errors import CheckpointError
 from cloze.files import disk_errors, write_json, write_text
-from cloze.foreign.json_yaml import read_json
+from cloze.foreign.json_yaml import read_json, read_mapping
 from cloze.train.checkpoint_files import list_checkpoints, verify_checkpoint
 from cloze.train.metrics import FILE as METRICS_FILE
 from cloze.train.metrics import read_metrics
@@ -33,17 +33,20 @@ def is_in_run(checkpoint: Path, output_dir: Path) -> bool:
 
 
 def branch_of(output_dir: Path) -> Path | None:
-    """Return the checkpoint of another run that this one began with; None if it began at step 0. Raises
-    CheckpointError if run.json, which records it, is damaged."""
-    path = output_dir / IDENTITY_FILE
-    found = read_json(path, error=CheckpointError).get(BRANCHED) if path.exists() else None
+    """Return the checkpoint of another run that this one began with; None if it began at step 0."""
+    found = read_mapping(output_dir / IDENTITY_FILE).get(BRANCHED)
     return Path(found) if isinstance(found, str) else None
 
 
 def branch_to_resume(output_dir: Path) -> Path | None:
     """Return the checkpoint that a branch begins with, if the branch has saved none yet; None for any other run.
-    Raises CheckpointError if it is gone: the branch must not begin at step 0."""
-    found = None if list_checkpoints(output_dir) else branch_of(output_dir)
+    Raises CheckpointError if it is gone, or run.json, which names it, is damaged: the branch must not begin at step 0.
+    """
+    if list_checkpoints(output_dir):
+        return None
+    if (output_dir / IDENTITY_FILE).exists():
+        read_json(output_dir / IDENTITY_FILE, error=CheckpointError)
+    found = branch_of(output_dir)
     if found is not None and not found.is_dir():
         hint = "give it with --resume_from_checkpoint where it is now, and another --output_dir"
         raise CheckpointError("this run is a branch of a checkpoint that is gone", where=found, hint=hint)
