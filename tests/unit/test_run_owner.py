@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from ranks import wait_for
 
-from cloze.errors import DiskError, OwnerError
+from cloze.errors import CheckpointError, DiskError, OwnerError
 from cloze.train import owner_file
+from cloze.train.branch import branch_to_resume
 from cloze.train.owner_file import LOCK, Owner, has_ended, read_owner, this_process
 from cloze.train.run_owner import RunOwner, check_owner, is_ours, own_run_folder
 
@@ -394,3 +395,9 @@ def test_a_run_folder_that_is_a_file_or_a_link_to_nothing_is_named(tmp_path: Pat
         with pytest.raises(DiskError, match=f"{name}: {what}"):
             RunOwner(tmp_path / name).acquire()
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_a_run_whose_run_json_is_damaged_does_not_begin_anew_without_a_checkpoint(tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"branched_from": "/a/check')
+    with pytest.raises(CheckpointError, match=r"run\.json: not JSON"):
+        branch_to_resume(tmp_path)
