@@ -24,6 +24,7 @@ from cloze.foreign.json_yaml import (
     yaml_names,
 )
 from cloze.foreign.paths import check_regular, open_regular, plain_name, plain_path, read_bytes
+from cloze.options.flags import parse
 
 NAMES = ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "a\0b", "a\x1bb", "a\nb", "x" * 300, None, 7, ["a"]]
 
@@ -153,6 +154,46 @@ def test_yaml_names_are_given_once():
     assert yaml_names("a: 1\nb: 2\n", "x") == ["a", "b"]
     with pytest.raises(DataError, match="twice"):
         yaml_names("a: 1\na: 2\n", "x")
+
+
+UNCLEAR_WORDS = [
+    "010",
+    "-007",
+    "08",
+    "0o10",
+    "0b11",
+    "1_000",
+    "1_0.5",
+    "0x1_0",
+    "1:30",
+    "1:30:00",
+    "-1:30",
+    "yes",
+    "No",
+]
+
+
+@pytest.mark.parametrize("word", [*UNCLEAR_WORDS, "ON", "off"])
+def test_words_that_versions_of_yaml_read_differently_are_refused(word: str, tmp_path: Path):
+    for text in (f"seed: {word}\n", f"a: [1, {word}]\n", f"{word}: 1\n"):
+        with pytest.raises(DataError, match="in line 1 differs between YAML") as caught:
+            parse_yaml(text, "x", typed=True)
+        assert str(caught.value).isprintable()
+        with pytest.raises(DataError):
+            yaml_names(text, "x")
+        parse_yaml(text, "x")  # of another program, which reads it as PyYAML does
+    assert parse_yaml(f"seed: '{word}'\n", "x", typed=True) == {"seed": word}
+    (tmp_path / "c.yaml").write_text(f"dataset_name: x\nseed: {word}\n")
+    with pytest.raises(ConfigError, match="in line 2 differs"):
+        parse(["train", "--output_dir", "x", "--config", str(tmp_path / "c.yaml")])
+
+
+def test_words_that_only_look_like_numbers_stay_text():
+    plain = "a: [0, 10, -3, 0.5, 1e-4, 1.5e+3, 0x10, true, nobody, yes-no, v1_0, a:b, 2024-01-01x, 10:99]\n"
+    assert yaml_names(plain, "x") == ["a"]
+    with pytest.raises(ConfigError, match="--seed: 1:30 is not a plain number; write a decimal number"):
+        parse(["train", "--dataset_name", "x", "--output_dir", "x", "--seed", "1:30"])
+    assert parse(["train", "--dataset_name", "1:30", "--output_dir", "010"])[1].output_dir == "010"
 
 
 def test_a_mapping_that_cannot_be_read_is_empty(tmp_path: Path):

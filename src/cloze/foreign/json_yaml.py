@@ -7,7 +7,8 @@
     dump_json({"loss": float("nan")})              # '{"loss": null}'
 
 PyYAML's events are checked before objects are made: an alias can multiply (a file of 1 kB stands for 10^9 values), and
-a tag can name a class. PyYAML is imported in the functions that need it, so that help starts fast.
+a tag can name a class. PyYAML reads YAML 1.1, in which `010` is 8, `1:30` is 90 and `no` is false: in what the user
+wrote for Cloze such spellings are refused. PyYAML is imported in the functions that need it, so that help starts fast.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,12 @@ MAX_JSON_DEPTH = 64
 MAX_YAML_DEPTH = 20
 on_left_out: list[Callable[[str], None]] = []  # what reports a line of `left_out`: see `cloze.console`
 _reported: set[str] = set()
+# Plain words that YAML 1.1 and YAML 1.2 read as different values.
+UNCLEAR = re.compile(
+    r"[-+]?(0[0-9_]+|0o[0-7_]+|0b[01_]+|0x[0-9a-f]*_[0-9a-f_]*|(?=[0-9._]*_)\.?[0-9][0-9._]*(e[-+]?[0-9]+)?"
+    r"|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)|yes|no|on|off",
+    re.IGNORECASE,
+)
 _KINDS = {dict: "a JSON object", list: "a JSON array", object: "JSON"}
 
 
@@ -135,15 +143,20 @@ def read_yaml(
 ) -> Any:
     """Return the value of a YAML file without aliases and tags, an instance of `kind`. Raises `error`."""
     text = read_text(path, max_bytes, folder=folder, typed=typed, error=error)
-    return parse_yaml(text, os.fspath(path), kind=kind, error=error)
+    return parse_yaml(text, os.fspath(path), kind=kind, typed=typed, error=error)
 
 
-def parse_yaml(text: str, where: object, *, kind: type = dict, error: type[ClozeError] = DataError) -> Any:
-    """Return the value of a YAML text without aliases and tags. Raises `error` if it is not a `kind`."""
+def parse_yaml(
+    text: str, where: object, *, kind: type = dict, typed: bool = False, error: type[ClozeError] = DataError
+) -> Any:
+    """Return the value of a YAML text without aliases and tags. Raises `error` if it is not a `kind`.
+
+    `typed`: the user wrote it for Cloze, so that words that are UNCLEAR are refused.
+    """
     import yaml
 
     try:
-        check_events(text, where, error)
+        check_events(text, where, error, typed)
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as problem:
         raise error(f"not YAML ({yaml_problem(problem)})", where=printable(str(where)), hint="correct it") from None
@@ -153,11 +166,11 @@ def parse_yaml(text: str, where: object, *, kind: type = dict, error: type[Cloze
 
 
 def yaml_names(text: str, where: object, error: type[ClozeError] = DataError) -> list[str]:
-    """Return the names of a mapping in YAML, each given once. Raises `error`."""
+    """Return the names of a mapping in YAML that the user wrote, each given once. Raises `error`."""
     import yaml
 
     try:
-        check_events(text, where, error)
+        check_events(text, where, error, typed=True)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as problem:
         raise error(f"not YAML ({yaml_problem(problem)})", where=printable(str(where)), hint="correct it") from None
@@ -173,8 +186,9 @@ def yaml_names(text: str, where: object, error: type[ClozeError] = DataError) ->
     return names
 
 
-def check_events(text: str, where: object, error: type[ClozeError] = DataError) -> None:
-    """Raise `error` for an alias, a tag, or values nested too deeply; yaml.YAMLError if it is not YAML."""
+def check_events(text: str, where: object, error: type[ClozeError] = DataError, typed: bool = False) -> None:
+    """Raise `error` for an alias, a tag, values nested too deeply, and if `typed` for words that are UNCLEAR;
+    yaml.YAMLError if it is not YAML."""
     import yaml
 
     where, depth = printable(str(where)), 0
@@ -184,6 +198,9 @@ def check_events(text: str, where: object, error: type[ClozeError] = DataError) 
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise error(f"uses the tag {printable(tag)}", where=where, hint="leave it out")
+        if typed and isinstance(event, yaml.ScalarEvent) and event.implicit[0] and UNCLEAR.fullmatch(event.value):
+            what = f"{printable(event.value)} in line {event.start_mark.line + 1} differs between YAML 1.1 and 1.2"
+            raise error(what, where=where, hint="write a plain decimal number, true or false, or put text in quotes")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_YAML_DEPTH:
             raise error(f"is nested more than {MAX_YAML_DEPTH} deep", where=where, hint="write plain values")

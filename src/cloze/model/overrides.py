@@ -77,13 +77,13 @@ def _inside(outer: Any, name: str) -> Any:
 
 def _set(inner: Any, name: str, value: str) -> None:
     if isinstance(inner, dict):
-        inner[name] = type(inner[name])(parse_yaml(value, "--config_overrides", kind=object))
+        inner[name] = type(inner[name])(parse_yaml(value, "--config_overrides", kind=object, typed=True))
         return
     before = getattr(inner, name, "")
     if isinstance(before, bool | int | float | str) and (hasattr(inner, name) or not _is_asked_for(inner, name)):
         inner.update_from_string(f"{name}={value}")  # raises where there is no such name
     else:  # a list, a table, or nothing yet
-        read = parse_yaml(value, "--config_overrides", kind=object)
+        read = parse_yaml(value, "--config_overrides", kind=object, typed=True)
         setattr(inner, name, tuple(read) if isinstance(before, tuple) else read)
 
 

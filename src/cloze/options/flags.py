@@ -23,7 +23,7 @@ from cloze.config.relations import check_relations
 from cloze.console import FORMAT_VARIABLE, FORMATS, log_format
 from cloze.errors import ConfigError
 from cloze.foreign.paths import printable
-from cloze.options.recipe_file import check_flow, check_recipe
+from cloze.options.recipe_file import check_flow, check_number, check_recipe
 
 if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
     import jsonargparse
@@ -258,16 +258,19 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
 
 
 def _check_values(command: str, words: Sequence[str]) -> None:
-    """Raise ConfigError for a --config file that is no list of names that the command knows, with their values; and
-    for a value on the command line that is YAML with aliases or tags, or nested deeply: it is read as YAML, too."""
-    known = {field.name for field in dataclasses.fields(COMMANDS[command][0])}
+    """Raise ConfigError for values that are no plain YAML, and for unknown names in a --config file."""
+    known = {field.name: str(field.type) for field in dataclasses.fields(COMMANDS[command][0])}
     for word, value in zip(words, [*words[1:], ""], strict=True):
-        if word == "--config" or word.startswith("--config="):
-            for name in check_recipe(word.partition("=")[2] if "=" in word else value):
+        option, equals, given = word.partition("=")
+        given = given if equals else value
+        if option == "--config":
+            for name in check_recipe(given):
                 if name not in known:
                     raise _unknown(command, name)
         elif any(mark in word for mark in "[{&!"):
-            check_flow(word.partition("=")[2] if word.startswith("--") and "=" in word else word, word)
+            check_flow(given if equals and option.startswith("--") else word, word)
+        elif "str" not in known.get(option[2:], "str"):
+            check_number(given, option)
 
 
 def _explain(message: str, argv: Sequence[str]) -> ConfigError:

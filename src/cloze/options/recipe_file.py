@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 
 from cloze.errors import ConfigError
-from cloze.foreign.json_yaml import MAX_YAML_BYTES, check_events, yaml_names
+from cloze.foreign.json_yaml import MAX_YAML_BYTES, UNCLEAR, check_events, yaml_names
 from cloze.foreign.paths import read_text
 
 
@@ -24,3 +24,9 @@ def check_flow(text: str, where: str) -> None:
 
     with contextlib.suppress(yaml.YAMLError):
         check_events(text, where, ConfigError)
+
+
+def check_number(text: str, where: str) -> None:
+    """Raise ConfigError for a number of the command line that YAML 1.1 reads with the base 60: `1:30` is 90."""
+    if ":" in text and UNCLEAR.fullmatch(text):
+        raise ConfigError(f"{text} is not a plain number", where=where, hint="write a decimal number")
