@@ -158,6 +158,15 @@ def test_columns_with_one_name_or_spaces_in_it_are_named(tmp_path: Path):
     assert len(refused(tmp_path / "d.csv")) < 300
 
 
+def test_joined_files_of_arrow_are_refused(tmp_path: Path):
+    table = pyarrow.table({"text": TEXTS})
+    with pyarrow.ipc.new_file(str(tmp_path / "c.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=20)
+    assert texts_of(tmp_path / "c.arrow") == TEXTS
+    (tmp_path / "c.arrow").write_bytes((tmp_path / "c.arrow").read_bytes() * 2)
+    assert "and other bytes follow" in refused(tmp_path / "c.arrow")
+
+
 def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     put(tmp_path / "disk" / "part" / "more.jsonl", '{"text": "more"}\n')
     put(tmp_path / "loop" / "corpus.jsonl")

@@ -89,6 +89,16 @@ def test_a_byte_level_tokenizer_without_a_decoder_loses_nothing():
     assert measure_sample(["naïve ไทย 🌌"], tokenizer)["lost_characters"] == 0.0
 
 
+def test_text_that_spells_special_tokens_is_kept_if_these_are_split():
+    own = Tokenizer(models.BPE({character: n for n, character in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own.add_special_tokens(["<mask>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, mask_token="<mask>")
+    assert measure_sample(["a <mask> b"], tokenizer)["lost_characters"] == 0.75
+    assert measure_sample(["a <mask> b"], tokenizer, split_special_tokens=True)["lost_characters"] == 0.0
+    assert "--split_special_tokens" in warnings_of({"train": {"lost_characters": 0.75}})[0]
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus with everything that is warned of."""

@@ -164,13 +164,14 @@ def test_a_corpus_without_text_is_one_line(tmp_path: Path):
             )
 
 
-def test_a_corpus_with_too_few_pieces_is_told(tmp_path: Path, capsys):
+@pytest.mark.parametrize(("kind", "size"), [("unigram", 100), ("bpe", 400), ("wordpiece", 100)])
+def test_a_corpus_with_too_few_pieces_is_told(tmp_path: Path, capsys, kind: str, size: int):
     (tmp_path / "small.txt").write_text("one two three two one\n" * 20)
     config = TokenizerConfig(
-        dataset_name=str(tmp_path / "small.txt"), output=str(tmp_path / "t"), kind="unigram", vocab_size=100
+        dataset_name=str(tmp_path / "small.txt"), output=str(tmp_path / "t"), kind=kind, vocab_size=size
     )
     tokenizer = train_tokenizer(config)
-    assert f"the corpus gives {len(tokenizer)} tokens, not 100" in capsys.readouterr().err
+    assert f"the corpus gives {len(tokenizer)} tokens, not {size}" in capsys.readouterr().err
     assert len(tokenizer("one two three", add_special_tokens=False)["input_ids"]) == 3
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cloze import files
 from cloze.commands import compare, evaluate
 from cloze.config import CompareConfig, EvaluateConfig, PrepareConfig, TrainConfig
 from cloze.data import verified
+from cloze.data.blocks import open_shard
 from cloze.data.cache import open_or_prepare
 from cloze.data.dataset import PackedDataset
 from cloze.data.prepare import prepare
@@ -53,6 +55,23 @@ USES: dict[str, Callable[[str], object]] = {
     "compare": lambda data: compare.run(CompareConfig(model="unused", other="unused", data=data, split="train")),
     "dataset": PackedDataset,
 }
+
+
+@pytest.mark.parametrize("wrong", [-1, 1 << 20])
+def test_token_ids_outside_of_the_vocabulary_are_named_before_training(copied: Path, wrong: int):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    shard = manifest["splits"]["train"]["shards"][0]
+    file = copied / "train" / shard["file"]
+    ids = open_shard(file, shard["blocks"], manifest["block_size"])[0].ids
+    place = file.read_bytes().index(ids[0].tobytes())
+    content = bytearray(file.read_bytes())
+    content[place : place + 4] = wrong.to_bytes(4, "little", signed=True)
+    file.write_bytes(content)
+    shard["sha256"] = files.sha256(file)
+    manifest["checksum"] = manifest_checksum(manifest)
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="it holds token ids outside of the vocabulary"):
+        open_data(TrainConfig(dataset_name=str(copied), output_dir="unused"))
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)

@@ -123,12 +123,12 @@ def _assemble(
         hint = "give --on_bad_record skip again, or begin again without it"
         raise ConfigError("records were left out", where=examples[0], hint=hint)
     skipped = {"bad_records": dict(sorted(bad.items())), "bad_record_examples": examples} if bad else {}
-    report = {"text_report": _report(units, facts["source"], tokenizer)}
+    report = {"text_report": _report(units, facts, tokenizer)}
     files = {"tokenizer_files": tokenizer_files(staged / "tokenizer")}
     return write_manifest(staged, facts | {"splits": splits} | skipped | report | files)
 
 
-def _report(units: list[tuple[Path, dict[str, Any]]], source: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+def _report(units: list[tuple[Path, dict[str, Any]]], facts: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Return what was found in the text of all units."""
     names = ("documents", "empty_documents", "text_tokens", "unknown_tokens")
     counts = {side: _count(units, side, names) for side in SIDES}
@@ -138,7 +138,8 @@ def _report(units: list[tuple[Path, dict[str, Any]]], source: dict[str, Any], to
             hashes.add(side, read_hashes(folder, side))
     there = [side for side in SIDES if counts[side]["documents"]]
     samples = {side: merge_samples(read_sample(folder, side) for folder, _ in units) for side in there}
-    report = text_report({side: counts[side] for side in there}, hashes, samples, tokenizer)
+    splitting, source = facts["split_special_tokens"], facts["source"]
+    report = text_report({side: counts[side] for side in there}, hashes, samples, tokenizer, splitting)
     for side in there:
         described = source.get("validation", source) if side == "validation" else source
         if "files" in described:

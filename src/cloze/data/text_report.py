@@ -33,7 +33,8 @@ _WORDS = {
 }
 _HINTS = {
     "unknown_tokens": "another tokenizer fits this text better",
-    "lost_characters": "another tokenizer keeps them, or one without lower case and stripped accents",
+    "lost_characters": "another tokenizer keeps them, or one without lower case and stripped accents, or "
+    "--split_special_tokens if the text spells special tokens",
     "empty_documents": "check --text_field",
     "repeated_documents": "was a file copied, or a corpus joined with itself?",
     "validation_in_train": "perplexity looks better than it is: remove repeated documents, and overlap of the splits",

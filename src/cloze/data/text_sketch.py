@@ -106,7 +106,11 @@ class HashCounts:
 
 
 def text_report(
-    counts: dict[str, dict[str, int]], hashes: HashCounts, samples: dict[str, list[str]], tokenizer: Any
+    counts: dict[str, dict[str, int]],
+    hashes: HashCounts,
+    samples: dict[str, list[str]],
+    tokenizer: Any,
+    split_special_tokens: bool,
 ) -> dict[str, Any]:
     """Return the report on the splits in `counts`. `tokenizer`: one of transformers."""
     report: dict[str, Any] = {}
@@ -117,20 +121,20 @@ def text_report(
             "unknown_tokens": _share(facts["unknown_tokens"] / max(1, facts["text_tokens"])),
             "empty_documents": _share(facts["empty_documents"] / documents),
             "repeated_documents": _share(hashes.repeated(side)),
-            **measure_sample(samples[side], tokenizer),
+            **measure_sample(samples[side], tokenizer, split_special_tokens),
         }
     if counts.get("validation", {}).get("documents"):
         report["validation_in_train"] = _share(hashes.validation_in_train())
     return report
 
 
-def measure_sample(texts: list[str], tokenizer: Any) -> dict[str, Any]:
+def measure_sample(texts: list[str], tokenizer: Any, split_special_tokens: bool = False) -> dict[str, Any]:
     """Return `lost_characters`, the share that decoding the tokens does not give back, and `word`, the mean length of
     a word in tokens and characters; None if the tokenizer has no notion of a word.
 
     Characters are compared without white space, case, and differences that Unicode calls compatible (NFKD).
     """
-    encode, decode = _coder(tokenizer)
+    encode, decode = _coder(tokenizer, split_special_tokens)
     encoded = [encode(text) for text in texts]
     lost = 0
     characters: Counter[str] = Counter()
@@ -142,13 +146,13 @@ def measure_sample(texts: list[str], tokenizer: Any) -> dict[str, Any]:
     return {"lost_characters": share, "word": _word_length(encoded, characters, tokenizer)}
 
 
-def sampled_report(texts: list[str], tokenizer: Any) -> dict[str, Any]:
+def sampled_report(texts: list[str], tokenizer: Any, split_special_tokens: bool) -> dict[str, Any]:
     """Return the report on a sample of a corpus that is not read as a whole before training."""
     texts = [text[:SAMPLED_CHARACTERS] for text in texts if text.strip()][:SAMPLED]
-    encode, _ = _coder(tokenizer)
+    encode, _ = _coder(tokenizer, split_special_tokens)
     ids = [number for text in texts for number in encode(text)]
     unknown = _share(ids.count(unknown_id(tokenizer)) / max(1, len(ids)))
-    return {"train": {"unknown_tokens": unknown, **measure_sample(texts, tokenizer)}}
+    return {"train": {"unknown_tokens": unknown, **measure_sample(texts, tokenizer, split_special_tokens)}}
 
 
 def _word_length(encoded: list[list[int]], characters: Counter[str], tokenizer: Any) -> dict[str, Any] | None:
@@ -170,12 +174,14 @@ def _word_length(encoded: list[list[int]], characters: Counter[str], tokenizer: 
     }
 
 
-def _coder(tokenizer: Any) -> tuple[Any, Any]:
+def _coder(tokenizer: Any, split_special_tokens: bool) -> tuple[Any, Any]:
     """Return functions from a text to ids without special tokens, and from ids to a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return (
-            lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+            lambda text: tokenizer(
+                text, add_special_tokens=False, verbose=False, split_special_tokens=split_special_tokens
+            )["input_ids"],
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
         )
     from tokenizers import Tokenizer, decoders
@@ -183,6 +189,7 @@ def _coder(tokenizer: Any) -> tuple[Any, Any]:
     own = Tokenizer.from_str(backend.to_str())
     own.no_truncation()
     own.no_padding()
+    own.encode_special_tokens = split_special_tokens
     if own.decoder is None and "ByteLevel" in str(own.pre_tokenizer):
         own.decoder = decoders.ByteLevel()
     return lambda text: own.encode(text, add_special_tokens=False).ids, own.decode

@@ -49,6 +49,8 @@ def train_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerFast:
     texts = Texts(open_corpus(config), str(config.dataset_name))
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[config.kind]
     tokenizer = train(config, texts)
+    if len(tokenizer) < config.vocab_size:
+        warn(f"the corpus gives {len(tokenizer):,} tokens, not {config.vocab_size:,}")
     with staged_folder(config.output) as staged:
         tokenizer.save_pretrained(staged)
     return tokenizer
@@ -178,8 +180,6 @@ def _train_unigram(config: TokenizerConfig, texts: Texts) -> PreTrainedTokenizer
     normalizer = normalizers.Sequence(steps)
     words = count_words(texts, lambda text: [f"▁{word}" for word in normalizer.normalize_str(text).split()])
     pieces = train_unigram(words, config.vocab_size - len(SPECIAL_TOKENS))
-    if len(pieces) < config.vocab_size - len(SPECIAL_TOKENS):
-        warn(f"the corpus gives {len(pieces) + len(SPECIAL_TOKENS):,} tokens, not {config.vocab_size:,}")
     special = [(token, 0.0) for token in SPECIAL_TOKENS]
     backend = Tokenizer(models.Unigram([*special, *pieces], SPECIAL_TOKENS.index("<unk>"), False))
     backend.normalizer = normalizer

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cloze.console import progress, say
+from cloze.data.blocks import open_shard
 from cloze.data.content import PART_BYTES, SETTLED_SECONDS, default_cache, signature
 from cloze.data.locks import locked
 from cloze.data.shards import Prepared, open_prepared, shard_files
@@ -40,14 +41,14 @@ class TrustOptions(Protocol):
 
 def verify_for_use(prepared: Prepared, splits: list[str], config: TrustOptions) -> None:
     """Check the tokenizer and the shards of the splits before they are used. Raises DataError or ModelError."""
-    verify_shards(prepared, splits)
     load_tokenizer(str(prepared.tokenizer_dir), config.trust_remote_code)
+    verify_shards(prepared, splits)
 
 
 def verify_prepared(folder: str | Path) -> None:
     """Read every shard again, whatever the cache says. Raises DataError naming the first damaged one."""
     prepared = open_prepared(folder)
-    _read(shard_files(prepared.folder, prepared.manifest))
+    _read(prepared, shard_files(prepared.folder, prepared.manifest))
 
 
 def verify_shards(prepared: Prepared, splits: list[str]) -> None:
@@ -57,14 +58,15 @@ def verify_shards(prepared: Prepared, splits: list[str]) -> None:
     """
     shards = shard_files(prepared.folder, prepared.manifest, splits)
     if sum(shard["bytes"] for _, shard in shards) <= PART_BYTES:
-        return _read(shards)
+        return _read(prepared, shards)
     place = default_cache() / "verified"
     with contextlib.suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
     whole = hashlib.sha256("".join(_key(file, shard) for file, shard in shards).encode()).hexdigest()
     waiting = f"waiting for another process that verifies {prepared.folder}"
     with locked(place / f"{whole[:32]}.lock", lambda: say("verify", waiting)):
-        _read([(file, shard) for file, shard in shards if not (place / _key(file, shard)).is_file()], place)
+        left = [(file, shard) for file, shard in shards if not (place / _key(file, shard)).is_file()]
+        _read(prepared, left, place)
 
 
 def _key(file: Path, shard: dict[str, Any]) -> str:
@@ -72,8 +74,9 @@ def _key(file: Path, shard: dict[str, Any]) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _read(shards: list[tuple[Path, dict[str, Any]]], place: Path | None = None) -> None:
-    """Compare shards with their checksums, on all cores; note in the folder `place` which are right."""
+def _read(prepared: Prepared, shards: list[tuple[Path, dict[str, Any]]], place: Path | None = None) -> None:
+    """Compare shards with their checksums, and their token ids with the size of the vocabulary, on all cores; note in
+    the folder `place` which are right."""
     total = sum(shard["bytes"] for _, shard in shards)
     if total > ANNOUNCED_BYTES:
         say("verify", f"reading {total / 1e9:,.0f} GB in {len(shards):,} shards to compare their checksums, once")
@@ -84,7 +87,7 @@ def _read(shards: list[tuple[Path, dict[str, Any]]], place: Path | None = None) 
     ):
         try:
             for (_, shard), _ in zip(
-                shards, pool.map(lambda one: _compare(one[0], one[1], place), shards), strict=True
+                shards, pool.map(lambda one: _compare(prepared, one[0], one[1], place), shards), strict=True
             ):
                 advance(shard["bytes"] // _MEGABYTE)
         except BaseException:
@@ -92,7 +95,7 @@ def _read(shards: list[tuple[Path, dict[str, Any]]], place: Path | None = None) 
             raise
 
 
-def _compare(file: Path, shard: dict[str, Any], place: Path | None) -> None:
+def _compare(prepared: Prepared, file: Path, shard: dict[str, Any], place: Path | None) -> None:
     key, begin = _key(file, shard), time.time()
     try:
         is_right = sha256(file) == shard["sha256"]
@@ -101,6 +104,12 @@ def _compare(file: Path, shard: dict[str, Any], place: Path | None) -> None:
         raise DataError(f"cannot be read ({error.strerror})", where=file, hint="prepare the corpus again") from None
     if not is_right:
         raise DataError("damaged: the checksum differs", where=file, hint="prepare the corpus again")
+    vocab_size = prepared.manifest.get("tokenizer", {}).get("vocab_size")
+    if vocab_size is not None and shard["blocks"]:
+        parts = [batch.ids for batch in open_shard(file, shard["blocks"], prepared.block_size)]
+        if min(ids.min() for ids in parts) < 0 or max(ids.max() for ids in parts) >= vocab_size:
+            what = f"damaged: it holds token ids outside of the vocabulary of {vocab_size:,}"
+            raise DataError(what, where=file, hint="prepare the corpus again")
     if place is not None and begin - changed > SETTLED_SECONDS and _key(file, shard) == key:
         with contextlib.suppress(OSError, DiskError):
             write_text(place / key, "")

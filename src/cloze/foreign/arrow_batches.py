@@ -32,10 +32,30 @@ def arrow_batches(path: Path | str) -> Iterator[Any]:
     file format (Feather 2). Raises pyarrow.ArrowInvalid, then or later, if the file is not right."""
     source = pyarrow.memory_map(str(path))
     if source.read(6) == b"ARROW1":
+        _refuse_two_feather_files(source)
         reader = pyarrow.ipc.open_file(source)
         return (_checked(reader.get_batch(number)) for number in range(reader.num_record_batches))
     source.seek(0)
     return _stream_batches(source)
+
+
+def _refuse_two_feather_files(source: Any) -> None:
+    """Raise pyarrow.ArrowInvalid if other bytes are between the batches of a file and its description: a file with
+    another one behind it has the description of the second, and the batches of the first are found by it."""
+    size = source.size()
+    source.seek(max(0, size - 10))  # the length of the description, 4 bytes, and ARROW1
+    described = size - 10 - int.from_bytes(source.read(4), "little")
+    source.seek(8)
+    messages = pyarrow.ipc.MessageReader.open_stream(source)
+    try:
+        while True:
+            messages.read_next_message()
+    except StopIteration:
+        end = source.tell()
+    except (OSError, ValueError):  # without an end mark, as old versions wrote it, or damaged
+        return
+    if end < described:
+        raise pyarrow.ArrowInvalid(f"the batches end at byte {end:,} of {size:,}, and other bytes follow")
 
 
 def _stream_batches(source: Any) -> Iterator[Any]:

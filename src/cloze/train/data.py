@@ -230,7 +230,9 @@ def _open_stream(config: TrainConfig) -> TrainData:
     facts = inputs.facts | {"streamed": True, "splits": {}}
     facts["tokenizer"]["backend"] = backend_version(recipe.encoder.backend)
     facts["checksum"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    facts["text_report"] = sampled_report(sample_texts(inputs.corpus), inputs.tokenizer)  # no part of the identity
+    facts["text_report"] = sampled_report(  # no part of the identity
+        sample_texts(inputs.corpus), inputs.tokenizer, config.split_special_tokens
+    )
     for line in warnings_of(facts["text_report"]):
         warn(line)
     validation = None
