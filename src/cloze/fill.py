@@ -39,7 +39,7 @@ def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:
     """
     for spelling in MASK_SPELLINGS:
         text = text.replace(spelling, tokenizer.mask_token)
-    inputs = tokenizer(text, return_tensors="pt")
+    inputs = tokenizer(text, return_tensors="pt", verbose=False)
     rows = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
     if not len(rows):
         raise ConfigError("nothing to fill: the text has no mask", where=repr(text), hint="write <mask> in it")

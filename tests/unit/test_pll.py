@@ -11,6 +11,8 @@ import pytest
 import torch
 from corpus import TINY_MODEL
 from minicons.scorer import MaskedLMScorer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from cloze.config import ModelConfig
 from cloze.data.shards import open_prepared
@@ -113,6 +115,16 @@ def test_minicons_gives_the_same(model_and_tokenizer, tmp_path: Path, metric: st
     for one, other in zip(found, expected, strict=True):
         assert one.pll == pytest.approx(other, rel=1e-4)
         figure("pll against minicons", abs(one.pll / other - 1))
+
+
+def test_sentences_of_unknown_tokens_are_named(capsys: pytest.CaptureFixture[str]):
+    own = Tokenizer(models.WordLevel({"[UNK]": 0, "known": 1}, unk_token="[UNK]"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, unk_token="[UNK]")
+    read_sentences(["known known"], tokenizer, 512)
+    assert "warning" not in capsys.readouterr().err
+    read_sentences(["known known", "ไทย ไทย"], tokenizer, 512)
+    assert "50.0 % of the tokens of the sentences are unknown to the tokenizer" in capsys.readouterr().err
 
 
 def test_pseudo_perplexity_that_overflows_is_infinite():

@@ -132,7 +132,7 @@ def _transformers(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray
 
     def encode(texts: list[str]) -> tuple[Ids, NDArray[np.int64]]:
         options = {"split_special_tokens": True} if spec.split_special_tokens else {}
-        ids = [tokenizer(text, add_special_tokens=False, **options)["input_ids"] for text in texts]
+        ids = [tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"] for text in texts]
         counts = np.array([len(each) for each in ids], np.int64)
         return np.fromiter(chain.from_iterable(ids), np.int64, int(counts.sum())), counts
 

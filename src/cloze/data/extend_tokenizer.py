@@ -70,9 +70,12 @@ def extend_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, 
     added = add(facts, tokenizer, cuts, config)
     if not added:
         raise DataError(
-            f"there is nothing to add: no pair of tokens stands {config.min_frequency} times in it",
+            f"there is nothing to add: no pair of known tokens is in it {max(1, config.min_frequency)} times",
             where=config.dataset_name,
-            hint="give a larger corpus, or a smaller --min_frequency",
+            hint="give a larger corpus, "
+            + ("a smaller --min_frequency, " * (config.min_frequency > 1))
+            + "or train a "
+            "tokenizer if this one does not know the text",
         )
     with staged_folder(config.output) as staged:
         tokenizer.save_pretrained(staged)

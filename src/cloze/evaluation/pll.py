@@ -22,6 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cloze.console import warn
+from cloze.data.text_report import LIMITS
+from cloze.data.token_ids import unknown_id
 from cloze.errors import ConfigError
 from cloze.evaluation.perplexity import perplexity
 
@@ -47,10 +50,12 @@ class SentenceScore:
 
 
 def read_sentences(lines: Sequence[str], tokenizer: Any, limit: int | None) -> list[Sentence]:
-    """Encode texts, special tokens added. Raises ConfigError for one that is longer than `limit` tokens, or empty."""
+    """Encode texts, special tokens added; warn of tokens that are unknown to the tokenizer. Raises ConfigError for one
+    that is longer than `limit` tokens, or empty."""
     found = []
+    unknown = 0
     for number, line in enumerate(lines, 1):
-        encoded = tokenizer(line, return_special_tokens_mask=True)
+        encoded = tokenizer(line, return_special_tokens_mask=True, verbose=False)
         ids = np.array(encoded["input_ids"], np.int64)
         if limit is not None and len(ids) > limit:
             raise ConfigError(
@@ -61,9 +66,13 @@ def read_sentences(lines: Sequence[str], tokenizer: Any, limit: int | None) -> l
         scored = np.array(encoded["special_tokens_mask"]) == 0
         if not scored.any():
             raise ConfigError("no token to predict", where=f"sentence {number}", hint="leave it out")
+        unknown += int((ids[scored] == unknown_id(tokenizer)).sum())
         words = encoded.word_ids() if tokenizer.is_fast else [None] * len(ids)
         word = np.array([-1 - place if one is None else one for place, one in enumerate(words)], np.int64)
         found.append(Sentence(ids, scored, word))
+    share = unknown / max(1, sum(int(sentence.scored.sum()) for sentence in found))
+    if share > LIMITS["unknown_tokens"]:
+        warn(f"{100 * share:.1f} % of the tokens of the sentences are unknown to the tokenizer: scores say little")
     return found
 
 

@@ -79,7 +79,7 @@ def _invents_spaces(tokenizer: Any, names: list[str]) -> bool:
     if getattr(tokenizer, "backend_tokenizer", None) is not None or len(names) < 2:
         return False
     text = "".join(names[:2])
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return tokenizer.convert_ids_to_tokens(ids) == names[:2] and _decode(tokenizer, ids) == " ".join(names[:2])
 
 
