@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import cloze
-from cloze.collectives import ERRORS, decode, encode
+from cloze.collectives import ERRORS, agree, decode, encode
 from cloze.errors import CheckpointError, ClozeError, LaunchError, LostRank, Stopped
 
 
@@ -77,6 +77,12 @@ def test_anything_else_is_refused_in_one_line(data: bytes):
 def test_what_cannot_be_sent_is_a_mistake_in_the_program():
     with pytest.raises(TypeError, match="a set cannot be sent"):
         encode({"a": {1}})
+
+
+def test_a_problem_of_one_rank_is_raised():
+    agree(None)
+    with pytest.raises(CheckpointError, match="damaged"):
+        agree(CheckpointError("damaged"))
 
 
 def test_no_pickles_are_exchanged():
