@@ -39,6 +39,14 @@ def config(**values: Any) -> TrainConfig:
             "--config_name y (--model_name_or_path brings its configuration)",
         ),
         ({"document": "full"}, "--document full (it is for a --preset)"),
+        (
+            {"model_name_or_path": "/", "model_revision": "v1"},
+            "--model_revision v1 (no model of the Hub is named)",
+        ),
+        (
+            {"streaming_train": True, "prepared_cache_dir": "x"},
+            "--prepared_cache_dir x (--streaming_train keeps nothing)",
+        ),
     ],
     ids=str,
 )

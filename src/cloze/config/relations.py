@@ -66,6 +66,7 @@ _BENCH = {  # option -> what is measured with it
     "packing": ("train", "step"),
     "rounds": ("train", "step"),
     "steps": ("train", "step"),
+    "gpu": ("train", "step", "memory"),
     "model_type": ("save",),
     "config_overrides": ("save",),
 }
@@ -112,13 +113,18 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
         ),
         Unused(
             ("model_revision",),
-            lambda v: v["model_name_or_path"] is None and v["config_name"] is None,
+            lambda v: not _is_on_hub(v["model_name_or_path"] or v["config_name"]),
             "no model of the Hub is named",
         ),
     ),
     TrainConfig: (
         Unused((*_SPLITTING, "prepared_cache_dir"), lambda v: _is_prepared(v), "--dataset_name is prepared already"),
         Unused(("tokenizer_name",), lambda v: _is_prepared(v), "the prepared folder has its own"),
+        Unused(
+            ("prepared_cache_dir",),
+            lambda v: v["streaming_train"] and v["validation_split"] is None,
+            "--streaming_train keeps nothing",
+        ),
         Unused(("num_train_epochs",), lambda v: v["max_steps"] > 0, "--max_steps is given"),
         Unused(
             ("adam_beta1", "adam_beta2", "adam_epsilon"),
@@ -245,6 +251,10 @@ def _defaults(config: Any) -> dict[str, Any]:
     return {
         field.name: field.default for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING
     }
+
+
+def _is_on_hub(name: str | None) -> bool:
+    return name is not None and not os.path.isdir(name)
 
 
 def _is_prepared(values: Values) -> bool:
