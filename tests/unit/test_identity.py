@@ -101,6 +101,17 @@ def test_a_checkpoint_of_an_earlier_version_has_no_checksums(tmp_path: Path):
     check_same_run(run / "checkpoint-2", saved, moved)
 
 
+@pytest.mark.parametrize(("mask_unit", "says"), [("token", False), ("word", True), ("span", True)])
+def test_words_that_an_earlier_version_masked_in_another_way_are_mentioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture, mask_unit: str, says: bool
+):
+    here = identity(mask_unit=mask_unit)
+    check_same_run(tmp_path, here, here)
+    assert capsys.readouterr().err == ""
+    check_same_run(tmp_path, {key: value for key, value in here.items() if key != "blocks"}, here)
+    assert ("is of an earlier version, whose words in scripts without spaces" in capsys.readouterr().err) == says
+
+
 def test_a_base_model_is_known_by_what_its_files_hold(tmp_path: Path):
     def make(folder: Path, weights: bytes = b"w", version: str = "5.1", size: int = 2) -> str | None:
         folder.mkdir(parents=True)

@@ -24,6 +24,7 @@ from transformers.utils import cached_file
 
 from cloze.config import TrainConfig
 from cloze.config.relations import effective_values
+from cloze.console import warn
 from cloze.errors import CheckpointError, ConfigError, in_phase
 from cloze.files import sha256
 from cloze.foreign.json_yaml import read_mapping
@@ -190,6 +191,11 @@ def check_same_run(
             f"this checkpoint belongs to another run ({changes})",
             where=folder,
             hint="resume with the values it was started with, or start a new run in another output_dir",
+        )
+    if BLOCKS not in saved and here["mask_unit"] != "token":
+        warn(
+            f"{folder} is of an earlier version, whose words in scripts without spaces (Chinese, Thai) were whole "
+            "sentences; from here on every token is one, so the masks of such text change"
         )
 
 
