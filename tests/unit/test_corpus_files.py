@@ -547,6 +547,38 @@ def test_a_parquet_page_with_a_wrong_checksum_is_refused(tmp_path: Path):
     assert "CRC checksum" in refused(path)
 
 
+@pytest.mark.parametrize("page_bytes", [2**20, 60])
+@pytest.mark.parametrize("values", [0, 4])
+def test_a_parquet_page_that_says_fewer_values_than_it_holds_is_refused(tmp_path: Path, values: int, page_bytes: int):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": [f"text number {number}" for number in range(20)]}),
+        path,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        data_page_size=page_bytes,
+        write_batch_size=5,
+    )
+    content = bytearray(path.read_bytes())
+    in_page = 20 if page_bytes == 2**20 else 5
+    at = content.index(bytes([0x2C, 0x15, 2 * in_page, 0x15, 0]))  # Thrift writes numbers doubled
+    content[at + 2] = 2 * values
+    path.write_bytes(content)
+    assert "its description says 20" in refused(path)
+
+
+@pytest.mark.parametrize(("place", "said"), [(0, "says 19 rows"), (-1, "of its row groups 19")])
+def test_a_parquet_description_with_another_number_of_rows_is_refused(tmp_path: Path, place: int, said: str):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["alpha"] * 20}), path, write_statistics=False)
+    content = path.read_bytes()
+    places = [at for at in range(len(content)) if content[at : at + 2] == b"\x16\x28"]  # an i64 of 20
+    at = places[place] + 1  # the first is of the file, the last of its row group
+    path.write_bytes(content[:at] + b"\x26" + content[at + 1 :])
+    assert said in refused(path)
+
+
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
 def test_a_file_that_is_not_packed_as_its_name_says_is_told_how_to_name_it(tmp_path: Path, packing: str):
     assert f"remove {packing} from its name" in refused(put(tmp_path / f"x.jsonl{packing}"))

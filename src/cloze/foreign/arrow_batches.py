@@ -75,7 +75,8 @@ def parquet_batches(
     parquet: Any, groups: list[int], columns: list[str], rows: int, max_row_bytes: int
 ) -> Iterator[tuple[int, Any]]:
     """Yield batches of some row groups and columns, each of at most `rows` rows and, from two rows on, BATCH_BYTES:
-    (number of rows, batch); (1, None) for a row above `max_row_bytes`.
+    (number of rows, batch); (1, None) for a row above `max_row_bytes`. Raises pyarrow.ArrowInvalid if the pages of a
+    group hold another number of rows than the description of the file says.
 
     `parquet`: a ParquetFile made by `open_parquet`.
     """
@@ -88,12 +89,7 @@ def parquet_batches(
     }
     rows = min(rows, _DELTA_ROWS) if "DELTA_BYTE_ARRAY" in encodings else rows
     # One group at a time: each has a dictionary of its own, and a nested column cannot be of two.
-    batches = (
-        batch
-        for group in groups
-        for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
-    )
-    for batch in batches:
+    for batch in (batch for group in groups for batch in _group_batches(parquet, group, columns, rows)):
         for part in _slices(batch):
             if len(part) == 1 and _decoded_bytes(part) > max_row_bytes:
                 yield 1, None
@@ -101,10 +97,23 @@ def parquet_batches(
                 yield len(part), _decoded(part)
 
 
+def _group_batches(parquet: Any, group: int, columns: list[str], rows: int) -> Iterator[Any]:
+    """Yield the batches of a row group. Raises pyarrow.ArrowInvalid if they are not as long as its description says:
+    pyarrow believes the number in the header of each page, and skips what follows."""
+    expected, found = parquet.metadata.row_group(group).num_rows, 0
+    for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+        found += len(batch)
+        yield batch
+    if found != expected:
+        raise pyarrow.ArrowInvalid(f"row group {group} has {found:,} rows, its description says {expected:,}")
+
+
 def open_parquet(file: Any) -> Any:
     """Return a ParquetFile that gives strings as numbers in a dictionary, if they are stored so. Raises
     pyarrow.ArrowInvalid if it is none."""
     facts = pyarrow.parquet.read_metadata(file)
+    if facts.num_rows != (rows := sum(facts.row_group(group).num_rows for group in range(facts.num_row_groups))):
+        raise pyarrow.ArrowInvalid(f"its description says {facts.num_rows:,} rows, those of its row groups {rows:,}")
     _refuse_two_files(file, facts)
     file.seek(0)
     stored: set[str] = set()
