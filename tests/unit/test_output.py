@@ -130,7 +130,7 @@ def test_what_a_started_process_prints_is_escaped(capsys: pytest.CaptureFixture[
 def test_a_report_on_text_says_numbers_of_known_splits_only(word: object):
     facts = {name: word for name in ("files", "unknown_tokens", "lost_characters", "word", "empty_documents")}
     facts["repeated_documents"] = 0.5
-    nested = {"tokens": word, "characters": word, "has_spaces": word}
+    nested = {"tokens": word, "characters": word}
     for report in (word, {"train": word}, {"validation_in_train": word}, {CLIPBOARD: facts}):
         assert [*report_lines(report).values(), *warnings_of(report)] == []
     told = report_lines({"train": facts, "validation": {"word": nested}})

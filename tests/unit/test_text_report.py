@@ -16,6 +16,7 @@ from cloze.data import text_sketch
 from cloze.data.shards import open_prepared
 from cloze.data.text_report import report_lines, warnings_of
 from cloze.data.text_sketch import HashCounts, TextSketch, measure_sample, merge_samples
+from cloze.data.words import mean_word_length, words_of
 from cloze.inspection import inspect_prepared
 from cloze.report.sections import _data_facts
 
@@ -135,7 +136,7 @@ def test_prepare_reports_what_it_read(prepared: Path, capsys: pytest.CaptureFixt
     assert train["unknown_tokens"] == round(5 * 11 / (100 * 20 + 5 * 11), 6)
     assert validation["unknown_tokens"] == validation["lost_characters"] == 0.0
     assert 0.001 < train["lost_characters"] < 0.003
-    assert validation["word"] == {"tokens": 1.0, "characters": pytest.approx(4.9, abs=0.8), "has_spaces": True}
+    assert validation["word"] == {"tokens": 1.0, "characters": pytest.approx(4.9, abs=0.8)}
     assert manifest["text_report"]["validation_in_train"] == 1.0
     inspect_prepared(InspectConfig(data=str(prepared), blocks=0))
     said = capsys.readouterr()
@@ -159,3 +160,11 @@ def test_a_word_that_is_a_sentence_is_warned_of():
     assert any("--mask_unit word and span would mask whole sentences" in line for line in warnings_of(report))
     report = {"train": measure_sample(["the river"], tokenizer_of(WORDS))}
     assert warnings_of(report) == []
+
+
+def test_the_length_of_a_word_is_the_one_that_training_reports():
+    tokenizer = tokenizer_of(WORDS)
+    ids = np.array([tokenizer("the riverer")["input_ids"]], np.int32)  # the | river ##e ##r
+    length = mean_word_length(words_of(tokenizer), ids, tokenizer.all_special_ids)
+    assert length == 2.5
+    assert measure_sample(["the riverer", "riverer the"], tokenizer)["word"] == {"tokens": length, "characters": 6.25}

@@ -13,8 +13,7 @@ from typing import Any
 
 from cloze.mappings import is_number, part
 
-# A warning is given above these shares, and above this mean length of a word in characters (the lower one for text
-# that is written without spaces between words).
+# A warning is given above these shares, and above this mean length of a word in characters.
 LIMITS = {
     "unknown_tokens": 0.02,
     "lost_characters": 0.02,
@@ -23,7 +22,7 @@ LIMITS = {
     "validation_in_train": 0.01,
 }
 SPLITS = ("train", "validation")
-MAX_WORD_CHARACTERS, MAX_WORD_CHARACTERS_UNSPACED = 20.0, 6.0
+MAX_WORD_CHARACTERS = 20.0
 _WORDS = {
     "unknown_tokens": "of the tokens are unknown to the tokenizer",
     "lost_characters": "of the characters are lost in the tokenizer",
@@ -68,9 +67,7 @@ def warnings_of(report: Any) -> list[str]:
                 front = f"{side}: " if side else ""
                 lines.append(f"{front}{_percent(values[name])} {_WORDS[name]}; {_HINTS[name]}")
         length = part(values, "word").get("characters") if side else None
-        spaced = part(values, "word").get("has_spaces", True)
-        limit = MAX_WORD_CHARACTERS if spaced else MAX_WORD_CHARACTERS_UNSPACED
-        if is_number(length) and length > limit:
+        if is_number(length) and length > MAX_WORD_CHARACTERS:
             what = f"{side}: what the tokenizer takes for a word has {length:g} characters"
             lines.append(f"{what}; --mask_unit word and span would mask whole sentences")
     return lines

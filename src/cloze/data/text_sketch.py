@@ -23,17 +23,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from cloze.data.token_ids import unknown_id
+from cloze.data.words import mean_word_length, words_of
+from cloze.errors import ConfigError
 
 SAMPLED, SAMPLED_CHARACTERS = 128, 2000  # documents of a split, and characters of each
 MAX_HASHES = 2**22
-# Scripts that put no spaces between words: Thai and Lao, Myanmar, Khmer, kana, and Chinese characters.
-_UNSPACED = (
-    ("\u0e00", "\u0eff"),
-    ("\u1000", "\u109f"),
-    ("\u1780", "\u17ff"),
-    ("\u3040", "\u30ff"),
-    ("\u3400", "\u9fff"),
-)
 Hashes = NDArray[np.uint64]
 
 
@@ -129,21 +123,20 @@ def text_report(
 
 
 def measure_sample(texts: list[str], tokenizer: Any, split_special_tokens: bool = False) -> dict[str, Any]:
-    """Return `lost_characters`, the share that decoding the tokens does not give back, and `word`, the mean length of
-    a word in tokens and characters; None if the tokenizer has no notion of a word.
+    """Return `lost_characters`, the share that decoding the tokens does not give back, and `word`, the length of the
+    word of a token (see `mean_word_length`) in tokens and characters; None if the tokenizer has no notion of a word.
 
     Characters are compared without white space, case, and differences that Unicode calls compatible (NFKD).
     """
     encode, decode = _coder(tokenizer, split_special_tokens)
     encoded = [encode(text) for text in texts]
-    lost = 0
-    characters: Counter[str] = Counter()
+    lost = total = 0
     for text, ids in zip(texts, encoded, strict=True):
         before = _characters(text)
         lost += (before - _characters(decode(ids))).total()
-        characters += before
-    share = _share(lost / max(1, characters.total()))
-    return {"lost_characters": share, "word": _word_length(encoded, characters, tokenizer)}
+        total += before.total()
+    share = _share(lost / max(1, total))
+    return {"lost_characters": share, "word": _word_length(encoded, total, tokenizer)}
 
 
 def sampled_report(texts: list[str], tokenizer: Any, split_special_tokens: bool) -> dict[str, Any]:
@@ -155,23 +148,16 @@ def sampled_report(texts: list[str], tokenizer: Any, split_special_tokens: bool)
     return {"train": {"unknown_tokens": unknown, **measure_sample(texts, tokenizer, split_special_tokens)}}
 
 
-def _word_length(encoded: list[list[int]], characters: Counter[str], tokenizer: Any) -> dict[str, Any] | None:
-    from cloze.data.words import words_of
-    from cloze.errors import ConfigError
-
+def _word_length(encoded: list[list[int]], characters: int, tokenizer: Any) -> dict[str, Any] | None:
     try:
         words = words_of(tokenizer)
     except ConfigError:
         return None
-    tokens = sum(map(len, encoded))
-    starts = sum(int(words.starts(np.array([ids], np.int32)).sum()) for ids in encoded if ids)
-    total = characters.total()
-    unspaced = sum(n for one, n in characters.items() if any(first <= one <= last for first, last in _UNSPACED))
-    return {
-        "tokens": round(tokens / max(1, starts), 2),
-        "characters": round(total / max(1, starts), 2),
-        "has_spaces": unspaced < total / 3,
-    }
+    apart = tokenizer.mask_token_id
+    ids = [number for document in encoded for number in (*document, apart)]
+    length = mean_word_length(words, np.array([ids], np.int32), [apart])
+    per_token = characters / max(1, len(ids) - len(encoded))
+    return {"tokens": round(length, 2), "characters": round(length * per_token, 2)}
 
 
 def _coder(tokenizer: Any, split_special_tokens: bool) -> tuple[Any, Any]:
