@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from cloze.data.token_ids import unknown_id
-from cloze.data.words import mean_word_length, words_of
+from cloze.data.words import Words, mean_word_length, words_of
 from cloze.errors import ConfigError
 
 SAMPLED, SAMPLED_CHARACTERS = 128, 2000  # documents of a split, and characters of each
@@ -108,6 +108,7 @@ def text_report(
 ) -> dict[str, Any]:
     """Return the report on the splits in `counts`. `tokenizer`: one of transformers."""
     report: dict[str, Any] = {}
+    measure = _measure(tokenizer, split_special_tokens)
     for side, facts in counts.items():
         documents = max(1, facts["documents"])
         report[side] = {
@@ -115,7 +116,7 @@ def text_report(
             "unknown_tokens": _share(facts["unknown_tokens"] / max(1, facts["text_tokens"])),
             "empty_documents": _share(facts["empty_documents"] / documents),
             "repeated_documents": _share(hashes.repeated(side)),
-            **measure_sample(samples[side], tokenizer, split_special_tokens),
+            **measure(samples[side]),
         }
     if counts.get("validation", {}).get("documents"):
         report["validation_in_train"] = _share(hashes.validation_in_train())
@@ -128,15 +129,25 @@ def measure_sample(texts: list[str], tokenizer: Any, split_special_tokens: bool 
 
     Characters are compared without white space, case, and differences that Unicode calls compatible (NFKD).
     """
+    return _measure(tokenizer, split_special_tokens)(texts)
+
+
+def _measure(tokenizer: Any, split_special_tokens: bool) -> Callable[[list[str]], dict[str, Any]]:
+    """Return `measure_sample` for one tokenizer, of which the preparation takes longer than any sample."""
     encode, decode = _coder(tokenizer, split_special_tokens)
-    encoded = [encode(text) for text in texts]
-    lost = total = 0
-    for text, ids in zip(texts, encoded, strict=True):
-        before = _characters(text)
-        lost += (before - _characters(decode(ids))).total()
-        total += before.total()
-    share = _share(lost / max(1, total))
-    return {"lost_characters": share, "word": _word_length(encoded, total, tokenizer)}
+    words = _words(tokenizer)
+
+    def measure(texts: list[str]) -> dict[str, Any]:
+        encoded = [encode(text) for text in texts]
+        lost = total = 0
+        for text, ids in zip(texts, encoded, strict=True):
+            before = _characters(text)
+            lost += (before - _characters(decode(ids))).total()
+            total += before.total()
+        length = None if words is None else _word_length(words, encoded, total, tokenizer.mask_token_id)
+        return {"lost_characters": _share(lost / max(1, total)), "word": length}
+
+    return measure
 
 
 def sampled_report(texts: list[str], tokenizer: Any, split_special_tokens: bool) -> dict[str, Any]:
@@ -148,12 +159,15 @@ def sampled_report(texts: list[str], tokenizer: Any, split_special_tokens: bool)
     return {"train": {"unknown_tokens": unknown, **measure_sample(texts, tokenizer, split_special_tokens)}}
 
 
-def _word_length(encoded: list[list[int]], characters: int, tokenizer: Any) -> dict[str, Any] | None:
+def _words(tokenizer: Any) -> Words | None:
     try:
-        words = words_of(tokenizer)
+        return words_of(tokenizer)
     except ConfigError:
         return None
-    apart = tokenizer.mask_token_id
+
+
+def _word_length(words: Words, encoded: list[list[int]], characters: int, apart: int) -> dict[str, float]:
+    """Return the length of the word of a token in tokens and characters. `apart`: a special token."""
     ids = [number for document in encoded for number in (*document, apart)]
     length = mean_word_length(words, np.array([ids], np.int32), [apart])
     per_token = characters / max(1, len(ids) - len(encoded))
