@@ -118,6 +118,11 @@ def test_seeds_are_an_array_whose_tasks_wait_for_each_other(login_node: Path):
     assert {"--array=1-5", "--dependency=aftercorr:3"} <= set(evaluate)
 
 
+def test_the_job_that_pushes_runs_in_the_partition_of_those_that_prepare(login_node: Path):
+    submit.run(parse(["submit", RECIPE, "--partition", "gpu", "--push_to", "me/x"])[1])
+    assert all("--partition=gpu" in job for job in calls(login_node))
+
+
 def test_where_sbatch_refuses_a_job_those_before_it_are_cancelled(login_node: Path, monkeypatch):
     monkeypatch.setenv("REFUSED", "train")
     with pytest.raises(LaunchError, match="the job train: invalid partition specified: gpu"):
@@ -125,7 +130,7 @@ def test_where_sbatch_refuses_a_job_those_before_it_are_cancelled(login_node: Pa
     assert calls(login_node)[-1] == ["1", "2"]
 
 
-def test_blocks_that_are_there_are_not_prepared_again(login_node: Path):
+def test_blocks_that_are_there_are_not_prepared_again(login_node: Path, capsys):
     folder = login_node / "prepared" / "roberta-eli5-full"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
@@ -134,6 +139,7 @@ def test_blocks_that_are_there_are_not_prepared_again(login_node: Path):
         "--job-name=cloze-train",
         "--job-name=cloze-evaluate",
     ]
+    assert "is prepared already: no job prepares" in capsys.readouterr().out
 
 
 def test_a_dry_run_submits_nothing_and_shows_every_script(login_node: Path, capsys):
@@ -154,7 +160,7 @@ def test_a_dry_run_submits_nothing_and_shows_every_script(login_node: Path, caps
     [
         (["no.yaml"], "no.yaml: no such file; submit from the repository root"),
         ([RECIPE, "--nodes", "0"], "--nodes: must be at least 1"),
-        ([RECIPE, "--min_nodes", "2"], "--min_nodes 2: is more than --nodes 1"),
+        ([RECIPE, "--min_nodes", "2"], "--min_nodes: must not be above --nodes"),
         ([RECIPE, "--time", "tomorrow"], "--time: 'tomorrow' is not a time"),
         ([RECIPE, "--train_flags", "--max_stepz 3"], "unknown option max_stepz"),
         ([RECIPE, "--train_flags", "--dataset_name other"], "trains on other, but"),

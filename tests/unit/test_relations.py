@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloze import command_line
-from cloze.config import EvaluateConfig, PrepareConfig, TokenizerConfig, TrainConfig
+from cloze.config import EvaluateConfig, PrepareConfig, PushConfig, SubmitConfig, TokenizerConfig, TrainConfig
 from cloze.config.ranges import MAX_BATCH
 from cloze.config.relations import CONFLICTS, UNUSED, check_relations, effective_values, ignored_options
 from cloze.errors import CheckpointError, ConfigError
@@ -47,6 +47,7 @@ def config(**values: Any) -> TrainConfig:
             {"streaming_train": True, "prepared_cache_dir": "x"},
             "--prepared_cache_dir x (--streaming_train keeps nothing)",
         ),
+        ({"streaming_train": True, "num_proc": 2}, "--num_proc 2 (--streaming_train prepares nothing)"),
     ],
     ids=str,
 )
@@ -58,6 +59,19 @@ def test_the_least_frequency_has_no_effect_on_unigram_pieces():
     unigram = TokenizerConfig(dataset_name="x", output="y", kind="unigram", min_frequency=5)
     assert ignored_options(unigram) == ["--min_frequency 5 (--kind unigram chooses tokens by likelihood)"]
     assert ignored_options(TokenizerConfig(dataset_name="x", output="y", min_frequency=5)) == []
+
+
+def test_options_of_a_chain_without_effect_are_named(tmp_path: Path):
+    def ignored(**values: Any) -> list[str]:
+        config = SubmitConfig(recipe=str(tmp_path / "recipe.yaml"), **values)
+        return [line.split()[0] for line in ignored_options(config)]
+
+    assert ignored(prepare_tasks=2, prepare_tasks_at_once=1) == ["--prepare_tasks", "--prepare_tasks_at_once"]
+    assert ignored(cpu_partition="cpu") == ["--cpu_partition"]
+    assert ignored(cpu_partition="cpu", push_to="a/b") == []
+    (tmp_path / "recipe.prepare.yaml").write_text("")
+    assert ignored(prepare_tasks=4, prepare_tasks_at_once=3, cpu_partition="cpu", nodes=2, min_nodes=1) == []
+    assert ignored(prepare_tasks_at_once=8, nodes=2, min_nodes=2) == ["--min_nodes", "--prepare_tasks_at_once"]
 
 
 def test_options_with_an_effect_are_not_reported():
@@ -82,6 +96,8 @@ def test_recipes_set_no_option_without_effect(recipe: Path):
 NEEDED: dict[type, dict[str, str]] = {
     PrepareConfig: {"dataset_name": "x", "tokenizer_name": "x", "output": "x"},
     TrainConfig: {"output_dir": "out"},
+    SubmitConfig: {"recipe": "x"},
+    PushConfig: {"path": "x", "repo": "x"},
 }
 CONFLICTING = (
     (PrepareConfig, {"num_shards": 2, "shard_index": 2}, "--shard_index: must be below --num_shards"),
@@ -97,6 +113,9 @@ CONFLICTING = (
     (TrainConfig, {"batch_size_warmup_start": 2}, "give both or none"),
     (TrainConfig, {"mask_replace_prob": 0.6, "random_replace_prob": 0.5}, "must not be above 1 together"),
     (TrainConfig, {"num_train_epochs": 0.0}, "nothing to train"),
+    (SubmitConfig, {"nodes": 2, "min_nodes": 3}, "must not be above --nodes"),
+    (PushConfig, {"create_pr": True, "tag": "v1"}, "--create_pr: takes no --revision and no --tag"),
+    (PushConfig, {"create_pr": True, "revision": "dev"}, "--create_pr: takes no --revision and no --tag"),
 )
 
 

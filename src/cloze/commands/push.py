@@ -14,7 +14,6 @@ from cloze.cards.model_card import MARKER, card_text, write_card
 from cloze.cards.weights import excluded_scores
 from cloze.config import PushConfig
 from cloze.console import say, show, warn
-from cloze.errors import ConfigError
 from cloze.foreign.paths import MAX_TEXT_BYTES, read_bytes
 from cloze.hub.client import Pushed, Target, check_access, connect, put_tag
 from cloze.hub.publish import files_to_push, find_model, push_model, with_license
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
 
 def run(config: PushConfig) -> None:
     """Bring the card up to date and push, or with --dry_run say what would be pushed and change nothing."""
-    if config.create_pr and (config.revision or config.tag):
-        flag = "--revision" if config.revision else "--tag"
-        raise ConfigError(
-            "a pull request is opened against main, and has no tag",
-            where=f"--create_pr and {flag}",
-            hint="leave one out",
-        )
     found = find_model(Path(config.path))
     model_dir, run_dir = Path(found.folder), found.run_dir
     if line := excluded_scores(model_dir, run_dir):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.config import PrepareConfig, SubmitConfig, TrainConfig
+from cloze.config.machines import prepare_recipe
 from cloze.console import say, show
 from cloze.data.local_files import is_local, local_splits
 from cloze.data.shards import MANIFEST
@@ -59,10 +60,6 @@ def check(config: SubmitConfig) -> None:
                 where=path,
                 hint="submit from the repository root, or from a folder that `cloze init` filled",
             )
-    if config.min_nodes is not None and config.min_nodes > config.nodes:
-        raise ConfigError(
-            f"is more than --nodes {config.nodes}", where=f"--min_nodes {config.min_nodes}", hint="give fewer"
-        )
 
 
 def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
@@ -91,16 +88,13 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
     return train, prepare
 
 
-def prepare_recipe(recipe: str) -> Path:
-    """`x/roberta.yaml` -> `x/roberta.prepare.yaml`."""
-    return Path(recipe).with_suffix(".prepare.yaml")
-
-
 def chain(config: SubmitConfig, train: TrainConfig, prepare: PrepareConfig | None) -> list[Job]:
     """The jobs in their order."""
     cpu = _flags(partition=config.cpu_partition or config.partition, cpus_per_task=config.cpus_per_task)
     jobs = []
-    if prepare is not None and not (Path(prepare.output) / MANIFEST).is_file():
+    if prepare is not None and (Path(prepare.output) / MANIFEST).is_file():
+        say("submit", f"{prepare.output} is prepared already: no job prepares, with or without --prepare_flags")
+    elif prepare is not None:
         words = [str(prepare_recipe(config.recipe)), *shlex.split(config.prepare_flags)]
         at_once = f"%{config.prepare_tasks_at_once}" if config.prepare_tasks_at_once else ""
         array = [f"--array=0-{config.prepare_tasks - 1}{at_once}"]
@@ -134,7 +128,13 @@ def chain(config: SubmitConfig, train: TrainConfig, prepare: PrepareConfig | Non
     if config.push_to:
         words = [train.output_dir, config.push_to]
         jobs.append(
-            Job("push", "slurm/push.sbatch", words, _flags(partition=config.cpu_partition) + array, after=after)
+            Job(
+                "push",
+                "slurm/push.sbatch",
+                words,
+                _flags(partition=config.cpu_partition or config.partition) + array,
+                after=after,
+            )
         )
     return jobs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cloze.config.ranges import (
@@ -159,6 +160,11 @@ class SubmitConfig(Ranged):
     """flags of `cloze prepare` that win over its recipe"""
     dry_run: bool = False
     """submit nothing; print the sbatch commands, and the scripts"""
+
+
+def prepare_recipe(recipe: str) -> Path:
+    """Return the recipe of `cloze prepare` beside one of `cloze train`: `x/roberta.prepare.yaml`."""
+    return Path(recipe).with_suffix(".prepare.yaml")
 
 
 @dataclass(kw_only=True)

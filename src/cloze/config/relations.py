@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloze.config.data import BlocksConfig, PrepareConfig, SourceConfig, TokenizerConfig
-from cloze.config.machines import BenchConfig
+from cloze.config.machines import BenchConfig, SubmitConfig, prepare_recipe
 from cloze.config.plan import PlanConfig
 from cloze.config.ranges import MAX_BATCH, Ranged
 from cloze.config.train import ModelConfig, TrainConfig
-from cloze.config.use import EvaluateConfig
+from cloze.config.use import EvaluateConfig, PushConfig
 from cloze.errors import ConfigError
 
 Values = Mapping[str, Any]
@@ -40,7 +40,7 @@ class Unused:
 class Conflict:
     """`when` must not hold; `where`, `what` and `hint` are the error's."""
 
-    when: Callable[[Values], bool]
+    when: Callable[[Values], Any]
     where: str
     what: str
     hint: str | None = None
@@ -113,7 +113,7 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
         ),
         Unused(
             ("model_revision",),
-            lambda v: not _is_on_hub(v["model_name_or_path"] or v["config_name"]),
+            lambda v: os.path.isdir(v["model_name_or_path"] or v["config_name"] or "."),
             "no model of the Hub is named",
         ),
     ),
@@ -124,6 +124,11 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
             ("prepared_cache_dir",),
             lambda v: v["streaming_train"] and v["validation_split"] is None,
             "--streaming_train keeps nothing",
+        ),
+        Unused(
+            ("num_proc",),
+            lambda v: v["streaming_train"] and v["validation_split"] is None,
+            "--streaming_train prepares nothing",
         ),
         Unused(("num_train_epochs",), lambda v: v["max_steps"] > 0, "--max_steps is given"),
         Unused(
@@ -145,6 +150,24 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
         Unused(_HUB, lambda v: not v["push_to_hub"], "without --push_to_hub"),
         Unused(("run_name", "project"), lambda v: v["report_to"] in ("none", ""), "--report_to is none"),
     ),
+    SubmitConfig: (
+        Unused(("min_nodes",), lambda v: v["min_nodes"] == v["nodes"], "--nodes is the same"),
+        Unused(
+            ("prepare_tasks", "prepare_tasks_at_once"),
+            lambda v: not _has_prepare_recipe(v),
+            "without RECIPE.prepare.yaml nothing is prepared",
+        ),
+        Unused(
+            ("prepare_tasks_at_once",),
+            lambda v: (v["prepare_tasks_at_once"] or 0) >= v["prepare_tasks"],
+            "all may run",
+        ),
+        Unused(
+            ("cpu_partition",),
+            lambda v: not _has_prepare_recipe(v) and v["push_to"] is None,
+            "nothing is prepared or pushed",
+        ),
+    ),
     PlanConfig: (Unused(("network_gbit",), lambda v: v["nodes"] == 1, "there is one node"),),
     EvaluateConfig: (
         Unused(("mlm_probability", "seed", "draws"), lambda v: v["metric"] != "perplexity", "it masks every token"),
@@ -163,6 +186,14 @@ def records_graphs(values: Values) -> bool:
 
 
 CONFLICTS: dict[type, tuple[Conflict, ...]] = {
+    SubmitConfig: (
+        Conflict(lambda v: (v["min_nodes"] or 0) > v["nodes"], "--min_nodes", "must not be above --nodes"),
+    ),
+    PushConfig: (
+        Conflict(
+            lambda v: v["create_pr"] and (v["revision"] or v["tag"]), "--create_pr", "takes no --revision and no --tag"
+        ),
+    ),
     PrepareConfig: (
         Conflict(
             lambda v: v["shard_index"] is not None and v["shard_index"] >= v["num_shards"],
@@ -253,10 +284,10 @@ def _defaults(config: Any) -> dict[str, Any]:
     }
 
 
-def _is_on_hub(name: str | None) -> bool:
-    return name is not None and not os.path.isdir(name)
-
-
 def _is_prepared(values: Values) -> bool:
     name = values.get("dataset_name")
     return name is not None and os.path.isfile(os.path.join(name, "manifest.json"))
+
+
+def _has_prepare_recipe(values: Values) -> bool:
+    return prepare_recipe(values["recipe"]).is_file()

@@ -134,9 +134,9 @@ class PushConfig(Ranged):
     private: bool = False
     """make a new repository private"""
     revision: str | None = None
-    """the branch to push to (made if missing; default: main)"""
+    """the branch of the model's repository to push to (made if missing; default: main)"""
     tag: str | None = None
-    """tag the commit"""
+    """tag the commit of the model"""
     create_pr: bool = False
     """open a pull request, or go on with yours of the same commit_message, in place of a commit to the branch"""
     dataset_repo: str | None = None
@@ -147,7 +147,7 @@ class PushConfig(Ranged):
     language: str | None = None
     """the language of the text for the card: `en`, or several separated by commas"""
     commit_message: str = "Upload model trained with Cloze"
-    """the commit's message"""
+    """the message of the model's commit"""
     token: str | None = None
     """a Hub token with write access (default: the one of `hf auth login`)"""
     dry_run: bool = False

@@ -243,6 +243,9 @@ def _open_stream(config: TrainConfig) -> TrainData:
         prepared = open_or_prepare(held_out, tokenizer_name, _cache(config))
         validation = prepared.blocks("train")
         verify_for_use(prepared, ["train"], config)
+    elif config.validation_split_percentage:
+        share = f"{config.validation_split_percentage:g} % of the documents are left out of the stream for validation"
+        say("data", f"{share}; --validation_split_percentage 0 trains on all")
     streamed = StreamedCorpus(inputs.corpus.tasks, recipe, inputs.facts["unit_size"])
     return TrainData(facts, tokenizer_name, None, validation, streamed)
 
