@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from cloze.commands.prepare import prepare_and_tell
-from cloze.config import InspectConfig, PrepareConfig
+from cloze.config import InspectConfig, PrepareConfig, TokenizerConfig
 from cloze.data import text_sketch
 from cloze.data.shards import open_prepared
 from cloze.data.text_report import report_lines, warnings_of
 from cloze.data.text_sketch import HashCounts, TextSketch, measure_sample, merge_samples
+from cloze.data.train_tokenizer import train_tokenizer
 from cloze.data.words import mean_word_length, words_of
 from cloze.inspection import inspect_prepared
 from cloze.report.sections import _data_facts
@@ -168,3 +169,20 @@ def test_the_length_of_a_word_is_the_one_that_training_reports():
     length = mean_word_length(words_of(tokenizer), ids, tokenizer.all_special_ids)
     assert length == 2.5
     assert measure_sample(["the riverer", "riverer the"], tokenizer)["word"] == {"tokens": length, "characters": 6.25}
+
+
+def test_unknown_tokens_of_wordpiece_are_explained_by_its_longest_word(tmp_path: Path, capsys):
+    letters = np.random.default_rng(0).choice(list("ACGT"), (20, 150))
+    (tmp_path / "dna.txt").write_text("".join(f"{''.join(word)}\n" for word in letters))
+    for kind in ("wordpiece", "bpe"):
+        train_tokenizer(
+            TokenizerConfig(
+                dataset_name=str(tmp_path / "dna.txt"), output=str(tmp_path / kind), kind=kind, vocab_size=270
+            )
+        )
+    said = capsys.readouterr().err
+    assert said.count("100.0 % of the tokens are unknown to the tokenizer; words above max_input_chars_per_word") == 1
+    report = {"train": {"unknown_tokens": 0.3, "long_words": 0.01}}
+    assert warnings_of(report)[0].endswith("another tokenizer fits this text better")
+    report["train"]["long_words"] = 0.2
+    assert "max_input_chars_per_word" in warnings_of(report)[0]

@@ -33,7 +33,7 @@ from cloze.data.merges import learn_merges
 from cloze.data.sources import open_corpus
 from cloze.data.token_ids import token_names
 from cloze.data.tokenize import load_tokenizer
-from cloze.data.train_tokenizer import Texts, check_new
+from cloze.data.train_tokenizer import Texts, check_new, warn_of_unknown_text
 from cloze.data.word_counts import count_words
 from cloze.errors import ConfigError, DataError, ModelError
 from cloze.files import staged_folder
@@ -64,7 +64,8 @@ def extend_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, 
     tokenizer = load_tokenizer(str(config.extend), token=config.token)
     backend = _backend(tokenizer, config)
     facts = json.loads(backend.to_str())
-    words = count_words(Texts(open_corpus(config), str(config.dataset_name)), partial(_words_of, backend))
+    corpus = open_corpus(config)
+    words = count_words(Texts(corpus, str(config.dataset_name)), partial(_words_of, backend))
     cuts = [(_cut(backend, word), count) for word, count in words.items()]
     add = {"BPE": _add_merges, "Unigram": _add_pieces, "WordPiece": _add_words}[facts["model"]["type"]]
     added = add(facts, tokenizer, cuts, config)
@@ -83,6 +84,7 @@ def extend_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, 
         (staged / "tokenizer.json").write_text(text, encoding="utf-8")
         extended = _reloaded(staged, tokenizer, added)
     extended.name_or_path = config.output
+    warn_of_unknown_text(corpus, extended)
     after = sum(len(_cut(extended.backend_tokenizer, word)) * count for word, count in words.items())
     return extended, Saving(sum(len(tokens) * count for tokens, count in cuts), after, len(added))
 

@@ -30,6 +30,10 @@ _WORDS = {
     "repeated_documents": "of the documents repeat another one",
     "validation_in_train": "of the validation documents are training documents, too",
 }
+_LONG_WORDS = (
+    "words above max_input_chars_per_word are unknown to WordPiece, whatever their letters: use a tokenizer of "
+    "another kind (bpe, unigram), or cut the words"
+)
 _HINTS = {
     "unknown_tokens": "another tokenizer fits this text better",
     "lost_characters": "another tokenizer keeps them, or one without lower case and stripped accents, or "
@@ -65,7 +69,9 @@ def warnings_of(report: Any) -> list[str]:
         for name, limit in LIMITS.items():
             if is_number(values.get(name)) and values[name] > limit:
                 front = f"{side}: " if side else ""
-                lines.append(f"{front}{_percent(values[name])} {_WORDS[name]}; {_HINTS[name]}")
+                long = name == "unknown_tokens" and is_number(values.get("long_words"))
+                hint = _LONG_WORDS if long and values["long_words"] > values[name] / 2 else _HINTS[name]
+                lines.append(f"{front}{_percent(values[name])} {_WORDS[name]}; {hint}")
         length = part(values, "word").get("characters") if side else None
         if is_number(length) and length > MAX_WORD_CHARACTERS:
             what = f"{side}: what the tokenizer takes for a word has {length:g} characters"

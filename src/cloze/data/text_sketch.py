@@ -126,6 +126,7 @@ def text_report(
 def measure_sample(texts: list[str], tokenizer: Any, split_special_tokens: bool = False) -> dict[str, Any]:
     """Return `lost_characters`, the share that decoding the tokens does not give back, and `word`, the length of the
     word of a token (see `mean_word_length`) in tokens and characters; None if the tokenizer has no notion of a word.
+    Also `long_words` of a WordPiece tokenizer.
 
     Characters are compared without white space, case, and differences that Unicode calls compatible (NFKD).
     """
@@ -136,6 +137,7 @@ def _measure(tokenizer: Any, split_special_tokens: bool) -> Callable[[list[str]]
     """Return `measure_sample` for one tokenizer, of which the preparation takes longer than any sample."""
     encode, decode = _coder(tokenizer, split_special_tokens)
     words = _words(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
 
     def measure(texts: list[str]) -> dict[str, Any]:
         encoded = [encode(text) for text in texts]
@@ -145,7 +147,8 @@ def _measure(tokenizer: Any, split_special_tokens: bool) -> Callable[[list[str]]
             lost += (before - _characters(decode(ids))).total()
             total += before.total()
         length = None if words is None else _word_length(words, encoded, total, tokenizer.mask_token_id)
-        return {"lost_characters": _share(lost / max(1, total)), "word": length}
+        found = {"lost_characters": _share(lost / max(1, total)), "word": length}
+        return found | _long_words(backend, texts)
 
     return measure
 
@@ -157,6 +160,20 @@ def sampled_report(texts: list[str], tokenizer: Any, split_special_tokens: bool)
     ids = [number for text in texts for number in encode(text)]
     unknown = _share(ids.count(unknown_id(tokenizer)) / max(1, len(ids)))
     return {"train": {"unknown_tokens": unknown, **measure_sample(texts, tokenizer, split_special_tokens)}}
+
+
+def _long_words(backend: Any, texts: list[str]) -> dict[str, float]:
+    """Return `long_words`, the share of words that are unknown to WordPiece because of their length; nothing for other
+    kinds of tokenizers, which have no such limit."""
+    longest = getattr(getattr(backend, "model", None), "max_input_chars_per_word", None)
+    if longest is None:
+        return {}
+    lengths = []
+    for text in texts:
+        plain = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+        words = [(plain, None)] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(plain)
+        lengths += [len(word) for word, _ in words]
+    return {"long_words": _share(sum(length > longest for length in lengths) / max(1, len(lengths)))}
 
 
 def _words(tokenizer: Any) -> Words | None:

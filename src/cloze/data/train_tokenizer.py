@@ -26,7 +26,10 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 
 from cloze.config import TokenizerConfig
 from cloze.console import progress, warn
+from cloze.data.prepare import sample_texts
 from cloze.data.sources import Corpus, open_corpus
+from cloze.data.text_report import warnings_of
+from cloze.data.text_sketch import sampled_report
 from cloze.data.unigram import train_unigram
 from cloze.data.word_counts import count_words
 from cloze.errors import ConfigError, DataError
@@ -46,14 +49,23 @@ def train_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerFast:
     """
     check_new(Path(config.output))
     _check_values(config)
-    texts = Texts(open_corpus(config), str(config.dataset_name))
+    corpus = open_corpus(config)
+    texts = Texts(corpus, str(config.dataset_name))
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[config.kind]
     tokenizer = train(config, texts)
     if len(tokenizer) < config.vocab_size:
         warn(f"the corpus gives {len(tokenizer):,} tokens, not {config.vocab_size:,}")
     with staged_folder(config.output) as staged:
         tokenizer.save_pretrained(staged)
+    warn_of_unknown_text(corpus, tokenizer)
     return tokenizer
+
+
+def warn_of_unknown_text(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Warn if a sample of the corpus that the tokenizer was made for has many unknown tokens."""
+    found = sampled_report(sample_texts(corpus), tokenizer, split_special_tokens=False)["train"]
+    for line in warnings_of({name: found[name] for name in ("unknown_tokens", "long_words") if name in found}):
+        warn(line)
 
 
 class Texts:
