@@ -37,7 +37,16 @@ from cloze.environment.table import FAMILIES, MPI, OFF, Rule, rule_for
 from cloze.errors import LaunchError
 
 _HOW_TO_START = "start with `accelerate launch`, torchrun, launch/multi_node or slurm/submit, which set all of them"
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
+_MPI_SIZES = (
+    *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE"),
+    *("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE", "PALS_LOCAL_SIZE"),
+)
+# One above 0 shows that there are several processes, also if their number is not set.
+_MPI_RANKS = (
+    *("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK"),
+    *("PALS_RANKID", "FLUX_TASK_RANK"),
+    *("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+)
 _VALUES = {
     MIXED_PRECISION: ("no", "fp16", "bf16", "fp8"),
     DEEPSPEED_DEVICE: ("cpu", "cuda"),
@@ -141,13 +150,18 @@ def check_processes(environment: MutableMapping[str, str]) -> None:
 
 def _check_tasks(environment: Mapping[str, str]) -> None:
     """Refuse several tasks of SLURM or MPI that no launcher joins: each would train alone, into the same folder."""
-    found = next((name for name in _MPI_SIZES if integer(name, 1, environment) > 1), None)
-    if found is not None:
-        raise LaunchError(
-            f"{environment[found]} processes were started by MPI, and no launcher joins them; each would run alone",
-            where=_shown(found, environment[found]),
-            hint="start `accelerate launch` or torchrun once on each machine, or set RANK, WORLD_SIZE and the like",
-        )
+    for names, alone in ((_MPI_SIZES, 1), (_MPI_RANKS, 0)):
+        for name in names:
+            value = environment.get(name, "").strip()
+            if value and not (value.isdecimal() and value.isascii()):
+                raise LaunchError("is not a number", where=_shown(name, value), hint=_HOW_TO_START)
+            if value and int(value[:20]) > alone:
+                raise LaunchError(
+                    "several processes were started by MPI, and no launcher joins them; each would run alone",
+                    where=_shown(name, value),
+                    hint="start `accelerate launch` or torchrun once on each machine, or set RANK, WORLD_SIZE and the "
+                    "like",
+                )
     tasks = slurm_tasks(environment)
     if tasks > 1:
         raise LaunchError(
