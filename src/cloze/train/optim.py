@@ -30,7 +30,9 @@ from cloze.model.depth import parameter_depths
 from cloze.train.ops import load_op
 
 Groups = list[tuple[dict[str, Any], list[str]]]
-_NOT_ARGUMENTS = {"params", "model_params", "lr", "weight_decay", "adamw_wd", "kwargs"}
+_NOT_ARGUMENTS = {"params", "model_params", "lr", "weight_decay", "adamw_wd", "kwargs", "betas", "adamw_betas"}
+_NOT_ARGUMENTS |= {"maximize", "differentiable", "capturable"}  # they climb, or are for code around the optimizer
+_FLAGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "betas": "adam_beta1", "adamw_betas": "adam_beta1"}
 WHOLE_TENSORS = ("stable_adamw", "muon")  # their update of an element depends on the others of its tensor
 
 
@@ -111,16 +113,20 @@ def _make(make: Any, groups: Any, config: TrainConfig, usual: dict[str, Any]) ->
     known = set(inspect.signature(make).parameters) - _NOT_ARGUMENTS
     for name in arguments:
         if name not in known:
-            flag = f"it is the flag --{'learning_rate' if name == 'lr' else name}"
-            hint = flag if name in ("lr", "weight_decay") else f"it has {', '.join(sorted(known))}"
+            hint = f"it is the flag --{_FLAGS[name]}" if name in _FLAGS else f"it has {', '.join(sorted(known))}"
             raise ConfigError(f"{config.optim} takes no {name} here", where="--optim_args", hint=hint)
         _check_argument(name, arguments[name], inspect.signature(make).parameters[name].default)
     if config.optim == "muon" and "adamw_lr" in arguments:
         _scale_others(groups, arguments["adamw_lr"], config.learning_rate)
     try:
         return make(groups, lr=config.learning_rate, **{**usual, **arguments})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error), where="--optim_args", hint=f"see the arguments of {config.optim}") from None
+    except Exception as error:  # each optimizer checks its arguments in its own way
+        raise _refused(error, config) from None
+
+
+def _refused(error: Exception, config: TrainConfig) -> ConfigError:
+    what = (str(error) or type(error).__name__).split("\n")[0]
+    return ConfigError(what, where="--optim_args", hint=f"see the arguments of {config.optim}")
 
 
 def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
@@ -159,13 +165,17 @@ def _check_argument(name: str, value: Any, default: Any) -> None:
     """Raise ConfigError for a value of another type than the default's, and for a number that is not finite."""
     if isinstance(default, bool):
         fits, expected = isinstance(value, bool), "true or false"
+    elif name in ("foreach", "fused"):
+        fits, expected = value is None or isinstance(value, bool), "true or false"
+    elif name in ("momentum", "alpha", "dampening"):
+        fits, expected = _is_number(value) and 0 <= value < 1, "at least 0 and below 1"
     else:
         fits, expected = _is_number(value) or not _is_number(default), "a finite number"
     if not fits or (_is_number(value) and not math.isfinite(value)):
         what = f"{name} must be {expected}, not {value!r}"
         raise ConfigError(what, where="--optim_args", hint="write momentum=0.9,nesterov=true")
-    if name.endswith("eps") and value < MIN_EPSILON:
-        raise ConfigError(f"{name} must be at least {MIN_EPSILON}, not {value!r}", where="--optim_args")
+    if name in ("eps", "adamw_eps") and not MIN_EPSILON <= value <= 1:
+        raise ConfigError(f"{name} must be at least {MIN_EPSILON} and at most 1, not {value!r}", where="--optim_args")
 
 
 def _is_number(value: Any) -> bool:
@@ -184,16 +194,28 @@ def _scale_others(groups: list[dict[str, Any]], adamw_lr: Any, learning_rate: fl
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raise ConfigError for an optimizer that is not installed, arguments it does not take, or a decay that is none.
+    """Raise ConfigError for an optimizer that is not installed, arguments that it does not take, or with which
+    it cannot take a step.
 
-    It makes one for a single weight, since each knows best what it takes.
+    It makes one for two small weights, since each knows best what it takes.
     """
     if config.optim in WHOLE_TENSORS and importlib.util.find_spec("pytorch_optimizer") is None:
         raise ConfigError(
             f"{config.optim} is not installed", where="--optim", hint="`pip install cloze[optimizers]` for it"
         )
     make, usual = _choose(config, offload=False)
-    _make(make, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "use_muon": False}], config, usual)
+    weights = [torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
+    muon = config.optim == "muon"
+    groups = [
+        {"params": [w], "weight_decay": 0.0, **({"use_muon": n == 0} if muon else {})} for n, w in enumerate(weights)
+    ]
+    optimizer = _make(make, groups, config, usual)
+    try:
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    except Exception as error:
+        raise _refused(error, config) from None
 
 
 def check_update(config: TrainConfig, accelerator: Accelerator) -> None:
@@ -220,6 +242,8 @@ def parse_arguments(text: str | None) -> dict[str, Any]:
             continue
         if not equals or not name.strip().isidentifier():
             raise ConfigError(f"cannot read {part!r}", where="--optim_args", hint="write momentum=0.9,nesterov=true")
+        if name.strip() in values:
+            raise ConfigError(f"{name.strip()} is given twice", where="--optim_args", hint="give it once")
         values[name.strip()] = _read(value)
     return values
 
