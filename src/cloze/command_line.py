@@ -11,7 +11,9 @@ import atexit
 import contextlib
 import errno
 import importlib
+import io
 import os
+import re
 import select
 import signal
 import sys
@@ -151,6 +153,9 @@ def _run_command(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         show(f"cloze {__version__}")
         return 0
+    if "--print_config" in words:
+        show(_configuration(words))
+        return 0
     command, arguments = parse(words)
     ignored = [*overridden(words), *ignored_options(arguments)]
     if ignored:
@@ -159,6 +164,14 @@ def _run_command(words: list[str]) -> int:
     module = importlib.import_module(f"cloze.commands.{command}")
     with _signals_raise():
         return module.run(arguments) or 0
+
+
+def _configuration(words: list[str]) -> str:
+    """Return what `--print_config` prints, without tokens: it is meant to be kept as a recipe."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        parse(words)
+    return re.sub(r"(?m)^((?:hub_)?token:).*$", r"\1 null", printed.getvalue()).rstrip("\n")
 
 
 _requests: list[int] = []  # the signals that have arrived in this process

@@ -141,6 +141,21 @@ def test_state_that_is_not_what_was_stored_is_refused(prepared: Path, whole: Pat
     assert f"does not hold what the checkpoint stores (1 tensors, {name} first)" in outcomes[0].output
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_refused_and_stays(prepared: Path, whole: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoint-6")
+    (run / "checkpoint-4").rename(run / "checkpoint-6")
+    (run / "checkpoint-2").rename(run / "checkpoint-8")
+    names = sorted(path.name for path in run.iterdir())
+    outcomes = cloze_ranks(flags(prepared, run, "--max_steps", "9"), 2, "zero1", tmp_path / "log")
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    assert "checkpoint-6: holds step 4; rename it to checkpoint-4" in outcomes[0].output
+    assert sorted(path.name for path in run.iterdir() if path.name.startswith("checkpoint")) == [
+        name for name in names if name.startswith("checkpoint")
+    ]
+
+
 def test_rotation_keeps_the_last_good_one(whole: Path, tmp_path: Path):
     shutil.copytree(whole, tmp_path / "run")
     truncate(tmp_path / "run" / "checkpoint-6" / "rank-00000.safetensors")

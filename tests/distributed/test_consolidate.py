@@ -202,6 +202,16 @@ def test_a_damaged_checkpoint_is_left_out_of_the_mean_and_too_few_are_refused(lo
         choose_last(tmp_path, 3)
 
 
+def test_checkpoints_of_runs_with_other_options_are_not_averaged(long_run: Path, tmp_path: Path):
+    for step in (3, 4):
+        shutil.copytree(long_run / f"checkpoint-{step}", tmp_path / "run" / f"checkpoint-{step}")
+    other = tmp_path / "run" / "checkpoint-3"
+    manifest = read_manifest(other)
+    write_manifest(other, {**manifest, "run": {**manifest["run"], "mlm_probability": 0.4, "optim": "adamw_torch"}})
+    with pytest.raises(CheckpointError, match=r"belongs to another run than checkpoint-4 \(mlm_probability, "):
+        command.run(ConsolidateConfig(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "model"), average=2))
+
+
 def test_weights_that_lie_too_far_apart_are_not_averaged(long_run: Path, tmp_path: Path):
     """Checkpoints that (by the answers stored with them) know the batch by heart, and a mean that does not: the model
     is refused before it has its name."""
@@ -217,7 +227,9 @@ def test_weights_that_lie_too_far_apart_are_not_averaged(long_run: Path, tmp_pat
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(run: Path, tmp_path: Path, capsys):
     for number in (1, 2):
-        shutil.copytree(run / "checkpoint-2", tmp_path / f"checkpoint-{number}")
+        folder = shutil.copytree(run / "checkpoint-2", tmp_path / f"checkpoint-{number}")
+        manifest = read_manifest(folder)
+        write_manifest(folder, {**manifest, "position": {**manifest["position"], "global_step": number}})
     file = tmp_path / "checkpoint-2" / "rank-00000.safetensors"
     content = bytearray(file.read_bytes())
     content[-5] ^= 1

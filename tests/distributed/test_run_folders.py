@@ -273,7 +273,13 @@ def test_a_checkpoint_that_rotation_deletes_while_it_is_read_is_one_line(run: Pa
     from cloze.consolidate import model_folder
     from cloze.errors import CheckpointError
     from cloze.opening import load_checkpoint
-    from cloze.train.checkpoint_files import find_checkpoint, rotate, verify_checkpoint
+    from cloze.train.checkpoint_files import (
+        find_checkpoint,
+        read_manifest,
+        rotate,
+        verify_checkpoint,
+        write_manifest,
+    )
 
     output = copy_of(run, tmp_path / "run")
     write = model_folder.tidy_config
@@ -294,7 +300,9 @@ def test_a_checkpoint_that_rotation_deletes_while_it_is_read_is_one_line(run: Pa
     def slow(folder: Path, *args, **kwargs):
         names.append(folder.name)
         if len(names) == 1:  # training saves, and rotates
-            shutil.copytree(output / "checkpoint-2", output / "checkpoint-8")
+            saved = shutil.copytree(output / "checkpoint-2", output / "checkpoint-8")
+            manifest = read_manifest(saved)
+            write_manifest(saved, {**manifest, "position": {**manifest["position"], "global_step": 8}})
             rotate(output, 1)
         return verify_checkpoint(folder, *args, **kwargs)
 

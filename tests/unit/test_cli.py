@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import TrainingArguments
 
 from cloze import config
+from cloze.command_line import main
 from cloze.errors import ConfigError
 from cloze.options.flags import COMMANDS, OLD_NAMES, parse
 
@@ -181,3 +183,14 @@ def test_what_a_library_does_at_the_very_end_does_not_change_the_exit_code(words
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert done.stdout.endswith("the last word\n")
+
+
+def test_a_printed_configuration_holds_no_token(capsys: pytest.CaptureFixture):
+    token = "not-of-a-known-shape"
+    flags = ["--output_dir", "x", "--dataset_name", "y", "--token", token, "--hub_token", token, "--print_config"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *flags])
+    printed = capsys.readouterr().out
+    assert token not in printed
+    values = yaml.safe_load(printed)
+    assert (values["output_dir"], values["token"], values["hub_token"]) == ("x", None, None)

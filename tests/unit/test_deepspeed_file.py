@@ -14,7 +14,14 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.train import deepspeed_file
-from cloze.train.deepspeed_file import KNOWN, asked_settings, check_settings, engine_settings, settings_file
+from cloze.train.deepspeed_file import (
+    KNOWN,
+    asked_settings,
+    check_settings,
+    engine_settings,
+    rounding_settings,
+    settings_file,
+)
 from cloze.train.deepspeed_schema import schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,3 +218,18 @@ def test_every_setting_that_the_installed_deepspeed_reads_is_known():
     assert {"zero_optimization", "optimizer", "steps_per_print"} <= read
     assert read - KNOWN == set()
     assert deepspeed_file.HONOURED.isdisjoint(deepspeed_file.UNSUPPORTED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, ["grad_accum_dtype=bf16"]),
+        ({"communication_data_type": "fp16"}, ["communication_data_type=fp16"]),
+        ({"prescale_gradients": True}, ["prescale_gradients=True"]),
+        ({"gradient_predivide_factor": 3.0}, ["gradient_predivide_factor=3.0"]),
+        ({"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": None}, []),
+        ({"gradient_predivide_factor": 1.0}, []),
+    ],
+)
+def test_settings_that_round_gradients_are_named(settings: dict, named: list[str]):
+    assert rounding_settings(settings) == named

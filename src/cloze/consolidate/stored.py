@@ -31,6 +31,7 @@ from cloze.lineage import Lineage, of_average, of_checkpoint, run_id, same_run
 from cloze.model.in_float32 import InFloat32
 from cloze.model_path import run_of
 from cloze.train.checkpoint_files import PROBE, read_manifest, still_there
+from cloze.train.identity import option_differences
 from cloze.train.probe import TOLERANCE, not_finite, probe_difference, probe_loss, stored_loss
 from cloze.train.restore import PieceReader
 from cloze.train.state import EMA, WEIGHT
@@ -141,9 +142,11 @@ def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "traine
                 where=folder,
                 hint="average the checkpoints of one run only, or fewer of them",
             )
-        if not same_run(run_id(other["run"]), run_id(manifest["run"])):
+        different = option_differences(other["run"], manifest["run"])
+        if different or not same_run(run_id(other["run"]), run_id(manifest["run"])):
+            named = f" ({', '.join(different)})" if different else ""
             raise CheckpointError(
-                f"belongs to another run than {folders[-1].name}",
+                f"belongs to another run than {folders[-1].name}{named}",
                 where=folder,
                 hint="average the checkpoints of one run only",
             )

@@ -128,10 +128,13 @@ def _checksum(manifest: dict[str, Any]) -> str:
 def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
     """Check every file's size and, with `contents`, its SHA-256; return the manifest.
 
-    `share`: (i, n) reads the contents of every n-th file only, for n ranks that check together. CheckpointError names
-    the first bad file.
+    `share`: (i, n) reads the contents of every n-th file only, for n ranks that check together. Raises CheckpointError
+    naming the first bad file, or if the folder is called by another step than it holds.
     """
     manifest = read_manifest(folder)
+    step = manifest["position"]["global_step"]
+    if is_checkpoint_name(folder.name) and int(folder.name.split("-")[1]) != step:
+        raise CheckpointError(f"holds step {step:,}", where=folder, hint=f"rename it to checkpoint-{step}")
     index, count = share
     for number, (name, facts) in enumerate(sorted(manifest["files"].items())):
         file = folder / name

@@ -130,6 +130,19 @@ def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig)
     return unused + [f"{said} (the file says it)" for said in requests.unread_beside_file(where, stage)]
 
 
+def rounding_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings, `name=value`, with which gradients are added or sent in another way than in other engines,
+    so that the numbers of a run depend on them."""
+    usual = {
+        "communication_data_type": ("auto", "fp32"),
+        "prescale_gradients": ("auto", False),
+        "gradient_predivide_factor": ("auto", 1, 1.0),
+        "grad_accum_dtype": ("auto", "fp32"),
+    }
+    given = {**settings, **(settings.get("data_types") or {})}
+    return [f"{name}={given[name]}" for name, usuals in usual.items() if given.get(name) not in (None, *usuals)]
+
+
 def _is_off(key: str, value: Any) -> bool:
     """Return whether a section that Cloze does not use is switched off by its own words."""
     return key in REPLACED.keys() | UNSUPPORTED and isinstance(value, dict) and value.get("enabled") is False

@@ -33,7 +33,7 @@ from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import compile_pattern, freeze_matching, freeze_unused
 from cloze.train.data import TrainData
-from cloze.train.deepspeed_file import asked_settings, check_settings, settings_file
+from cloze.train.deepspeed_file import asked_settings, check_settings, rounding_settings, settings_file
 from cloze.train.determinism import use_same_bits, wants_same_bits
 from cloze.train.engine import Engine, check_fp8
 from cloze.train.fsdp import check_fsdp, units
@@ -77,6 +77,8 @@ def _check_deepspeed(config: TrainConfig) -> None:
     unused = check_settings(settings, where, config)
     if unused:
         warn(f"{where}: ignored: {', '.join(unused)}")
+    if rounding := rounding_settings(settings):
+        warn(f"{where}: {', '.join(rounding)} rounds gradients, so the numbers are not those of other engines")
 
 
 def on_gpu(config: TrainConfig) -> bool:

@@ -173,14 +173,8 @@ def check_same_run(
     `model_config`: the configuration of this start's model. A flag that `saved` does not know is younger than the
     checkpoint: its run did what the flag's default does.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in RUN_KEYS}
-    saved, here = {**defaults, **saved}, {**defaults, **here}
-    there, now = effective(saved), effective(here)
-    different = [
-        key
-        for key in dict.fromkeys([*now, *there])
-        if key in here and there.get(key) not in (now.get(key), without_place(now.get(key)))
-    ]
+    saved, here = _complete(saved), _complete(here)
+    different = _differences(saved, here)
     if DATA in different and _has_same_blocks(folder, saved, here):
         different.remove(DATA)
     different = model_differences(folder, saved, here, model_config) + different
@@ -197,6 +191,25 @@ def check_same_run(
             f"{folder} is of an earlier version, whose words in scripts without spaces (Chinese, Thai) were whole "
             "sentences; from here on every token is one, so the masks of such text change"
         )
+
+
+def option_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return the options, without those of model and data, in which the identities of two checkpoints differ."""
+    return [key for key in _differences(_complete(one), _complete(other)) if key != DATA]
+
+
+def _complete(identity: dict[str, Any]) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in RUN_KEYS}
+    return {**defaults, **identity}
+
+
+def _differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    there, now = effective(saved), effective(here)
+    return [
+        key
+        for key in dict.fromkeys([*now, *there])
+        if key in here and there.get(key) not in (now.get(key), without_place(now.get(key)))
+    ]
 
 
 def _has_same_blocks(folder: Path, saved: dict[str, Any], here: dict[str, Any]) -> bool:
