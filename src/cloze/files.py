@@ -54,6 +54,7 @@ _HINTS = {
     **dict.fromkeys(_SERVER, "look at the disk or its file server, or choose another folder"),
 }
 _OTHER_HINT = "choose another folder"
+_PROBE_BYTES = 2**14
 _reported: set[str] = set()  # files of which `auxiliary_write` has said that they cannot be written
 
 
@@ -165,7 +166,8 @@ def check_writable(path: Path | str, hint: str = "choose another --output") -> N
     """Raise DiskError unless the file or folder `path` could be created or replaced, before time is spent on what will
     be written there.
 
-    Creates and removes a file in the folder that is to hold `path`, or in the nearest parent that exists.
+    Writes and removes a small file in the folder that is to hold `path`, or in the nearest parent that exists: on a
+    full disk an empty file can still be created.
     """
     folder = Path(path).absolute().parent
     while not folder.is_dir() and folder != folder.parent:
@@ -173,9 +175,9 @@ def check_writable(path: Path | str, hint: str = "choose another --output") -> N
             raise DiskError("cannot write: a part of the path is a file", where=path, hint=hint)
         folder = folder.parent
     try:
-        descriptor, name = tempfile.mkstemp(prefix=".cloze-", dir=folder)
-        os.close(descriptor)
-        os.unlink(name)
+        with tempfile.NamedTemporaryFile(prefix=".cloze-", dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
     except OSError as error:
         raise DiskError(f"cannot write: {os.strerror(error.errno or 0)}", where=path, hint=hint) from None
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from cloze.errors import DiskError
-from cloze.files import append_text, auxiliary_write, disk_errors, write_text
+from cloze.files import append_text, auxiliary_write, check_output_file, disk_errors, write_text
 from cloze.train import metrics
 from cloze.train.metrics import MetricsLog
 
@@ -56,6 +56,12 @@ def test_what_no_disk_says_passes(error: OSError):
     with pytest.raises(type(error)) as told, disk_errors("runs/x"):
         raise error
     assert told.value is error
+
+
+def test_a_place_that_takes_empty_files_only_is_known_before(tmp_path: Path):
+    with files_of_at_most(1000), pytest.raises(DiskError, match="cannot write: File too large"):
+        check_output_file(tmp_path / "eval.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path):

@@ -14,6 +14,7 @@ from cloze.cards.model_card import MARKER, card_text, write_card
 from cloze.cards.weights import excluded_scores
 from cloze.config import PushConfig
 from cloze.console import say, show, warn
+from cloze.files import check_writable
 from cloze.foreign.paths import MAX_TEXT_BYTES, read_bytes
 from cloze.hub.client import Pushed, Target, check_access, connect, put_tag
 from cloze.hub.publish import files_to_push, find_model, push_model, with_license
@@ -39,6 +40,10 @@ def run(config: PushConfig) -> None:
     if config.dry_run:
         _show(config, model_dir, run_dir, told, blocks, metadata)
         return
+    card = model_dir / "README.md"
+    by_hand = card.is_file() and MARKER.encode() not in read_bytes(card, MAX_TEXT_BYTES)
+    if not by_hand:
+        check_writable(card, "push a copy of the model in another folder")
     api = connect(config.token)
     private = True if config.private else None
     target = Target(config.repo, private=private, revision=config.revision, create_pr=config.create_pr)
@@ -46,8 +51,8 @@ def run(config: PushConfig) -> None:
     if config.dataset_repo and blocks is not None:
         told = _push_blocks(api, config, blocks, told)
     told = with_license(api, told, *base_and_dataset(run_dir))
-    card = write_card(model_dir, run_dir, target.repo, told)
-    if told.values() and MARKER.encode() not in read_bytes(card, MAX_TEXT_BYTES):
+    write_card(model_dir, run_dir, target.repo, told)
+    if told.values() and by_hand:
         warn("README.md was written by hand: license and language are not put into it")
     pushed = push_model(api, target, model_dir, config.commit_message)
     _tell(pushed)
