@@ -182,16 +182,6 @@ def check_writable(path: Path | str, hint: str = "choose another --output") -> N
         raise DiskError(f"cannot write: {os.strerror(error.errno or 0)}", where=path, hint=hint) from None
 
 
-def check_output_file(path: Path | str, hint: str = "choose another --output") -> None:
-    """Raise DiskError unless `path` can be written as a file: it is no folder, and the folder that holds it exists."""
-    path = Path(path)
-    check_writable(path, hint)
-    if path.is_dir():
-        raise DiskError("is a folder, not a file", where=path, hint=hint)
-    if not path.absolute().parent.is_dir():
-        raise DiskError(f"there is no folder {path.parent}", where=path, hint=f"create it, or {hint}")
-
-
 @contextlib.contextmanager
 def staged_folder(final: Path | str) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and is removed when it does not.

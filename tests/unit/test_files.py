@@ -12,7 +12,7 @@ import pytest
 
 import cloze
 from cloze.errors import DiskError
-from cloze.files import check_output_file, check_writable, remove_tree, replaced_folder
+from cloze.files import check_writable, remove_tree, replaced_folder
 
 PACKAGE = Path(cloze.__file__).parent
 
@@ -108,15 +108,6 @@ def test_a_place_that_cannot_be_written_is_known_before(tmp_path: Path):
         line = as_plain_user(lambda path=path: check_writable(path, "try --output"))  # type: ignore[misc]
         assert line == f"DiskError: {path}: cannot write: Permission denied; try --output"
     tmp_path.chmod(0o755)
-
-
-def test_an_output_file_that_is_a_folder_or_in_none_is_known_before(tmp_path: Path):
-    check_output_file(tmp_path / "new.json")
-    with pytest.raises(DiskError, match="is a folder, not a file; choose another --output"):
-        check_output_file(tmp_path)
-    with pytest.raises(DiskError, match=r"there is no folder .*nodir; create it, or choose another --output"):
-        check_output_file(tmp_path / "nodir" / "x.json")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_trees_are_removed_in_one_place():

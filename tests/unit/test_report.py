@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from cloze.commands import report
 from cloze.config import ReportConfig
-from cloze.errors import ClozeError, ConfigError, DataError
+from cloze.errors import ClozeError, ConfigError, DataError, DiskError
 from cloze.options.flags import parse
 from cloze.report.curves import MOST_POINTS, clock_of, points_of, smoothed, thinned
 from cloze.report.gather import gather_runs, names_of, num_parameters, read_lines
@@ -305,7 +305,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path):
     run = make_run(tmp_path / "a")
     refused(ConfigError, "nowhere: no such run; give the output_dir", runs=[str(run), "nowhere"])
     refused(ConfigError, "given twice", runs=[str(run), str(run / ".." / "a")])
-    refused(ConfigError, "is a folder; give a file: --output", runs=[str(run)], output=str(tmp_path))
+    refused(DiskError, "is a folder, not a file; put it elsewhere", runs=[str(run)], output=str(tmp_path))
     refused(ConfigError, "give a run's folder", runs=[])
     refused(DataError, "nowhere.txt: cannot be read", runs=[str(run)], prompts="nowhere.txt")
     (run / "metrics.jsonl").write_text("rubbish\n" * 3)

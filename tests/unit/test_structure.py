@@ -34,6 +34,7 @@ LAYERS = [
     [
         "console",
         "files",
+        "output_file",
         "config",
         "memory",
         "places",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from importlib.metadata import version
-from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -13,12 +12,14 @@ from cloze.config import ArchsConfig
 from cloze.console import say, show, show_table
 from cloze.files import write_json
 from cloze.model.archs import GONE, NOTES, Architecture, architectures
+from cloze.output_file import check_output_file
 
 _COLUMNS = ("sdpa", "flash", "flex", "check-\npointing", "bf16", "ZeRO-3", "sparse\nhead")
 
 
 def run(config: ArchsConfig) -> None:
-    """Print the table, or one row of it, and write it as JSON where asked."""
+    """Print the table, or one row of it, and write it as JSON if asked to. Raises ConfigError, DiskError."""
+    output = check_output_file(config.output) if config.output is not None else None
     found = architectures(config.model_type)
     show_table(_table(found), width=100)
     gone = GONE if config.model_type is None else {}
@@ -26,9 +27,9 @@ def run(config: ArchsConfig) -> None:
         show(f" {name:<18} {hint}")
     noted = {note for one in found for note in one.note.split("; ")}
     show("".join(f"\n {note:<18} {meaning}" for note, (_, meaning) in NOTES.items() if note in noted))
-    if config.output is not None:
+    if output is not None:
         rows = [dataclasses.asdict(one) for one in found]
-        write_json(Path(config.output), {"transformers": version("transformers"), "architectures": rows, "gone": gone})
+        write_json(output, {"transformers": version("transformers"), "architectures": rows, "gone": gone})
         say("archs", f"written to {config.output}")
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 from cloze.config import BenchConfig
 from cloze.console import is_main
 from cloze.errors import ConfigError
-from cloze.files import check_output_file
+from cloze.output_file import check_output_file
 
 
 def run(config: BenchConfig) -> None:
     """Measure, and print the table."""
     if config.gpu and config.what not in ("train", "step", "memory"):
         raise ConfigError(f"`bench {config.what}` uses no GPU", where="--gpu", hint="leave it out")
-    if config.output:
-        check_output_file(config.output)
+    output = check_output_file(config.output) if config.output else None
     module = importlib.import_module(f"cloze.bench.{config.what}")  # each needs other packages
     table = getattr(module, f"bench_{config.what}")(config)
     if is_main():
-        table.show(Path(config.output) if config.output else None)
+        table.show(output)

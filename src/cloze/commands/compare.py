@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cloze.commands.evaluate import about_data, about_masks
@@ -16,16 +15,16 @@ from cloze.data.verified import verify_for_use
 from cloze.distributed import RunShape, start
 from cloze.evaluation.intervals import interval, p_value, ratio_and_error
 from cloze.evaluation.perplexity import LOSS, MASKED, Scores, perplexity
-from cloze.files import check_output_file, write_json
+from cloze.files import write_json
 from cloze.lineage import Lineage, describe, same_weights
 from cloze.measure import masks_of, open_subject
+from cloze.output_file import check_output_file
 
 
 def run(config: CompareConfig) -> None:
     """Score both models, and print the paired difference. Raises ConfigError, ModelError."""
     masks = masks_of(config)
-    if config.output:
-        check_output_file(config.output)
+    output = check_output_file(config.output) if config.output else None
     prepared = open_prepared(config.data)
     prepared.blocks(config.split)
     verify_for_use(prepared, [config.split], config)
@@ -40,10 +39,10 @@ def run(config: CompareConfig) -> None:
     values = paired(*scores)
     if accelerator.is_main_process:
         tell(config, values, lineages, duration(time.monotonic() - begin))
-        if config.output:
+        if output is not None:
             about = {**about_masks(masks), **about_data(config.data, config.split, prepared)}
             of = {f"lineage_{key}": one and one.as_mapping() for key, one in zip("ab", lineages, strict=True)}
-            write_json(Path(config.output), {"a": config.model, "b": config.other, **of, **values, **about})
+            write_json(output, {"a": config.model, "b": config.other, **of, **values, **about})
             say("compare", f"written to {config.output}")
 
 

@@ -12,14 +12,15 @@ from cloze.config import DoctorConfig
 from cloze.console import show
 from cloze.doctor.place import Place, announce, find_place
 from cloze.errors import LaunchError, Stopped
-from cloze.files import check_output_file, write_json
+from cloze.files import write_json
+from cloze.output_file import check_output_file
 
 
 def run(config: DoctorConfig) -> int:
     """Examine, print the table on rank 0, and return 0, or 2 where something is red."""
     place = find_place(os.environ)
     if config.json is not None:
-        check_output_file(config.json, "give another --json")
+        config = dataclasses.replace(config, json=str(check_output_file(config.json, "give another --json")))
     if place.world_size == 1:
         from cloze.doctor.examine import alone
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloze.collectives import decide
 from cloze.config import EvaluateConfig
-from cloze.console import duration, say
+from cloze.console import duration, is_main, say
 from cloze.data.shards import Prepared, open_prepared
 from cloze.data.verified import verify_for_use
 from cloze.distributed import RunShape, start
@@ -20,11 +20,12 @@ from cloze.errors import ConfigError, DataError
 from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
-from cloze.files import check_output_file, write_json
+from cloze.files import write_json
 from cloze.foreign.text_lines import read_lines
 from cloze.lineage import KEY as LINEAGE
 from cloze.lineage import describe as describe_lineage
 from cloze.measure import Masks, masks_of, open_subject, split_sentences
+from cloze.output_file import check_output_file
 
 
 def run(config: EvaluateConfig) -> None:
@@ -35,6 +36,9 @@ def run(config: EvaluateConfig) -> None:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The same; returns what eval.json says, on every rank."""
     check(config)
+    hint = "put the result elsewhere with --output FILE"
+    if config.output and is_main():
+        check_output_file(config.output, hint)
     prepared = None if config.data is None else open_prepared(config.data)
     if prepared is not None:
         prepared.blocks(config.split)
@@ -44,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
     output = output_path(config, subject.run_dir)
     if output is not None:
-        decide(lambda: check_output_file(output, "put the result elsewhere with --output FILE"))
+        decide(lambda: str(check_output_file(output, hint)))
     say("evaluate", f"{subject.name}: {describe_lineage(subject.lineage)}")
     begin = time.monotonic()
     if config.metric == "perplexity":
@@ -79,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         for line in told:
             say("evaluate", line, result=True)
         if output is not None:
-            write_json(output, values)
+            write_json(check_output_file(output, hint), values)
             say("evaluate", f"written to {output}", result=output)
     return values
 

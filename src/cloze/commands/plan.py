@@ -7,8 +7,9 @@ from pathlib import Path
 from cloze.config import PlanConfig
 from cloze.console import say
 from cloze.errors import ConfigError
-from cloze.files import check_output_file, check_writable, write_json
+from cloze.files import check_writable, write_json
 from cloze.memory import free_memory
+from cloze.output_file import check_output_file
 from cloze.planning.choose import choose, make_plan
 from cloze.planning.gpus import parse_gpus, this_machine
 from cloze.planning.recipe import read_recipe
@@ -23,8 +24,7 @@ def run(config: PlanConfig) -> None:
         raise ConfigError("is there already", where=f"--write {config.write}", hint="give a folder that is not")
     if config.write is not None:
         check_writable(config.write, "give another path")
-    if config.json is not None:
-        check_output_file(config.json, "give another path")
+    output = check_output_file(config.json, "give another path") if config.json is not None else None
     recipe = read_recipe(config)
     host = config.host_memory_gib
     host_memory = host * 2**30 if host is not None else float(free_memory()) if config.gpus is None else None
@@ -32,8 +32,8 @@ def run(config: PlanConfig) -> None:
     row = choose(plan, config.choose)
     notes = recipe.notes + _notes(plan.untraced, plan.facts.unused)
     show(plan, row, notes)
-    if config.json is not None:
-        write_json(Path(config.json), as_json(plan, row, notes))
+    if output is not None:
+        write_json(output, as_json(plan, row, notes))
         say("plan", f"written to {config.json}")
     if config.write is not None:
         if row is None:

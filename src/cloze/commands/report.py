@@ -8,7 +8,8 @@ from pathlib import Path
 from cloze.config import ReportConfig
 from cloze.console import say, warn
 from cloze.errors import ConfigError
-from cloze.files import check_output_file, write_text
+from cloze.files import write_text
+from cloze.output_file import check_output_file
 from cloze.report.gather import gather_runs, read_prompts
 from cloze.report.page import render
 from cloze.report.scores import Filled
@@ -29,11 +30,12 @@ def run(config: ReportConfig) -> None:
 
 
 def _write(config: ReportConfig) -> None:
+    hint = "put it elsewhere with --output FILE"
+    if config.output:
+        check_output_file(config.output, hint)
     runs = gather_runs(config.runs)
     output = Path(config.output) if config.output else runs[0].folder / FILE
-    if output.is_dir():
-        raise ConfigError("is a folder", where=output, hint=f"give a file: --output {output / FILE}")
-    check_output_file(output, "put it elsewhere with --output FILE")
+    file = check_output_file(output, hint)
     for one in runs:
         if one.scores_note and (one.measured or not one.scores):  # a record of older versions says nothing
             warn(f"{one.folder}: {one.scores_note}")
@@ -43,6 +45,6 @@ def _write(config: ReportConfig) -> None:
 
         filled = fill_prompts(runs, texts)
     text = render(runs, filled)
-    write_text(output, text)
+    write_text(file, text)
     lines = sum(len(one.lines) for one in runs)
     say("report", f"{lines:,} lines of metrics -> {output}, {len(text.encode()) / 1000:,.0f} kB", result=output)
