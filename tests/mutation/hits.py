@@ -1,0 +1,60 @@
+"""Records which tests run which functions, in every process that a test starts. Used by `run.py`.
+
+As a pytest plugin (`-p hits`) it also records the seconds that each test takes. Both are appended to the file that
+CLOZE_HITS names, one line each, so that processes that are killed lose nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+from mutants import functions_of
+
+_seen: set[tuple[str | None, str]] = set()
+
+
+def hit(function: str) -> None:
+    """Record that the current test, which pytest names in the environment, runs a function."""
+    test = os.environ.get("PYTEST_CURRENT_TEST")
+    if test is None or (test, function) in _seen:
+        return
+    _seen.add((test, function))
+    _append(f"hit\t{test}\t{function}")
+
+
+def instrumented(module: str, source: str) -> str:
+    """Return a module's source with a call of `hit` at the start of each function."""
+    tree = ast.parse(source)
+    wanted = {(node.lineno, node.name): name for name, node in functions_of(source)}
+    for node in ast.walk(tree):
+        name = wanted.get((getattr(node, "lineno", 0), getattr(node, "name", "")))
+        if isinstance(node, ast.FunctionDef) and name is not None:
+            call = ast.parse(f"__import__('hits').hit({f'{module} {name}'!r})").body[0]
+            node.body.insert(1 if ast.get_docstring(node) is not None else 0, call)
+    return ast.unparse(tree)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    durations[item.nodeid] = 0.0
+    result = yield
+    _append(f"seconds\t{item.nodeid}\t{durations.pop(item.nodeid):.3f}")
+    return result
+
+
+durations: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.nodeid in durations:
+        durations[report.nodeid] += report.duration
+    if report.failed:
+        _append(f"failed\t{report.nodeid}\t")
+
+
+def _append(line: str) -> None:
+    with Path(os.environ["CLOZE_HITS"]).open("a") as file:
+        file.write(line + "\n")
