@@ -14,6 +14,7 @@ import pytest
 from mutants import functions_of
 
 _seen: set[tuple[str | None, str]] = set()
+_current: dict[str, list] = {}  # seconds and outcome of the test that runs, by its name
 
 
 def hit(function: str) -> None:
@@ -39,20 +40,18 @@ def instrumented(module: str, source: str) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    durations[item.nodeid] = 0.0
+    _current[item.nodeid] = [0.0, "passed"]
     result = yield
-    _append(f"seconds\t{item.nodeid}\t{durations.pop(item.nodeid):.3f}")
+    seconds, outcome = _current.pop(item.nodeid)
+    _append(f"{outcome}\t{item.nodeid}\t{seconds:.3f}")
     return result
 
 
-durations: dict[str, float] = {}
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.nodeid in durations:
-        durations[report.nodeid] += report.duration
-    if report.failed:
-        _append(f"failed\t{report.nodeid}\t")
+    test = _current.get(report.nodeid)
+    if test is not None:
+        test[0] += report.duration
+        test[1] = "failed" if report.failed else test[1]
 
 
 def _append(line: str) -> None:

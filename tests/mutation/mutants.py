@@ -59,7 +59,7 @@ class Mutant:
         return f"{self.module} {self.function or '-'}: {self.before} => {self.after} in: {self.text}"
 
     def apply(self, source: str) -> str:
-        """Return `source` with the change made; lines keep their numbers, except after a dropped statement of several."""
+        """Return `source` with the change made; lines keep their numbers, except after a dropped long statement."""
         lines = source.encode().splitlines(keepends=True)
         start = sum(map(len, lines[: self.line - 1])) + self.column
         stop = sum(map(len, lines[: self.end[0] - 1])) + self.end[1]
@@ -168,9 +168,8 @@ def _of_compare(node: ast.Compare) -> Iterator[ast.AST]:
 
 def _of_binop(node: ast.BinOp) -> Iterator[ast.AST]:
     other = OPERATORS.get(type(node.op))
-    if (other is not None and not isinstance(node.left, ast.Constant | ast.JoinedStr)) or (
-        other is not None and not isinstance(getattr(node.left, "value", 0), str)
-    ):
+    text = isinstance(node.left, ast.JoinedStr) or isinstance(getattr(node.left, "value", None), str)
+    if other is not None and not text:
         yield _with(node, op=other())
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import importlib
 import multiprocessing
@@ -44,7 +45,7 @@ MODULES = (
     *("evaluation/perplexity", "evaluation/pll", "evaluation/intervals", "evaluation/vocabulary"),
     *("consolidate/stored", "model/sparse_head", "model/sparse_loss", "model/packed"),
 )
-TESTS = ("tests/unit", "tests/invariants", "tests/reference")
+TESTS = ("tests/unit", "tests/invariants", "tests/reference", "tests/distributed")
 SECONDS_PER_MUTANT = 60.0  # of tests, by the time that they take without a mutation
 PRELOADED = ("torch", "transformers", "datasets", "accelerate", "deepspeed", "hypothesis", "numpy", "pytest")
 
@@ -55,24 +56,23 @@ class Coverage:
 
     tests: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by "module function"
     seconds: dict[str, float] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
 
     @classmethod
     def read(cls, path: Path) -> Coverage:
         """Read what `hits` recorded. What the setup of a test runs counts for every test of its file."""
         coverage, shared = cls(), defaultdict(set)
-        failed = set()
         for line in path.read_text().splitlines():
             kind, test, value = line.split("\t")
-            if kind == "seconds":
+            if kind in ("passed", "failed"):
                 coverage.seconds[test] = float(value)
-            elif kind == "failed":
-                failed.add(test)
+                (coverage.failed.add if kind == "failed" else coverage.failed.discard)(test)
             else:
                 test, _, phase = test.rpartition(" ")
                 coverage.tests[value].add(test)
                 if phase != "(call)":
                     shared[value].add(test.partition("::")[0])
-        for test in failed:  # a test that fails without a mutation tells nothing
+        for test in coverage.failed:  # a test that fails without a mutation shows nothing
             coverage.seconds.pop(test, None)
         for function, files in shared.items():
             coverage.tests[function] |= {test for test in coverage.seconds if test.partition("::")[0] in files}
@@ -103,23 +103,27 @@ def copy_of_package(folder: Path) -> dict[str, str]:
 
 
 def measure_coverage(work: Path, record: Path) -> None:
-    """Run the tests once in an instrumented copy of the package, and write what they run to `record`."""
+    """Run the tests once in an instrumented copy of the package, and write what they run to `record`.
+
+    Those that fail there (torch cannot compile a recording function) run again in a plain copy.
+    """
     partial = record.with_suffix(".partial")
     partial.unlink(missing_ok=True)
-    folder = work / "instrumented"
-    environment = copy_of_package(folder)
+    plain = copy_of_package(work / "plain")
+    instrumented = copy_of_package(work / "instrumented")
     for module in MODULES:
-        path = folder / "src" / "cloze" / f"{module}.py"
+        path = work / "instrumented" / "src" / "cloze" / f"{module}.py"
         path.write_text(hits.instrumented(module, path.read_text()))
-    tests = [name for name in TESTS if (ROOT / name).is_dir()]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "hits", "-n", "2", "--dist", "loadscope"]
-    subprocess.run(
-        [*command, *tests],
-        cwd=ROOT,
-        env={**os.environ, **environment, "CLOZE_HITS": str(partial)},
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
+
+    def run(tests: list[str], variables: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "hits", "-n", "2", "--dist", "loadscope", *tests]
+        environment = {**os.environ, **variables, "CLOZE_HITS": str(partial)}
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False)
+
+    run([name for name in TESTS if (ROOT / name).exists()], instrumented)
+    again = sorted(Coverage.read(partial).failed)
+    if again:
+        run(again, plain)
     partial.replace(record)
 
 
@@ -154,10 +158,8 @@ def run_tests(tests: list[str], log: Path) -> int:
 
 
 def _kill(group: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder: Path) -> None:
@@ -215,13 +217,10 @@ def try_all(mutants: list[tuple[Mutant, list[str]]], work: Path, on_answer: Call
     """Try each mutant with its tests on a worker per core, and report each answer as it comes."""
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
-    cores = os.cpu_count() or 1
     for index, (mutant, tests) in enumerate(mutants):
         queue.put((index, mutant, tests))
-    workers = [
-        context.Process(target=work_on, args=(queue, answers, work / f"worker-{n}"), daemon=False)
-        for n in range(cores)
-    ]
+    folders = [work / f"worker-{core}" for core in range(os.cpu_count() or 1)]
+    workers = [context.Process(target=work_on, args=(queue, answers, folder)) for folder in folders]
     for worker in workers:
         queue.put(None)
         worker.start()
