@@ -164,6 +164,13 @@ def test_rotation_keeps_the_last_good_one(whole: Path, tmp_path: Path):
     verify_checkpoint(tmp_path / "run" / "checkpoint-4")
 
 
+def test_rotation_keeps_no_more_than_asked_if_one_of_those_is_good(whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path / "run")
+    truncate(tmp_path / "run" / "checkpoint-6" / "rank-00000.safetensors")
+    rotate(tmp_path / "run", keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-4", "checkpoint-6"]
+
+
 def test_what_a_cut_save_or_deletion_left_is_put_in_order(whole: Path, tmp_path: Path):
     run, token = tmp_path / "run", "0123456789abcdef"
     shutil.copytree(whole, run)

@@ -172,3 +172,19 @@ def test_a_first_step_that_overflows_in_fp16_makes_no_state_and_lowers_the_scale
     assert not any(engine.optimizer.state.values())
     assert engine.accelerator.scaler.get_scale() == 2.0**9
     assert not backward(engine)
+
+
+def test_a_parameter_without_a_gradient_has_a_gradient_of_zero():
+    """Its moments decay and its weight does, as under ZeRO, whose flat gradients have zeros there."""
+    ran = {}
+    for given in (None, 0.0):
+        engine = engine_of("adamw_torch_fused", None)
+        for number in range(3):
+            for index, parameter in enumerate(engine.module.parameters()):
+                left_out = number == 1 and index < 2
+                parameter.grad = torch.ones_like(parameter) if not left_out else None
+                if left_out and given is not None:
+                    parameter.grad = torch.zeros_like(parameter)
+            engine.step(0.1)
+        ran[given] = [parameter.detach().clone() for parameter in engine.module.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(ran[None], ran[0.0], strict=True))

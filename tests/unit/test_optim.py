@@ -267,3 +267,39 @@ def test_a_decay_above_one_is_refused():
     for decay in (0.0, -0.9, 1.1):
         with pytest.raises(ConfigError, match="must be above 0 and at most 1"):
             check_optimizer(config(layerwise_lr_decay=decay))
+
+
+@pytest.mark.parametrize(
+    ("optim", "key"), [("adamw_torch_fused", "eps"), ("stable_adamw", "eps"), ("muon", "adamw_eps")]
+)
+def test_the_epsilon_of_the_flag_is_that_of_the_optimizer(optim: str, key: str):
+    if optim != "adamw_torch_fused":
+        pytest.importorskip("pytorch_optimizer")
+    optimizer, _ = build_optimizer(tiny("bert"), config(optim=optim, adam_epsilon=0.5), offload=False)
+    groups = [group for group in optimizer.param_groups if not group.get("use_muon")]
+    assert groups
+    assert {group["eps"] for group in groups} == {0.5}
+
+
+def test_the_first_step_of_adamw_is_the_gradient_over_its_size_and_epsilon():
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer, _ = build_optimizer(model, config(adam_epsilon=1.0, weight_decay=0.0, learning_rate=0.1), offload=False)
+    before = model.weight.item()
+    model.weight.grad = torch.full_like(model.weight, 2.0)
+    optimizer.step()
+    assert before - model.weight.item() == pytest.approx(0.1 * 2 / (2 + 1), rel=1e-5)
+
+
+def test_muons_other_learning_rate_multiplies_that_of_each_layer():
+    pytest.importorskip("pytorch_optimizer")
+    values = {"optim": "muon", "learning_rate": 0.1, "layerwise_lr_decay": 0.5}
+    plain, names = build_optimizer(tiny("bert"), config(**values), offload=False)
+    slower, again = build_optimizer(tiny("bert"), config(optim_args="adamw_lr=0.02", **values), offload=False)
+    assert names == again
+    scales = [
+        (one["use_muon"], one["lr_scale"], other["lr_scale"])
+        for one, other in zip(plain.param_groups, slower.param_groups, strict=True)
+    ]
+    assert len({scale for _, scale, _ in scales}) > 3
+    for use_muon, scale, other in scales:
+        assert other == pytest.approx(scale * (1 if use_muon else 0.02 / 0.1))

@@ -102,3 +102,14 @@ def test_thousands_of_documents_fill_their_blocks():
     lengths = np.random.default_rng(0).integers(5, 300, 20_000)
     _, spaces = best_fit(lengths[lengths <= 128], 128)
     assert spaces.sum() / (len(spaces) * 128) < 0.01
+
+
+def test_the_emptiest_blocks_are_kept_back():
+    packer = BestFit(10, 0)
+    lengths = np.array([10, 9, 8, 4, 3], np.int64)
+    packer.add(np.repeat(np.arange(1, 6, dtype=np.int32), lengths), lengths)
+    packed = packer.flush(keep=1)
+    assert packed.lengths.tolist() == [10, 9, 8]
+    tokens, waiting = packer.close()
+    assert waiting.tolist() == [4, 3]
+    assert tokens.tolist() == [4] * 4 + [5] * 3

@@ -605,3 +605,16 @@ def test_the_scores_of_the_batch_of_checkpoints_are_in_the_peak():
     assert peaks[0] == peaks[1]
     assert peaks[2] is not None
     assert peaks[2] > small.logits(10**6)
+
+
+def test_stage_3_keeps_what_is_needed_again_within_half_the_reuse_distance():
+    """Gathered weights: all that passes for a small model, half the distance and what is fetched ahead for a large."""
+    world = World(ranks=4, ranks_a_node=4, accumulation=1, precision="bf16")
+    sizes = dataclasses.replace(bucket_sizes(ds_config(Choice(3)), 8), persistence=0, prefetch_bucket=10**6)
+    matrix = 10**7
+    for layers, expected in ((10, 10 * matrix), (200, 5 * 10**8 + matrix + 10**6)):
+        facts = dataclasses.replace(FACTS, groups=[[matrix] * layers], frozen=0)
+        for reuse in (10**9, 0):
+            changed = dataclasses.replace(sizes, reuse_distance=reuse)
+            gathered = expected if reuse else min(expected, matrix + 10**6)
+            assert parts_of(Choice(3), facts, world, changed).buffers == 2 * (changed.reduce_bucket + gathered)

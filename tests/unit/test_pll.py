@@ -139,3 +139,18 @@ def test_logits_that_are_not_finite_are_an_error(model_and_tokenizer):
     inputs, rows = masked_inputs(tokenizer, "a <mask> day")
     with pytest.raises(ModelError, match="not finite"):
         best_words(broken, tokenizer, inputs, rows, 1)
+
+
+def test_without_a_notion_of_words_each_token_is_a_word_of_its_own():
+    """A tokenizer in Python does not say which tokens make a word; no later token may be masked then."""
+
+    class Plain:
+        is_fast = False
+
+        def __call__(self, text: str, return_special_tokens_mask: bool) -> dict[str, list[int]]:
+            return {"input_ids": [0, 7, 8, 9, 2], "special_tokens_mask": [1, 0, 0, 0, 1]}
+
+    (sentence,) = read_sentences(["a b c"], Plain(), None)
+    copies, places = masked_copies(sentence, 4, word_l2r=True)
+    assert copies.tolist() == [[0, 4, 8, 9, 2], [0, 7, 4, 9, 2], [0, 7, 8, 4, 2]]
+    assert places.tolist() == [1, 2, 3]

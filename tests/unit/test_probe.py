@@ -133,3 +133,12 @@ def test_an_older_probe_without_a_position_is_named(tmp_path: Path, capsys: pyte
 def test_the_loss_is_of_the_stored_answers():
     answers = answered(tiny())
     assert stored_loss(answers) == pytest.approx(float(np.log(100)), abs=0.5)
+
+
+def test_the_head_is_checked_without_dropout_and_the_model_trains_on():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForMaskedLM(BertConfig(vocab_size=100, hidden_dropout_prob=0.5, **sizes)).train()
+    head = MaskedHead(model)
+    check_head(head, model, {"input_ids": torch.full((2, 32), 9)}, "no")
+    assert head.sparse
+    assert model.training

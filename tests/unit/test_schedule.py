@@ -131,3 +131,10 @@ def test_arguments_of_a_schedule_come_through_the_command_line():
     kwargs = '{"num_decay_steps": 0.2, "decay_type": "1-sqrt"}'
     _, parsed = parse(["train", "--output_dir", "x", "--lr_scheduler_type", "wsd", "--lr_scheduler_kwargs", kwargs])
     assert learning_rate_schedule(parsed, 100)(85) == pytest.approx(5e-5 * 0.5)
+
+
+@pytest.mark.parametrize("warmup", [1, 1.0])
+def test_a_warmup_of_one_is_one_step_and_not_the_whole_run(warmup: float):
+    values = {"learning_rate": 1.0, "lr_scheduler_type": "constant_with_warmup"}
+    rate = learning_rate_schedule(config(warmup_steps=warmup, **values), 10)
+    assert [rate(step) for step in (0, 1, 9)] == [0.0, 1.0, 1.0]

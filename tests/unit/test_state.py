@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloze.errors import ConfigError, LaunchError
+from cloze.errors import CheckpointError, ConfigError, LaunchError
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import MANIFEST, Position, read_manifest
 from cloze.train.engine import check_fp8
@@ -118,3 +118,42 @@ def test_a_step_that_was_stored_as_a_tensor_is_a_number(saved, tmp_path):
     step(held, 3)
     for one, other in zip(weights(held), expected, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "there"),
+    [([(0, 2), (3, 3)], 5), ([(0, 2), (2, 2)], 4), ([(1, 5)], 5), ([], 0)],
+    ids=["hole", "end", "beginning", "nothing"],
+)
+def test_a_tensor_with_missing_elements_is_damaged(tmp_path: Path, pieces: list[tuple[int, int]], there: int):
+    from safetensors.torch import save_file
+
+    listed = []
+    for number, (offset, length) in enumerate(pieces):
+        file = f"rank-{number:05}.safetensors"
+        save_file({"matrix:weight": torch.arange(offset, offset + length, dtype=torch.float32)}, tmp_path / file)
+        listed.append({"name": "matrix", "key": "weight", "offset": offset, "length": length, "file": file, "sum": 0})
+    manifest = {"parameters": {"matrix": {"shape": [3, 2], "trained": True, "scalars": {}}}, "pieces": listed}
+    with PieceReader(tmp_path, manifest) as reader:
+        with pytest.raises(CheckpointError, match=f"{there} of 6 elements of matrix:weight are there"):
+            reader.read("matrix", "weight")
+        if len(pieces) == 2:  # what does not touch the missing elements is read
+            first, length = pieces[0][0], pieces[0][1]
+            assert reader.read("matrix", "weight", first, length).tolist() == list(range(first, first + length))
+
+
+def test_a_tensor_in_pieces_of_any_order_is_whole(tmp_path: Path):
+    from safetensors.torch import save_file
+
+    listed = []
+    for number, (offset, length) in enumerate([(4, 2), (0, 1), (1, 3)]):
+        file = f"rank-{number:05}.safetensors"
+        save_file({"matrix:weight": torch.arange(offset, offset + length, dtype=torch.float32)}, tmp_path / file)
+        listed.append({"name": "matrix", "key": "weight", "offset": offset, "length": length, "file": file, "sum": 0})
+    manifest = {"parameters": {"matrix": {"shape": [3, 2], "trained": True, "scalars": {}}}, "pieces": listed}
+    with PieceReader(tmp_path, manifest) as reader:
+        assert reader.read("matrix", "weight").tolist() == [0, 1, 2, 3, 4, 5]
+        for offset in range(6):
+            for length in range(1, 7 - offset):
+                expected = list(range(offset, offset + length))
+                assert reader.read("matrix", "weight", offset, length).tolist() == expected
