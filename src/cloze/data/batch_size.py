@@ -19,8 +19,8 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Blocks per global step: from `start` at step 0, linearly and in whole blocks, to `full` from step `warmup_steps`
-    on. ValueError where that is no growth from at least one block."""
+    """Blocks per global step: start + floor((full - start) * step / warmup_steps), and `full` from step `warmup_steps`
+    on. ValueError if that is no growth from at least one block."""
 
     full: int
     start: int = 1

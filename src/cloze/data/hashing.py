@@ -3,6 +3,12 @@
 SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014): the k-th output of a
 stream is `mix64(key + (k + 1) * GOLDEN)`, so any draw can be had without the ones before it. All arithmetic is on
 unsigned 64-bit integers modulo 2^64: the same bits on every machine.
+
+    GOLDEN = 0x9E3779B97F4A7C15
+    mix64(x):             x ^= x >> 30, x *= 0xBF58476D1CE4E5B9, x ^= x >> 27, x *= 0x94D049BB133111EB, x ^= x >> 31
+    make_key(a, b, ...):  key = 0, then for each part key = mix64((key ^ part) + GOLDEN)
+    keys_for(key, n):     mix64(mix64(n * GOLDEN + key) ^ key)
+    draw k of a key:      mix64(key + (k + 1) * GOLDEN), k = 0, 1, ...
 """
 
 from __future__ import annotations

@@ -14,7 +14,26 @@ too, spans of words (SpanBERT: Joshi et al., 2020, section 3.1). Either way ever
 probability, exactly; special tokens count as words, and are never masked.
 
 The rate may change over the run (rates: Wettig et al., "Should You Mask 15% in Masked Language Modeling?", 2023;
-decay: Yang et al., "Learning Better Masking for Better Language Model Pre-training", 2023).
+decay: Yang et al., "Learning Better Masking for Better Language Model Pre-training", 2023): sample j of N has the rate
+p + (end - p) * min(j / (N - 1), 1).
+
+Which draw decides what, in a block of S tokens (0-based; see `cloze.data.hashing`): the key of sample j is
+keys_for(make_key(seed, purpose), j), with the purpose 0x747261696E in training and 0x6576616C in evaluation, where the
+sample number is the block's number, plus the number of blocks for each further mask of it. Something of probability p
+happens if its draw is below min(round(p * 2^64), 2^64 - 1).
+
+    draw i                  whether token i is chosen; of words: the draw of the word's first token decides for all
+    draw S + i              what token i becomes: the mask token below mask_replace_prob, a random token below
+                            mask_replace_prob + random_replace_prob, itself otherwise
+    draw 2 S + i            the random token: the one numbered floor((draw >> 32) * V / 2^32) of the V tokens of the
+                            vocabulary, special ones included, in the order of their ids
+    draw 3 S + 9 + w        word w of the block begins a span of more than k words, 0 <= k < 10, if this is below
+                            q * P(more than k); w = -9 .. -1 are words before the block, whose spans reach into it
+    draw 4 S + 19 + w       what all tokens of the span that word w begins become, as draw S + i decides it
+
+P(more than k) = (0.8^k - 0.8^10) / (1 - 0.8^10). q is such that a word is in a span with probability p: the product
+of 1 - q * P(more than k) over all k is 1 - p. Of two spans that overlap, a word belongs to the one that ends last, of
+two with one end to the one that begins last.
 """
 
 from __future__ import annotations

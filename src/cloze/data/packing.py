@@ -6,8 +6,15 @@ tutorial's `group_texts`, without the tails that it drops every thousand documen
 
 `best_fit`: documents are kept whole where they fit. One longer than a block is cut into full blocks and a rest; then
 every piece, the longest first, goes into the fullest block that has room for it (best-fit decreasing: Ding et al.,
-"Fewer Truncations Improve Language Modeling", ICML 2024). Blocks end with padding, and the length of each piece is
-kept, so that attention can stay inside documents.
+"Fewer Truncations Improve Language Modeling", ICML 2024). Pieces of one length keep their order; of blocks that are
+equally full the one that was filled last is taken. Blocks stand in the order in which they were begun, and in a block
+the pieces in the order of the corpus. Blocks end with padding, and the length of each piece is kept, so that attention
+can stay inside documents.
+
+A corpus is packed in units (`cloze.data.units`). Each gives its blocks, in the order of the units, and leaves pieces
+for the blocks at the end: `concat` what does not fill a block, `best_fit` those of its 16 emptiest blocks that are not
+full (of equally empty ones the first), in the order of the corpus. The pieces of all units, in order, are packed in
+the same way; `concat` then drops what does not fill a block.
 
     packer = Concat(block_size=128)
     packed = packer.add(tokens, lengths)      # packed.blocks: [n, 128] int32, n >= 0

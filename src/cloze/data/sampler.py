@@ -8,9 +8,17 @@ result. So a position in the data is one integer, and resuming is a seek.
     samples = step_samples(global_step=7, micro_step=0, per_device=8, accumulation=2, rank=1, world_size=4)
     blocks = block_indices(samples, num_blocks=10**11, seed=42)
 
-The permutation is a Feistel network (Luby and Rackoff, 1988) on the smallest even number of bits that holds n, made
-to fit n by cycle walking: an image outside [0, n) is encrypted again until it falls inside (Black and Rogaway,
-"Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Fewer than 4 rounds of walking are expected.
+The permutation is a Feistel network (Luby and Rackoff, 1988) on the smallest even number of bits, 2h >= 2, that holds
+n - 1, made to fit n by cycle walking: an image outside [0, n) is encrypted again until it falls inside (Black and
+Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Fewer than 4 rounds of walking are expected.
+
+With the functions of `cloze.data.hashing`: key = make_key(seed, 0x6F72646572, epoch), k_r = keys_for(key, r). A number
+is left * 2^h + right, and each of 8 rounds r = 0 .. 7 makes (left, right) of it
+
+    (right, left ^ (mix64(right + k_r) mod 2^h))
+
+A step's samples are dealt to micro-batches first and to ranks next: rank r of W takes, in its micro-batch m of B
+blocks, the B samples from number (m * W + r) * B of the step on.
 """
 
 from __future__ import annotations

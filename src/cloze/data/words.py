@@ -12,7 +12,8 @@ A word is what the tokenizer splits a text into before it looks for tokens, as f
   as in GPT-2's regular expression (Radford et al., 2019; `tokenizers` calls it ByteLevel), white space and English
   contractions included. Parts of a character are of the kind that most characters which begin like them are.
 
-The first token of a block begins a word, and so do special and added tokens, and what follows them.
+The first token of a block begins a word, and so do special and added tokens, and what follows them. The unknown token
+counts as text, not as a special token.
 
 Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...) have no words in this
 sense: whole sentences would be one. There every token begins a word: a character, or what the vocabulary has as one

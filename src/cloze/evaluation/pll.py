@@ -7,6 +7,9 @@ the later tokens of its own word are masked too, so that a rare word of many tok
     scores = score_sentences(logits_of, sentences, mask_token_id, batch_size=64)     # one SentenceScore each
     pseudo_perplexity(scores)
 
+Special tokens are in the sentence, but are not scored. Words are those of the tokenizer (`word_ids`); without any, as
+in tokenizers written in Python, each token is a word of its own, and both scores are the same.
+
 A sentence of n tokens is n masked copies. Copies of the same length go into one batch, so that nothing is padded and
 the result does not depend on what a sentence is batched with.
 """

@@ -84,7 +84,7 @@ class Engine:
     def take_step(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping, and whether
         the step was refused: where the norm is NaN or infinite the weights stay as they are. Scalars on the device,
-        the same on every rank.
+        the same on every rank. Clipping multiplies the gradients by min(1, max_grad_norm / (norm + 1e-6)).
 
         Fused optimizers leave weights and moments alone if `found_inf` is 1, as they do for loss scaling, so that the
         host does not wait for the norm. Only a step that makes the optimizer's state is called by the host or not at

@@ -5,6 +5,13 @@ check_update(config, accelerator)                              # does the engine
 optimizer, names = build_optimizer(model, config, offload=False)
 
 A group's `lr_scale` multiplies the learning rate of the step (see `Engine.step`).
+
+AdamW, step t = 1, 2, ... with the clipped gradient g (`Engine.take_step`), in this order:
+
+    weight *= 1 - lr * weight_decay
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g^2
+    weight -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + adam_epsilon)
 """
 
 from __future__ import annotations

@@ -2,6 +2,21 @@
 
 schedule = learning_rate_schedule(config, total_steps)
 schedule(0)          # learning rate of the first step
+
+The factor of `learning_rate` at step s (0-based) of T, after w steps of warm-up (`warmup_steps` below 1 is a share of
+T, rounded up), is s / w during warm-up, so 0 at the first step; for `constant`, which has no warm-up, 1. Afterwards, u
+being (s - w) / (T - w), it is
+
+    linear                  1 - u
+    cosine                  (1 + cos(pi * u)) / 2
+    polynomial              (1 - u) * (1 - 1e-7 / learning_rate) + 1e-7 / learning_rate
+    inverse_sqrt            sqrt(w / s); without warm-up sqrt(10,000 / (s + 10,000))
+    constant_with_warmup    1
+    warmup_stable_decay     1, and in the last d steps, v = (s - (T - d)) / d, by `decay_type`: cosine (the default)
+                            (1 + cos(pi * v)) / 2, linear 1 - v, 1-sqrt 1 - sqrt(v). d is `num_decay_steps`, below 1 a
+                            share of T, rounded up; by default a tenth
+
+and changes with `lr_scheduler_kwargs` as the schedules of transformers say.
 """
 
 from __future__ import annotations
