@@ -6,6 +6,7 @@ import ast
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -60,9 +61,8 @@ class Mutant:
 
     def apply(self, source: str) -> str:
         """Return `source` with the change made; lines keep their numbers, except after a dropped long statement."""
-        lines = source.encode().splitlines(keepends=True)
-        start = sum(map(len, lines[: self.line - 1])) + self.column
-        stop = sum(map(len, lines[: self.end[0] - 1])) + self.end[1]
+        starts = _line_starts(source)
+        start, stop = starts[self.line - 1] + self.column, starts[self.end[0] - 1] + self.end[1]
         padding = "\n" * (self.end[0] - self.line)
         after = "pass" if self.after == "pass" else f"({self.after}{padding})"
         return (source.encode()[:start] + after.encode() + source.encode()[stop:]).decode()
@@ -70,12 +70,12 @@ class Mutant:
 
 def mutants_of(module: str, source: str) -> list[Mutant]:
     """Return the mutants of a module's source, in the order of its lines, without two of the same text."""
-    tree = ast.parse(source)
+    tree, content, starts, lines = ast.parse(source), source.encode(), _line_starts(source), source.splitlines()
     found: dict[tuple[int, int, str, str], Mutant] = {}
     for function, node, condition in _nodes(tree, ""):
-        before = ast.get_source_segment(source, node)
-        if before is None:
+        if not hasattr(node, "end_lineno"):
             continue
+        before = content[starts[node.lineno - 1] + node.col_offset : starts[node.end_lineno - 1] + node.end_col_offset]
         for changed in _changes(node, condition):
             after = "pass" if isinstance(changed, ast.Pass) else ast.unparse(changed)
             mutant = Mutant(
@@ -84,12 +84,17 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
                 node.lineno,
                 node.col_offset,
                 (node.end_lineno, node.end_col_offset),
-                " ".join(before.split()),
+                " ".join(before.decode().split()),
                 after,
-                source.splitlines()[node.lineno - 1].strip(),
+                lines[node.lineno - 1].strip(),
             )
             found.setdefault((node.lineno, node.col_offset, mutant.before, after), mutant)
     return sorted(found.values(), key=lambda mutant: (mutant.line, mutant.column))
+
+
+def _line_starts(source: str) -> list[int]:
+    """Return the byte at which each line begins."""
+    return list(accumulate(map(len, source.encode().splitlines(keepends=True)), initial=0))
 
 
 def functions_of(source: str) -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -29,5 +29,5 @@ def test_positions_that_predict_nothing_add_nothing():
     assert torch.equal(loss, masked_loss_sum(logits[[0, 2]], targets[[0, 2]]))
     nothing = masked_loss_sum(logits, torch.full((4,), IGNORE_INDEX))
     nothing.backward()
-    assert float(nothing) == 0
+    assert nothing.item() == 0
     assert torch.equal(logits.grad, torch.zeros(4, 10))
