@@ -217,6 +217,28 @@ def test_a_column_with_a_dot_in_its_name_is_reached(tmp_path: Path, kind: str):
         assert full == [f"Why? {text}" for text in expected]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_name_with_brackets_is_a_name_first(tmp_path: Path, kind: str):
+    frame = pyarrow.Table.from_pylist([{"text[]": text, "text": "other", "x": "y"} for text in TEXTS])
+    if kind == "parquet":
+        pyarrow.parquet.write_table(frame, tmp_path / "c.parquet")
+    elif kind == "csv":
+        put(tmp_path / "c.csv", "text[],text,x\n" + "".join(f"{text},other,y\n" for text in TEXTS))
+    else:
+        put(tmp_path / "c.jsonl", "".join(json.dumps(row) + "\n" for row in frame.to_pylist()))
+    assert texts_of(tmp_path / f"c.{kind}", text_field="text[]") == TEXTS
+    assert texts_of(tmp_path / f"c.{kind}", text_field="x[]") == ["y"] * len(TEXTS)
+
+
+def test_text_and_id_may_be_fields_of_one_column(tmp_path: Path):
+    rows = [{"doc": {"text": text, "id": f"d{number}", "x": 1}} for number, text in enumerate(TEXTS)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+    config = SourceConfig(dataset_name=str(tmp_path / "c.parquet"), text_field="doc.text", id_field="doc.id")
+    assert [(one.id, one.text) for one in open_corpus(config).documents()] == [
+        (row["doc"]["id"], row["doc"]["text"]) for row in rows
+    ]
+
+
 def test_the_literal_name_comes_before_the_path(tmp_path: Path):
     put(tmp_path / "c.jsonl", json.dumps({"a": {"b": "nested", "c.d": "inner"}, "a.b": "literal"}) + "\n")
     assert texts_of(tmp_path / "c.jsonl", text_field="a.b") == ["literal"]
@@ -322,8 +344,50 @@ SHAPES = {
 def test_records_in_another_shape_are_refused_with_a_way_out(tmp_path: Path, content: str, expected: str):
     put(tmp_path / "c.json", content)
     assert expected in refused(tmp_path / "c.json")
-    if content.startswith('{"v'):  # what the list of fields would suggest
-        assert expected in refused(tmp_path / "c.json", text_field="data.text")
+    if content.startswith('{"v'):
+        assert "is a list of 6" in refused(tmp_path / "c.json", text_field="data.text")
+
+
+PIECES = [{"text": text, "body": text} for text in TEXTS[:3]]
+LISTS = {
+    "deep": ({"result": {"items": PIECES}}, "result.items.text", '.["result"]["items"][]'),
+    "two": ({"data": PIECES[:2]}, "data.text", '.["data"][]'),
+    "in lists": ({"data": [{"title": "t", "parts": PIECES}]}, "data.parts.text", '.["data"][]["parts"][]'),
+    "no text": ({"data": [{"body": text} for text in TEXTS]}, "data.body", '.["data"][]'),
+    "strings": ({"text": TEXTS[:3]}, "text", '.["text"][] | {"text": .}'),
+}
+
+
+@pytest.mark.parametrize(("record", "field", "query"), LISTS.values(), ids=LISTS)
+def test_a_list_in_the_only_record_is_no_document(tmp_path: Path, record: dict, field: str, query: str):
+    for text in (json.dumps(record), json.dumps(record, indent=1), json.dumps([record])):
+        put(tmp_path / "c.json", text)
+        told = refused(tmp_path / "c.json", text_field=field)
+        assert query in told or "jq -c . OLD" in told
+        told = refused(tmp_path / "c.json", **({} if field != "text" else {"text_field": field}))
+        assert f" {field};" not in told
+        assert text[0] == "[" or query in told or "jq -c . OLD" in told
+
+
+@pytest.mark.parametrize("kind", ["files", "lines", "parquet"])
+def test_texts_joined_from_a_list_of_records_are_named_in_one_line(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+):
+    record, tmp_path = {"result": {"items": PIECES}}, tmp_path / "corpus"
+    tmp_path.mkdir()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record] * 2), tmp_path / "c.parquet")
+    elif kind == "lines":
+        put(tmp_path / "c.jsonl", (json.dumps(record) + "\n") * 2)
+    else:
+        put(tmp_path / "a.json", json.dumps(record)), put(tmp_path / "b.json", json.dumps(record))
+    assert len(texts_of(tmp_path, text_field="result.items.text")) == 2
+    told = capsys.readouterr().err
+    assert told.count("warning") == 1
+    assert "is a list of 3 texts, which become one document" in told
+    assert "result.items (a list of records)" in refused(tmp_path, text_field="nothing")
+    texts_of(tmp_path, text_field="result.items.text", preset="eli5_pairs")
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_an_id_that_nobody_named_stops_nothing(tmp_path: Path):

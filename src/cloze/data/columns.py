@@ -45,7 +45,7 @@ def resolved(schema: Any, fields: Fields, name: str) -> Fields:
     `("answers", "text")`. Raises DataError if the table lacks one that is named."""
     paths: dict[tuple[str, ...], tuple[str, ...]] = {}
     named = [*fields.text, *([fields.id] if fields.id else [])]
-    tops = {".".join(path[:count]) for path in named for count in range(1, len(path) + 1)}
+    tops = {find_key(schema.names, path)[0] for path in named}
     for column in sorted(tops | (set() if fields.id else {*ID_FIELDS})):
         if (count := schema.names.count(column)) > 1:
             raise repeated_column(column, count, name)
@@ -60,11 +60,11 @@ def resolved(schema: Any, fields: Fields, name: str) -> Fields:
 
 def needed(schema: Any, fields: Fields) -> list[str]:
     """Return the columns of a Parquet file to read for fields that are `resolved`."""
-    narrow = {path[0]: ".".join(path) for path in fields.text if _through_structs(schema, path)}
-    tops = [path[0] for path in fields.text]
-    names = [narrow[top] if tops.count(top) == 1 and top in narrow else top for top in dict.fromkeys(tops)]
-    wanted = [fields.id[0]] if fields.id else [name for name in ID_FIELDS if name in schema.names]
-    return names + [name for name in wanted if name not in tops]
+    ids = [fields.id] if fields.id else [(name,) for name in ID_FIELDS if name in schema.names]
+    paths = dict.fromkeys([*fields.text, *ids])
+    narrow = {path[0]: ".".join(path) for path in paths if _through_structs(schema, path)}
+    tops = [path[0] for path in paths]
+    return [narrow[top] if tops.count(top) == 1 and top in narrow else top for top in dict.fromkeys(tops)]
 
 
 def documents(batch: Any, fields: Fields, first_row: int) -> Iterator[tuple[int, Document | Record | BadRecord]]:
@@ -143,8 +143,7 @@ def _keys(kind: Any, path: tuple[str, ...]) -> tuple[str, ...] | None:
         return ()
     if not isinstance(kind, pyarrow.Schema) and not pyarrow.types.is_struct(kind):
         return None
-    count = find_key([field.name for field in kind], path)
-    key = ".".join(path[:count])
+    key, count = find_key([field.name for field in kind], path)
     if not count or kind.get_field_index(key) < 0:  # -1 also if two have this name
         return None
     rest = _keys(kind.field(key).type, path[count:])
@@ -166,10 +165,9 @@ def _through_structs(schema: Any, path: tuple[str, ...]) -> bool:
 
 def _leaves(kind: Any, prefix: str = "", depth: int = 0) -> Iterator[str]:
     for field in kind:
-        inner = field.type
-        while _is_list(inner):
-            inner = inner.value_type
-        if pyarrow.types.is_struct(inner) and depth < MAX_LIST_DEPTH:
-            yield from _leaves(inner, f"{prefix}{field.name}.", depth + 1)
+        if pyarrow.types.is_struct(field.type) and depth < MAX_LIST_DEPTH:
+            yield from _leaves(field.type, f"{prefix}{field.name}.", depth + 1)
+        elif _is_list(field.type) and pyarrow.types.is_struct(field.type.value_type):
+            yield f"{prefix}{field.name} (a list of records)"
         else:
             yield f"{prefix}{field.name}"

@@ -18,7 +18,16 @@ from typing import Any
 
 from cloze.console import warn
 from cloze.data.columns import is_unicode
-from cloze.data.fields import ID_FIELDS, INVALID_UTF8, BadRecord, Fields, Record, missing_field, repeated_column
+from cloze.data.fields import (
+    ID_FIELDS,
+    INVALID_UTF8,
+    BadRecord,
+    Fields,
+    Record,
+    find_key,
+    missing_field,
+    repeated_column,
+)
 from cloze.errors import DataError
 
 _OTHER_SEPARATORS = {
@@ -104,17 +113,21 @@ def _columns(header: list[str], fields: Fields, name: str) -> dict[str, int]:
     """Return the place of each needed column. Raises DataError."""
     wanted = {".".join(path): "--text_field" for path in fields.text}
     wanted |= {".".join(fields.id): "--id_field"} if fields.id else {}
+    places = {}
     for column, flag in wanted.items():
-        if column not in header:
+        path = tuple(column.split("."))
+        key, count = find_key(header, path)
+        if count < len(path):
             what = f"no field {column!r}"
             for separator, words in _OTHER_SEPARATORS.items():
                 if len(header) == 1 and column in header[0].split(separator):
                     raise DataError(what, where=name, hint=f"its columns are separated by {words}")
             raise missing_field(what, name, header, flag)
-        if header.count(column) > 1:
-            raise repeated_column(column, header.count(column), name)
-    named = [*wanted, *(() if fields.id else ID_FIELDS)]
-    return {column: header.index(column) for column in dict.fromkeys(named) if column in header}
+        if header.count(key) > 1:
+            raise repeated_column(key, header.count(key), name)
+        places[key] = header.index(key)
+    ids = () if fields.id else ID_FIELDS
+    return places | {column: header.index(column) for column in ids if column in header}
 
 
 def _record(row: list[str], width: int, columns: dict[str, int]) -> Record | BadRecord:

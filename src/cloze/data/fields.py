@@ -12,6 +12,7 @@ nested fields. Lists are joined by a space as the Hugging Face tutorial does, an
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -121,37 +122,74 @@ def field_names(record: Record, prefix: str = "", depth: int = 0) -> Iterable[st
     """Yield the fields of a record, nested ones with dots, down to a depth that can be read."""
     for key, value in record.items():
         inner = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
-        if isinstance(inner, dict) and inner and depth < _SHOWN_DEPTH:
+        if inner is not value:  # a path into it would join its records into one text
+            yield f"{prefix}{key} (a list of records)"
+        elif isinstance(inner, dict) and inner and depth < _SHOWN_DEPTH:
             yield from field_names(inner, f"{prefix}{key}.", depth + 1)
         else:
             yield f"{prefix}{key}"
 
 
-def find_key(names: Any, path: tuple[str, ...]) -> int:
-    """Return how many parts of a path make the longest name among `names` that the path begins with; 0 if none."""
+def find_key(names: Any, path: tuple[str, ...]) -> tuple[str, int]:
+    """Return the longest name among `names` that the path begins with, and of how many of its parts; ("", 0) if none.
+
+    `answers[]` is a name of its own, and means `answers` where there is no such name."""
     for count in range(len(path), 0, -1):
-        if ".".join(path[:count]) in names:
-            return count
-    return 0
+        key = ".".join(path[:count])
+        if key in names:
+            return key, count
+        if "[]" in key and (key := key.replace("[]", "")) in names:
+            return key, count
+    return "", 0
+
+
+class Joined(NamedTuple):
+    """A list from which several texts of a record become one document. `query` gives its elements in the language of
+    jq; `texts`: how many there are in the record; `of_records`: the path goes through a list of records."""
+
+    field: str
+    query: str
+    texts: int
+    of_records: bool
+
+
+def joined_texts(record: Record, path: tuple[str, ...]) -> Joined | None:
+    """Return the list that a path leads through, or to; None if the record has one value there."""
+    value, at, query, of_records = record, 0, "", ""
+    while at < len(path):
+        if isinstance(value, list):
+            value = next((item for item in value if isinstance(item, dict) and find_key(item, path[at:])[1]), None)
+            of_records = query = f"{query}[]"
+        key, count = find_key(value, path[at:]) if isinstance(value, dict) else ("", 0)
+        if not count:
+            break
+        value, at, query = value[key], at + count, f"{query}[{json.dumps(key)}]"
+    if not of_records and not isinstance(value, list):
+        return None
+    query = f".{of_records or query + '[]'}"
+    return Joined(".".join(path), query, _count(_at(record, path)), bool(of_records))
+
+
+def _count(value: Any) -> int:
+    return sum(map(_count, value)) if isinstance(value, list) else isinstance(value, str)
 
 
 def _path(name: str) -> tuple[str, ...]:
-    return tuple(name.replace("[]", "").split("."))
+    return tuple(name.split("."))
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:
     at = 0
     while at < len(path):
         if isinstance(value, dict):
-            rest = path[at:]
-            count = find_key(value, rest)
+            key, count = find_key(value, path[at:])
             if not count:
                 raise BadRecord(f"no field {'.'.join(path)!r}")
-            value = value[".".join(rest[:count])]
+            value = value[key]
             at += count
         elif isinstance(value, list):
             rest = path[at:]
-            return [_at(item, rest) for item in value if isinstance(item, dict) and find_key(item, rest)]
+            return [_at(item, rest) for item in value if isinstance(item, dict) and find_key(item, rest)[1]]
         elif value is None:
             return None
         else:

@@ -7,24 +7,23 @@ wraps all others has a field `data.text`, and taking it makes one document of a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cloze.data.fields import BadRecord, Fields, find_key
 from cloze.errors import DataError
 
 HEAD_BYTES = 2**20
-MANY_RECORDS = 20  # of a list inside the only record of a corpus: fewer are parts of one document
+_MAX_DEPTH = 8
 _SPACE = " \t\r\n"
 _decode = json.JSONDecoder().raw_decode
 
 
-def check_shape(head: bytes, name: Path, fields: Fields, is_alone: bool, is_one_line: Callable[[], bool]) -> None:
+def check_shape(head: bytes, name: Path, fields: Fields, is_alone: bool) -> None:
     """Raise DataError for a file, by its first HEAD_BYTES, that holds records, but not one a line.
 
-    `is_alone`: the corpus is this file, so that one record in it would be the only one. `is_one_line` reads
-    the file on, to see whether it has more than one line.
+    `is_alone`: the corpus is this file, so that one record in it would be the only one.
     """
     text = head.decode("utf-8", "replace").lstrip("\ufeff" + _SPACE)
     if not text.startswith("{"):
@@ -34,7 +33,7 @@ def check_shape(head: bytes, name: Path, fields: Fields, is_alone: bool, is_one_
         record, end = _decode(text)
     except (ValueError, RecursionError):
         if len(head) >= HEAD_BYTES:
-            _check_start(text, name, fields, is_alone and is_one_line)
+            _check_start(text, name, fields)
         return
     rest, ends_in_line = text[end:], end <= len(line)
     after = rest.lstrip(" \t\r" if ends_in_line else _SPACE)
@@ -46,17 +45,19 @@ def check_shape(head: bytes, name: Path, fields: Fields, is_alone: bool, is_one_
         raise DataError("a comma after each record", where=name, hint=hint)
     if not rest.strip() and len(head) < HEAD_BYTES:
         _check_single(record, name, fields, is_alone)
+        if not ends_in_line:
+            hint = "write one record a line: jq -c . OLD > NEW.jsonl"
+            raise DataError("one record of several lines", where=name, hint=hint)
 
 
 def _check_single(record: dict[str, Any], name: Path, fields: Fields, is_alone: bool) -> None:
     """Raise DataError if the only record of a file holds others."""
     is_missing = any(_is_missing(record, path) for path in fields.text)
-    tops = [".".join(path[: find_key(record, path)]) for path in fields.text]
-    for key, value in record.items():
-        if isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict):
-            through = is_alone and len(value) >= MANY_RECORDS and key in tops
-            if through or (is_missing and not _is_missing(value[0], fields.text[0])):
-                raise _wrapped(name, key, len(value))
+    tops = [find_key(record, path)[0] for path in fields.text]
+    lists = sorted(_lists_of_records(record), key=lambda found: -found[2]) if is_missing else []
+    for keys, first, count in lists:
+        if not _is_missing(first, fields.text[0]):
+            raise _wrapped(name, keys, count)
     lengths = [len(value) for value in record.values() if isinstance(value, list | dict) and len(value) > 1]
     for top in tops:
         value = record.get(top)
@@ -68,10 +69,25 @@ def _check_single(record: dict[str, Any], name: Path, fields: Fields, is_alone: 
     if is_missing and len(inner) > 1 and all(not _is_missing(value, fields.text[0]) for value in inner):
         hint = "write one record a line: jq -c '.[]' OLD > NEW.jsonl"
         raise DataError(f"one record that holds {len(inner)} others by name", where=name, hint=hint)
+    if is_alone and lists:
+        raise _wrapped(name, lists[0][0], lists[0][2])
 
 
-def _check_start(text: str, name: Path, fields: Fields, is_only: Callable[[], bool] | Literal[False]) -> None:
-    """Raise DataError if a record above HEAD_BYTES, the only one, begins with a list of records."""
+def _lists_of_records(
+    value: dict[str, Any], keys: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any], int]]:
+    """Yield the keys, the first record and the length of each list of records, down to a depth of 8."""
+    for key, inner in value.items():
+        if isinstance(inner, list) and len(inner) > 1 and isinstance(inner[0], dict):
+            yield (*keys, f"{key}[]"), inner[0], len(inner)
+        if isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            key, inner = f"{key}[]", inner[0]
+        if isinstance(inner, dict) and len(keys) < _MAX_DEPTH:
+            yield from _lists_of_records(inner, (*keys, key))
+
+
+def _check_start(text: str, name: Path, fields: Fields) -> None:
+    """Raise DataError if a record above HEAD_BYTES begins with a list of records."""
     at = 1
     try:
         while True:
@@ -80,9 +96,8 @@ def _check_start(text: str, name: Path, fields: Fields, is_only: Callable[[], bo
             inner = _past(text, at + 1, _SPACE)
             if text[at] == "[" and text[inner] == "{" and isinstance(key, str):
                 first, _ = _decode(text, inner)
-                is_named = key in (path[0] for path in fields.text)
-                if (is_named and is_only and is_only()) or (not is_named and not _is_missing(first, fields.text[0])):
-                    raise _wrapped(name, key, None)
+                if key not in (path[0] for path in fields.text) and not _is_missing(first, fields.text[0]):
+                    raise _wrapped(name, (f"{key}[]",), None)
             _, at = _decode(text, at)
     except (ValueError, IndexError, RecursionError):
         return
@@ -101,9 +116,12 @@ def _is_missing(record: Any, path: tuple[str, ...]) -> bool:
         return True
 
 
-def _wrapped(name: Path, key: str, count: int | None) -> DataError:
-    what = f"one record that holds {'the' if count is None else count} others in its field {key!r}"
-    return DataError(what, where=name, hint=f"write one record a line: jq -c '.[{json.dumps(key)}][]' OLD > NEW.jsonl")
+def _wrapped(name: Path, keys: tuple[str, ...], count: int | None) -> DataError:
+    """Return the error for a list of records, whose `keys` are those on the way to it: lists have `[]` at the end."""
+    field = ".".join(keys).removesuffix("[]")
+    what = f"one record that holds {'the' if count is None else count} others in its field {field!r}"
+    query = "".join(f"[{json.dumps(key.removesuffix('[]'))}]{'[]' * key.endswith('[]')}" for key in keys)
+    return DataError(what, where=name, hint=f"write one record a line: jq -c '.{query}' OLD > NEW.jsonl")
 
 
 def _by_column(name: Path) -> DataError:

@@ -12,6 +12,7 @@ that can be entered anywhere are cut into pieces of about `unit_bytes`, and smal
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 from cloze.config import SourceConfig
 from cloze.console import say, warn
 from cloze.data.content import describe_contents
-from cloze.data.fields import INVALID_UTF8, BadRecord, Document, Fields
+from cloze.data.fields import INVALID_UTF8, BadRecord, Document, Fields, joined_texts
 from cloze.data.lines import parse_line
 from cloze.data.local_files import LocalFiles, describe_files, find_local, is_local
 from cloze.data.presets import with_preset
@@ -127,11 +128,11 @@ def open_corpus(
     descriptions = []
     for side, flag, split in sides:
         found, description, splits = _open_split(config, local, fields, split, flag, unit_bytes, identify)
+        _check_first_record(found, fields, may_join=config.preset is not None)
         tasks += [
             dataclasses.replace(task, number=len(tasks) + number, side=side) for number, task in enumerate(found)
         ]
         descriptions.append(description | {"split": split.strip()})
-    _check_first_record(tasks, fields)
     facts = {"text_field": config.text_field or "text", "id_field": config.id_field}
     description = descriptions[0] | facts
     return Corpus(tasks, fields, description | ({"validation": descriptions[1]} if validation_split else {}), splits)
@@ -220,14 +221,31 @@ def _open_local(
     return tasks, {"dataset_name": Path(name).name, "files": describe_contents(files, identify)}
 
 
-def _check_first_record(tasks: list[Task], fields: Fields) -> None:
-    """A field that the very first record lacks was named wrongly: say so before any work is done."""
-    for task in tasks:
-        for place, raw in items_of(task, fields):
-            try:
-                record = parse_line(raw) if isinstance(raw, bytes) else raw
-            except BadRecord:
-                return
-            if isinstance(record, dict):
-                fields.check(record, place())
+def _check_first_record(tasks: list[Task], fields: Fields, may_join: bool) -> None:
+    """Check the first record before any work is done: a field that it lacks was named wrongly.
+
+    Unless `may_join`, a text that is put together from a list of records is named: each may be a document of its own.
+    In the only record of a split, a list of texts is refused.
+    """
+    items = (item for task in tasks for item in items_of(task, fields))
+    for place, raw in items:
+        try:
+            record = parse_line(raw) if isinstance(raw, bytes) else raw
+        except BadRecord:
             return
+        if isinstance(record, dict):
+            fields.check(record, place())
+            if not may_join:
+                _check_lists(record, fields, place(), is_only=next(items, None) is None)
+        return
+
+
+def _check_lists(record: dict[str, Any], fields: Fields, place: str, is_only: bool) -> None:
+    for found in (joined for path in fields.text if (joined := joined_texts(record, path))):
+        text = f"its field {found.field!r} is a list of {found.texts:,} texts"
+        to_records = found.query + ("" if found.of_records else f" | {{{json.dumps(found.field)}: .}}")
+        jq = f"write one record a line: jq -c '{to_records}' OLD > NEW.jsonl"
+        if is_only and found.texts > 1:
+            raise DataError(f"the only record, and {text}, which would be one document", where=place, hint=jq)
+        if found.of_records:
+            warn(f"{place}: {text}, which become one document, here and in other records; if each is one, {jq}")
