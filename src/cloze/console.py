@@ -21,7 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cloze.environment import processes
 from cloze.events import event, is_json, put
@@ -113,8 +113,17 @@ def escape_library_output() -> None:
 
 
 class _Record(logging.LogRecord):
+    """A log line without colours, which a foreign name may contain as well, and with its traceback escaped."""
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        if self.exc_info and self.exc_info[0] is not None:  # a formatter takes the text if there is one
+            self.exc_text = visible(redacted(logging.Formatter().formatException(self.exc_info)))
+        if self.stack_info:
+            self.stack_info = visible(redacted(self.stack_info))
+
     def getMessage(self) -> str:
-        return visible_in_colour(redacted(super().getMessage()))
+        return visible(redacted(super().getMessage()))
 
 
 def _complain_of_thread(what: threading.ExceptHookArgs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -113,11 +114,35 @@ def test_what_libraries_log_is_escaped(capsys: pytest.CaptureFixture[str], monke
         handler = logging.StreamHandler()
         logging.getLogger("some.library").addHandler(handler)
         logging.getLogger("some.library").warning("unexpected key %s", CLIPBOARD)
+        logging.getLogger("some.library").warning("a type \x1b[31mred")
+        try:
+            raise KeyError("\x1b[32m" + CLIPBOARD) from ValueError("\x1b[33m")
+        except KeyError as error:
+            error.add_note("\x1b[34m")
+            logging.getLogger("some.library").exception("failed", stack_info=True)
         logging.getLogger("some.library").removeHandler(handler)
         assert "\x1b" not in warnings.formatwarning(f"key {CLIPBOARD}", UserWarning, "x.py", 1)
     finally:
         logging.setLogRecordFactory(before)
-    assert "unexpected key \\x1b]52" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "unexpected key \\x1b]52" in err
+    assert "a type \\x1b[31mred" in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.slow  # imports every library in a process of its own
+def test_each_library_logs_through_the_escaping_record(capfd: pytest.CaptureFixture[str]):
+    code = (
+        "import logging, warnings; from cloze.console import escape_library_output as escape; escape();"
+        "import transformers, datasets, huggingface_hub, accelerate, torch;"
+        "names = 'transformers', 'datasets', 'huggingface_hub', 'accelerate', 'torch', 'deepspeed';"
+        "[logging.getLogger(f'{name}.x').warning('%s \\x1b[31mx', name) for name in names];"
+        "warnings.warn('warned \\x1b[31mx')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    err = capfd.readouterr().err
+    assert "\x1b" not in err
+    assert err.count("\\x1b[31mx") >= 7
 
 
 def test_what_a_started_process_prints_is_escaped(capsys: pytest.CaptureFixture[str]):
