@@ -78,7 +78,9 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
         return train, None
     prepare = parse(["prepare", "--config", str(beside), *shlex.split(config.prepare_flags)])[1]
     if is_local(prepare.dataset_name):
-        local_splits(prepare.dataset_name)  # refuses a path where nothing is, which a job would find out in an hour
+        local_splits(
+            prepare.dataset_name, prepare.dataset_config_name
+        )  # refuses a path where nothing is, which a job would find out in an hour
     if train.dataset_name != prepare.output:
         raise ConfigError(
             f"trains on {train.dataset_name}, but {beside} makes {prepare.output}",

@@ -75,9 +75,14 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
     SourceConfig: (
         Unused(("document",), lambda v: v["preset"] is None, "it is for a --preset"),
         Unused(
-            ("dataset_config_name", "dataset_revision"),
+            ("dataset_revision",),
             lambda v: v["dataset_name"] is not None and os.path.exists(v["dataset_name"]),
             "--dataset_name is a local path",
+        ),
+        Unused(
+            ("dataset_config_name",),
+            lambda v: os.path.exists(v["dataset_name"] or "") and not os.path.exists(f"{v['dataset_name']}/README.md"),
+            "--dataset_name is a local path without README.md",
         ),
     ),
     BlocksConfig: (

@@ -33,7 +33,8 @@ METADATA = {"README.md", "config.json", "dataset_info.json", "dataset_infos.json
 _CACHE = re.compile(r"cache-.*\.arrow")
 # Packed files and archives that are not read; also `.gz` and `.zst` of what is no data by its name.
 _PACKED = re.compile(r".*\.(gz|zst|bz2|xz|lzma|lz4|br|sz|snappy|gzip|zstd|zip|tar|tgz|tbz|txz|7z|rar)", re.IGNORECASE)
-_MAGIC = re.compile(r"[*?\[]")
+_SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d{4,6})(?P<of>[-_]of[-_])(?P<count>\d{4,6})(?P<after>\D.*|)")
+MAGIC = re.compile(r"[*?\[]")
 _Id = tuple[int, int]
 
 
@@ -53,6 +54,7 @@ class Listing:
     files: list[DataFile] = field(default_factory=list)
     repeated: list[tuple[Path, Path]] = field(default_factory=list)
     packed: list[Path] = field(default_factory=list)
+    folders: int = 0  # that a pattern matches
 
 
 class _Walk:
@@ -63,6 +65,7 @@ class _Walk:
         self.visited: set[Any] = set()
         self.found: list[DataFile] = []
         self.packed: list[Path] = []
+        self.folders = 0
         self._entries = 0
 
     def entries(self, folder: Path) -> list[os.DirEntry[str]]:
@@ -82,7 +85,7 @@ class _Walk:
 
     def listing(self) -> Listing:
         """Return what was found, each file once, under its first name; a file's own name comes before links to it."""
-        listing, first = Listing(packed=sorted(self.packed)), dict[_Id, Path]()
+        listing, first = Listing(packed=sorted(self.packed), folders=self.folders), dict[_Id, Path]()
         for file in sorted(self.found, key=lambda one: (one.path.is_symlink(), one.path)):
             here = _id(file.path)
             if here in first:
@@ -126,17 +129,49 @@ def files_below(folder: Path) -> Listing:
             elif saved is None and _PACKED.fullmatch(entry.name) and path.is_file():
                 walk.packed.append(path)
         walk.found += saved or []
-    return walk.listing()
+    listing = walk.listing()
+    check_shards(listing.files)
+    return listing
 
 
 def files_matching(pattern: str) -> Listing:
     """Return the files that a glob pattern matches; `**` stands for any number of folders, hidden ones apart."""
     parts = Path(pattern).parts
-    first = next((number for number, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
-    walk = _Walk(Path(pattern))
-    if first < len(parts):
-        _expand(walk, Path(*parts[:first]), parts[first:])
+    first = next((number for number, part in enumerate(parts) if MAGIC.search(part)), len(parts))
+    if first == len(parts):
+        return Listing()
+    listing = files_inside(Path(*parts[:first]), Path(*parts[first:]))
+    check_shards(listing.files, parts[-1])
+    return listing
+
+
+def files_inside(folder: Path, pattern: Path) -> Listing:
+    """Return the files that a glob pattern relative to a folder matches."""
+    walk = _Walk(folder / pattern)
+    _expand(walk, folder, pattern.parts)
     return walk.listing()
+
+
+def check_shards(files: list[DataFile], pattern: str = "*") -> None:
+    """Raise DataError if a file `NAME-00001-of-00003.EXT` is missing beside others, and its name matches a pattern."""
+    seen = set()
+    for file in files:
+        match = _SHARD.fullmatch(file.path.name)
+        if match is None or len(match["number"]) != len(match["count"]):
+            continue
+        before, number, count, after = match["before"], int(match["number"]), int(match["count"]), match["after"]
+        key = (file.path.parent, before, count, after)
+        if key in seen or number > count:
+            continue
+        seen.add(key)
+        names = [
+            f"{before}{one:0{len(match['count'])}d}{match['of']}{match['count']}{after}" for one in range(count + 1)
+        ]
+        is_from_1 = (file.path.parent / names[-1]).exists() and not (file.path.parent / names[0]).exists()
+        for name in names[1:] if is_from_1 else names[:-1]:
+            if fnmatch.fnmatchcase(name, pattern) and not (file.path.parent / name).exists():
+                hint = "get the file again, or name the others by a pattern that does not match it: x-0000[02]*"
+                raise DataError(f"{name} is missing beside {file.path.name}", where=file.path.parent, hint=hint)
 
 
 def is_data(path: Path) -> bool:
@@ -153,7 +188,7 @@ def _expand(walk: _Walk, folder: Path, parts: tuple[str, ...]) -> None:
         return
     walk.visited.add((_id(folder), parts))
     part, rest = parts[0], parts[1:]
-    if not _MAGIC.search(part):
+    if not MAGIC.search(part):
         _take(walk, folder / part, rest)
         return
     if part == "**" and rest:
@@ -174,9 +209,10 @@ def _expand(walk: _Walk, folder: Path, parts: tuple[str, ...]) -> None:
 def _take(walk: _Walk, path: Path, rest: tuple[str, ...]) -> None:
     if rest:
         _expand(walk, path, rest)
-    elif path.is_symlink() and not path.exists():
+    elif path.is_dir():
+        walk.folders += 1
+    elif os.path.lexists(path) and path.name not in METADATA and not _CACHE.fullmatch(path.name):
         _check_regular(path)
-    elif path.is_file() and path.name not in METADATA and not _CACHE.fullmatch(path.name):
         walk.found.append(DataFile(path))
 
 
@@ -195,7 +231,9 @@ def _check_regular(path: Path) -> None:
         raise DataError(what, where=path, hint="put the file back, or delete the link") from None
     if not stat.S_ISREG(mode):
         raise DataError(
-            "is no regular file", where=path, hint="remove it from the folder, or name the files by a glob"
+            "is no regular file",
+            where=path,
+            hint="remove it, or name the data files by a pattern that does not match it",
         )
 
 

@@ -16,7 +16,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloze.data.find_files import DataFile, Listing, files_below, files_matching
+from cloze.data.card_splits import card_splits
+from cloze.data.find_files import MAGIC, DataFile, Listing, check_shards, files_below, files_inside, files_matching
 from cloze.data.readers import COMPRESSIONS, FORMATS, format_of
 from cloze.errors import DataError
 
@@ -32,6 +33,10 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # What may stand beside a keyword without a separator: `valset`, `mydev`.
 _FILLERS = {"set", "data", "file", "files", "split", "corpus", "text", "texts", "docs", "my", "our", "the"}
 _SHOWN_NAMES = 3
+
+
+class NoFiles(DataError):
+    """There is no file that Cloze reads under a name."""
 
 
 @dataclass
@@ -50,36 +55,67 @@ def is_local(name: str) -> bool:
     return path.exists() or looks_like_path or path.suffix.lower() in COMPRESSIONS
 
 
-def local_splits(name: str) -> dict[str, list[Path]]:
-    """Return the files of each split of a local file, folder or glob. Raises DataError if there are none."""
-    return find_local(name).splits
+def local_splits(name: str, config_name: str | None = None) -> dict[str, list[Path]]:
+    """Return the files of each split as `find_local` does."""
+    return find_local(name, config_name).splits
 
 
-def find_local(name: str) -> LocalFiles:
-    """Return the files of each split of a local file, folder or glob. Raises DataError if there are none."""
+def find_local(name: str, config_name: str | None = None) -> LocalFiles:
+    """Return the files of each split of a local file, folder or glob. Raises DataError if there are none.
+
+    `config_name`: one of several configurations that README.md of a folder names.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         return LocalFiles({"train": [path]}, _as_named([path]))
+    if path.is_dir() and (named := card_splits(path, config_name)) is not None:
+        return _of_card(path, named)
     listing = files_below(path) if path.is_dir() else files_matching(str(path))
     if not listing.files:
         what = "no files that Cloze reads" if path.is_dir() else "no such file or folder"
         hint = f"give {', '.join(FORMATS)} files (also .gz, .zst), or a Hub dataset's name"
         if listing.packed:
             hint = f"unpack {_names(listing.packed)}"
-        raise DataError(what, where=name, hint=hint)
+        elif listing.folders:
+            what, hint = "matches folders only", f"match their files: {name.rstrip('/')}/*"
+        elif "{" in name:
+            hint = "braces are not expanded: write * or [ab], or put the files into a folder"
+        raise NoFiles(what, where=name, hint=hint)
     notes = [f"{again} is the same file as {first}; it is read once" for again, first in listing.repeated]
     if listing.packed:
         notes.append(f"not read: {_names(listing.packed)}; unpack what belongs to the corpus")
     if not path.is_dir():
-        return _of_glob(listing, notes)
+        return _of_glob(listing, path, notes)
     return _of_folder(listing, path, notes)
 
 
-def _of_glob(listing: Listing, notes: list[str]) -> LocalFiles:
+def _of_card(folder: Path, named: dict[str, list[str]]) -> LocalFiles:
+    splits = {}
+    for split, patterns in named.items():
+        files: dict[Path, None] = {}
+        for pattern in patterns:
+            found = files_inside(folder, Path(pattern)).files
+            if not found:
+                what = f"names {pattern} as files of {split}, which are missing"
+                raise DataError(
+                    what, where=folder / "README.md", hint="get the whole dataset, or give the files by name"
+                )
+            check_shards(found)
+            files |= dict.fromkeys(file.path for file in found)
+        splits[split] = sorted(files)
+    return LocalFiles(splits, [])
+
+
+def _of_glob(listing: Listing, pattern: Path, notes: list[str]) -> LocalFiles:
+    """Return the files of each split; the parts of a path that the user has written out name none."""
     files = [file.path for file in listing.files]
     if len(files) == 1:
         return LocalFiles({"train": files}, notes + _as_named(files))
-    splits, more = _by_split([(file, (file.path.name,)) for file in listing.files])
+    first = next(number for number, part in enumerate(pattern.parts) if MAGIC.search(part))
+    written = set(pattern.parts[first:])
+    parts = [[part for part in file.path.parts[first:-1] if part not in written] for file in listing.files]
+    named = [(file, (*found, file.path.name)) for file, found in zip(listing.files, parts, strict=True)]
+    splits, more = _by_split(named)
     return LocalFiles(splits, notes + more)
 
 

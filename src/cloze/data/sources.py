@@ -121,7 +121,11 @@ def open_corpus(
     sides = [("train" if validation_split is not None else None, "--split", config.split)]
     if validation_split is not None:
         sides.append(("validation", "--validation_split", validation_split))
-    local = find_local(str(config.dataset_name)) if is_local(str(config.dataset_name)) else None
+    local = (
+        find_local(str(config.dataset_name), config.dataset_config_name)
+        if is_local(str(config.dataset_name))
+        else None
+    )
     for note in local.notes if local is not None else []:
         warn(note)
     tasks: list[Task] = []

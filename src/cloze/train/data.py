@@ -26,7 +26,7 @@ from cloze.data.cache import is_prepared, open_or_prepare
 from cloze.data.content import default_cache
 from cloze.data.encode import backend_version
 from cloze.data.loader import BlockOrder, Layout, StepBatches, count_masked, make_batch, step_batches
-from cloze.data.local_files import is_local, local_splits
+from cloze.data.local_files import NoFiles, is_local, local_splits
 from cloze.data.maskable import check_maskable, maskable_share
 from cloze.data.masking import Masking
 from cloze.data.prepare import make_recipe, open_inputs, sample_texts
@@ -191,7 +191,7 @@ def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: i
 def open_data(config: TrainConfig) -> TrainData:
     """Open, prepare or begin to stream what `dataset_name` means. Raises ConfigError, DataError, ModelError."""
     name = config.dataset_name
-    if name is not None and (is_prepared(name) or _should_be_prepared(name)):
+    if name is not None and (is_prepared(name) or _should_be_prepared(name, config.dataset_config_name)):
         if config.streaming_train:
             raise ConfigError("is prepared already", where=name, hint="leave out --streaming_train")
         prepared = open_prepared(name)
@@ -250,13 +250,13 @@ def _open_stream(config: TrainConfig) -> TrainData:
     return TrainData(facts, tokenizer_name, None, validation, streamed)
 
 
-def _should_be_prepared(name: str) -> bool:
+def _should_be_prepared(name: str, config_name: str | None) -> bool:
     """What is not there, holds no corpus, or lost its manifest is opened as a prepared folder, to say so."""
     if (Path(name) / "dataset_dict.json").is_file() and (Path(name) / "tokenizer").is_dir():
         return True
     try:
-        return is_local(name) and not local_splits(name)
-    except DataError:
+        return is_local(name) and not local_splits(name, config_name)
+    except NoFiles:
         return True
 
 
