@@ -24,6 +24,7 @@ from cloze.grow.exact import shares
 from cloze.grow.vocabulary import token_texts, vocabulary_rows
 from cloze.grow.warm_start import NOTE, warm_start
 from cloze.model.load import build_model, read_config
+from cloze.model.overrides import parse_overrides
 from cloze.sample import write_corpus
 
 BERT = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
@@ -62,7 +63,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_of(places: Path, model_type: str, folder: Path, tokenizer: str = "bpe", **more: Any) -> Path:
     """A model folder with random weights, none of which is zero or one."""
     tok = load_tokenizer(str(places / tokenizer))
-    overrides = ",".join([TINY.get(model_type, BERT), *(f"{name}={value}" for name, value in more.items())])
+    sizes = parse_overrides(TINY.get(model_type, BERT)) | more
+    overrides = ",".join(f"{name}={value}" for name, value in sizes.items())
     config = read_config(ModelConfig(model_type=model_type, config_overrides=overrides), tok, 32)
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(config)
@@ -349,6 +351,8 @@ def test_a_tokenizer_that_is_too_large_is_told_what_to_do(places, tmp_path):
         (["--config_overrides", "hidden_size=16"], "would go from 32 to 16; a model can .* not narrower"),
         (["--config_overrides", "max_position_embeddings=4000"], "keeps its positions"),
         (["--config_overrides", "vocab_size=500"], "vocab_size: follows the tokenizer"),
+        (["--config_overrides", "is_decoder=true"], "is_decoder=True is not for masked language modelling"),
+        (["--config_overrides", "pad_token_id=7"], "pad_token_id=7, but the tokenizer's is"),
         (["--config_overrides", "hidden_size=51"], "no masked language model can be made from the configuration"),
         (["--config_name", "DISTILBERT"], "--config_name: distilbert cannot be made of bert"),
         (["--tokenizer", "nowhere/at/all"], "cannot load the tokenizer"),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from cloze.config import TrainConfig
-from cloze.errors import ConfigError
+from cloze.errors import ConfigError, ModelError
 from cloze.model.load import read_config
-from cloze.model.overrides import apply_overrides, parse_overrides
+from cloze.model.overrides import apply_overrides, first_forward, overrides_named, parse_overrides
+from cloze.model.trained import freeze_unused
+from cloze.model.weights import load_weights
 
 
 def changed(model_type: str, text: str):
@@ -115,3 +120,101 @@ def test_a_type_that_is_not_that_of_the_weights_is_refused(tmp_path: Path):
 def test_pretrained_weights_are_never_dropped_or_made_up(tmp_path: Path, text: str):
     with pytest.raises(ConfigError, match="pretrained weights have their own shapes"):
         pretrained(tmp_path, text)
+
+
+TINY = "hidden_size=8,num_hidden_layers=1,num_attention_heads=2,intermediate_size=8"
+
+
+def from_scratch(model_type: str, text: str):
+    """The configuration that `cloze train --model_type` uses, of a vocabulary of 40."""
+    ids = {f"{role}_token": token for token, role in enumerate(("cls", "pad", "sep", "unk", "mask"))}
+    names = {f"<{n}>": n for n in range(40)}
+    backend = Tokenizer(WordLevel(names, unk_token="<3>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{role: f"<{n}>" for role, n in ids.items()})
+    return read_config(TrainConfig(output_dir="run", model_type=model_type, config_overrides=text), tokenizer, 16)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text", "message"),
+    [
+        ("roberta", "pad_token_id=29", "pad_token_id=29, but the tokenizer's is 1; leave it out"),
+        ("roberta", "eos_token_id=2", "eos_token_id=2, but the tokenizer's is None"),
+        ("xlm", "pad_index=29", "pad_index=29, but the tokenizer's is 1"),
+        ("xlm", "mask_index=29", "mask_index=29, but the tokenizer's is 4"),
+        ("bart", "decoder_start_token_id=29", "is no special token of the tokenizer"),
+        ("modernbert", "cls_token_id=29", "cls_token_id=29, but the tokenizer's is 0"),
+        ("roberta", "vocab_size=129", "vocab_size=129, but the tokenizer has 40 ids"),
+        ("roberta", "is_decoder=true", "is_decoder=True is not for masked language modelling"),
+        ("roberta", "add_cross_attention=true", "add_cross_attention=True is not for masked"),
+        ("xlm", "causal=true", "causal=True is not for masked"),
+        ("roberta", "is_encoder_decoder=true", "is_encoder_decoder is how results are returned"),
+        ("roberta", "chunk_size_feed_forward=7", "chunk_size_feed_forward is how results"),
+        ("roberta", "output_hidden_states=true", "output_hidden_states is how results"),
+        ("roberta", "output_attentions=true", "output_attentions is how results"),
+        ("roberta", "return_dict=false", "return_dict is how results"),
+        ("roberta", "dtype=float16", "dtype is how results"),
+        ("roberta", "torch_dtype=float16", "torch_dtype is how results"),
+        ("modernvbert", "text_config.dtype=float16", "text_config.dtype is how results"),
+        ("roberta", "torchscript=true", "torchscript"),
+        ("roberta", "_attn_implementation=eager", "_attn_implementation is how results"),
+        ("roberta", "to_dict=3", "to_dict is how results"),
+        ("roberta", "hidden_size=8,hidden_size=16", "hidden_size is given twice"),
+        ("bart", "hidden_size=8,d_model=16", "d_model is given twice"),
+        ("roberta", "type_vocab_size=0", "must be at least 1"),
+        ("roberta", "num_hidden_layers=0", "must be at least 1"),
+        ("roberta", "hidden_size=-8", "must be at least 1"),
+        ("funnel", "block_sizes=[2,-1]", "must be at least 0"),
+        ("roberta", "initializer_range=-1", "must be above 0"),
+        ("roberta", "initializer_range=0", "must be above 0"),
+        ("roberta", "layer_norm_eps=0", "must be at least 1e-30"),
+        ("modernbert", "norm_eps=-1", "must be at least 1e-30"),
+        ("modernbert", "rope_parameters.full_attention.rope_theta=0", "must be above 0"),
+        ("roberta", "hidden_dropout_prob=1.5", "must be at least 0 and below 1"),
+        ("bart", "encoder_layerdrop=-0.1", "must be at least 0 and below 1"),
+    ],
+)
+def test_what_no_masked_language_model_can_be_trained_with_is_one_line(model_type: str, text: str, message: str):
+    with pytest.raises(ConfigError, match=f"--config_overrides: .*{message}"):
+        from_scratch(model_type, text)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text"),
+    [
+        ("roberta", "pad_token_id=1,vocab_size=128,tie_word_embeddings=false"),
+        ("xlm", "pad_index=1,mask_index=4"),
+        ("bart", "decoder_start_token_id=2"),
+        ("deberta-v2", "position_buckets=8,relative_attention=true,max_relative_positions=-1,type_vocab_size=0"),
+    ],
+)
+def test_values_that_agree_with_the_tokenizer_are_taken(model_type: str, text: str):
+    from_scratch(model_type, text)
+
+
+def test_a_pretrained_model_that_reads_one_way_is_refused(tmp_path: Path):
+    small = dict(pair.split("=") for pair in TINY.split(","))
+    sizes = {name: int(value) for name, value in small.items()}
+    BertForMaskedLM(BertConfig(vocab_size=40, is_decoder=True, **sizes)).save_pretrained(tmp_path)
+    config = TrainConfig(output_dir="run", model_name_or_path=str(tmp_path))
+    for load in (lambda: read_config(config, PreTrainedTokenizerFast, 16), lambda: load_weights(tmp_path)):
+        with pytest.raises(ModelError, match="is_decoder=True is not for masked language modelling"):
+            load()
+
+
+def test_errors_of_a_model_that_cannot_be_made_or_run_name_the_overrides():
+    config = TrainConfig(output_dir="run", model_type="bert", config_overrides="hidden_act=foo")
+    error = ModelError("cannot load the model (it has no 'foo')", where="bert")
+    line = r"^--config_overrides: no model can be made with them"
+    with pytest.raises(ModelError, match=line), overrides_named(config.config_overrides):
+        raise error
+    model = BertForMaskedLM(changed("bert", f"{TINY},vocab_size=40"))
+    model.config.return_dict = False
+    line = r"^--config_overrides: the model cannot read a block \(AttributeError: 'tuple'"
+    with pytest.raises(ModelError, match=line), first_forward(config):
+        freeze_unused(model, np.ones((1, 8), np.int32))
+
+
+def test_a_model_whose_first_logits_are_not_finite_is_refused():
+    model = BertForMaskedLM(changed("bert", f"{TINY},vocab_size=40,initializer_range=1e30"))
+    with pytest.raises(ModelError, match="its logits are not finite"):
+        freeze_unused(model, np.ones((1, 8), np.int32))

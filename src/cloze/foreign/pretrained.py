@@ -50,7 +50,7 @@ def from_pretrained(
             found._attn_implementation = None
         return found
     except Exception as error:  # whatever a file provokes in transformers
-        if _is_memory(error):
+        if is_memory(error):
             raise
         raise load_error(error, source, kind_of(loader)) from None
 
@@ -69,12 +69,12 @@ def from_config(loader: Any, config: Any, *, trust_remote_code: bool = False, **
         with limited_size(name):
             return loader.from_config(config, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # whatever a configuration provokes in transformers
-        if _is_memory(error):
+        if is_memory(error):
             raise
         raise load_error(error, name) from None
 
 
-def _is_memory(error: Exception) -> bool:
+def is_memory(error: Exception) -> bool:
     """Return whether memory ran out. Callers report it, since no file is to blame."""
     is_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     return isinstance(error, MemoryError) or is_torch
@@ -166,6 +166,7 @@ def load_error(error: Exception, name: object, kind: str = "model") -> ClozeErro
     if isinstance(error, ClozeError) or type(error).__module__.startswith("torch.distributed"):
         raise error
     text = printable((str(error).strip() or type(error).__name__).split("\n")[0])
+    text = f"it has no {text}" if isinstance(error, KeyError) else text
     if "trust_remote_code" in str(error):
         hint = "it comes with Python code of its own: read it, then give --trust_remote_code"
     elif "ttention" in text:

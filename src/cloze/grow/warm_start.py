@@ -34,7 +34,7 @@ from cloze.machine import versions_of
 from cloze.model.archs import POSITIONS_AFTER_PADDING, check_padding
 from cloze.model.depth import layer_depths
 from cloze.model.load import fit_vocabulary, load_checked, usable_length
-from cloze.model.overrides import apply_overrides, parse_overrides
+from cloze.model.overrides import apply_overrides, check_reads_both_ways, check_token_ids, parse_overrides
 from cloze.model.weights import load_weights
 from cloze.model_path import resolve_model
 from cloze.places import without_place
@@ -130,6 +130,8 @@ def _new_config(old: PretrainedConfig, config: GrowConfig, tokenizer: Any, new_t
     if "vocab_size" in overrides:
         raise ConfigError("follows the tokenizer", where="--config_overrides vocab_size", hint="give --tokenizer")
     apply_overrides(new, overrides)
+    check_reads_both_ways(new, config.config_name or config.source, overrides)
+    check_token_ids(new, overrides, new_tokenizer)
     if config.tokenizer is not None:
         text, before = new.get_text_config(), old.get_text_config()
         check_padding(new, new_tokenizer, usable_length(old) or 0)

@@ -35,7 +35,14 @@ from cloze.model.archs import (
     check_model_type,
     check_padding,
 )
-from cloze.model.overrides import apply_overrides, check_same_weights, parse_overrides
+from cloze.model.overrides import (
+    apply_overrides,
+    check_reads_both_ways,
+    check_same_weights,
+    check_token_ids,
+    overrides_named,
+    parse_overrides,
+)
 from cloze.model.own_tokenizer import check_own_tokenizer
 from cloze.model.weights import load_weights, refuse_adapter
 
@@ -74,9 +81,10 @@ def build_model(
         )
     else:
         trust = config.trust_remote_code
-        model = from_config(
-            AutoModelForMaskedLM, model_config, trust_remote_code=trust, dtype=torch.float32, **attention
-        )
+        with overrides_named(config.config_overrides):
+            model = from_config(
+                AutoModelForMaskedLM, model_config, trust_remote_code=trust, dtype=torch.float32, **attention
+            )
     return model, tokenizer
 
 
@@ -125,7 +133,10 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
     elif overrides:
         stored = copy.deepcopy(model_config)
         apply_overrides(model_config, overrides)
-        check_same_weights(stored, model_config, config.trust_remote_code)
+        with overrides_named(config.config_overrides):
+            check_same_weights(stored, model_config, config.trust_remote_code)
+    check_reads_both_ways(model_config, source or config.model_type, overrides)
+    check_token_ids(model_config, overrides, tokenizer)
     return model_config
 
 

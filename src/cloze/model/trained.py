@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cloze.errors import ConfigError
 from cloze.model.archs import REVERSIBLE, fixed_length
+from cloze.model.load import check_finite
 
 LARGE = 2 * 10**9  # parameters
 SHORT_TOKENS = 64
@@ -78,6 +79,7 @@ def _time_limit(pattern: str) -> Iterator[None]:
 
 def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
     """Do not train what gets no gradient from the logits of the first block, or has no elements; return the names.
+    Raises ModelError if the logits are not finite.
 
     blocks: [n, block_size]. A large model is given a short block: which parameters have a part in the output does not
     depend on its length, but the time does.
@@ -97,7 +99,9 @@ def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
     hooks = [p.register_post_accumulate_grad_hook(note) for _, p in trained]
     with torch.enable_grad():
         logits = model(input_ids=torch.from_numpy(blocks[:1].astype(np.int64))).logits
-        logits.float().square().mean().backward()
+        size = logits.float().square().mean()
+        check_finite(float(size.detach()), type(model).__name__)
+        size.backward()
     model.train(was_training)
     for hook in hooks:
         hook.remove()

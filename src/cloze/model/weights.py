@@ -24,6 +24,7 @@ from cloze.console import warn
 from cloze.errors import ModelError
 from cloze.foreign.folders import foreign_owner
 from cloze.foreign.pretrained import from_pretrained
+from cloze.model.overrides import check_reads_both_ways
 
 # Parts that masked language modelling does not use: a model may lack them, or have them in addition.
 _UNUSED = re.compile(r"(^|\.)(pooler|contact_head|seq_relationship|sop_classifier)\.|position_ids$|\.inv_freq$")
@@ -51,6 +52,7 @@ def load_weights(
             )
     except ModelError as error:
         raise _shape_error(name) if "ignore_mismatched_sizes" in error.what else error from None
+    check_reads_both_ways(model.config, name)
     if exact:
         _check_exact(name, report)
     _check_missing(model, name, report["missing_keys"], may_lack_head)

@@ -117,7 +117,7 @@ def own_config(train: TrainConfig) -> PretrainedConfig:
             check_model_type(train.model_type)
             return AutoConfig.for_model(train.model_type)
         if source is None:
-            return read_config(train, _Words(0, PretrainedConfig()), 0)  # type: ignore[arg-type]  # says what is missing
+            return read_config(train, _Words(0, PretrainedConfig(), {}), 0)  # type: ignore[arg-type]  # says what is missing
         return from_pretrained(
             AutoConfig,
             source,
@@ -140,10 +140,12 @@ class _Words:
     """Stands for a tokenizer of which only the size is known; special tokens are the model's own. Where it names none
     for padding and masks, as ESM, whose forward compares with them, RoBERTa's place is as good as any."""
 
-    def __init__(self, size: int, config: PretrainedConfig):
+    def __init__(self, size: int, config: PretrainedConfig, overrides: dict[str, str]):
         self._size = size
         for name in _SPECIAL:
             value = getattr(config, name, None)
+            if overrides.get(name, "").isdecimal():
+                value = int(overrides[name])
             value = _PLACES.get(name) if value is None else value
             setattr(self, name, value if not isinstance(value, int) or value < size else None)
 
@@ -161,7 +163,7 @@ def _fitted(
     if asked is not None or tokenizer is None:
         if asked is None and train.model_name_or_path is None:
             notes.append(f"no tokenizer is at hand: a vocabulary of {size:,}, the model's own (or give --vocab_size)")
-        tokenizer = _Words(size, text)
+        tokenizer = _Words(size, text, parse_overrides(train.config_overrides))
     fitted = read_config(train, tokenizer, block_size)
     check_fits(fitted, size if train.model_name_or_path is None else 0, block_size)
     check_block_size(fitted, block_size)

@@ -28,7 +28,7 @@ from cloze.model.archs import check_kernels, check_precision
 from cloze.model.attention import as_usual, attention_names, check_attention, check_half
 from cloze.model.compiled import choose_compile, compile_backbone, compile_layers
 from cloze.model.flops import peak_flops, step_flops
-from cloze.model.overrides import parse_overrides
+from cloze.model.overrides import first_forward, parse_overrides
 from cloze.model.packed import DocumentAttention, settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import compile_pattern, freeze_matching, freeze_unused
@@ -93,9 +93,10 @@ def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAtt
     packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
     length = data.block_size if packed else 0
     names = attention_names(model, config.attn_implementation, length, on_gpu(config), half)
-    documents = settle_attention(model, names, data.block_size, packed)
-    with as_usual(model):
-        choose_trained(model, config, data)
+    with first_forward(config):
+        documents = settle_attention(model, names, data.block_size, packed)
+        with as_usual(model):
+            choose_trained(model, config, data)
     if config.gradient_checkpointing:
         enable_checkpointing(model, config.gradient_checkpointing_every_n_layers)
     if half and on_gpu(config):

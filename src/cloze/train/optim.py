@@ -132,6 +132,9 @@ def _make(make: Any, groups: Any, config: TrainConfig, usual: dict[str, Any]) ->
 
 
 def _refused(error: Exception, config: TrainConfig) -> ConfigError:
+    """Return one line for what the optimizer raised. Raises the error itself if the user gave it no arguments."""
+    if not config.optim_args or isinstance(error, MemoryError):
+        raise error
     what = (str(error) or type(error).__name__).split("\n")[0]
     return ConfigError(what, where="--optim_args", hint=f"see the arguments of {config.optim}")
 
