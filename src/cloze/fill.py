@@ -15,7 +15,7 @@ from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError
 from cloze.model.load import check_finite, usable_length
 from cloze.model_path import resolve_model
-from cloze.opening import load_model
+from cloze.opening import forward_errors, load_model
 
 MASK_SPELLINGS = ("<mask>", "[MASK]")
 
@@ -29,7 +29,7 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
     found = resolve_model(name)
     tokenizer = load_tokenizer(found.tokenizer, trust_remote_code)
     inputs, rows = masked_inputs(tokenizer, text)
-    return best_words(load_model(found.folder, trust_remote_code), tokenizer, inputs, rows, top_k)
+    return best_words(load_model(found.folder, tokenizer, trust_remote_code), tokenizer, inputs, rows, top_k)
 
 
 def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:
@@ -63,8 +63,11 @@ def best_words(
     Raises ConfigError if the text is longer than the model takes, whatever its tokenizer says.
     """
     check_length(inputs, usable_length(model.config))
-    probabilities = model(**inputs).logits[0, rows].float().softmax(-1)
-    check_finite(float(probabilities.sum()), model.name_or_path or type(model).__name__)
+    name = model.name_or_path or type(model).__name__
+    with forward_errors(name):
+        logits = model(**inputs).logits
+    probabilities = logits[0, rows].float().softmax(-1)
+    check_finite(float(probabilities.sum()), name)
     best = probabilities.topk(min(top_k, probabilities.shape[-1]))
     return [
         [(str(tokenizer.decode([int(token)])).strip(), float(p)) for token, p in zip(tokens, values, strict=True)]

@@ -36,7 +36,7 @@ from cloze.model.load import check_finite, check_fits, usable_length
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model_path import resolve_model
-from cloze.opening import load_model
+from cloze.opening import forward_errors, load_model
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,8 @@ class Subject:
         check_maskable(blocks, prepared.manifest, f"{prepared.folder}: {split}")
         masking = Masking.from_manifest(prepared.manifest, masks.seed, masks.mlm_probability).for_evaluation()
         scores = score_blocks(
-            lambda batch: self.head.logits(
-                self.model,
-                model_inputs(batch, device, self.documents, self.decoder_start),
-                batch["positions"].to(device),
+            lambda batch: self._logits(
+                model_inputs(batch, device, self.documents, self.decoder_start), batch["positions"].to(device)
             ),
             blocks,
             masking,
@@ -104,7 +102,7 @@ class Subject:
         mine = list(sentences[rank::world])
 
         def logits_of(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return self.head.logits(self.model, {"input_ids": ids.to(device)}, positions.to(device))
+            return self._logits({"input_ids": ids.to(device)}, positions.to(device))
 
         total = sum(int(sentence.scored.sum()) for sentence in mine)
         with progress("evaluate", total=total, unit="tokens") as advance:
@@ -114,6 +112,10 @@ class Subject:
         found = [SentenceScore(*parts[number % world][number // world]) for number in range(len(sentences))]
         check_finite(math.fsum(score.pll for score in found), self.name)
         return found
+
+    def _logits(self, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
+        with forward_errors(self.name):
+            return self.head.logits(self.model, inputs, positions)
 
     def read_sentences(self, lines: Sequence[str]) -> list[Sentence]:
         """Texts as the model reads them. Raises ConfigError for what is too long or empty."""
@@ -128,8 +130,8 @@ def open_subject(
     """
     blocks = None if prepared is None else prepared.blocks(split)
     found = resolve_model(name)
-    model = load_model(found.folder, trust_remote_code)
     tokenizer = load_tokenizer(found.tokenizer, trust_remote_code)
+    model = load_model(found.folder, tokenizer, trust_remote_code)
     documents = None
     if prepared is not None:
         if fingerprint(tokenizer) != prepared.manifest["tokenizer"]["fingerprint"]:
@@ -149,7 +151,8 @@ def open_subject(
     ids = torch.full((2, min(16, usable_length(model.config) or 16)), tokenizer.mask_token_id)
     if blocks is not None:
         ids = torch.from_numpy(blocks.read(np.zeros(1, np.int64)).astype(np.int64))
-    check_head(head, model, {"input_ids": ids.to(accelerator.device)}, "no")
+    with forward_errors(name):
+        check_head(head, model, {"input_ids": ids.to(accelerator.device)}, "no")
     start = decoder_start(model.config)
     return Subject(found.folder, model, tokenizer, head, documents, start, accelerator, found.run_dir, found.lineage)
 

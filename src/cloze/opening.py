@@ -1,30 +1,52 @@
 """A model from whatever names one: a run's folder, a checkpoint, a consolidated folder, a name on the Hub.
 
 found = resolve_model("runs/mine/checkpoint-500")      # see cloze.model_path
-model = load_model(found.folder)
+tokenizer = load_tokenizer(found.tokenizer)
+model = load_model(found.folder, tokenizer)             # ModelError if the two do not belong together
+with forward_errors(found.folder): model(**inputs)      # ModelError for what a wrong config.json provokes
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.errors import CheckpointError
-from cloze.foreign.pretrained import from_config, from_pretrained
+from cloze.errors import CheckpointError, ClozeError, ModelError
+from cloze.foreign.pretrained import first_line, from_config, from_pretrained, is_memory
 from cloze.model.load import load_pretrained
+from cloze.model.own_tokenizer import check_pair
 from cloze.train.checkpoint_files import still_there, verify_checkpoint
 from cloze.train.restore import PieceReader
 from cloze.train.state import WEIGHT
 
 
-def load_model(folder: str, trust_remote_code: bool = False) -> Any:
-    """Return the model of a checkpoint, a model folder or a name, in fp32 on the CPU, in evaluation mode."""
+def load_model(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> Any:
+    """Return the model of a checkpoint, a model folder or a name, in fp32 on the CPU, in evaluation mode. Raises
+    ModelError if `tokenizer`, which is to write its inputs, has other ids; CheckpointError if it is damaged."""
     if (Path(folder) / "checkpoint.json").is_file():
-        return load_checkpoint(Path(folder))
-    return load_pretrained(folder, trust_remote_code)
+        model = load_checkpoint(Path(folder))
+    else:
+        model = load_pretrained(folder, trust_remote_code)
+    check_pair(folder, model.config, tokenizer)
+    return model
+
+
+@contextmanager
+def forward_errors(name: str) -> Iterator[None]:
+    """Raise ModelError in one line for what a forward raises: a config.json can be wrong in a way that shows only
+    when the model reads a text."""
+    try:
+        yield
+    except Exception as error:  # whatever a configuration provokes in transformers
+        if isinstance(error, ClozeError) or is_memory(error) or type(error).__module__.startswith("torch.distributed"):
+            raise
+        what = f"the model cannot read a text ({type(error).__name__}: {first_line(error)})"
+        raise ModelError(what, where=name, hint="compare its config.json with the one it was trained with") from error
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ LARGEST = (
 )
 LARGEST_OTHER = 1 << 26  # for integers under any other name, except under these:
 _FREE = re.compile(r"theta|base$|seed|(_|^)ids?$|param|tokens|steps?$|flo|time|date|version|max_length|train")
+_HEADS = re.compile(r"(^|_)heads?$")
 _HINT = "check config.json"
 
 
@@ -40,6 +41,8 @@ def check_number(name: str, value: float, where: Path | str) -> None:
     found = [largest for pattern, largest in LARGEST if pattern.search(name)]
     if not found and isinstance(value, int) and not _FREE.search(name):
         found = [LARGEST_OTHER]
+    if _HEADS.search(name) and value < 1:
+        raise ModelError(f"{printable(name)} is {_short(value)}, and a model has at least 1", where=where, hint=_HINT)
     if found and not -found[0] <= value <= found[0]:
         raise ModelError(
             f"{printable(name)} is {_short(value)}, and no model is larger than {found[0]:,}", where=where, hint=_HINT

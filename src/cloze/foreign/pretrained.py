@@ -161,11 +161,17 @@ def kind_of(loader: Any) -> str:
     return "tokenizer" if "Tokenizer" in name else "configuration" if "Config" in name else "model"
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line: its first line, and the next one if the first ends with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return printable(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
+
+
 def load_error(error: Exception, name: object, kind: str = "model") -> ClozeError:
     """Return one line for what loading raised. Raises the error itself if it is one of Cloze, or of a lost process."""
     if isinstance(error, ClozeError) or type(error).__module__.startswith("torch.distributed"):
         raise error
-    text = printable((str(error).strip() or type(error).__name__).split("\n")[0])
+    text = first_line(error)
     text = f"it has no {text}" if isinstance(error, KeyError) else text
     if "trust_remote_code" in str(error):
         hint = "it comes with Python code of its own: read it, then give --trust_remote_code"

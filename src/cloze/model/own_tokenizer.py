@@ -4,6 +4,7 @@ Token ids of another tokenizer fit the model's embeddings, and mean other words 
 above that of random weights, and nothing says why.
 
     check_own_tokenizer("roberta-base", model.config, tokenizer)      # ModelError if ids stand for other tokens
+    check_pair("runs/mine/model", model.config, tokenizer)            # the same for a model that is not trained
 """
 
 from __future__ import annotations
@@ -68,12 +69,7 @@ def _compare_ids(name: str, own: Any, tokenizer: Any) -> None:
 
 def _compare_with_config(name: str, config: Any, tokenizer: Any) -> None:
     """Compare special ids and sizes, and say that this is all that could be compared."""
-    different = [
-        each
-        for each in SPECIAL_TOKENS
-        if isinstance(getattr(config, f"{each}_id", None), int)
-        and _id(tokenizer, each) not in (None, getattr(config, f"{each}_id"))
-    ]
+    different = _different(config, tokenizer)
     decisive = [each for each in different if each in _DECISIVE]
     if decisive:
         kind = decisive[0]
@@ -83,6 +79,31 @@ def _compare_with_config(name: str, config: Any, tokenizer: Any) -> None:
     what = f"{name} has no tokenizer to compare with that of the blocks: {vocabulary_size(tokenizer):,} ids"
     more = f"; other ids in config.json: {', '.join(different)}" if different else ""
     say("model", f"{what} for {rows:,} embeddings{more}" if isinstance(rows, int) else f"{what}{more}")
+
+
+def check_pair(name: str, config: Any, tokenizer: Any) -> None:
+    """Raise ModelError if a model's tokenizer has ids beyond its embeddings, or if config.json gives another id to a
+    token that the model looks for: it would take words for padding."""
+    config = config.get_text_config()
+    rows, size = getattr(config, "vocab_size", None), vocabulary_size(tokenizer)
+    hint = "give the tokenizer and the config.json that belong to its weights"
+    if isinstance(rows, int) and size > rows:
+        raise ModelError(
+            f"its tokenizer has {size:,} ids, and the model has {rows:,} embeddings", where=name, hint=hint
+        )
+    for kind in (each for each in _different(config, tokenizer) if each in _DECISIVE):
+        what = f"the {kind} has the id {_id(tokenizer, kind)}, and {getattr(config, f'{kind}_id')} in config.json"
+        raise ModelError(what, where=name, hint=hint)
+
+
+def _different(config: Any, tokenizer: Any) -> list[str]:
+    """Return the special tokens to which a configuration gives another id than the tokenizer."""
+    return [
+        each
+        for each in SPECIAL_TOKENS
+        if isinstance(getattr(config, f"{each}_id", None), int)
+        and _id(tokenizer, each) not in (None, getattr(config, f"{each}_id"))
+    ]
 
 
 def _error(name: str, what: str) -> ModelError:

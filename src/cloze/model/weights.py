@@ -19,11 +19,14 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import cached_file
 
 from cloze.console import warn
 from cloze.errors import ModelError
 from cloze.foreign.folders import foreign_owner
-from cloze.foreign.pretrained import from_pretrained
+from cloze.foreign.paths import printable
+from cloze.foreign.pretrained import CONFIG, from_pretrained
+from cloze.foreign.safetensors_header import read_header
 from cloze.model.overrides import check_reads_both_ways
 
 # Parts that masked language modelling does not use: a model may lack them, or have them in addition.
@@ -53,6 +56,7 @@ def load_weights(
     except ModelError as error:
         raise _shape_error(name) if "ignore_mismatched_sizes" in error.what else error from None
     check_reads_both_ways(model.config, name)
+    _check_types(model, _folder(name, options), report["unexpected_keys"])
     if exact:
         _check_exact(name, report)
     _check_missing(model, name, report["missing_keys"], may_lack_head)
@@ -80,6 +84,31 @@ def refuse_adapter(folder: str | Path) -> None:
     owner = foreign_owner(Path(folder)) if (Path(folder) / "adapter_config.json").is_file() else None
     if owner is not None:
         raise ModelError(f"this is {owner.what}", where=folder, hint=owner.hint)
+
+
+def _check_types(model: Any, folder: Path | None, left_out: Collection[str]) -> None:
+    """Raise ModelError if a folder holds integers or complex numbers for a weight that is a floating-point number in
+    the model: they are quantized without the scales that they need, and would be taken as they are."""
+    whole = {key.rpartition(".")[2] for key, one in _tensors(model) if not one.is_floating_point()}
+    for file in sorted(folder.glob("*.safetensors")) if folder is not None else []:
+        for key, one in read_header(file, error=ModelError).items():
+            if "F" not in one.dtype and key not in left_out and key.rpartition(".")[2] not in whole:
+                what = f"{printable(key)} holds {one.dtype} numbers, and the model needs floating-point numbers"
+                raise ModelError(what, where=file, hint="give the weights that were not quantized")
+
+
+def _folder(name: str | Path, options: dict[str, Any]) -> Path | None:
+    """Return the folder that weights were loaded from: for a name on the Hub that of its cache, None if unknown."""
+    if Path(name).is_dir():
+        return Path(name)
+    hub = {key: options[key] for key in ("revision", "cache_dir") if options.get(key) is not None}
+    file = cached_file(str(name), CONFIG, local_files_only=True, _raise_exceptions_for_missing_entries=False, **hub)
+    return None if file is None else Path(file).parent
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _check_missing(model: Any, name: str | Path, missing: Collection[str], may_lack_head: bool) -> None:

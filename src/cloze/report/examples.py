@@ -27,11 +27,12 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
     filled: list[Filled] = []
     for number, run in enumerate(runs):
         found = resolve_model(str(run.folder))
-        model, tokenizer = load_model(found.folder), load_tokenizer(found.tokenizer)
+        tokenizer = load_tokenizer(found.tokenizer)
+        model = load_model(found.folder, tokenizer)
         inputs = [masked_inputs(tokenizer, text) for text in texts]
         after = [_answers(model, tokenizer, one) for one in inputs]
         del model
-        begun = begun_with(run)
+        begun = begun_with(run, tokenizer)
         before: list[Answers | None] = [None] * len(texts)
         if begun is not None:
             first, what = begun
@@ -43,17 +44,18 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
     return sorted(filled, key=lambda one: order[one["text"]])
 
 
-def begun_with(run: Run) -> tuple[Any, str] | None:
+def begun_with(run: Run, tokenizer: Any) -> tuple[Any, str] | None:
     """The model before training, and what it is: the weights that the run began with, where they are a folder of this
     machine, else its first checkpoint; None where neither is there, whole, and earlier than the model."""
     start = read_mapping(run.folder / "config.yaml").get("model_name_or_path")
     if isinstance(start, str) and (Path(start) / "config.json").is_file():
-        return load_model(resolve_model(start).folder), "the weights it began with"
+        return load_model(resolve_model(start).folder, tokenizer), "the weights it began with"
     if len(run.checkpoints) < 2:
         return None
     step = run.checkpoints[0].step
     try:
-        return load_model(resolve_model(str(run.folder / f"checkpoint-{step}")).folder), f"after {step:,} steps"
+        checkpoint = resolve_model(str(run.folder / f"checkpoint-{step}")).folder
+        return load_model(checkpoint, tokenizer), f"after {step:,} steps"
     except ClozeError:  # damaged: it is not what was asked for
         return None
 
