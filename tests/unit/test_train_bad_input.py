@@ -63,6 +63,12 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
             "the tokenizer has 600 tokens, but the model has embeddings for 100",
         ),
         (["--model_type", "gpt2"], "no masked language model of type gpt2"),
+        (["--model_type", "gpt2", "--max_steps", "-1", "--num_train_epochs", "1e-9"], "nothing to train"),
+        (
+            ["--model_type", "gpt2", "--batch_size_warmup_steps", "2", "--batch_size_warmup_start", "999"],
+            "--batch_size_warmup_start: must not be above the 8 blocks of a full step",
+        ),
+        (["--config_overrides", "hidden_act=foo"], "--config_overrides: no model can be made with them"),
         (["--model_type", "null"], "which model?"),
         (["--model_name_or_path", "./nowhere"], "./nowhere: cannot load the configuration"),
         (["--resume_from_checkpoint", "./nowhere"], "not a checkpoint"),

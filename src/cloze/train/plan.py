@@ -60,10 +60,7 @@ def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_
     `num_train_epochs` is a number of samples, rounded to whole blocks: a run has ceil(epochs * blocks / global batch)
     steps. Raises ConfigError if there is nothing to train, or more than 64 bits can count.
     """
-    if config.batch_size_warmup_steps and (config.batch_size_warmup_start or 1) > layout.global_batch:
-        raise ConfigError(
-            f"must not be above the {layout.global_batch} blocks of a full step", where="--batch_size_warmup_start"
-        )
+    _check_warmup(config, layout.global_batch)
     check_graphs(config, layout.accumulation)
     if config.max_steps > 0:
         total_steps = config.max_steps
@@ -72,12 +69,30 @@ def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_
         total_samples = round(config.num_train_epochs * (num_blocks or 0))
         total_steps = layout.batch_sizes.steps_for(total_samples)
     if total_steps < 1:
-        raise ConfigError("nothing to train", where="--num_train_epochs / --max_steps", hint="set one above 0")
+        raise _nothing()
     if total_samples * block_size >= 2**63:
         raise ConfigError(
             f"{total_samples:,} samples cannot be counted", where="--max_steps / --num_train_epochs", hint="give less"
         )
     return Plan(layout, num_blocks, block_size, total_samples, total_steps)
+
+
+def check_length(config: TrainConfig, num_blocks: int | None, world_size: int) -> None:
+    """Raise ConfigError for what `plan_run` would refuse, as far as it is known before there is a model."""
+    if config.max_steps <= 0 and round(config.num_train_epochs * (num_blocks or 0)) < 1:
+        raise _nothing()
+    if config.resume_from_checkpoint is None:  # else the checkpoint says how large a step is
+        passes = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        _check_warmup(config, config.global_batch_size or passes * world_size)
+
+
+def _nothing() -> ConfigError:
+    return ConfigError("nothing to train", where="--num_train_epochs / --max_steps", hint="set one above 0")
+
+
+def _check_warmup(config: TrainConfig, full: int) -> None:
+    if config.batch_size_warmup_steps and (config.batch_size_warmup_start or 1) > full:
+        raise ConfigError(f"must not be above the {full} blocks of a full step", where="--batch_size_warmup_start")
 
 
 def check_graphs(config: TrainConfig, accumulation: int) -> None:

@@ -25,6 +25,7 @@ from cloze.console import say, warn
 from cloze.data.loader import Layout
 from cloze.data.masking import Masking
 from cloze.distributed import RunShape, describe, settle_environment, start
+from cloze.environment import processes
 from cloze.failures import forget
 from cloze.model.archs import decoder_start
 from cloze.model.packed import DocumentAttention
@@ -52,7 +53,7 @@ from cloze.train.link import failure_reported, lost_while_joining
 from cloze.train.metrics import Pace
 from cloze.train.nonfinite import steps_to_leave_out
 from cloze.train.optim import build_optimizer
-from cloze.train.plan import Plan, check_validation, describe_wide_steps, fit_layout, plan_run
+from cloze.train.plan import Plan, check_length, check_validation, describe_wide_steps, fit_layout, plan_run
 from cloze.train.precision import precision_here, precision_name
 from cloze.train.probe import check_probe
 from cloze.train.restore import PieceReader, choose_checkpoint, load_state
@@ -180,6 +181,7 @@ def _open_data(config: TrainConfig) -> TrainData:
     check_machine(config)
     data = open_data(config)
     check_validation(config, has_validation=data.validation is not None)
+    check_length(config, data.num_blocks, processes.world_size())
     data.check_maskable()
     return data
 
