@@ -14,7 +14,6 @@ import pyarrow.compute
 
 from cloze.data.fields import (
     ID_FIELDS,
-    INVALID_UTF8,
     MAX_LIST_DEPTH,
     BadRecord,
     Document,
@@ -22,6 +21,7 @@ from cloze.data.fields import (
     Record,
     find_key,
     hash_of,
+    invalid_utf8,
     missing_field,
     repeated_column,
 )
@@ -86,7 +86,7 @@ def _record(batch: Any, number: int) -> Record | BadRecord:
     try:
         return dict(batch.slice(number, 1).to_pylist()[0])
     except UnicodeDecodeError:
-        return BadRecord(INVALID_UTF8)
+        return invalid_utf8()
 
 
 def _texts(batch: Any, fields: Fields) -> list[str | None] | None:

@@ -20,11 +20,11 @@ from cloze.console import warn
 from cloze.data.columns import is_unicode
 from cloze.data.fields import (
     ID_FIELDS,
-    INVALID_UTF8,
     BadRecord,
     Fields,
     Record,
     find_key,
+    invalid_utf8,
     missing_field,
     repeated_column,
 )
@@ -36,6 +36,8 @@ _OTHER_SEPARATORS = {
     "|": "|; write it with commas",
 }
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_ROW_NAME = re.compile(r"[\w.:/-]*\d[\w.:/-]*", re.ASCII)
+_DIGITS = re.compile(r"\d+", re.ASCII)
 _RARE = 20  # rows of several lines are rare if there are fewer than one in so many
 
 
@@ -49,7 +51,7 @@ def read_rows(
     csv.field_size_limit(max_bytes)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    header, number = None, 0
+    header, number, is_warned = None, 0, False
     long_rows = _LongRows(name, delimiter)
     while True:
         line = reader.line_num + 1
@@ -62,11 +64,13 @@ def read_rows(
             yield number, _broken_row(error, name, number, line, reader.line_num)
             continue
         has_lines = reader.line_num > line
+        if header is None and not any(row):
+            continue  # empty lines before the header
         if header is None:
             if has_lines and _is_many_rows(row, len(row), delimiter):
                 what = f"a quoted field of the header takes in lines that look like rows (up to {reader.line_num})"
                 raise DataError(what, where=name, hint="correct the file: the quote is not closed")
-            header = row
+            header = [row[0].lstrip("\ufeff"), *row[1:]]
             columns = _columns(header, fields, name)
         elif row:
             number += 1
@@ -75,6 +79,10 @@ def read_rows(
                 continue
             if has_lines and len(header) == 1:
                 long_rows.add(row[0], number, line)
+            elif has_lines and not is_warned and (like := _line_like_a_row(row, delimiter)):
+                is_warned = True
+                what = f"{name}, record {number} (line {line}) is a quoted text with a line like a row ({like[:40]!r})"
+                warn(f"{what}; if it is one, correct the file: the quote is not closed")
             yield number, _record(row, len(header), columns)
 
 
@@ -109,6 +117,27 @@ def _is_many_rows(row: list[str], width: int, delimiter: str) -> bool:
     )
 
 
+def _line_like_a_row(row: list[str], delimiter: str) -> str | None:
+    """Return a line inside a row that begins or ends with a number like the row's own first or last field."""
+    lines = _LINE_END.split(delimiter.join(row))
+    first, last = _shape(row[0]), _shape(row[-1])
+    for line in lines[1:] if first else []:
+        begin, separator, _ = line.partition(delimiter)
+        if separator and _shape(begin) == first:
+            return line
+    for line in lines[:-1] if last else []:
+        _, separator, end = line.rpartition(delimiter)
+        if separator and _shape(end) == last:
+            return line
+    return None
+
+
+def _shape(field: str) -> str | None:
+    """Return a field of one word with its digits alike: `d17` -> `d0`; None if it is no such name of a row."""
+    field = field.strip().strip('"')
+    return _DIGITS.sub("0", field) if _ROW_NAME.fullmatch(field) else None
+
+
 def _columns(header: list[str], fields: Fields, name: str) -> dict[str, int]:
     """Return the place of each needed column. Raises DataError."""
     wanted = {".".join(path): "--text_field" for path in fields.text}
@@ -134,7 +163,7 @@ def _record(row: list[str], width: int, columns: dict[str, int]) -> Record | Bad
     if len(row) < width or any(row[width:]):
         return BadRecord(f"{len(row)} fields, but the header has {width}")
     if not is_unicode("".join(row)):
-        return BadRecord(INVALID_UTF8)
+        return invalid_utf8("".join(row))
     return {column: row[place] for column, place in columns.items()}
 
 

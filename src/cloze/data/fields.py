@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from cloze.errors import ConfigError, DataError
+from cloze.foreign.text_lines import looks_western
 
 Record = dict[str, Any]
 ID_FIELDS = ("q_id", "id")
@@ -28,7 +29,22 @@ _SHOWN_NAMES, _SHOWN_CHARACTERS, _SHOWN_DEPTH = 40, 60, 8
 
 
 class BadRecord(Exception):
-    """What is wrong with one record, in a few words; the reader knows its place. See --on_bad_record."""
+    """What is wrong with one record, in a few words; the reader knows its place. See --on_bad_record.
+
+    `hint`: what to do about it.
+    """
+
+    def __init__(self, what: str, hint: str = "correct it"):
+        super().__init__(what)
+        self.hint = hint
+
+
+def invalid_utf8(raw: bytes | str = b"") -> BadRecord:
+    """Return the error for bytes that are not UTF-8; a text has them as `surrogateescape` makes them."""
+    raw = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogateescape")
+    how = "if it is Western European text: iconv -f CP1252 -t UTF-8 OLD > NEW"
+    hint = f"convert the file into UTF-8, {how if looks_western(raw) else 'from the encoding that it was written in'}"
+    return BadRecord(INVALID_UTF8, hint)
 
 
 class Document(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cloze.data.columns import is_unicode
-from cloze.data.fields import INVALID_UTF8, BadRecord, Record
+from cloze.data.fields import BadRecord, Record, invalid_utf8
 from cloze.data.lines import without_surrogates
 from cloze.errors import DataError
 
@@ -53,7 +53,7 @@ def read_array(file: Any, name: str, max_bytes: int) -> Iterator[tuple[int, Reco
     """
     window, decode = _Window(file), json.JSONDecoder().raw_decode
     window.more()
-    window.text = window.text.removeprefix("\ufeff")
+    window.text = window.text.lstrip("\ufeff")
     window.next_character()
     window.at += 1  # the bracket that showed that this is an array
     number = 0
@@ -96,7 +96,7 @@ def _checked(value: Any, text: str, max_bytes: int) -> Record | BadRecord:
     if len(text) > max_bytes:
         return BadRecord(f"larger than {max_bytes // 2**20} MiB")
     if not is_unicode(text):
-        return BadRecord(INVALID_UTF8)
+        return invalid_utf8(text)
     return without_surrogates(value) if "\\u" in text else value  # a lone surrogate can only be written escaped
 
 

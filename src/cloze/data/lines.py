@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from cloze.data.fields import INVALID_UTF8, BadRecord, Record
+from cloze.data.fields import BadRecord, Record, invalid_utf8
 from cloze.foreign.text_lines import without_mark
 
 _BUFFER = 2**20
@@ -88,7 +88,7 @@ def _parse_slowly(line: bytes) -> Any:
     try:
         return without_surrogates(json.loads(line.decode("utf-8")))
     except UnicodeDecodeError:
-        raise BadRecord(INVALID_UTF8) from None
+        raise invalid_utf8(line) from None
     except json.JSONDecodeError as error:
         raise BadRecord(f"not JSON ({error.msg})") from None
     except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets

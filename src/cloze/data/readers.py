@@ -21,14 +21,14 @@ import pyarrow
 
 from cloze.data import columns
 from cloze.data.csv_rows import read_rows
-from cloze.data.fields import INVALID_UTF8, BadRecord, Document, Fields, Record
+from cloze.data.fields import BadRecord, Document, Fields, Record, invalid_utf8
 from cloze.data.json_array import read_array
 from cloze.data.json_shape import HEAD_BYTES, check_shape
 from cloze.data.lines import count_lines, cut_lines, lines_between
 from cloze.data.unpack import COMPRESSIONS, packed_as, unpack_zstd
 from cloze.errors import DataError
 from cloze.foreign.arrow_batches import BATCH_BYTES, arrow_batches, open_parquet, parquet_batches
-from cloze.foreign.text_lines import UTF8_MARK, is_plain, read_head, utf8_file
+from cloze.foreign.text_lines import is_lfs_pointer, is_plain, read_head, utf8_file, without_mark
 
 MAX_RECORD_BYTES = 64 * 2**20
 _BUFFER = 2**20
@@ -131,6 +131,10 @@ class file_errors:
             raise DataError(
                 "no such file", where=self._path, hint="it went away while it was read: put it back, and start again"
             ) from None
+        if isinstance(error, pyarrow.ArrowException | OSError) and is_lfs_pointer(self._path):
+            raise DataError(
+                "is a pointer of Git LFS", where=self._path, hint="get the data itself with `git lfs pull`"
+            ) from None
         if isinstance(error, pyarrow.ArrowInvalid | pyarrow.ArrowNotImplementedError | pyarrow.ArrowTypeError):
             text = str(error).splitlines()[0]
             raise DataError(f"cannot be read ({text})", where=self._path, hint="is the file whole?") from None
@@ -183,7 +187,7 @@ def _kind(path: Path, is_cut: bool = False) -> Format:
 
 def _starts_array(file: Any) -> bool:
     while block := file.read(64):
-        if word := block.removeprefix(UTF8_MARK).lstrip():
+        if word := without_mark(block).lstrip():
             return bool(word.startswith(b"["))
     return False
 
@@ -215,7 +219,7 @@ def _txt(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
         try:
             yield position, {"text": line.decode().rstrip("\r\n")}
         except UnicodeDecodeError:
-            yield position, BadRecord(INVALID_UTF8)
+            yield position, invalid_utf8(line)
 
 
 def _csv(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from typing import Any
 from cloze.config import SourceConfig
 from cloze.console import say, warn
 from cloze.data.content import describe_contents
-from cloze.data.fields import INVALID_UTF8, BadRecord, Document, Fields, joined_texts
+from cloze.data.fields import BadRecord, Document, Fields, joined_texts
 from cloze.data.lines import parse_line
 from cloze.data.local_files import LocalFiles, describe_files, find_local, is_local
 from cloze.data.presets import with_preset
@@ -101,8 +102,9 @@ def document_of(raw: Raw, fields: Fields) -> Document:
 
 def bad_record_error(error: BadRecord, place: str) -> DataError:
     """The one line for a record that is refused."""
-    mend = "convert the file into UTF-8 (iconv -f LATIN1 -t UTF-8)" if str(error) == INVALID_UTF8 else "mend it"
-    return DataError(str(error), where=place, hint=f"{mend}, or leave such records out with --on_bad_record skip")
+    return DataError(
+        str(error), where=place, hint=f"{error.hint}, or leave such records out with --on_bad_record skip"
+    )
 
 
 def open_corpus(
@@ -189,7 +191,7 @@ def _bounds(first: str | None, last: str | None, count: Callable[[], int]) -> tu
 
     def number(text: str) -> int:
         value = round(total * int(text[:-1]) / 100) if text.endswith("%") else int(text)
-        return value if value >= 0 else max(0, total + value)
+        return min(value, sys.maxsize) if value >= 0 else max(0, total + value)
 
     return number(first) if first is not None else 0, number(last) if last is not None else None
 

@@ -31,6 +31,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
     UTF8_MARK: "utf-8",
 }
+_LFS = b"version https://git-lfs"
 _OTHER_DATA = {
     b"\x1f\x8b": ("gzip data", "add .gz to its name"),
     b"\x28\xb5\x2f\xfd": ("zstd data", "add .zst to its name"),
@@ -44,23 +45,61 @@ _OTHER_DATA = {
     b"Rar!": ("a RAR archive", "unpack it"),
     b"%PDF-": ("a PDF", "convert it into text"),
     b"SQLite format 3\0": ("a SQLite database", "export its text"),
-    b"version https://git-lfs": ("a pointer of Git LFS", "get the data itself with `git lfs pull`"),
+    _LFS: ("a pointer of Git LFS", "get the data itself with `git lfs pull`"),
 }
+# The escape sequences that begin text of two bytes a character. Those of terminals are others.
+_ISO_2022 = re.compile(rb"\x1b\$([@B]|\)[AC])")
+_ISO_2022_NAMES = {b"@": "JP", b"B": "JP", b")A": "CN", b")C": "KR"}
+_WESTERN = re.compile("[À-ÖØ-öø-ÿŠšŽžŒœŸ“”„‘’–—…•·€£§©®™°«»‹›¡¿´²³½¼ªº×µ\xa0]")
 
 
-def encoding_of(head: bytes, where: object) -> str:
+def looks_western(raw: bytes) -> bool:
+    """Return whether bytes that are not UTF-8 may be CP1252: single accented letters, not capital ones after small
+    ones, among others, and typographic signs."""
+    try:
+        text = raw.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    high = [character for character in text if not character.isascii()]
+    letters = sum(character.isalpha() for character in high)
+    return (
+        all(map(_WESTERN.match, high))
+        and letters <= max(1, sum(character.isascii() and character.isalpha() for character in text))
+        and not re.search(r"[^\W\d_a-zA-Z]{3}|[a-z][À-ÖØ-ÞŠŽŒŸ](?![A-Z])", text)
+    )
+
+
+def is_lfs_pointer(path: Path | str) -> bool:
+    """Return whether a file has the place of data in Git LFS, not the data."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
+
+
+def encoding_of(head: bytes, where: object, may_be_packed: bool = True) -> str:
     """Return the encoding of a text by its first bytes. Raises DataError for what is no text, or UTF-16 that lacks its
-    byte-order mark."""
+    byte-order mark, or Japanese, Chinese or Korean text of ISO-2022.
+
+    `may_be_packed`: files named .gz or .zst are unpacked, so that `head` is of what is in them.
+    """
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name
     for magic, (what, hint) in _OTHER_DATA.items():
         if head.startswith(magic):
+            if not may_be_packed and hint.startswith("add "):
+                raise DataError(f"is {what}, not text", where=where, hint="unpack it")
             if str(where).lower().endswith((".gz", ".zst")):  # these are the bytes inside of it
                 raise DataError(f"holds {what}, not text", where=where, hint="it is packed twice: unpack it once")
             raise DataError(f"is {what}, not text", where=where, hint=hint)
     if head[257:262] == b"ustar":
         raise DataError("is a tar archive, not text", where=where, hint="unpack it")
+    if match := _ISO_2022.search(head):
+        name = f"ISO-2022-{_ISO_2022_NAMES[match[1]]}"
+        hint = f"convert it into UTF-8: iconv -f {name} -t UTF-8 OLD > NEW"
+        raise DataError(f"is {name} text, not UTF-8", where=where, hint=hint)
     sample = head[: HEAD_BYTES // 4 * 4]
     nulls = sample.count(0)
     if nulls >= max(2, len(sample) // 100):
@@ -121,8 +160,10 @@ def read_head(file: Any, size: int = HEAD_BYTES) -> bytes:
 
 
 def without_mark(line: bytes) -> bytes:
-    """Return a line without a UTF-8 mark, which is at the beginning of a file, or of one that was appended to it."""
-    return line.removeprefix(UTF8_MARK)
+    """Return a line without UTF-8 marks, which are at the beginning of a file, or of one that was appended to it."""
+    while line.startswith(UTF8_MARK):
+        line = line[len(UTF8_MARK) :]
+    return line
 
 
 def split_lines(text: str) -> list[str]:
@@ -138,7 +179,7 @@ def read_lines(path: Path | str) -> list[str]:
     Raises DataError if it cannot be read, is above 1 GiB, or is not Unicode.
     """
     raw = read_bytes(path, MAX_FILE_BYTES, typed=True)
-    encoding = encoding_of(raw[:HEAD_BYTES], path)
+    encoding = encoding_of(raw[:HEAD_BYTES], path, may_be_packed=False)
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -146,7 +187,7 @@ def read_lines(path: Path | str) -> list[str]:
         raise DataError(f"line {number} is not {encoding.upper()}", where=path, hint="convert it into UTF-8") from None
     if "\0" in text:
         raise DataError("holds NUL characters", where=path, hint="convert it into UTF-8 text")
-    lines = (line.removeprefix("\ufeff").strip() for line in split_lines(text))
+    lines = (line.lstrip("\ufeff").strip() for line in split_lines(text))
     return [line for line in lines if line]
 
 
