@@ -115,3 +115,25 @@ def test_packed_sentences_are_to_be_unpacked(tmp_path: Path):
     (tmp_path / "s.gz").write_bytes(gzip.compress(b"a\n"))
     with pytest.raises(DataError, match="is gzip data, not text; unpack it"):
         read_lines(tmp_path / "s.gz")
+
+
+@pytest.mark.parametrize(
+    ("record", "is_named"),
+    [
+        ('{"text": "lost", "text": "a"}', True),
+        ('{"id": "x", "id": "y", "text": "a"}', True),
+        ('{"text": "a", "x": {"y": 1, "y": 2}}', False),
+        ('{"text": "a", "x": {"text": 1}}', False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_field_that_a_record_has_twice_is_named(
+    tmp_path: Path, record: str, is_named: bool, kind: str, capsys: pytest.CaptureFixture[str]
+):
+    records = ['{"text": "b"}', record, record]
+    content = "[" + ",\n".join(records) + "]" if kind == "json" else "\n".join(records)
+    (tmp_path / f"c.{kind}").write_text(content + "\n")
+    assert texts_of(tmp_path / f"c.{kind}") == ["b", "a", "a"]
+    told = capsys.readouterr().err
+    assert ("record 2 has several fields" in told) == is_named
+    assert told.count("warning") == is_named

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloze.data.fields import BadRecord, Fields, find_key
+from cloze.console import warn
+from cloze.data.fields import ID_FIELDS, BadRecord, Fields, find_key
 from cloze.errors import DataError
 
 HEAD_BYTES = 2**20
 _MAX_DEPTH = 8
+_FIRST_RECORDS = 100
 _SPACE = " \t\r\n"
 _decode = json.JSONDecoder().raw_decode
 
@@ -48,6 +50,28 @@ def check_shape(head: bytes, name: Path, fields: Fields, is_alone: bool) -> None
         if not ends_in_line:
             hint = "write one record a line: jq -c . OLD > NEW.jsonl"
             raise DataError("one record of several lines", where=name, hint=hint)
+
+
+def warn_of_repeated_names(head: bytes, name: Path, fields: Fields) -> None:
+    """Print a warning if one of the first records gives a field of text or id twice: parsers keep the last value."""
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
+    paths = [*fields.text, *([fields.id] if fields.id else [(field,) for field in ID_FIELDS])]
+    wanted = {part for path in paths for part in (*path, ".".join(path))}
+    repeated: list[str] = []
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs if key in wanted]
+        repeated.extend(key for key in keys if keys.count(key) > 1)
+        return dict(pairs)
+
+    decode, at = json.JSONDecoder(object_pairs_hook=as_dict).raw_decode, 0
+    for number in range(1, _FIRST_RECORDS + 1):
+        try:
+            _, at = decode(text, _past(text, at, _SPACE + "[,"))
+        except (ValueError, IndexError, RecursionError):
+            return
+        if repeated:
+            return warn(f"{name}, record {number} has several fields {repeated[0]!r}; the last of them is read")
 
 
 def _check_single(record: dict[str, Any], name: Path, fields: Fields, is_alone: bool) -> None:

@@ -23,7 +23,7 @@ from cloze.data import columns
 from cloze.data.csv_rows import read_rows
 from cloze.data.fields import BadRecord, Document, Fields, Record, invalid_utf8
 from cloze.data.json_array import read_array
-from cloze.data.json_shape import HEAD_BYTES, check_shape
+from cloze.data.json_shape import HEAD_BYTES, check_shape, warn_of_repeated_names
 from cloze.data.lines import count_lines, cut_lines, lines_between
 from cloze.data.unpack import COMPRESSIONS, packed_as, unpack_zstd
 from cloze.errors import DataError
@@ -132,9 +132,7 @@ class file_errors:
                 "no such file", where=self._path, hint="it went away while it was read: put it back, and start again"
             ) from None
         if isinstance(error, pyarrow.ArrowException | OSError) and is_lfs_pointer(self._path):
-            raise DataError(
-                "is a pointer of Git LFS", where=self._path, hint="get the data itself with `git lfs pull`"
-            ) from None
+            raise DataError("is a pointer of Git LFS", where=self._path, hint="get it with `git lfs pull`") from None
         if isinstance(error, pyarrow.ArrowInvalid | pyarrow.ArrowNotImplementedError | pyarrow.ArrowTypeError):
             text = str(error).splitlines()[0]
             raise DataError(f"cannot be read ({text})", where=self._path, hint="is the file whole?") from None
@@ -199,10 +197,13 @@ def _cut_text(path: Path, size: int) -> list[tuple[int, int, int]]:
 def check_shapes(files: list[Path], fields: Fields) -> None:
     """Raise DataError if one of the first JSON files holds records in another shape than one a line."""
     for path in files[:_CHECKED_FILES]:
-        if _kind(path) is not _LINES:
+        if (kind := _kind(path)) not in (_LINES, _ARRAY):
             continue
         with file_errors(path), open_binary(path) as file:
-            check_shape(read_head(utf8_file(file, path), HEAD_BYTES), path, fields, len(files) == 1)
+            head = read_head(utf8_file(file, path), HEAD_BYTES)
+        warn_of_repeated_names(head, path, fields)
+        if kind is _LINES:
+            check_shape(head, path, fields, len(files) == 1)
 
 
 def _jsonl(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
