@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from cloze.data.blocks import Blocks
+from cloze.data.packing import Packed
 from cloze.data.shards import FORMAT_VERSION as DATA_VERSION
-from cloze.data.shards import manifest_checksum, open_prepared
+from cloze.data.shards import ShardWriter, manifest_checksum, open_prepared
 from cloze.errors import CheckpointError, ConfigError, DataError, HubError
 from cloze.foreign.schema import COUNT, Each, check, optional
 from cloze.hub.publish import checkpoint_files, files_to_push, refuse_tokens
@@ -163,10 +166,19 @@ def test_the_manifest_of_blocks_that_is_changed_below_is_good(tmp_path: Path):
         ("tokenizer", "t"),
         ("tokenizer/mask_token_id", "4"),
         ("tokenizer/special_token_ids", [None]),
+        ("tokenizer/missing_token_ids", "x"),
+        ("tokenizer/missing_token_ids", [-1]),
         ("splits", []),
         ("splits/train", None),
         ("splits/train/blocks", -1),
+        ("splits/train/blocks", 2),
         ("splits/train/shards", {}),
+        ("splits/train/shards", []),
+        ("splits/train/shards", [PREPARED["splits"]["train"]["shards"][0]] * 2),
+        ("splits/train", {"shards": [PREPARED["splits"]["train"]["shards"][0]] * 2}),
+        ("splits/train", {"shards": []}),
+        ("splits/train/shards/0/blocks", 0),
+        ("splits/train", {"shards": [PREPARED["splits"]["train"]["shards"][0] | {"blocks": 0}]}),
         ("splits/train/shards/0/file", "../../secret"),
         ("splits/train/shards/0/file", 3),
         ("splits/train/shards/0/bytes", "3"),
@@ -179,6 +191,36 @@ def test_a_signed_manifest_of_blocks_with_a_wrong_value_is_one_line(tmp_path: Pa
     with pytest.raises(DataError) as caught:
         open_prepared(prepared(tmp_path, at(PREPARED, path, new)))
     assert str(caught.value).isprintable()
+
+
+def test_a_token_id_without_a_token_is_inside_of_the_vocabulary(tmp_path: Path):
+    facts = PREPARED["tokenizer"] | {"vocab_size": 9}
+    with pytest.raises(DataError, match="token id 9 is outside of its vocabulary of 9"):
+        open_prepared(prepared(tmp_path, at(PREPARED, "tokenizer", facts | {"missing_token_ids": [9]})))
+    open_prepared(prepared(tmp_path, at(PREPARED, "tokenizer", facts | {"missing_token_ids": [8]})))
+
+
+def test_a_tokenizer_behind_a_link_is_refused(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "tokenizer").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="tokenizer: is a symbolic link"):
+        open_prepared(prepared(tmp_path / "blocks", PREPARED))
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_shards_of_the_other_packing_are_refused(tmp_path: Path, pieces: bool):
+    ids, one = np.zeros((1, 8), np.int32), np.ones(1, np.int32)
+    writer = ShardWriter(tmp_path / "d.arrow", 8, pieces)
+    writer.add(Packed(ids, one, 8 * one))
+    writer.close()
+    for has_pieces in (pieces, not pieces):
+        blocks = Blocks([(tmp_path / "d.arrow", 1)], 8, has_pieces)
+        if has_pieces == pieces:
+            assert (blocks.read(np.array([0])) == ids).all()
+            continue
+        with pytest.raises(DataError, match=r"d\.arrow: cannot be read \(it has the columns input_ids"):
+            blocks.read(np.array([0]))
 
 
 def test_blocks_behind_a_link_are_refused(tmp_path: Path):

@@ -18,6 +18,7 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from cloze.errors import DataError
+from cloze.foreign.paths import printable
 
 # Linux lets a process map 65,530 files (vm.max_map_count); training and validation blocks have each a part of that.
 MOST_MAPPED = 24_000
@@ -92,7 +93,7 @@ class Blocks:
         if shard is None:
             if len(self._mapped) >= MOST_MAPPED:
                 self._shards[self._mapped.popleft()] = None
-            shard = self._shards[number] = open_shard(*self._files[number], self.block_size)
+            shard = self._shards[number] = open_shard(*self._files[number], self.block_size, self.has_pieces)
             self._mapped.append(number)
         return shard
 
@@ -107,13 +108,15 @@ def find_rows(ends: NDArray[np.int64], indices: NDArray[np.int64]) -> tuple[NDAr
     return shards, indices - begins
 
 
-def open_shard(path: Path, count: int, block_size: int) -> list[Batch]:
-    """Map a shard of `count` blocks. Raises DataError where it is not one."""
+def open_shard(path: Path, count: int, block_size: int, has_pieces: bool = False) -> list[Batch]:
+    """Map a shard of `count` blocks. Raises DataError if it is not one, or has not the columns of its packing."""
     batches = []
     try:
         for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))):
+            if batch.schema.names != ["input_ids", "piece_lengths"][: 1 + has_pieces]:
+                raise ValueError(f"it has the columns {', '.join(map(printable, batch.schema.names))}")
             ids = _as_numpy(batch.column(0).values).reshape(-1, block_size)
-            if batch.num_columns == 1:
+            if not has_pieces:
                 batches.append(Batch(ids, None, None))
             else:
                 batches.append(Batch(ids, _as_numpy(batch.column(1).offsets), _as_numpy(batch.column(1).values)))

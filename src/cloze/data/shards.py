@@ -26,17 +26,16 @@ from numpy.typing import NDArray
 
 from cloze import __version__
 from cloze.data.blocks import Blocks
+from cloze.data.manifest import check_manifest
 from cloze.data.packing import Packed
 from cloze.errors import DataError
 from cloze.files import sha256, write_json
 from cloze.foreign.json_yaml import read_json
 from cloze.foreign.paths import check_regular, printable
-from cloze.foreign.schema import COUNT, FILE, SHA256, TEXT, Each, check, optional
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
 MAX_MANIFEST_BYTES = 1 << 30
-MAX_BLOCK_SIZE = 1 << 26
 BATCH_ROWS = 65_536
 NOT_IN_CHECKSUM = ("checksum", "cloze_version", "text_report", "tokenizer_files")
 
@@ -163,37 +162,6 @@ def _without(value: Any, name: str) -> Any:
     return [_without(inner, name) for inner in value] if isinstance(value, list) else value
 
 
-# What manifest.json must hold beyond its checksum, which shows that it is as it was written, not who wrote it.
-SHAPE = {
-    "block_size": lambda value: COUNT(value) and 0 < value <= MAX_BLOCK_SIZE,
-    "?packing": lambda value: value in ("concat", "best_fit"),
-    "?tokenizer": {
-        "?name": str,
-        "?class": TEXT,
-        "?fingerprint": TEXT,
-        "?vocab_size": lambda value: COUNT(value) and value < 1 << 31,
-        "?mask_token_id": COUNT,
-        "?pad_token_id": optional(COUNT),
-        "?special_token_ids": [COUNT],
-        "?backend": TEXT,
-    },
-    "?source": {"?dataset_name": str, "?files": [{"name": str}]},
-    "?split_rule": {"?kind": TEXT},
-    "?tokenizer_files": Each(SHA256),
-    "?bad_records": Each(COUNT),
-    "?bad_record_examples": [str],
-    "splits": Each(
-        {
-            "?documents": COUNT,
-            "?tokens": COUNT,
-            "?blocks": COUNT,
-            "shards": [{"file": FILE, "blocks": COUNT, "bytes": COUNT, "sha256": SHA256}],
-        },
-        FILE,
-    ),
-}
-
-
 class _Facts(dict[str, Any]):
     """A mapping of a manifest, in which a name that is missing is an error of one line."""
 
@@ -228,7 +196,7 @@ class Prepared:
     @property
     def tokenizer_dir(self) -> Path:
         """The tokenizer's folder."""
-        return self.folder / "tokenizer"
+        return self.folder / TOKENIZER
 
     @property
     def splits(self) -> list[str]:
@@ -262,10 +230,12 @@ def open_prepared(folder: str | Path) -> Prepared:
     if checksum != manifest_checksum(manifest):
         raise DataError("changed by hand or damaged", where=folder / MANIFEST, hint="prepare the corpus again")
     try:
-        check(manifest, SHAPE)
+        check_manifest(manifest)
     except ValueError as error:
         raise DataError(f"damaged: {error}", where=folder / MANIFEST, hint="prepare the corpus again") from None
-    _check_ids(folder, manifest.get("tokenizer", {}))
+    if (folder / TOKENIZER).is_symlink():
+        hint = "replace the link with the folder it stands for"
+        raise DataError("is a symbolic link", where=folder / TOKENIZER, hint=hint)
     for file, shard in shard_files(folder, manifest):
         if file.exists() or file.is_symlink():
             check_regular(file, folder=folder)
@@ -277,15 +247,6 @@ def open_prepared(folder: str | Path) -> Prepared:
     return Prepared(
         folder, _Facts({key: _Facts(one) if isinstance(one, dict) else one for key, one in manifest.items()})
     )
-
-
-def _check_ids(folder: Path, tokenizer: dict[str, Any]) -> None:
-    """Raise DataError if the manifest names a token id that is outside of its own vocabulary."""
-    ids = [tokenizer.get("mask_token_id"), tokenizer.get("pad_token_id"), *tokenizer.get("special_token_ids", [])]
-    largest = max((one for one in ids if one is not None), default=0)
-    if largest >= tokenizer.get("vocab_size", largest + 1):
-        what = f"damaged: token id {largest} is outside of its vocabulary of {tokenizer['vocab_size']}"
-        raise DataError(what, where=folder / MANIFEST, hint="prepare the corpus again")
 
 
 def shard_files(folder: Path, manifest: Any, splits: list[str] | None = None) -> list[tuple[Path, dict[str, Any]]]:

@@ -106,7 +106,8 @@ def _compare(prepared: Prepared, file: Path, shard: dict[str, Any], place: Path 
         raise DataError("damaged: the checksum differs", where=file, hint="prepare the corpus again")
     vocab_size = prepared.manifest.get("tokenizer", {}).get("vocab_size")
     if vocab_size is not None and shard["blocks"]:
-        parts = [batch.ids for batch in open_shard(file, shard["blocks"], prepared.block_size)]
+        pieces = prepared.packing == "best_fit"
+        parts = [batch.ids for batch in open_shard(file, shard["blocks"], prepared.block_size, pieces)]
         if min(ids.min() for ids in parts) < 0 or max(ids.max() for ids in parts) >= vocab_size:
             what = f"damaged: it holds token ids outside of the vocabulary of {vocab_size:,}"
             raise DataError(what, where=file, hint="prepare the corpus again")

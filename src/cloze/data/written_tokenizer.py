@@ -52,6 +52,8 @@ def check_written(name: str, manifest: dict[str, Any], found: dict[str, Any]) ->
     for key in IDS:
         if key in written and written[key] != found[key]:
             raise damaged(name, f"{key} is not the one in {MANIFEST}")
+    if written.get("missing_token_ids", found.get("missing_token_ids")) != found.get("missing_token_ids"):
+        raise damaged(name, f"missing_token_ids are not those in {MANIFEST}")
 
 
 def tokenizer_files(folder: Path) -> dict[str, str]:
