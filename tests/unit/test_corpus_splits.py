@@ -52,7 +52,8 @@ def test_a_missing_shard_is_named(tmp_path: Path, names: list[str], missing: str
 def test_whole_sets_of_shards_and_chosen_ones_are_read(tmp_path: Path):
     put(tmp_path / "a", "x-00000-of-00002.jsonl", "x-00001-of-00002.jsonl", "y-00001-of-00001.jsonl")
     put(tmp_path / "a", "page-3-of-12.txt", "2024-00001-of.txt")
-    assert len(splits(tmp_path / "a")["train"]) == 5
+    put(tmp_path / "a", "z-00000-of-00002-a1b2.jsonl", "z-00001-of-00002-c3d4.jsonl")
+    assert len(splits(tmp_path / "a")["train"]) == 7
     put(tmp_path / "b", "x-00000-of-00003.jsonl", "x-00002-of-00003.jsonl")
     assert len(splits(f"{tmp_path}/b/x-0000[02]*")["train"]) == 2
     assert len(splits(tmp_path / "b" / "x-00000-of-00003.jsonl")["train"]) == 1
@@ -106,6 +107,8 @@ def test_the_splits_of_a_readme_are_obeyed_as_by_datasets(tmp_path: Path):
     assert splits(card(two, TWO + "  default: true\n")) == {"train": ["a.jsonl"]}
     (two / "README.md").write_text("---\nlicense: mit\n---\nconfigs: none\n")
     assert splits(two) == {"validation": ["val.jsonl"], "train": ["a.jsonl"]}
+    (two / "README.md").write_bytes("# Ein Text über configs\n".encode("latin-1"))
+    assert len(splits(two)) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 from cloze.errors import DataError
 from cloze.foreign.json_yaml import parse_yaml
-from cloze.foreign.paths import read_text
+from cloze.foreign.paths import read_bytes
 
 _MAX_CARD_BYTES = 16 * 2**20
 
@@ -46,9 +46,9 @@ def card_splits(folder: Path, config_name: str | None) -> dict[str, list[str]] |
 
 
 def _configs(card: Path) -> list[dict[str, Any]]:
-    if not os.path.lexists(card):
+    if not os.path.isfile(card):
         return []
-    lines = read_text(card, _MAX_CARD_BYTES).split("\n")
+    lines = read_bytes(card, _MAX_CARD_BYTES).decode("utf-8-sig", "replace").split("\n")
     end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     if lines[0].rstrip() != "---" or not any(line.startswith("configs") for line in lines[:end]):
         return []

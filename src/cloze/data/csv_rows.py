@@ -51,13 +51,15 @@ def read_rows(
     csv.field_size_limit(max_bytes)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    header, number, is_warned = None, 0, False
+    header, number, like_a_row = None, 0, ""
     long_rows = _LongRows(name, delimiter)
     while True:
         line = reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
+            if like_a_row:
+                warn(like_a_row)
             return long_rows.warn(number)
         except csv.Error as error:
             number += 1
@@ -79,10 +81,9 @@ def read_rows(
                 continue
             if has_lines and len(header) == 1:
                 long_rows.add(row[0], number, line)
-            elif has_lines and not is_warned and (like := _line_like_a_row(row, delimiter)):
-                is_warned = True
+            elif has_lines and not like_a_row and (like := _line_like_a_row(row, delimiter)):
                 what = f"{name}, record {number} (line {line}) is a quoted text with a line like a row ({like[:40]!r})"
-                warn(f"{what}; if it is one, correct the file: the quote is not closed")
+                like_a_row = f"{what}; if it is one, correct the file: the quote is not closed"
             yield number, _record(row, len(header), columns)
 
 

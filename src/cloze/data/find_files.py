@@ -153,25 +153,27 @@ def files_inside(folder: Path, pattern: Path) -> Listing:
 
 
 def check_shards(files: list[DataFile], pattern: str = "*") -> None:
-    """Raise DataError if a file `NAME-00001-of-00003.EXT` is missing beside others, and its name matches a pattern."""
-    seen = set()
-    for file in files:
-        match = _SHARD.fullmatch(file.path.name)
-        if match is None or len(match["number"]) != len(match["count"]):
-            continue
-        before, number, count, after = match["before"], int(match["number"]), int(match["count"]), match["after"]
-        key = (file.path.parent, before, count, after)
-        if key in seen or number > count:
-            continue
-        seen.add(key)
-        names = [
-            f"{before}{one:0{len(match['count'])}d}{match['of']}{match['count']}{after}" for one in range(count + 1)
-        ]
-        is_from_1 = (file.path.parent / names[-1]).exists() and not (file.path.parent / names[0]).exists()
-        for name in names[1:] if is_from_1 else names[:-1]:
-            if fnmatch.fnmatchcase(name, pattern) and not (file.path.parent / name).exists():
+    """Raise DataError if a file `NAME-00001-of-00003.EXT` is missing beside others, and its name matches a pattern.
+
+    What follows the numbers may differ from file to file, as the checksums that `push_to_hub` wrote.
+    """
+    shards = [(file.path, match) for file in files if (match := _SHARD.fullmatch(file.path.name))]
+    there: dict[Path, dict[tuple[str, str], set[int]]] = {}  # by folder: the numbers of each set of shards
+    for folder in {path.parent for path, _ in shards}:
+        numbers = there.setdefault(folder, {})
+        for name in os.listdir(folder):
+            if (match := _SHARD.fullmatch(name)) and is_data(folder / name):
+                numbers.setdefault((match["before"], match["count"]), set()).add(int(match["number"]))
+    for path, match in shards:
+        count = match["count"]
+        numbers_here = there[path.parent].pop((match["before"], count), set())
+        first = int(0 not in numbers_here and int(count) in numbers_here)
+        is_whole = not numbers_here or max(numbers_here) > int(count)  # seen before, or numbers of something else
+        for number in [] if is_whole else sorted(set(range(first, first + int(count))) - numbers_here):
+            name = f"{match['before']}{number:0{len(count)}d}{match['of']}{count}{match['after']}"
+            if fnmatch.fnmatchcase(name, pattern):
                 hint = "get the file again, or name the others by a pattern that does not match it: x-0000[02]*"
-                raise DataError(f"{name} is missing beside {file.path.name}", where=file.path.parent, hint=hint)
+                raise DataError(f"{name} is missing beside {path.name}", where=path.parent, hint=hint)
 
 
 def is_data(path: Path) -> bool:

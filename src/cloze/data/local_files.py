@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloze.data.card_splits import card_splits
-from cloze.data.find_files import MAGIC, DataFile, Listing, check_shards, files_below, files_inside, files_matching
+from cloze.data.find_files import (
+    MAGIC,
+    DataFile,
+    Listing,
+    check_shards,
+    files_below,
+    files_inside,
+    files_matching,
+    is_data,
+)
 from cloze.data.readers import COMPRESSIONS, FORMATS, format_of
 from cloze.errors import DataError
 
@@ -95,6 +104,7 @@ def _of_card(folder: Path, named: dict[str, list[str]]) -> LocalFiles:
         files: dict[Path, None] = {}
         for pattern in patterns:
             found = files_inside(folder, Path(pattern)).files
+            found = [file for file in found if is_data(file.path)] or found
             if not found:
                 what = f"names {pattern} as files of {split}, which are missing"
                 raise DataError(
