@@ -30,6 +30,7 @@ from cloze.data.prepare import sample_texts
 from cloze.data.sources import Corpus, open_corpus
 from cloze.data.text_report import warnings_of
 from cloze.data.text_sketch import sampled_report
+from cloze.data.token_ids import vocabulary_size
 from cloze.data.unigram import train_unigram
 from cloze.data.word_counts import count_words
 from cloze.errors import ConfigError, DataError
@@ -53,8 +54,9 @@ def train_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerFast:
     texts = Texts(corpus, str(config.dataset_name))
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[config.kind]
     tokenizer = train(config, texts)
-    if len(tokenizer) < config.vocab_size:
-        warn(f"the corpus gives {len(tokenizer):,} tokens, not {config.vocab_size:,}")
+    size = vocabulary_size(tokenizer)
+    if size < config.vocab_size:
+        warn(f"the corpus gives {size:,} tokens, not {config.vocab_size:,}")
     with staged_folder(config.output) as staged:
         tokenizer.save_pretrained(staged)
     warn_of_unknown_text(corpus, tokenizer)
