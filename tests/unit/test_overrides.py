@@ -12,6 +12,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM, PreTrainedToke
 
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError, ModelError
+from cloze.foreign.pretrained import from_pretrained
 from cloze.model.load import read_config
 from cloze.model.overrides import apply_overrides, first_forward, overrides_named, parse_overrides
 from cloze.model.trained import freeze_unused
@@ -218,3 +219,9 @@ def test_a_model_whose_first_logits_are_not_finite_is_refused():
     model = BertForMaskedLM(changed("bert", f"{TINY},vocab_size=40,initializer_range=1e30"))
     with pytest.raises(ModelError, match="its logits are not finite"):
         freeze_unused(model, np.ones((1, 8), np.int32))
+
+
+def test_a_reformer_configuration_can_be_read_again(tmp_path: Path):
+    """Its chunk_size_lm_head, which is no number of heads, is 0."""
+    AutoConfig.for_model("reformer").save_pretrained(tmp_path)
+    assert from_pretrained(AutoConfig, tmp_path).chunk_size_lm_head == 0

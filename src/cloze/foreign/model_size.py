@@ -32,7 +32,7 @@ LARGEST = (
 )
 LARGEST_OTHER = 1 << 26  # for integers under any other name, except under these:
 _FREE = re.compile(r"theta|base$|seed|(_|^)ids?$|param|tokens|steps?$|flo|time|date|version|max_length|train")
-_HEADS = re.compile(r"(^|_)heads?$")
+_HEADS = re.compile(r"(^|(?<!lm)_)heads?$")  # chunk_size_lm_head is 0 in Reformer
 _HINT = "check config.json"
 
 
