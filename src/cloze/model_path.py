@@ -19,6 +19,7 @@ from cloze.console import warn
 from cloze.errors import CheckpointError, ModelError
 from cloze.foreign.folders import foreign_owner
 from cloze.foreign.json_yaml import read_mapping
+from cloze.foreign.paths import real_path
 from cloze.lineage import Lineage, changed_file, describe, of_checkpoint, read_record, run_id, same_run
 from cloze.mappings import part
 from cloze.train.checkpoint_files import (
@@ -110,7 +111,7 @@ def is_of_run(folder: Path, own: str | None) -> bool:
 
 def run_of(checkpoint: Path) -> Path | None:
     """Return the run's folder that a checkpoint is in; None if that is no run or another one."""
-    run_dir = checkpoint.parent.resolve()  # the checkpoint may be a link to another disk
+    run_dir = real_path(checkpoint.parent)  # the checkpoint may be a link to another disk
     own = run_id(read_mapping(run_dir / IDENTITY))
     return run_dir if (run_dir / "config.yaml").is_file() and is_of_run(checkpoint, own) else None
 
@@ -152,7 +153,7 @@ def _newest(path: Path) -> Path | None:
 
 
 def _model_folder(path: Path) -> ModelPath:
-    parent = path.resolve().parent
+    parent = real_path(path).parent
     found, problem = _examine(path, parent if (parent / "config.yaml").is_file() else None)
     if problem is not None:
         warn(f"{path}: {problem}; it is used as it is")

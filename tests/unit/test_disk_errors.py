@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from cloze.errors import DiskError
-from cloze.files import append_text, auxiliary_write, check_output_file, disk_errors, write_text
+from cloze.files import append_text, auxiliary_write, disk_errors, write_text
+from cloze.output_file import check_output_file
 from cloze.train import metrics
 from cloze.train.metrics import MetricsLog
 

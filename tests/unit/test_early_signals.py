@@ -61,7 +61,7 @@ def test_a_signal_at_any_import_is_one_line_at_most(number: int):
         code, said = signalled(name, number, *TRAIN)
         # Names that importlib.import_module imports send no signal: then the missing data ends the command.
         assert code in (130 if number == signal.SIGINT else 75, 2), (name, said)
-        assert said.count("\n") == 1, (name, said)
+        assert said.count("\n") <= 1, (name, said)  # none before Cloze can know the rank
 
 
 def test_a_signal_during_an_import_of_a_running_command_waits_for_the_end_of_the_import(tmp_path, monkeypatch):

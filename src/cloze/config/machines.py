@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -164,7 +165,7 @@ class SubmitConfig(Ranged):
 
 def prepare_recipe(recipe: str) -> Path:
     """Return the recipe of `cloze prepare` beside one of `cloze train`: `x/roberta.prepare.yaml`."""
-    return Path(recipe).with_suffix(".prepare.yaml")
+    return Path(f"{os.path.splitext(recipe)[0]}.prepare.yaml")
 
 
 @dataclass(kw_only=True)

@@ -295,4 +295,4 @@ def _is_prepared(values: Values) -> bool:
 
 
 def _has_prepare_recipe(values: Values) -> bool:
-    return prepare_recipe(values["recipe"]).is_file()
+    return os.path.isfile(prepare_recipe(values["recipe"]))

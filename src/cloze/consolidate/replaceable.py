@@ -15,7 +15,7 @@ from cloze.cards.curve import CURVE
 from cloze.errors import ConfigError
 from cloze.files import disk_errors
 from cloze.foreign.json_yaml import read_mapping
-from cloze.foreign.paths import printable
+from cloze.foreign.paths import printable, real_path
 from cloze.foreign.safetensors_header import INDEX
 from cloze.lineage import FILE as RECORD
 from cloze.lineage import WEIGHT_FILES
@@ -54,7 +54,7 @@ _HINT = "choose another --output"
 def check_replaceable(output: Path) -> None:
     """Raise ConfigError unless `output` does not exist, or is a model folder with only the files that Cloze wrote."""
     with disk_errors(output):
-        folder = output.resolve()
+        folder = real_path(output)
         inside = next((one for one in folder.parents if (one / MANIFEST).is_file()), None)
         if inside is not None:
             raise ConfigError("lies inside a checkpoint", where=output, hint=f"{_HINT}, outside {inside}")

@@ -24,6 +24,7 @@ from cloze.data.locks import locked
 from cloze.errors import DataError, DiskError
 from cloze.files import write_json
 from cloze.foreign.json_yaml import read_mapping
+from cloze.foreign.paths import real_path
 
 PART_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**18
@@ -78,7 +79,7 @@ def content_digest(path: Path) -> str:
     place = default_cache() / "checksums"
     with contextlib.suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
-    entry = place / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    entry = place / f"{hashlib.sha256(os.fsencode(real_path(path))).hexdigest()[:32]}.json"
     waiting = f"waiting for another process that reads {path.name}"
     with locked(entry.with_suffix(".lock"), lambda: say("checksum", waiting)):
         before = signature(path)

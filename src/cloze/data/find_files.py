@@ -25,7 +25,7 @@ from typing import Any
 from cloze.data.readers import COMPRESSIONS, format_of
 from cloze.errors import DataError
 from cloze.foreign.json_yaml import read_mapping
-from cloze.foreign.paths import is_plain_name
+from cloze.foreign.paths import is_plain_name, real_path
 
 MAX_ENTRIES = 1_000_000
 # The files that `datasets` ignores, and those that `save_to_disk` writes beside the data.
@@ -101,7 +101,7 @@ def files_below(folder: Path) -> Listing:
     """Return the data files below a folder. Raises DataError if a folder in it cannot be listed, a file of a saved
     dataset is missing, or a link to data leads nowhere."""
     walk = _Walk(folder)
-    above = {_id(parent) for parent in folder.resolve().parents}
+    above = {_id(parent) for parent in real_path(folder).parents}
     waiting: list[tuple[Path, str | None]] = [(folder, None)]
     links: list[Path] = []  # folders that are reached by links come last
     while waiting or links:

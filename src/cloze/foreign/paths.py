@@ -28,6 +28,11 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 _COPY_IT = "replace the link with the file it stands for"
 
 
+def real_path(path: Path | str) -> Path:
+    """Return the absolute path without links. A loop of links, for which Path.resolve raises, stays as it is."""
+    return Path(os.path.realpath(path))
+
+
 def plain_name(name: object, *, where: object = None, error: type[ClozeError] = DataError) -> str:
     """Return `name` if it is the name of a file in a folder. Raises `error` for anything else: a path, `..`, an empty
     name, one with a control character, or a value that is not text."""

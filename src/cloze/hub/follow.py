@@ -28,6 +28,7 @@ from cloze.config import TrainConfig
 from cloze.console import is_main, progress, say, warn
 from cloze.environment import processes
 from cloze.errors import ConfigError, Stopped
+from cloze.foreign.paths import real_path
 from cloze.hub.client import Target, check_access, connect
 from cloze.train.checkpoint_files import MANIFEST, list_checkpoints
 
@@ -82,7 +83,7 @@ def _order(config: TrainConfig) -> Order:
     if config.save_strategy == "no":
         raise ConfigError("what is pushed are checkpoints", where="--push_to_hub", hint="set another --save_strategy")
     token = config.hub_token or config.token
-    name = config.hub_model_id or Path(config.output_dir).resolve().name
+    name = config.hub_model_id or real_path(config.output_dir).name
     target = Target(name, private=config.hub_private_repo, revision=config.hub_revision)
     repo = check_access(connect(token), target)
     say("push", f"to {repo}, {config.hub_strategy}")

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from cloze.files import disk_errors
+from cloze.foreign.paths import real_path
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
 _ATTEMPTS = 100  # each rank removes the folder at most once
@@ -108,7 +109,7 @@ def _new_file(folder: Path) -> tuple[int, str]:
 
 def folder_for_weights(output_dir: Path) -> Path:
     """Where files of weights go: the folder for temporary files (TMPDIR), or where that is in memory, the run's."""
-    temporary = Path(tempfile.gettempdir()).resolve()
+    temporary = real_path(tempfile.gettempdir())
     return output_dir / ".weights" if file_system(temporary) in _IN_MEMORY else temporary
 
 

@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from transformers import AutoConfig, PretrainedConfig
 
 from cloze.config import PlanConfig, TrainConfig
+from cloze.config.machines import prepare_recipe
 from cloze.data.loader import Layout, fixed_capacity
 from cloze.data.shards import MANIFEST, open_prepared
 from cloze.data.token_ids import vocabulary_size
@@ -78,7 +79,7 @@ def read_recipe(config: PlanConfig) -> Recipe:
     notes: list[str] = []
     folder = Path(str(train.dataset_name))
     prepared = open_prepared(folder) if (folder / MANIFEST).is_file() else None
-    beside = Path(config.recipe).with_suffix(".prepare.yaml")
+    beside = prepare_recipe(config.recipe)
     wanted = parse(["prepare", "--config", str(beside)])[1] if prepared is None and beside.is_file() else None
     tokenizer, block_size, num_blocks = None, config.block_size, None
     if prepared is not None:

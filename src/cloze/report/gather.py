@@ -16,6 +16,7 @@ from typing import Any
 from cloze.errors import ConfigError, DataError
 from cloze.foreign import text_lines
 from cloze.foreign.json_yaml import read_json_lines, read_mapping
+from cloze.foreign.paths import real_path
 from cloze.foreign.safetensors_header import read_header
 from cloze.lineage import Lineage, from_mapping, read_record, run_id, same_run, same_weights
 from cloze.mappings import is_number, part
@@ -95,7 +96,7 @@ def gather_runs(folders: Sequence[str]) -> list[Run]:
     for number, path in enumerate(paths):
         if not path.is_dir():
             raise ConfigError("no such run", where=path, hint="give the output_dir of `cloze train`")
-        if path.resolve() in [one.resolve() for one in paths[:number]]:
+        if real_path(path) in [real_path(one) for one in paths[:number]]:
             raise ConfigError("given twice", where=path, hint="leave one out")
     return [_gather(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
 
@@ -169,7 +170,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def names_of(folders: Sequence[Path]) -> list[str]:
     """The last part of each folder's name; where two are alike, as many parts as tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [real_path(folder).parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-count:]).lstrip("/") for one in parts]
         if len(set(names)) == len(names):

@@ -16,6 +16,7 @@ from cloze.console import say
 from cloze.errors import CheckpointError
 from cloze.files import disk_errors, write_json, write_text
 from cloze.foreign.json_yaml import read_json, read_mapping
+from cloze.foreign.paths import real_path
 from cloze.train.checkpoint_files import list_checkpoints, verify_checkpoint
 from cloze.train.metrics import FILE as METRICS_FILE
 from cloze.train.metrics import read_metrics
@@ -29,7 +30,7 @@ IDENTITY_FILE, BRANCHED = "run.json", "branched_from"
 
 def is_in_run(checkpoint: Path, output_dir: Path) -> bool:
     """Return whether a checkpoint lies in a run's folder; it may be a link to elsewhere."""
-    return checkpoint.parent.resolve() == output_dir.resolve()
+    return real_path(checkpoint.parent) == real_path(output_dir)
 
 
 def branch_of(output_dir: Path) -> Path | None:
@@ -66,7 +67,7 @@ def begin_branch(checkpoint: Path, step: int, output_dir: Path) -> str:
     if excluded := left_out(origin):
         write_json(output_dir / EXCLUDED_FILE, sorted(excluded))
     say("run", f"{output_dir} is a branch of {checkpoint}")
-    return str(checkpoint.resolve())
+    return str(real_path(checkpoint))
 
 
 def set_aside_newer(output_dir: Path, step: int) -> None:

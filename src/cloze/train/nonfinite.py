@@ -17,6 +17,7 @@ from cloze.data.loader import Layout
 from cloze.errors import CheckpointError, TrainingError
 from cloze.files import disk_errors, write_json
 from cloze.foreign.json_yaml import read_json
+from cloze.foreign.paths import real_path
 from cloze.train.run_owner import check_owner
 
 FILE = "left_out.json"  # steps whose batches are left out after a rollback
@@ -91,7 +92,7 @@ def leave_out(output_dir: Path, step: int) -> list[int]:
 def steps_to_leave_out(output_dir: Path, checkpoint: Path | None) -> list[int]:
     """Return the steps that this start leaves out; on rank 0 only. What an earlier run left in the folder is removed
     if the run does not continue from one of the folder's own checkpoints."""
-    if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
+    if checkpoint is None or real_path(checkpoint.parent) != real_path(output_dir):
         with disk_errors(output_dir / FILE):
             (output_dir / FILE).unlink(missing_ok=True)
     return sorted(left_out(output_dir))

@@ -16,6 +16,7 @@ from typing import Any
 
 from cloze.console import say
 from cloze.errors import ConfigError
+from cloze.foreign.paths import real_path
 from cloze.model.mapped import file_system
 
 SECONDS_WITHOUT_A_SIGN = 900.0  # a single file of CUDA code takes minutes
@@ -46,7 +47,7 @@ def wait_for_lock(lock: Path, seconds: float = SECONDS_WITHOUT_A_SIGN) -> None:
     alone can see it. Raises ConfigError after so many seconds in which nothing was written beside it."""
     told = False
     while lock.exists():
-        if file_system(lock.resolve()) in _SEEN_BY_ONE_MACHINE and not is_held(lock):
+        if file_system(real_path(lock)) in _SEEN_BY_ONE_MACHINE and not is_held(lock):
             time.sleep(0.2)  # torch makes it and holds it in one call, but who reads /proc is slower
             if not is_held(lock):
                 lock.unlink(missing_ok=True)
@@ -71,7 +72,7 @@ def is_held(lock: Path) -> bool:
             return True
     except OSError:
         return False
-    name = str(lock.resolve())
+    name = str(real_path(lock))
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             if os.readlink(fd) == name:

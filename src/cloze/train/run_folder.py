@@ -28,6 +28,7 @@ from cloze.environment import processes
 from cloze.errors import ConfigError, OwnerError
 from cloze.failures import FailureLog, forget, secret_values
 from cloze.files import auxiliary_write, disk_errors, write_json, write_text
+from cloze.foreign.paths import real_path
 from cloze.places import SECRETS
 from cloze.train.branch import BRANCHED, IDENTITY_FILE, begin_branch, branch_of, is_in_run, set_aside_newer
 from cloze.train.checkpoint_files import MANIFEST, is_checkpoint_name, list_checkpoints, own_checkpoints
@@ -91,13 +92,13 @@ def check_run_folder(config: TrainConfig) -> None:
         raise ConfigError("holds a run already", where=output_dir, hint=hint)
     if choice != "auto" and not is_in_run(Path(choice), output_dir):
         branched = branch_of(output_dir)
-        if list_checkpoints(output_dir) or branched is None or branched.resolve() != Path(choice).resolve():
+        if list_checkpoints(output_dir) or branched is None or real_path(branched) != real_path(choice):
             raise ConfigError(f"holds a run already, and {choice} is of another", where=output_dir, hint=hint)
 
 
 def _check_place(config: TrainConfig, output_dir: Path) -> None:
     hint = "choose another --output_dir"
-    folder = output_dir.resolve()
+    folder = real_path(output_dir)
     for one in (folder, *folder.parents):
         in_run = (one.name == "model" or is_checkpoint_name(one.name)) and (one.parent / IDENTITY_FILE).is_file()
         if in_run or (one / MANIFEST).is_file():
@@ -106,7 +107,7 @@ def _check_place(config: TrainConfig, output_dir: Path) -> None:
     if (folder / "config.json").is_file() and not (folder / IDENTITY_FILE).is_file():
         raise ConfigError("is a model folder: there is a config.json", where=output_dir, hint=hint)
     base = config.model_name_or_path
-    if base and config.resume_from_checkpoint is None and Path(base).is_dir() and Path(base).resolve() == folder:
+    if base and config.resume_from_checkpoint is None and Path(base).is_dir() and real_path(base) == folder:
         raise ConfigError("is the folder of the base model", where=output_dir, hint=hint)
 
 

@@ -13,7 +13,6 @@ An owner that has ended without removing its lock is detected
   has another lock file open, so that this one is a copy; or the host has been restarted since;
 - at once, if this start is the same SLURM job with a higher restart count: a requeued job is the successor;
 - anywhere else after TIMEOUT_SECONDS without a heartbeat, measured by the observer's own monotonic clock.
-
 The lock of token t is replaced or removed only by the process that holds the claim RUN/.owner.after-t, which is
 created by link(2) too: of many starts that find the same dead owner, one takes over. A process that holds a claim and
 dies is superseded in the same way, through a claim to its own token.
@@ -35,6 +34,7 @@ from pathlib import Path
 from cloze.console import is_main, say
 from cloze.errors import DiskError, OwnerError
 from cloze.files import disk_errors
+from cloze.foreign.paths import real_path
 from cloze.train.owner_file import LOCK, Owner, Sighting, check_lock, folder_of, has_ended, read_owner, this_process
 
 BEAT_SECONDS = 10.0
@@ -262,7 +262,7 @@ def own_run_folder(run_dir: Path, beat: float = BEAT_SECONDS, timeout: float = T
     if not is_main():
         yield
         return
-    owner, key = RunOwner(run_dir, beat, timeout), str(run_dir.resolve())
+    owner, key = RunOwner(run_dir, beat, timeout), str(real_path(run_dir))
     owner.acquire()
     _held[key] = owner
     try:
@@ -275,7 +275,7 @@ def own_run_folder(run_dir: Path, beat: float = BEAT_SECONDS, timeout: float = T
 def check_owner(run_dir: Path) -> None:
     """Raise OwnerError if this process owned the folder and another start has taken it over. No-op in a process that
     never owned it: other ranks, and callers outside of training."""
-    owner = _held.get(str(run_dir.resolve()))
+    owner = _held.get(str(real_path(run_dir)))
     if owner is not None:
         owner.check()
 
@@ -288,7 +288,7 @@ def release_all() -> None:
 
 def owner_token(run_dir: Path) -> str:
     """Return the token of this process as the folder's owner, for names of its own; a random one without one."""
-    owner = _held.get(str(run_dir.resolve()))
+    owner = _held.get(str(real_path(run_dir)))
     return secrets.token_hex(8) if owner is None else owner.me.token
 
 
