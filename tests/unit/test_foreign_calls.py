@@ -115,6 +115,7 @@ ALLOWED = {
     "data/hub_source.py:_builder": "a dataset of the Hub: datasets 4 and later run no code of it",
     "data/json_array.py:read_array": CORPUS,
     "data/json_shape.py:": CORPUS,
+    "data/json_shape.py:warn_of_repeated_names": CORPUS,
     "data/shards.py:_write_batch": "writes a file",
     "data/text_sketch.py:_coder": TOKENIZER,
     "doctor/folder.py:measure_disk": OWN,
