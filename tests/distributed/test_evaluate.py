@@ -22,6 +22,7 @@ import cloze
 from cloze.config import ConsolidateConfig
 from cloze.data.masking import Masking
 from cloze.data.shards import open_prepared
+from cloze.data.token_ids import vocabulary_size
 from cloze.data.tokenize import load_tokenizer
 
 METRICS = Path(cloze.__file__).parent / "metrics"
@@ -171,9 +172,10 @@ def test_two_models_are_compared_in_pairs(run: Path, prepared: Path, tmp_path: P
 
 def test_models_of_other_tokenizers_are_not_compared(run: Path, prepared: Path, tmp_path: Path):
     other = tmp_path / "other"
-    AutoModelForMaskedLM.from_pretrained(run / "model").save_pretrained(other)
-    tokenizer = load_tokenizer(str(run / "model"))
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(run / "model"), load_tokenizer(str(run / "model"))
     tokenizer.add_tokens(["galaxies"])
+    model.resize_token_embeddings(vocabulary_size(tokenizer))
+    model.save_pretrained(other)
     tokenizer.save_pretrained(other)
     _, text = compared(run, other, prepared, tmp_path, code=2)
     assert "tokenizer is not the one the data was prepared with" in text

@@ -145,9 +145,9 @@ def test_without_a_notion_of_words_each_token_is_a_word_of_its_own():
     """A tokenizer in Python does not say which tokens make a word; no later token may be masked then."""
 
     class Plain:
-        is_fast = False
+        is_fast, unk_token_id = False, 3
 
-        def __call__(self, text: str, return_special_tokens_mask: bool) -> dict[str, list[int]]:
+        def __call__(self, text: str, return_special_tokens_mask: bool, verbose: bool) -> dict[str, list[int]]:
             return {"input_ids": [0, 7, 8, 9, 2], "special_tokens_mask": [1, 0, 0, 0, 1]}
 
     (sentence,) = read_sentences(["a b c"], Plain(), None)
