@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ConfigError
 from cloze.model.load import check_finite, usable_length
 from cloze.model_path import resolve_model
-from cloze.opening import forward_errors, load_model
+from cloze.opening import forward_errors, load_model, open_tokenizer
 
 MASK_SPELLINGS = ("<mask>", "[MASK]")
 
@@ -27,7 +26,7 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
     where the model cannot be loaded.
     """
     found = resolve_model(name)
-    tokenizer = load_tokenizer(found.tokenizer, trust_remote_code)
+    tokenizer = open_tokenizer(found, trust_remote_code)
     inputs, rows = masked_inputs(tokenizer, text)
     return best_words(load_model(found.folder, tokenizer, trust_remote_code), tokenizer, inputs, rows, top_k)
 

@@ -24,7 +24,7 @@ from cloze.data.maskable import check_maskable
 from cloze.data.masking import Masking
 from cloze.data.shards import Prepared
 from cloze.data.token_ids import vocabulary_size
-from cloze.data.tokenize import fingerprint, load_tokenizer
+from cloze.data.tokenize import fingerprint
 from cloze.data.words import words_of
 from cloze.errors import ConfigError, ModelError
 from cloze.evaluation.perplexity import Scores, score_blocks
@@ -36,7 +36,7 @@ from cloze.model.load import check_finite, check_fits, usable_length
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model_path import resolve_model
-from cloze.opening import forward_errors, load_model
+from cloze.opening import forward_errors, load_model, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def open_subject(
     """
     blocks = None if prepared is None else prepared.blocks(split)
     found = resolve_model(name)
-    tokenizer = load_tokenizer(found.tokenizer, trust_remote_code)
+    tokenizer = open_tokenizer(found, trust_remote_code)
     model = load_model(found.folder, tokenizer, trust_remote_code)
     documents = None
     if prepared is not None:

@@ -1,7 +1,7 @@
 """A model from whatever names one: a run's folder, a checkpoint, a consolidated folder, a name on the Hub.
 
 found = resolve_model("runs/mine/checkpoint-500")      # see cloze.model_path
-tokenizer = load_tokenizer(found.tokenizer)
+tokenizer = open_tokenizer(found)
 model = load_model(found.folder, tokenizer)             # ModelError if the two do not belong together
 with forward_errors(found.folder): model(**inputs)      # ModelError for what a wrong config.json provokes
 """
@@ -9,29 +9,42 @@ with forward_errors(found.folder): model(**inputs)      # ModelError for what a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from cloze.data.tokenize import load_tokenizer
 from cloze.errors import CheckpointError, ClozeError, ModelError
 from cloze.foreign.pretrained import first_line, from_config, from_pretrained, is_memory
 from cloze.model.load import load_pretrained
 from cloze.model.own_tokenizer import check_pair
-from cloze.train.checkpoint_files import still_there, verify_checkpoint
+from cloze.model_path import ModelPath
+from cloze.train.checkpoint_files import is_checkpoint_name, still_there, verify_checkpoint
 from cloze.train.restore import PieceReader
 from cloze.train.state import WEIGHT
+
+
+def open_tokenizer(found: ModelPath, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a model. Raises CheckpointError if training has deleted its checkpoint meanwhile, and as
+    `load_tokenizer` does."""
+    with _unless_deleted(found.folder):
+        return load_tokenizer(found.tokenizer, trust_remote_code)
+
+
+def _unless_deleted(folder: str) -> AbstractContextManager[None]:
+    """Report in one line that a checkpoint has been deleted; of other folders and of names nothing is known."""
+    return still_there(Path(folder)) if is_checkpoint_name(Path(folder).name) else nullcontext()
 
 
 def load_model(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> Any:
     """Return the model of a checkpoint, a model folder or a name, in fp32 on the CPU, in evaluation mode. Raises
     ModelError if `tokenizer`, which is to write its inputs, has other ids; CheckpointError if it is damaged."""
-    if (Path(folder) / "checkpoint.json").is_file():
-        model = load_checkpoint(Path(folder))
-    else:
-        model = load_pretrained(folder, trust_remote_code)
+    with _unless_deleted(folder):
+        is_ours = (Path(folder) / "checkpoint.json").is_file()
+        model = load_checkpoint(Path(folder)) if is_ours else load_pretrained(folder, trust_remote_code)
     check_pair(folder, model.config, tokenizer)
     return model
 

@@ -15,9 +15,11 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cloze.commands.evaluate import evaluate
 from cloze.config import EvaluateConfig
-from cloze.errors import ModelError
+from cloze.errors import CheckpointError, ModelError
 from cloze.fill import fill
 from cloze.model.weights import load_weights
+from cloze.model_path import ModelPath
+from cloze.opening import load_model, open_tokenizer
 
 
 @pytest.fixture
@@ -104,3 +106,11 @@ def in_hub_cache(folder: Path) -> tuple[str, dict[str, Any]]:
         os.rename(path, blobs / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
     return "some/model", {"cache_dir": str(cache), "local_files_only": True}
+
+
+def test_a_checkpoint_that_training_deletes_before_its_files_are_read_is_one_line(tmp_path: Path):
+    gone = ModelPath(str(tmp_path / "checkpoint-3"), str(tmp_path / "checkpoint-3" / "model"))
+    with pytest.raises(CheckpointError, match="checkpoint-3: was deleted while it was read"):
+        open_tokenizer(gone)
+    with pytest.raises(CheckpointError, match="checkpoint-3: was deleted while it was read"):
+        load_model(gone.folder, None)

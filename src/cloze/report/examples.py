@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cloze.data.tokenize import load_tokenizer
 from cloze.errors import ClozeError
 from cloze.fill import best_words, masked_inputs
 from cloze.foreign.json_yaml import read_mapping
 from cloze.model_path import resolve_model
-from cloze.opening import load_model
+from cloze.opening import load_model, open_tokenizer
 from cloze.report.gather import Run
 from cloze.report.scores import Answers, Filled
 
@@ -27,7 +26,7 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
     filled: list[Filled] = []
     for number, run in enumerate(runs):
         found = resolve_model(str(run.folder))
-        tokenizer = load_tokenizer(found.tokenizer)
+        tokenizer = open_tokenizer(found)
         model = load_model(found.folder, tokenizer)
         inputs = [masked_inputs(tokenizer, text) for text in texts]
         after = [_answers(model, tokenizer, one) for one in inputs]
