@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.utils import DeepSpeedPlugin
 
 from cloze.config import TrainConfig
+from cloze.distributed import _deepspeed_plugin
 from cloze.errors import ConfigError
 from cloze.model.archs import NO_BF16
+from cloze.train.deepspeed_file import engine_settings
 from cloze.train.precision import choose_precision, left_by_deepspeed, precision_here
 
+ROOT = Path(__file__).resolve().parents[2]
 VOLTA, TURING, AMPERE, ADA, HOPPER = (7, 0), (7, 5), (8, 0), (8, 9), (9, 0)
 ON, OFF, AUTO = {"enabled": True}, {"enabled": False}, {"enabled": "auto"}
 
@@ -125,14 +127,28 @@ def test_a_choice_that_nobody_made_is_said():
     assert choose_precision(config(), {}, None, "roberta")[1] is None
 
 
-@pytest.mark.parametrize("settings", [{}, {"bf16": AUTO, "fp16": AUTO}, {"bf16": ON}, {"bf16": OFF}, {"fp16": OFF}])
+FP16_VALUES = {"fp16": {"loss_scale": 0}}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"bf16": AUTO, "fp16": AUTO}, {"bf16": ON}, {"bf16": OFF}, {"fp16": OFF}, FP16_VALUES]
+)
 @pytest.mark.parametrize("capability", [None, VOLTA, AMPERE])
 def test_deepspeed_takes_what_was_chosen(tmp_path: Path, settings: dict, capability: tuple | None):
     """accelerate fills the choice in, and DeepSpeed's configuration then says nothing else."""
     precision = chosen({}, None, capability, "roberta", settings)
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 2}, **settings}))
-    plugin = DeepSpeedPlugin(hf_ds_config=str(file))
+    plugin = _deepspeed_plugin(engine_settings(str(file)))
+    plugin.set_mixed_precision(precision)
+    enabled = [name for name in ("bf16", "fp16") if plugin.deepspeed_config[name]["enabled"] is True]
+    assert enabled == ([] if precision == "no" else [precision])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_every_configuration_that_comes_with_cloze_takes_any_precision(file: Path, precision: str):
+    plugin = _deepspeed_plugin(engine_settings(str(file)))
     plugin.set_mixed_precision(precision)
     enabled = [name for name in ("bf16", "fp16") if plugin.deepspeed_config[name]["enabled"] is True]
     assert enabled == ([] if precision == "no" else [precision])

@@ -98,7 +98,10 @@ def engine_settings(deepspeed: str | None) -> dict[str, Any] | None:
     variables; None without DeepSpeed. accelerate and DeepSpeed read neither themselves."""
     settings = asked_settings(deepspeed)
     if settings is not None:
-        return without_defaults({name: value for name, value in settings.items() if name in HONOURED})
+        given = without_defaults({name: value for name, value in settings.items() if name in HONOURED})
+        for name in given.keys() & {"bf16", "fp16"}:
+            given[name].setdefault("enabled", "auto")  # accelerate fills the precision of the run in
+        return given
     return {"zero_optimization": requests.zero_settings()} if requests.wants_deepspeed() else None
 
 
