@@ -130,7 +130,8 @@ def test_a_longer_context_goes_on_from_the_recipe_before(recipe: str):
 def narrow(recipe: str, folder: Path) -> list[str]:
     """Flags that make a recipe's model small, its blocks made-up ones of the recipe's length, and its run short."""
     config, prepare = read(recipe)
-    small = f"{config.config_overrides},{NARROW}"
+    given = f"{config.config_overrides},{NARROW}" if config.config_overrides else NARROW
+    small = ",".join(dict((one.split("=")[0], one) for one in re.split(r",(?![^\[]*\])", given)).values())
     kind = config.model_type
     if recipe in LONGER:
         start = Size(read(LONGER[recipe])[0].model_type, f"{NARROW},pad_token_id=1", 600, 1024).model_config()

@@ -18,7 +18,6 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, Pret
 
 from cloze.config import ModelConfig
 from cloze.config.ranges import MIN_EPSILON
-from cloze.data.token_ids import vocabulary_size
 from cloze.errors import ClozeError, ConfigError, DataError, ModelError
 from cloze.foreign.json_yaml import parse_yaml
 from cloze.foreign.paths import printable
@@ -31,7 +30,6 @@ _ROLE = re.compile(r"(pad|bos|eos|cls|sep|mask|unk)_(token_id|index)")
 _ROLES = ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
 _ONE_SIDED = ("is_decoder", "add_cross_attention", "is_causal", "causal")
 _COMMON = frozenset(dir(PretrainedConfig)) | vars(PretrainedConfig()).keys()
-_SPARE_ROWS = 128  # a vocabulary is often rounded up to a multiple of 64 or 128, for tensor cores
 
 
 def parse_overrides(text: str | None) -> dict[str, str]:
@@ -91,8 +89,7 @@ def check_same_weights(stored: PretrainedConfig, changed: PretrainedConfig, trus
 
 
 def check_token_ids(config: PretrainedConfig, overrides: dict[str, str], tokenizer: Any) -> None:
-    """Raise ConfigError if overrides give a special token an id that it does not have in the tokenizer, or the
-    vocabulary many more rows than the tokenizer has ids."""
+    """Raise ConfigError if overrides give a special token an id that it does not have in the tokenizer."""
     for name in overrides:
         *outer, last = name.split(".")
         inner = reduce(_inside, outer, config)
@@ -107,12 +104,6 @@ def check_token_ids(config: PretrainedConfig, overrides: dict[str, str], tokeniz
             if value not in ids | set(getattr(tokenizer, "all_special_ids", ())):
                 what = f"{name}={value} is no special token of the tokenizer"
                 raise ConfigError(what, where=_WHERE, hint="leave it out")
-        elif last == "vocab_size":
-            size = vocabulary_size(tokenizer)
-            if value > -(-size // _SPARE_ROWS) * _SPARE_ROWS:
-                what = f"{name}={value}, but the tokenizer has {size:,} ids"
-                hint = f"leave it out, or round up to a multiple of {_SPARE_ROWS} at most"
-                raise ConfigError(what, where=_WHERE, hint=hint)
 
 
 def check_reads_both_ways(config: PretrainedConfig, where: object, overrides: dict[str, str] | None = None) -> None:
@@ -161,7 +152,7 @@ def _twice(name: str) -> ConfigError:
 
 def _is_common(name: str) -> bool:
     """Return whether all configurations have a setting: none of these says what a masked language model is."""
-    return name.startswith("_") or (name in _COMMON and name != "rope_scaling")
+    return name.startswith("_") or (name in _COMMON and name not in ("rope_scaling", "per_layer_config"))
 
 
 def _check_number(name: str, before: Any, value: Any) -> None:
