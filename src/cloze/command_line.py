@@ -1,8 +1,8 @@
 """The command line: `cloze COMMAND ...`, also as `python -m cloze COMMAND ...` (see `cloze.cli`).
 
-Hands the command's dataclass (`cloze.options.flags.parse`) to `cloze.commands.COMMAND.run`, and turns what a person
-can cause (`ClozeError`) into one line on stderr and exit code 2 (`cloze.telling`). Imports nothing heavy: help and
-usage errors come at once.
+Hands the command's dataclass (`cloze.options.flags.parse`) to `cloze.commands.COMMAND.run`, and reports a user's
+error (`ClozeError`) in one line on stderr, with exit code 2 (`cloze.telling`). Imports nothing heavy: help and usage
+errors appear at once.
 """
 
 from __future__ import annotations
@@ -93,29 +93,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             code = _code_of(error)
     leave_code(code)
     end_json()
-    nobody_reads()
+    is_reader_gone()
     leave(_code_of_output(code, only_log=words[:1] == ["train"]))
 
 
 def _code_of(error: Exception) -> int:
     """Report an error; return the exit code."""
-    gone = isinstance(error, BrokenPipeError) and nobody_reads()
+    gone = isinstance(error, BrokenPipeError) and is_reader_gone()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         error = _output_error(error)
     return 128 + signal.SIGPIPE if gone else tell(error)
 
 
-def nobody_reads() -> bool:
-    """Write what stdout still holds. Whether its reader is gone (`cloze archs | head`); then it leads nowhere now."""
+def is_reader_gone() -> bool:
+    """Flush stdout; return whether the process that reads it has ended (`cloze archs | head`). Then stdout becomes
+    /dev/null."""
     gone = False
     try:
         sys.stdout.flush()
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
-        gone = any(state & select.POLLERR for _, state in poll.poll(0))  # of a pipe: nobody has its other end
+        gone = any(state & select.POLLERR for _, state in poll.poll(0))  # the other end of the pipe is closed
     except BrokenPipeError:
         gone = True
-    except (OSError, ValueError):  # stdout is no file of the system's
+    except (OSError, ValueError):  # stdout has no file descriptor
         return False
     if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

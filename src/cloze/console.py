@@ -117,7 +117,7 @@ class _Record(logging.LogRecord):
 
     def __init__(self, *given: Any, **named: Any):
         super().__init__(*given, **named)
-        if self.exc_info and self.exc_info[0] is not None:  # a formatter takes the text if there is one
+        if self.exc_info and self.exc_info[0] is not None:  # formatters use exc_text if it is set
             self.exc_text = visible(redacted(logging.Formatter().formatException(self.exc_info)))
         if self.stack_info:
             self.stack_info = visible(redacted(self.stack_info))

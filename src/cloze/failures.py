@@ -103,7 +103,7 @@ def redacted_values(values: Record, secrets: tuple[str, ...]) -> Record:
 
 
 def secret_values(config: Any) -> tuple[str, ...]:
-    """Return the values of a configuration that nobody may read."""
+    """Return the values of a configuration that are secret."""
     named = [getattr(config, name, None) for name in SECRETS]
     return tuple({value for value in named if isinstance(value, str) and len(value) >= MIN_CHARACTERS})
 

@@ -137,7 +137,7 @@ def same_weights(one: Lineage | None, other: Lineage | None) -> bool:
 
 
 def from_mapping(values: Mapping[str, Any]) -> Lineage | None:
-    """Return the lineage in the values of eval.json or cloze.json; None if there is none or it cannot be read."""
+    """Return the lineage in the values of eval.json or cloze.json; None if it is missing or cannot be read."""
     found = values.get(KEY)
     if not isinstance(found, dict):
         return None
@@ -169,7 +169,7 @@ def write_record(folder: Path, lineage: Lineage) -> None:
 
 
 def read_record(folder: Path) -> Lineage | None:
-    """Return what cloze.json of a model folder says; None if there is none. Raises ModelError if it cannot be read."""
+    """Return a model folder's cloze.json; None if it is missing. Raises ModelError if it is unreadable."""
     path = folder / FILE
     if not os.path.lexists(path):
         return None

@@ -83,7 +83,7 @@ def is_run(path: Path) -> bool:
 
 def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
     """Return the newest whole checkpoint of a run that is newer than `lineage`, or of the same step with other
-    weights; None if there is none. Reads a checkpoint's files only if it may be one."""
+    weights; None if no checkpoint is newer. Reads a checkpoint's files only if it may be one."""
     own = run_id(read_mapping(run_dir / IDENTITY))
     for folder in reversed(list_checkpoints(run_dir)):
         step = int(folder.name.rpartition("-")[2])

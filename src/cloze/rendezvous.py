@@ -69,7 +69,7 @@ def check_address(address: str) -> None:
 def authenticate_ranks(timeout_seconds: float) -> None:
     """Let all ranks prove that they belong to this run; every rank calls it, before any message is exchanged.
 
-    Raises LaunchError if one does not. Without a secret a run on several hosts goes on with a warning: its messages
+    Raises LaunchError if one does not. Without a secret a run on several hosts continues after a warning: its messages
     are data, never code, but a stranger who reaches its port can take part.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:

@@ -151,7 +151,7 @@ class Split:
 
 
 def train(model: Path, data: Path, output: Path, split: Split, flags: dict[str, Any], stop: int | None = None) -> None:
-    """Run `cloze train` from the newest checkpoint on, if there is one, to the end, or until it is told to stop after
+    """Run `cloze train`, from the newest checkpoint if one exists, to the end or until a stop request after
     so many steps. What each rank was given is noted in output-seen."""
     words = ["train", "--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(output)]
     options = {"logging_steps": 1, "save_steps": 1000, "resume_from_checkpoint": "auto", **flags}

@@ -51,7 +51,7 @@ def evaluation_facts(scores: dict[str, Any], data: dict[str, Any]) -> dict[str, 
 
 
 def read_lines(run_dir: Path | None, lineage: Lineage | None = None) -> list[dict[str, Any]]:
-    """Return the readable lines of metrics.jsonl, up to the step of `lineage`; none if there is no such file."""
+    """Return the readable lines of metrics.jsonl, up to the step of `lineage`; [] if the file is missing."""
     try:
         lines = read_json_lines(run_dir / "metrics.jsonl", "step")[0] if run_dir else []
     except DataError:

@@ -149,7 +149,7 @@ def field_names(record: Record, prefix: str = "", depth: int = 0) -> Iterable[st
 def find_key(names: Any, path: tuple[str, ...]) -> tuple[str, int]:
     """Return the longest name among `names` that the path begins with, and of how many of its parts; ("", 0) if none.
 
-    `answers[]` is a name of its own, and means `answers` where there is no such name."""
+    `answers[]` is first looked up as it is written, then as `answers`."""
     for count in range(len(path), 0, -1):
         key = ".".join(path[:count])
         if key in names:

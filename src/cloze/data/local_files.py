@@ -70,7 +70,7 @@ def local_splits(name: str, config_name: str | None = None) -> dict[str, list[Pa
 
 
 def find_local(name: str, config_name: str | None = None) -> LocalFiles:
-    """Return the files of each split of a local file, folder or glob. Raises DataError if there are none.
+    """Return the files of each split of a local file, folder or glob. Raises DataError if no file is found.
 
     `config_name`: one of several configurations that README.md of a folder names.
     """

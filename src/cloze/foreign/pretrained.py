@@ -81,9 +81,9 @@ def is_memory(error: Exception) -> bool:
 
 
 def check_source(source: Path | str, options: dict[str, Any], typed_attention: str | None = None) -> int | None:
-    """Check what a folder or a name on the Hub stands for, before transformers reads it. Return the elements of a
-    folder's weights; None if there are none. Raises ModelError; OSError if the Hub has no such repository or cannot be
-    reached."""
+    """Check the model files of a folder or of a name on the Hub before transformers reads them. Return how many
+    elements a folder's weights have; None if it holds no weights. Raises ModelError; OSError if the Hub has no such
+    repository or cannot be reached."""
     if Path(source).is_dir():
         return check_folder(Path(source), typed_attention)
     if Path(source).exists():

@@ -153,7 +153,7 @@ def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int
 
 
 def find_checkpoint(output_dir: Path, choice: str) -> Path | None:
-    """The checkpoint to use: `choice` itself, or with "auto" the newest good one, None if there is none yet.
+    """The checkpoint to use: `choice` itself, or with "auto" the newest good one, None if nothing was saved yet.
 
     Raises CheckpointError where the chosen one is damaged, or all of them are.
     """

@@ -147,7 +147,7 @@ def rounding_settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """Return whether a section that Cloze does not use is switched off by its own words."""
+    """Return whether a section that Cloze does not use is disabled (`"enabled": false`)."""
     return key in REPLACED.keys() | UNSUPPORTED and isinstance(value, dict) and value.get("enabled") is False
 
 

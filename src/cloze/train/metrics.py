@@ -96,7 +96,7 @@ class MetricsLog:
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, without damaged ones, which are reported; none if there is no such file."""
+    """Return the lines of metrics.jsonl, without damaged ones, which are reported; [] if the file is missing."""
     path = output_dir / FILE
     return read_json_lines(path, "step")[0] if path.exists() else []
 

@@ -131,7 +131,7 @@ def folder_of(descriptor: int) -> str | None:
 
 
 def read_owner(path: Path) -> Sighting | None:
-    """Read a lock file, or a claim; None if there is none. Of one that cannot be understood the owner is unknown.
+    """Read a lock file or a claim; None if the file is missing. If it cannot be understood, the owner is unknown.
     Raises OSError if it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -192,7 +192,7 @@ def _start_time(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
-    """State and start time of a process, from /proc; None if there is none."""
+    """Return state and start time of a process, from /proc; None if it has ended."""
     try:
         values = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
         return values[0], int(values[19])

@@ -33,10 +33,11 @@ from cloze.train.sums import add_sums, content_sum
 def choose_checkpoint(
     output_dir: Path, choice: str | None, rank: int, world_size: int, at_most: int | None = None
 ) -> Path | None:
-    """The checkpoint to go on from, the same on every rank; every rank calls it, and reads its share of the files.
+    """Return the checkpoint to resume, the same on every rank; None to begin anew. Every rank calls it, and reads its
+    share of the files.
 
-    `choice`: a folder; "auto" for the newest one that all ranks find whole, None if there is none yet; None for none.
-    `at_most`: the latest step. Raises CheckpointError where the chosen one is damaged, or all of them are.
+    `choice`: a folder; "auto" for the newest one that all ranks find whole, if any was saved; None to begin anew.
+    `at_most`: the latest step. Raises CheckpointError if the chosen one is damaged, or all of them are.
     """
     if choice is None:
         return None
