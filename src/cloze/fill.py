@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from cloze.errors import ConfigError
+from cloze.foreign.pretrained import forward_errors
 from cloze.model.load import check_finite, usable_length
 from cloze.model_path import resolve_model
-from cloze.opening import forward_errors, load_model, open_tokenizer
+from cloze.opening import load_model, open_tokenizer
 
 MASK_SPELLINGS = ("<mask>", "[MASK]")
 

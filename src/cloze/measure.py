@@ -30,13 +30,14 @@ from cloze.errors import ConfigError, ModelError
 from cloze.evaluation.perplexity import Scores, score_blocks
 from cloze.evaluation.pll import Sentence, SentenceScore, read_sentences, score_sentences
 from cloze.evaluation.vocabulary import token_facts
+from cloze.foreign.pretrained import forward_errors
 from cloze.lineage import Lineage
 from cloze.model.archs import FIXED_BLOCK_SIZE, decoder_start
 from cloze.model.load import check_finite, check_fits, usable_length
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model_path import resolve_model
-from cloze.opening import forward_errors, load_model, open_tokenizer
+from cloze.opening import load_model, open_tokenizer
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 found = resolve_model("runs/mine/checkpoint-500")      # see cloze.model_path
 tokenizer = open_tokenizer(found)
 model = load_model(found.folder, tokenizer)             # ModelError if the two do not belong together
-with forward_errors(found.folder): model(**inputs)      # ModelError for what a wrong config.json provokes
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.data.tokenize import load_tokenizer
-from cloze.errors import CheckpointError, ClozeError, ModelError
-from cloze.foreign.pretrained import first_line, from_config, from_pretrained, is_memory
+from cloze.errors import CheckpointError
+from cloze.foreign.pretrained import from_config, from_pretrained
 from cloze.model.load import load_pretrained
 from cloze.model.own_tokenizer import check_pair
 from cloze.model_path import ModelPath
@@ -47,19 +45,6 @@ def load_model(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> 
         model = load_checkpoint(Path(folder)) if is_ours else load_pretrained(folder, trust_remote_code)
     check_pair(folder, model.config, tokenizer)
     return model
-
-
-@contextmanager
-def forward_errors(name: str) -> Iterator[None]:
-    """Raise ModelError in one line for what a forward raises: a config.json can be wrong in a way that shows only
-    when the model reads a text."""
-    try:
-        yield
-    except Exception as error:  # whatever a configuration provokes in transformers
-        if isinstance(error, ClozeError) or is_memory(error) or type(error).__module__.startswith("torch.distributed"):
-            raise
-        what = f"the model cannot read a text ({type(error).__name__}: {first_line(error)})"
-        raise ModelError(what, where=name, hint="compare its config.json with the one it was trained with") from error
 
 
 @torch.no_grad()

@@ -209,7 +209,7 @@ def test_errors_of_a_model_that_cannot_be_made_or_run_name_the_overrides():
         raise error
     model = BertForMaskedLM(changed("bert", f"{TINY},vocab_size=40"))
     model.config.return_dict = False
-    line = r"^--config_overrides: the model cannot read a block \(AttributeError: 'tuple'"
+    line = r"^--config_overrides: the model cannot read a text \(AttributeError: 'tuple'"
     with pytest.raises(ModelError, match=line), first_forward(config):
         freeze_unused(model, np.ones((1, 8), np.int32))
 

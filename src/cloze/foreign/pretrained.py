@@ -12,6 +12,8 @@ given: without it transformers asks on the terminal whether to run a stranger's 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,21 @@ def first_line(error: Exception) -> str:
     """Return what an error says in one line: its first line, and the next one if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return printable(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
+
+
+@contextmanager
+def forward_errors(
+    where: object, hint: str = "compare its config.json with the one it was trained with"
+) -> Iterator[None]:
+    """Raise ModelError in one line for what a forward raises: a configuration can be wrong in a way that shows only
+    when the model reads a text."""
+    try:
+        yield
+    except Exception as error:  # whatever a configuration provokes in transformers
+        if isinstance(error, ClozeError) or is_memory(error) or type(error).__module__.startswith("torch.distributed"):
+            raise
+        what = f"the model cannot read a text ({type(error).__name__}: {first_line(error)})"
+        raise ModelError(what, where=where, hint=hint) from error
 
 
 def load_error(error: Exception, name: object, kind: str = "model") -> ClozeError:

@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -18,10 +18,9 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, Pret
 
 from cloze.config import ModelConfig
 from cloze.config.ranges import MIN_EPSILON
-from cloze.errors import ClozeError, ConfigError, DataError, ModelError
+from cloze.errors import ConfigError, DataError, ModelError
 from cloze.foreign.json_yaml import parse_yaml
-from cloze.foreign.paths import printable
-from cloze.foreign.pretrained import from_config, is_memory
+from cloze.foreign.pretrained import forward_errors, from_config
 
 _WHERE = "--config_overrides"
 _SIZE = re.compile(r"(^|_)(size|dim|layers|heads|groups|embeddings|model)$")
@@ -131,19 +130,13 @@ def overrides_named(text: str | None) -> Iterator[None]:
         raise ModelError(what, where=_WHERE, hint="change or leave out the value that does not fit") from None
 
 
-@contextmanager
-def first_forward(config: ModelConfig) -> Iterator[None]:
-    """Raise ModelError in one line for what a model's first forward raises, if the user chose its configuration."""
+def first_forward(config: ModelConfig) -> AbstractContextManager[None]:
+    """Return the context of a model's first forward: ModelError for what that raises, if the user chose its
+    configuration."""
     chosen = config.model_name_or_path or config.config_name
-    where = _WHERE if config.config_overrides else chosen
-    try:
-        yield
-    except Exception as error:  # whatever a configuration provokes in transformers
-        if isinstance(error, ClozeError) or is_memory(error) or where is None:
-            raise
-        what = f"the model cannot read a block ({type(error).__name__}: {printable(str(error).split(chr(10))[0])})"
-        hint = "change or leave out the value that does not fit" if where == _WHERE else "its config.json does not fit"
-        raise ModelError(what, where=where, hint=hint) from None
+    if config.config_overrides:
+        return forward_errors(_WHERE, "change or leave out the value that does not fit")
+    return forward_errors(chosen) if chosen else nullcontext()
 
 
 def _twice(name: str) -> ConfigError:
