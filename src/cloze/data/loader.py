@@ -256,16 +256,21 @@ class TrainLoader:
                 continue
 
 
+def eval_batch_size(count: int, per_device: int, world_size: int) -> int:
+    """Return the blocks of an evaluation batch: `per_device`, but no more than a rank's share of `count` blocks."""
+    return min(per_device, max(1, -(-count // world_size)))
+
+
 def eval_batches(
     blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int, draw: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Every block once over all ranks, in order, each with its fixed mask; every rank gets equally many batches.
 
-    Yields input_ids, labels [at most per_device, S] int64; a rank that runs out of blocks gets some without labels.
+    Yields input_ids, labels [`eval_batch_size`, S] int64; a rank that runs out of blocks gets some without labels.
     `draw`: which of its masks a block gets.
     """
     count = len(blocks)
-    per_device = min(per_device, max(1, -(-count // world_size)))  # no batch is larger than a rank's share
+    per_device = eval_batch_size(count, per_device, world_size)
     for step in range(-(-count // (per_device * world_size))):
         samples = step_samples(step, 0, per_device, 1, rank, world_size)
         indices = np.minimum(samples, count - 1)

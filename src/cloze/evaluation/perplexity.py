@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from cloze.console import progress
-from cloze.data.loader import BlockSource, eval_batches
+from cloze.data.loader import BlockSource, eval_batch_size, eval_batches
 from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.evaluation.intervals import interval, ratio_and_error
 
@@ -156,6 +156,7 @@ def score_blocks(
     """
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     count = len(blocks)
+    per_device = eval_batch_size(count, per_device, world)
     table = torch.zeros(count, len(COLUMNS), dtype=torch.float64)
     bands = torch.zeros(len(facts.names) if facts else 0, 3, dtype=torch.float64)
     steps = -(-count // (per_device * world))
