@@ -11,22 +11,19 @@ import pytest
 from proteins import ESM, sequences, write_esm
 from transformers import AutoTokenizer
 
-from cloze.data.batch_size import BatchSizes
 from cloze.data.collator import MaskingCollator
 from cloze.data.loader import Layout
 from cloze.data.masking import Masking
 from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat
-from cloze.data.sampler import block_indices
 from cloze.data.shards import open_prepared
 from cloze.data.words import words_of
 from reference.masks import Rule
-from reference.order import batch_size, block_of, samples_of, samples_of_rank
+from reference.order import batch_size, samples_of, samples_of_rank
 from reference.packing import best_fit, concat, flat
 from reference.runs import BLOCK, Corpus, packed, prepare_blocks
 
 PLAIN = ("counter", "masks", "order", "packing", "scores", "training")
 ALLOWED = {"numpy", "torch", "transformers", "reference"}
-POWERS = [4**k + more for k in range(7) for more in (-1, 0, 1)]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -35,14 +32,6 @@ def test_the_reference_imports_nothing_of_cloze(name: str):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert {module.split(".")[0] for module in modules} <= ALLOWED | set(sys.stdlib_module_names)
-
-
-@pytest.mark.parametrize("num_blocks", [*(n for n in POWERS if n > 0), 4**20 - 1, 4**20, 4**20 + 1, 10**11])
-def test_samples_are_the_blocks_that_the_documented_permutation_gives(num_blocks: int):
-    epochs = [epoch * num_blocks + place for epoch in (0, 1, 7) for place in range(min(num_blocks, 20))]
-    for seed in (0, 42):
-        found = block_indices(np.array(epochs, np.int64), num_blocks, seed)
-        assert found.tolist() == [block_of(sample, num_blocks, seed) for sample in epochs]
 
 
 @pytest.mark.parametrize("warmup", [(1, 0), (1, 1), (3, 1), (2, 5), (8, 4), (1, 7)])
@@ -58,16 +47,6 @@ def test_ranks_take_the_samples_that_the_documented_layout_gives(per_device, acc
             expected = samples_of_rank(samples_of(step, 8, *warmup), rank, world_size, per_device)
             found = [layout.samples(step, micro) for micro in range(layout.micro_steps(step))]
             assert [[s for s in each.tolist() if s >= 0] for each in found] == expected
-
-
-def test_a_growing_batch_has_seen_the_samples_of_all_steps_before():
-    for full, start, warmup in ((8, 1, 3), (7, 7, 4), (256, 32, 100), (5, 2, 1), (9, 4, 0)):
-        sizes, seen = BatchSizes(full, start if warmup else 1, warmup), 0
-        for step in range(2 * warmup + 3):
-            assert sizes.samples_before(step) == seen
-            assert sizes.steps_for(seen) == step
-            assert sizes.steps_for(seen + 1) == step + 1
-            seen += batch_size(step, full, start, warmup)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])

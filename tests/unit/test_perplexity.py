@@ -1,4 +1,4 @@
-"""Scores of blocks are sums over their masked tokens, however many ranks share the blocks and however few there are."""
+"""Scores of blocks are sums over their masked tokens, for any number of ranks and blocks."""
 
 from __future__ import annotations
 
