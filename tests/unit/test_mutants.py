@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mutation"))
 
 import hits
 from mutants import mutants_of
-from run import MODULES, ROOT
+from record import ROOT, Coverage
+from run import MODULES, Answers
 
 SOURCE = '''"""A module."""
 LIMIT = 3
@@ -75,3 +77,62 @@ def test_a_recorded_module_does_what_the_module_does(tmp_path: Path, monkeypatch
     kind, test, function = (tmp_path / "hits").read_text().splitlines()[0].split("\t")
     assert (kind, function) == ("hit", "box Box.share")
     assert "test_a_recorded_module_does" in test
+
+
+RECORD = """\
+file\ttests/a.py\told
+passed\ttests/a.py::gone\t1.0
+hit\ttests/a.py::gone (call)\tbox Box.share
+file\ttests/a.py\tnew
+hit\ttests/a.py::slow (call)\tbox Box.share
+passed\ttests/a.py::slow\t2.0
+hit\ttests/a.py::fast (setup)\tbox Box.share
+passed\ttests/a.py::fast\t0.5
+hit\ttests/a.py::broken (call)\tbox Box.share
+failed\ttests/a.py::broken\t0.1
+"""
+
+
+def test_a_function_is_tried_with_the_tests_that_run_it_now_and_pass_the_quickest_first(tmp_path: Path):
+    (tmp_path / "hits").write_text(RECORD)
+    coverage = Coverage.read(tmp_path / "hits")
+    (mutant,) = [one for one in mutants_of("box", SOURCE) if one.after == "min(values)"]
+    assert coverage.of(mutant) == ["tests/a.py::fast", "tests/a.py::slow"]
+    (elsewhere,) = [one for one in mutants_of("other", SOURCE) if one.after == "min(values)"]
+    assert coverage.of(elsewhere) == []
+
+
+def test_an_answer_is_kept_until_the_tests_of_a_surviving_mutant_change(tmp_path: Path):
+    answers = Answers(tmp_path / "answers")
+    answers.add("one", "tests-1", killed=True)
+    answers.add("two", "tests-1", killed=False)
+    again = Answers(tmp_path / "answers")
+    assert [again.known("one", "tests-2"), again.known("two", "tests-1"), again.known("two", "tests-2")] == [
+        True,
+        False,
+        None,
+    ]
+
+
+@pytest.mark.slow
+def test_a_test_that_fails_without_the_mutation_kills_nothing(tmp_path: Path):
+    (tmp_path / "test_it.py").write_text(
+        "def test_broken():\n    assert 1 + 1 == 3\ndef test_sound():\n    import cloze.train.sums\n"
+    )
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests" / "mutation")!r})
+import queue
+from pathlib import Path
+from mutants import Mutant
+from trial import work_on
+planted = Mutant("train/sums", "", 1, 0, (1, 3), "", "pass", "")  # not valid Python: the import fails
+todo, answers = queue.Queue(), queue.Queue()
+todo.put((0, planted, ["test_it.py::test_broken"]))
+todo.put((1, planted, ["test_it.py::test_broken", "test_it.py::test_sound"]))
+todo.put(None)
+work_on(todo, answers, Path({str(tmp_path / "work")!r}), Path({str(tmp_path)!r}))
+print([answers.get(), answers.get()])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "[(0, False), (1, True)]", done.stderr

@@ -1,0 +1,125 @@
+"""Which tests run which functions, and how long each test takes: recorded once, then for test files that changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hits
+from mutants import Mutant
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+TESTS = ("tests/unit", "tests/invariants", "tests/reference", "tests/distributed")
+SECONDS_PER_MUTANT = 60.0  # of tests, by the time that they take without a mutation
+
+
+@dataclass
+class Coverage:
+    """Which tests run which function, and how long each test takes in seconds."""
+
+    tests: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by "module function"
+    seconds: dict[str, float] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+    marks: dict[str, str] = field(default_factory=dict)  # the digest of each test file when it was recorded
+
+    @classmethod
+    def read(cls, path: Path) -> Coverage:
+        """Read what `hits` recorded; of a file recorded twice, only the second record. What the setup of a test runs
+        counts for every test of its file. A test that fails without a mutation is left out."""
+        lines = [line.split("\t") for line in path.read_text().splitlines()]
+        begin = {name: number for number, (kind, name, _) in enumerate(lines) if kind == "file"}
+        coverage, shared = cls(marks={name: value for kind, name, value in lines if kind == "file"}), defaultdict(set)
+        for number, (kind, test, value) in enumerate(lines):
+            name = test.partition("::")[0]
+            if kind == "file" or number < begin.get(name, 0):
+                continue
+            if kind in ("passed", "failed"):
+                coverage.seconds[test] = float(value)
+                (coverage.failed.add if kind == "failed" else coverage.failed.discard)(test)
+            else:
+                test, _, phase = test.rpartition(" ")
+                coverage.tests[value].add(test)
+                if phase != "(call)":
+                    shared[value].add(name)
+        for test in coverage.failed:
+            coverage.seconds.pop(test, None)
+        for function, files in shared.items():
+            coverage.tests[function] |= {test for test in coverage.seconds if test.partition("::")[0] in files}
+        return coverage
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """Return the tests that run a mutant's function, or its module if it is in none, the quickest first."""
+        key = f"{mutant.module} {mutant.function}"
+        keys = [key] if key in self.tests else [other for other in self.tests if other.startswith(key)]
+        tests = {test for key in keys for test in self.tests[key]}
+        total, chosen = 0.0, []
+        for test in sorted(tests & self.seconds.keys(), key=lambda test: (self.seconds[test], test)):
+            total += self.seconds[test] + 0.02
+            if total > SECONDS_PER_MUTANT and chosen:
+                break
+            chosen.append(test)
+        return chosen
+
+    def mark(self, tests: list[str]) -> str:
+        """Return a digest of tests and of the files that hold them."""
+        names = sorted({test.partition("::")[0] for test in tests})
+        text = "\n".join([*tests, *(f"{name} {self.marks.get(name)}" for name in names)])
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def copy_of_package(folder: Path) -> dict[str, str]:
+    """Copy `src` into `folder`; return the variables with which Python imports the copy."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    paths = [str(folder / "src"), str(HERE)]
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def update_record(modules: tuple[str, ...], record: Path) -> None:
+    """Run the test files that `record` does not hold in their present form, and append which functions they run.
+
+    They run in an instrumented copy of the package. Tests that fail there (torch cannot compile a recording function)
+    run again in a plain copy.
+    """
+    known = set(record.read_text().splitlines()) if record.exists() else set()
+    marks = {str(path.relative_to(ROOT)): digest(path) for path in test_files()}
+    changed = [name for name, mark in marks.items() if f"file\t{name}\t{mark}" not in known]
+    if not changed:
+        return
+    print(f"recording which functions {len(changed)} test files run", flush=True)
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        plain, instrumented = copy_of_package(Path(folder, "plain")), copy_of_package(Path(folder, "instrumented"))
+        for module in modules:
+            path = Path(folder, "instrumented", "src", "cloze", f"{module}.py")
+            path.write_text(hits.instrumented(module, path.read_text()))
+        partial = record.with_suffix(".partial")
+        partial.write_text("".join(f"file\t{name}\t{marks[name]}\n" for name in changed))
+        run_tests_recorded(changed, {**instrumented, "CLOZE_HITS": str(partial)})
+        again = sorted(Coverage.read(partial).failed)
+        if again:
+            run_tests_recorded(again, {**plain, "CLOZE_HITS": str(partial)})
+        with record.open("a") as file:
+            file.write(partial.read_text())
+
+
+def test_files() -> list[Path]:
+    """Return the files of the tests, in order."""
+    return sorted(path for name in TESTS for path in (ROOT / name).rglob("test_*.py"))
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+
+
+def run_tests_recorded(tests: list[str], variables: dict[str, str]) -> None:
+    """Run tests on two workers with the plugin that records."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "hits", "-n", "2", "--dist", "loadscope", *tests]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, check=False)

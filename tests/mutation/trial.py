@@ -1,0 +1,119 @@
+"""Tries mutants: one process per core imports the libraries once and runs the tests of each mutant in a fork."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mutants import Mutant
+from record import ROOT, SECONDS_PER_MUTANT, copy_of_package
+
+PRELOADED = ("torch", "transformers", "datasets", "accelerate", "deepspeed", "hypothesis", "numpy", "pytest")
+KILLED_BY_TIME = -1
+
+
+def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder: Path, root: Path = ROOT) -> None:
+    """Take (index, mutant, tests) from `queue` and put (index, whether it was killed) into `answers`.
+
+    The process has imported the libraries, but nothing of the package. Tests are named as pytest does below `root`.
+    """
+    os.environ.update(copy_of_package(folder))
+    sys.path[:0] = [str(folder / "src")]
+    sys.dont_write_bytecode = True
+    os.chdir(root)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+    assert not any(name.partition(".")[0] == "cloze" for name in sys.modules)
+    trial = Trial(folder)
+    for index, mutant, tests in iter(queue.get, None):
+        answers.put((index, trial.kills(mutant, tests)))
+
+
+class Trial:
+    """Runs tests on mutants that are written into the copy of the package in `folder`."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._sound: dict[str, bool] = {}  # by the test: whether it passes here without a mutation
+
+    def kills(self, mutant: Mutant, tests: list[str]) -> bool:
+        """Return whether a test fails with the mutation and passes without it."""
+        tests = [test for test in tests if self._sound.get(test, True)]
+        while tests:
+            with self._written(mutant):
+                code, failed = self._run(tests)
+            if code in (0, 5):  # passed, or all of them were skipped
+                return False
+            if failed is None:  # it ended pytest itself, or takes for ever
+                return self._run(tests)[0] in (0, 5)
+            if failed not in self._sound:
+                self._sound[failed] = self._run([failed])[0] == 0
+            if self._sound[failed]:
+                return True
+            tests.remove(failed)
+        return False
+
+    @contextlib.contextmanager
+    def _written(self, mutant: Mutant):
+        path = self._folder / "src" / "cloze" / f"{mutant.module}.py"
+        source = path.read_text()
+        path.write_text(mutant.apply(source))
+        try:
+            yield
+        finally:
+            path.write_text(source)
+
+    def _run(self, tests: list[str]) -> tuple[int, str | None]:
+        """Run tests in a fork; return pytest's exit code, and the name of the first test that failed, or None."""
+        verdict = self._folder / "failed"
+        verdict.unlink(missing_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            self._run_here(tests, verdict)
+        code = _wait(pid)
+        return code, verdict.read_text() if verdict.exists() else None
+
+    def _run_here(self, tests: list[str], verdict: Path) -> None:
+        os.setsid()
+        log = os.open(self._folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        import pytest
+
+        class FirstFailure:
+            def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+                if report.failed:
+                    verdict.write_text(report.nodeid)
+
+        code = 99
+        try:
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "300"]
+            code = int(pytest.main([*tests, *options], plugins=[FirstFailure()]))
+        finally:
+            os._exit(code)
+
+
+def _wait(pid: int) -> int:
+    """Wait for a process; kill its group after five times the seconds that its tests take. Return its exit code."""
+    deadline = time.monotonic() + 5 * SECONDS_PER_MUTANT
+    code = KILLED_BY_TIME
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    if code == KILLED_BY_TIME:
+        os.waitpid(pid, 0)
+    return code
