@@ -14,7 +14,7 @@ PARTS = ["data", "backbone", "head and loss", "backward", "optimizer", "communic
 @pytest.mark.parametrize(("engine", "world_size"), [("single", 1), ("ddp", 2), ("zero2", 2)])
 def test_a_step_is_taken_apart(tmp_path: Path, engine: str, world_size: int):
     output, work = tmp_path / "step.json", tmp_path / "work"
-    argv = ["bench", "step", "--sizes", "tiny-32", "--rounds", "2", "--steps", "2"]
+    argv = ["bench", "step", "--sizes", "tiny-32", "--rounds", "2"]
     succeed(cloze_ranks([*argv, "--work_dir", str(work), "--output", str(output)], world_size, engine, tmp_path))
     found = json.loads(output.read_text())
     rows = {row[0]: row[1] for row in found["rows"]}
@@ -24,8 +24,11 @@ def test_a_step_is_taken_apart(tmp_path: Path, engine: str, world_size: int):
     assert (rows["communication"] > 0) == (world_size == 2)
     assert rows["sum, with a stop between parts"] == pytest.approx(sum(rows[part] for part in PARTS))
     assert rows["the step as it runs"] > 0
-    steps = found["seconds_of_each_step"]
-    assert len(steps) == 2 * 2
-    assert {"as it runs", *(["no exchange"] if engine == "ddp" else [])} == set(found["seconds_per_step_of_each_turn"])
+    assert len(found["seconds_of_each_step"]) == 2 * 2
+    measured = found["seconds_per_step_of_each_turn"]
+    assert {"as it runs", *(["no exchange"] if engine == "ddp" else [])} == set(measured)
+    assert all(len(seconds) == 2 * 2 for seconds in measured.values())
+    noted = ["the step as it runs", *(["the exchange of gradients"] if engine == "ddp" else [])]
+    assert [note.split(":")[0] for note in found["notes"]] == noted  # too few for an interval
     assert found["ranks"] == world_size
     assert list(work.iterdir()) == []

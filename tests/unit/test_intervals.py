@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloze.commands.compare import verdict_of
-from cloze.evaluation.intervals import interval, p_value, ratio_and_error
+from cloze.evaluation.intervals import interval, median_interval, p_value, ratio_and_error
 
 
 def draw(generator: np.random.Generator, blocks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +47,37 @@ def test_p_values_are_uniform_where_there_is_no_difference():
         values.append(p_value(*ratio_and_error(noise, masked)))
     below = np.mean(np.array(values)[:, None] < np.array([0.05, 0.2, 0.5]), axis=0)
     assert np.abs(below - [0.05, 0.2, 0.5]).max() < 0.045
+
+
+@pytest.mark.parametrize("size", range(61))
+def test_the_interval_of_a_median_is_the_narrowest_that_holds_it_95_times_in_100(size: int):
+    found = median_interval(range(1, size + 1))  # values are their own ranks
+    if size < 6:
+        assert found is None  # even from the smallest to the largest it would be 93.75 % for 5 values
+        return
+    assert found is not None
+    low, high = found
+    assert low == size + 1 - high
+
+    def coverage(low: float, high: float) -> float:  # of 2^n outcomes, in which `low` to `high` - 1 are below it
+        return sum(math.comb(size, count) for count in range(int(low), int(high))) / 2**size
+
+    assert coverage(low, high) >= 0.95
+    assert coverage(low + 1, high - 1) < 0.95
+
+
+def test_the_interval_of_a_median_has_the_ranks_of_the_printed_tables():
+    ranks = {6: 1, 9: 2, 12: 3, 15: 4, 17: 5, 20: 6, 23: 7, 25: 8}  # of the sign test at 5 %, two-sided
+    assert {size: median_interval(range(1, size + 1))[0] for size in ranks} == ranks  # type: ignore[index]
+
+
+def test_the_interval_of_a_median_needs_no_distribution():
+    generator = np.random.default_rng(3)
+    for draws in (generator.exponential(1.0, (2000, 15)), generator.standard_cauchy((2000, 15))):
+        truth = math.log(2) if draws.min() > 0 else 0.0
+        intervals = [median_interval(list(draw)) for draw in draws]
+        held = np.mean([found is not None and found[0] <= truth <= found[1] for found in intervals])
+        assert abs(held - 0.9648) < 4 * math.sqrt(0.9648 * 0.0352 / 2000)
 
 
 def test_nothing_to_tell():

@@ -6,17 +6,22 @@ serve(peer, gate)       # peer.train(batch, gate) takes steps for ever, and call
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-LEADING_STEPS = 2 if torch.cuda.is_available() else 1  # of every turn are not timed: caches and queues fill
+# Steps of every turn that are not timed. Between turns a GPU gives its free memory back, and its queue drains; a CPU
+# only has cold caches, which one step of any of these models fills and empties again.
+LEADING_STEPS = 2 if torch.cuda.is_available() else 0
 
 
 class NewBatch(Exception):
@@ -28,7 +33,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.batch = self._steps = self._passed = 0
-        self._begin = 0.0
+        self._begin = self._cpu_begin = 0.0
 
     def wait(self) -> None:
         """Take the next order. The process ends where stdin does."""
@@ -45,13 +50,15 @@ class Gate:
 
     def __call__(self) -> None:
         """One step is about to begin."""
-        if self._passed == LEADING_STEPS:
-            self._begin = _now()
         if self._passed == LEADING_STEPS + self._steps:
-            report({"seconds": _now() - self._begin, "peak_bytes": _peak_bytes(), "graphs": _compiled_graphs()})
+            seconds, cpu_seconds = _now() - self._begin, _cpu_seconds() - self._cpu_begin
+            memory = {"peak_bytes": _peak_bytes(), "graphs": _compiled_graphs()}
+            report({"seconds": seconds, "cpu_seconds": cpu_seconds, **memory})
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.wait()
+        if self._passed == LEADING_STEPS:
+            self._begin, self._cpu_begin = _now(), _cpu_seconds()
         self._passed += 1
 
 
@@ -59,6 +66,16 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of all threads of this process and of its workers that are running (Linux)."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # in user mode, in the kernel
+    return seconds
 
 
 def _peak_bytes() -> int:

@@ -1,8 +1,8 @@
 """One training loop in a process of its own, which takes so many steps when told to, and says how long they took.
 
     python -m cloze.bench.peers cloze '{"prepared": ..., "model_type": ..., ...}'
-    {"batch": 8, "steps": 5}                                # on stdin: blocks per step, steps to time
-    REPORT {"seconds": ..., "peak_bytes": ..., "graphs": ...}       # on stdout
+    {"batch": 8, "steps": 1}                                # on stdin: blocks per step, steps to time
+    REPORT {"seconds": ..., "cpu_seconds": ..., "peak_bytes": ..., "graphs": ...}       # on stdout
 
 `cloze` is the loop of `cloze train` (`compiled`: with torch.compile), `trainer` that of transformers with its own
 collator, as in the tutorial, `bare` the fewest lines of PyTorch that do Cloze's arithmetic: the same masked positions,

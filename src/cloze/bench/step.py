@@ -11,13 +11,14 @@ time at their beginnings and ends. How each row is measured:
   of this one. On a GPU all its work is waited for at every such place (torch.cuda.synchronize), so that the sum is
   more than a step takes when nothing is waited for; that one, measured in turns with it, is the last row;
 - communication: the collectives that the loop itself calls, by wall clock, plus what the exchange of gradients adds to
-  a step. Under DDP the latter is a difference: steps as they run, less steps under `no_sync`, in turns. So it is the
+  a step. Under DDP the latter is a difference: steps as they run, less steps under `no_sync`, in pairs. So it is the
   time that training waits, not the time that cables are busy: what hides behind the backward pass is not in it. The
   rows above are of steps under `no_sync` then. With DeepSpeed and FSDP2 it cannot be taken apart, and is in the other
   rows;
 - rest: everything else: logging, the loop, wrappers.
 
-Figures are medians over steps, and means over ranks.
+Figures are medians over steps or pairs (`bench.pairs`), and means over ranks. A turn is a single step on the CPU, and
+5 steps on a GPU. A note says if the spread of the last row or of the exchange is too large for a figure.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import torch
 
 from cloze.bench.folder import work_folder
+from cloze.bench.pairs import estimate, remark, steps_in_turn, sums, turns
 from cloze.bench.sizes import Size, chosen_sizes, make_data
 from cloze.bench.table import Table
 from cloze.bench.train import gpu_facts
@@ -44,7 +46,7 @@ from cloze.train import trainer
 
 PARTS = ["data", "backbone", "head and loss", "backward", "optimizer", "communication", "rest"]
 WARM_UP_STEPS = 3
-ROUNDS, STEPS = 5, 5
+ROUNDS = 15
 GPU_TOKENS = 32_768  # a step's, where no batch is given
 
 
@@ -84,7 +86,7 @@ class Clock:
         if self._run is None:
             self._run = run
             kinds = ["as it runs", "apart", *(["no exchange"] if exchanges(run) else [])]
-            self._turns = iter(kinds * self.rounds)
+            self._turns = turns(kinds, self.rounds)
             attach(run, self)
         if self.kind == "apart" and self._part:
             self.apart.append(self._part)
@@ -176,7 +178,7 @@ def bench_step(config: BenchConfig) -> Table:
     if len(sizes) > 1:
         raise ConfigError("one at a time", where="--sizes", hint="a run per size")
     ((name, size),) = sizes.items()
-    clock = Clock(config.rounds or ROUNDS, config.steps or STEPS)
+    clock = Clock(config.rounds or ROUNDS, steps_in_turn(config.gpu))
     batch = config.per_device_train_batch_size or (GPU_TOKENS // size.block_size if config.gpu else 8)
     with work_folder(config.work_dir) as folder, watched(clock):
         make_data(folder / "data", size, config.packing)
@@ -205,22 +207,29 @@ def train_config(config: BenchConfig, size: Size, folder: Path, batch: int) -> T
 def show(name: str, size: Size, batch: int, clock: Clock, gpu: bool) -> Table:
     """The table of what was measured."""
     mine = {part: median(step.get(part, 0.0) for step in clock.apart) for part in PARTS}
-    whole = median(clock.whole["as it runs"])
-    if "no exchange" in clock.whole:
-        mine["communication"] += max(0.0, whole - median(clock.whole["no exchange"]))
-    ranks = gather((mine, whole))
+    ranks = gather((mine, dict(clock.whole)))
     parts = {part: sum(rank[0][part] for rank in ranks) / len(ranks) for part in PARTS}
-    whole = sum(rank[1] for rank in ranks) / len(ranks)
-    total = sum(parts.values())
+    seconds = {  # of each turn, the mean over ranks
+        kind: [sum(turn) / len(ranks) for turn in zip(*(rank[1][kind] for rank in ranks), strict=True)]
+        for kind in clock.whole
+    }
     where = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     table = Table(
         f"a step of {name}: {batch} blocks of {size.block_size}, {'bf16' if gpu else 'fp32'}, {len(ranks)} x {where}",
         ["what", "ms", "share"],
     )
+    whole = estimate(seconds["as it runs"])
+    table.notes += remark("the step as it runs", whole, "s", "turns")
+    if "no exchange" in seconds:
+        pairs = zip(sums(seconds["as it runs"]), sums(seconds["no exchange"]), strict=True)
+        exchange = estimate([(usual - alone) / 2 for usual, alone in pairs])
+        table.notes += remark("the exchange of gradients", exchange, "s", scale=whole.median)
+        parts["communication"] += max(0.0, exchange.median)
+    total = sum(parts.values())
     for part in PARTS:
         table.add(part, parts[part] * 1e3, f"{parts[part] / total:.1%}")
     table.add("sum, with a stop between parts", total * 1e3, "100.0%")
-    table.add("the step as it runs", whole * 1e3, f"{whole / total:.1%}")
+    table.add("the step as it runs", whole.median * 1e3, f"{whole.median / total:.1%}")
     table.details = {
         "gpu": gpu_facts() if gpu else None,
         "ranks": len(ranks),

@@ -3,6 +3,7 @@
 table = Table("prepare", ["what", "seconds", "Mtok/s"])
 table.add("cloze, .jsonl", 2.4, 21.0)
 table.details = {"seconds": [2.4, 2.5]}     # for the file only
+table.notes.append("each was run once")     # a line below the table
 table.show(Path("bench.json"))
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from cloze.console import show_table
+from cloze.console import show, show_table
 from cloze.files import write_json
 from cloze.machine import processor, versions_of
 
@@ -53,6 +54,7 @@ class Table:
         self.title, self.columns = title, columns
         self.rows: list[list[Any]] = []
         self.details: dict[str, Any] = {}
+        self.notes: list[str] = []
 
     def add(self, *cells: Any) -> None:
         """Append a row; numbers are shown with three digits that matter."""
@@ -69,6 +71,8 @@ class Table:
         for row in self.rows:
             shown.add_row(*(_cell(cell) for cell in row))
         show_table(shown, width=100 if len(self.columns) < 8 else 140)
+        for note in self.notes:
+            show(note)
         self.write(output)
 
     def write(self, output: Path | None) -> None:
@@ -76,7 +80,7 @@ class Table:
         if output is None:
             return
         facts = {"title": self.title, "command": " ".join(sys.argv), "machine": machine()}
-        write_json(output, {**facts, "columns": self.columns, "rows": self.rows, **self.details})
+        write_json(output, {**facts, "columns": self.columns, "rows": self.rows, "notes": self.notes, **self.details})
 
 
 def _cell(value: Any) -> str:

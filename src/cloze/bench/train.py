@@ -1,14 +1,19 @@
 """`cloze bench train`: steps of Cloze beside those of transformers' Trainer and of a bare loop, on the same blocks.
 
-Each peer is a process that waits while another takes its steps, in turns (A B C C B A ...), so that a machine whose
-speed drifts slows all of them; ratios are taken turn by turn. Models start from random weights, which cost the same.
+Each peer is a process that waits while another takes its turn: on the CPU a single step (of steps below 50 ms as many
+as take that), on a GPU at least 5 steps and half a second. Turns are taken in pairs (`bench.pairs`), next to the peer
+that is compared with. A row has the median over turns, or over pairs for a ratio, and the median's 95 % interval.
+`CPU, ms` is the CPU time of all threads and loader processes in a step: on an idle machine nearly the step's time on
+every core, and less where other programs take them. On the CPU there are ratios of CPU times, too; load still raises
+them, through caches and threads that wait for each other. A note says which figures have too large a spread. Models
+start from random weights, which cost the same.
 
 On the CPU all take the same batch. With `--gpu` everything runs in bf16, `cloze train` with `--torch_compile false`
 and (`compiled`) `true`, and each of `cloze train` and Trainer takes the batch at which it is fastest itself; the bare
-loop, from which Cloze's `overhead` is counted, and the compiled `cloze train` take the one of `cloze train`.
+loop and the compiled `cloze train` take the one of `cloze train`.
 
 tokens/s leaves out padding; masked/s is 15 % of the tokens that are not special. With `--output` the table, every
-turn and the search for batches are written after each size, so that a run that is cut short keeps what it has.
+turn and the search for batches are written after each size, so that an interrupted run keeps what it has.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +29,7 @@ from typing import Any
 import torch
 
 from cloze.bench.folder import work_folder
+from cloze.bench.pairs import Estimate, estimate, ratios, remark, steps_in_turn, turns
 from cloze.bench.sizes import Shares, Size, chosen_sizes, make_data, shares_of
 from cloze.bench.table import Table
 from cloze.bench.turns import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch
@@ -38,24 +44,29 @@ PEERS = {
     "compiled": "cloze train, compiled",
     "trainer": "transformers Trainer",
 }
+TURN_ORDER = ["bare", "cloze", "trainer", "compiled"]  # peers that are compared are neighbours
+RATIOS = {  # of what, and which -> the numerator, the denominator
+    ("token", "Trainer / cloze train"): ("trainer", "cloze"),
+    ("token", "Trainer / cloze train, compiled"): ("trainer", "compiled"),
+    ("step", "cloze train / bare loop"): ("cloze", "bare"),
+}
 GPU_SIZES = ["distilroberta-128", "distilroberta-512", "roberta-base-512", "roberta-large-512", "modernbert-base-1024"]
 CPU_SIZES = ["distilroberta-128"]
 CPU_BATCH = 8
-CPU_ROUNDS, CPU_STEPS = 5, 5
-GPU_ROUNDS, GPU_TURN_SECONDS = 3, 1.0
+CPU_ROUNDS, GPU_ROUNDS = 15, 6
 WARM_UP_STEPS = 2
 MLM_PROBABILITY = 0.15
 COLUMNS = [
-    "what", "blocks", "tokens/s", "masked/s", "step, ms", "fastest", "slowest", "MFU", "GiB", "x Trainer",
-    "recompiled",
+    "what", "blocks", "tokens/s", "masked/s", "step, ms", "95 %, from", "to", "CPU, ms", "MFU", "GiB", "recompiled",
 ]  # fmt: skip
 
 
 @dataclasses.dataclass
 class Measured:
-    """One peer at one size: its batch, its turns, and how often torch.compile worked after the warm-up."""
+    """One peer at one size: blocks per step, steps per turn, its turns, and graphs made before the first of them."""
 
     batch: int
+    steps: int
     turns: list[Turn]
     graphs_before: int
 
@@ -63,6 +74,11 @@ class Measured:
     def seconds(self) -> list[float]:
         """Seconds per step of each turn."""
         return [turn.seconds for turn in self.turns]
+
+    @property
+    def cpu_seconds(self) -> list[float]:
+        """Seconds of CPU time per step of each turn."""
+        return [turn.cpu_seconds for turn in self.turns]
 
     @property
     def recompiled(self) -> int:
@@ -96,7 +112,7 @@ def bench_train(config: BenchConfig) -> Table:
         for name, size in sizes.items():
             done = compare(config, name, size, folder / name)
             add_rows(table, done, config.gpu)
-            table.details["sizes"][name] = details_of(done)
+            table.details["sizes"][name] = details_of(done, config.gpu)
             table.write(Path(config.output) if config.output else None)
             say("bench", f"{name} is measured; {duration(time.monotonic() - begin)} since the start")
     return table
@@ -118,15 +134,16 @@ def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bo
         for peer in names:
             with _failures(done, peer):
                 batch = _batch_for(config, peers, done, peer, config.gpu if search is None else search)
-                before = peers.run(peer, batch, WARM_UP_STEPS)
-                done.measured[peer] = Measured(batch, [], before.graphs)
-                say("bench", f"{name}: {PEERS[peer]}: {batch} blocks of {size.block_size} a step")
-        steps = {peer: config.steps or _steps(config.gpu, done, peer) for peer in done.measured}
-        for number in range(config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)):
-            order = list(done.measured)
-            for peer in reversed(order) if number % 2 else order:
+                peers.run(peer, batch, WARM_UP_STEPS)
+                last = peers.run(peer, batch, 1)
+                steps = steps_in_turn(config.gpu, last.seconds)
+                done.measured[peer] = Measured(batch, steps, [], last.graphs)
+                say("bench", f"{name}: {PEERS[peer]}: {batch} blocks of {size.block_size} a step, {steps} a turn")
+        for peer in turns(TURN_ORDER, config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)):
+            if peer in done.measured:
                 with _failures(done, peer):
-                    done.measured[peer].turns.append(peers.run(peer, done.measured[peer].batch, steps[peer]))
+                    one = done.measured[peer]
+                    one.turns.append(peers.run(peer, one.batch, one.steps))
     return done
 
 
@@ -153,16 +170,8 @@ def _batch_for(config: BenchConfig, peers: Peers, done: Comparison, peer: str, s
     return done.searches[peer].batch
 
 
-def _steps(gpu: bool, done: Comparison, peer: str) -> int:
-    """On a GPU as many as take a second, by the search."""
-    search = done.searches.get(peer) or done.searches.get("cloze")
-    if not gpu or search is None:
-        return CPU_STEPS
-    return min(50, max(CPU_STEPS, round(GPU_TURN_SECONDS / search.seconds)))
-
-
 def add_rows(table: Table, done: Comparison, gpu: bool) -> None:
-    """A row for each peer, and one for what Cloze's step takes more than the bare loop's."""
+    """Add a row for each peer and each ratio, and a note for each that is no figure to quote."""
     block_size, peak = done.size.block_size, peak_flops("bf16") if gpu else None
     flops = step_flops(done.size.empty_model(), block_size, block_size, MLM_PROBABILITY)  # of one block
     for peer, label in PEERS.items():
@@ -171,32 +180,38 @@ def add_rows(table: Table, done: Comparison, gpu: bool) -> None:
         if peer not in done.measured:
             continue
         one = done.measured[peer]
-        step = median(one.seconds)
-        places = one.batch * block_size
-        mfu = f"{flops * one.batch / step / peak:.1%}" if peak and flops else None
-        gain = ratio(done, "trainer", peer)
+        step, places = estimate(one.seconds), one.batch * block_size
+        mfu = f"{flops * one.batch / step.median / peak:.1%}" if peak and flops else None
         table.add(
-            f"{done.name}: {label}", one.batch, places * done.shares.real / step,
-            places * done.shares.maskable * MLM_PROBABILITY / step, step * 1e3, min(one.seconds) * 1e3,
-            max(one.seconds) * 1e3, mfu, max(turn.peak_bytes for turn in one.turns) / 2**30,
-            round(median(gain), 3) if gain else None, one.recompiled,
+            f"{done.name}: {label}", one.batch, places * done.shares.real / step.median,
+            places * done.shares.maskable * MLM_PROBABILITY / step.median, *_cells(step, lambda value: value * 1e3),
+            median(one.cpu_seconds) * 1e3, mfu, max(turn.peak_bytes for turn in one.turns) / 2**30,
+            one.recompiled,
         )  # fmt: skip
-    more = ratio(done, "cloze", "bare", per_token=False)
-    if more:
-        shown = [f"{value - 1:+.1%}" for value in (median(more), min(more), max(more))]
-        table.add(f"{done.name}: overhead of cloze train over the bare loop", None, None, None, *shown, *[None] * 4)
+        table.notes += remark(f"{done.name}: {label}: step", step, "s", "turns")
+    for name, found in ratios_of(done, gpu).items():
+        table.add(f"{done.name}: {name}", None, None, None, *_cells(found, "{:.3f} x".format), *[None] * 4)
+        table.notes += remark(f"{done.name}: {name}", found, "x")
 
 
-def ratio(done: Comparison, slow: str, fast: str, per_token: bool = True) -> list[float]:
-    """Turn by turn, how many times as long one took as another, for a token or for a step."""
-    if slow not in done.measured or fast not in done.measured:
-        return []
-    first, second = done.measured[slow], done.measured[fast]
-    scale = second.batch / first.batch if per_token else 1.0
-    return [scale * ours / theirs for ours, theirs in zip(first.seconds, second.seconds, strict=False)]
+def _cells(found: Estimate, shown: Callable[[float], Any]) -> list[Any]:
+    return [shown(found.median), *(map(shown, found.interval) if found.interval else (None, None))]
 
 
-def details_of(done: Comparison) -> dict[str, Any]:
+def ratios_of(done: Comparison, gpu: bool) -> dict[str, Estimate]:
+    """Return the ratios between peers by name: of times, and without a GPU of CPU times."""
+    found = {}
+    for (unit, name), (slow, fast) in RATIOS.items():
+        if slow in done.measured and fast in done.measured:
+            one, other = done.measured[slow], done.measured[fast]
+            scale = other.batch / one.batch if unit == "token" else 1.0
+            found[f"time per {unit}, {name}"] = estimate(ratios(one.seconds, other.seconds, scale))
+            if not gpu:
+                found[f"CPU time per {unit}, {name}"] = estimate(ratios(one.cpu_seconds, other.cpu_seconds, scale))
+    return found
+
+
+def details_of(done: Comparison, gpu: bool) -> dict[str, Any]:
     """Everything that was measured, for the JSON file."""
     return {
         "model_type": done.size.model_type,
@@ -207,14 +222,16 @@ def details_of(done: Comparison) -> dict[str, Any]:
         "peers": {
             peer: {
                 "blocks": one.batch,
+                "steps_per_turn": one.steps,
                 "seconds_per_step_of_each_turn": one.seconds,
+                "cpu_seconds_per_step_of_each_turn": one.cpu_seconds,
                 "peak_bytes": [turn.peak_bytes for turn in one.turns],
                 "recompiled": one.recompiled,
             }
             for peer, one in done.measured.items()
         },
         "tokens_per_second_by_blocks": {peer: search.tried for peer, search in done.searches.items()},
-        "overhead_of_each_turn": [value - 1 for value in ratio(done, "cloze", "bare", per_token=False)],
+        "ratios": {name: found.as_json() for name, found in ratios_of(done, gpu).items()},
         "failed": done.failed,
     }
 

@@ -1,8 +1,8 @@
-"""Processes that take turns: each waits while another takes its steps, so that ratios hold on a machine that drifts.
+"""Processes that take turns: each waits while another takes its steps (`bench.pairs` says in which order).
 
 with Peers(["cloze", "bare"], settings, gpu=False) as peers:
     batch = best_batch(peers, "cloze", block_size=128)
-    turn = peers.run("cloze", batch, steps=5)          # turn.seconds per step, turn.peak_bytes, turn.graphs
+    turn = peers.run("cloze", batch, steps=1)          # turn.seconds per step, turn.cpu_seconds, turn.peak_bytes
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ LARGEST_BATCH = 4096
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds per step, bytes of memory at the highest, graphs that torch.compile has made so far."""
+    """Seconds per step by the clock and of CPU time, bytes of memory at the highest, graphs compiled so far."""
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     graphs: int
 
@@ -75,7 +76,9 @@ class Peers:
                 found = json.loads(line.removeprefix("REPORT "))
                 if found.get("out_of_memory"):
                     raise OutOfMemory(f"{batch} blocks")
-                return Turn(found["seconds"] / steps, found["peak_bytes"], found["graphs"])
+                return Turn(
+                    found["seconds"] / steps, found["cpu_seconds"] / steps, found["peak_bytes"], found["graphs"]
+                )
         raise PeerFailed(self._log(name).read_text().strip()[-2000:])
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

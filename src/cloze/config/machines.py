@@ -71,7 +71,7 @@ class BenchConfig(Ranged):
     what: Literal["prepare", "loader", "save", "train", "step", "memory"]
     """`prepare`: the tutorial's map and group_texts, tokenizers alone in memory, and `cloze prepare` from three kinds
     of files; `loader`: opening a prepared folder, and masked batches from a cold page cache; `save`: how long training
-    waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in turns;
+    waits for a checkpoint; `train`: steps of `cloze train`, of transformers' Trainer and of a bare loop, in pairs;
     `step`: where the time of one step of `cloze train` goes, also under `accelerate launch`; `memory`: what `cloze
     plan` predicts beside what two ranks on the CPU take, or one on a GPU, for 6 architectures under DDP, ZeRO 0 to 3
     and FSDP2"""
@@ -100,9 +100,7 @@ class BenchConfig(Ranged):
     packing: Literal["concat", "best_fit"] = "concat"
     """train, step: how documents are packed into the blocks"""
     rounds: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
-    """train, step: turns of each loop (default: 5; train --gpu: 3)"""
-    steps: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
-    """train, step: steps in a turn (default: 5; with --gpu as many as take a second)"""
+    """train, step: pairs of turns that each loop takes (default: 15; train --gpu: 6; fewer than 6 give no interval)"""
     model_type: str = "roberta"
     """save: the architecture"""
     config_overrides: str = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"

@@ -65,7 +65,6 @@ _BENCH = {  # option -> what is measured with it
     "sizes": ("train", "step", "memory"),
     "packing": ("train", "step"),
     "rounds": ("train", "step"),
-    "steps": ("train", "step"),
     "gpu": ("train", "step", "memory"),
     "model_type": ("save",),
     "config_overrides": ("save",),

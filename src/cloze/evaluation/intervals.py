@@ -6,11 +6,13 @@ so that blocks, not tokens, are what was drawn; the standard error follows from 
     center, error = ratio_and_error(losses, masked)       # both [blocks]
     low, high = interval(center, error)                   # 95 %
     p_value(difference, error)                            # two-sided
+    median_interval(values)                               # 95 %, of any distribution
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,3 +50,19 @@ def p_value(difference: float, error: float) -> float:
     if error == 0:
         return 1.0 if difference == 0 else 0.0
     return math.erfc(abs(difference) / error / math.sqrt(2))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the median of what `values` were drawn from, independently of each other; None for
+    fewer than 6 values.
+
+    It needs no distribution: from the k-th smallest to the k-th largest of n values, with the largest k for which
+    2 * P(B < k) <= 0.05, where B is the number of heads in n throws of a coin (David and Nagaraja, Order Statistics,
+    3rd edition, 2003, section 7.1). So the median is inside with at least 95 %; for 5 values no k is large enough.
+    """
+    outside, k = 1, 0  # outcomes of 2^n with at most k heads
+    while 40 * outside <= 2 ** len(values):
+        k += 1
+        outside += math.comb(len(values), k)
+    ordered = sorted(values)
+    return (ordered[k - 1], ordered[-k]) if k else None

@@ -1,0 +1,124 @@
+"""Comparisons in pairs: drift cancels, bursts are ignored or reported, and CPU time is that of all who work."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import multiprocessing
+import sys
+import time
+from multiprocessing.connection import Connection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloze.bench import gate, train
+from cloze.bench.pairs import estimate, ratios, remark, steps_in_turn, turns
+
+COSTS = st.lists(st.floats(0.01, 100.0), min_size=2, max_size=4)
+
+
+@given(costs=COSTS, pairs=st.integers(1, 5), drift=st.floats(0.0, 1.0))
+def test_a_machine_that_slows_down_changes_no_ratio(costs: list[float], pairs: int, drift: float):
+    seconds: dict[str, list[float]] = {name: [] for name in "abcd"[: len(costs)]}
+    for number, name in enumerate(turns(list(seconds), pairs)):
+        seconds[name].append(costs["abcd".index(name)] * (1 + drift * number))
+    for one, cost in zip(seconds, costs, strict=True):
+        found = ratios(seconds[one], seconds["a"], scale=2.0)
+        assert found == pytest.approx([2 * cost / costs[0]] * pairs)
+
+
+def test_peers_that_are_compared_take_their_turns_next_to_each_other():
+    for absent in ("", "compiled"):
+        order = list(turns([peer for peer in train.TURN_ORDER if peer != absent], pairs=2))
+        neighbours = {frozenset(two) for two in itertools.pairwise(order)}
+        for slow, fast in train.RATIOS.values():
+            assert absent in (slow, fast) or {slow, fast} in neighbours
+    assert set(train.TURN_ORDER) == set(train.PEERS)
+
+
+def test_a_turn_is_one_step_unless_that_is_too_short_to_measure():
+    assert [steps_in_turn(False, seconds) for seconds in (2.0, 0.05, 0.01, 0.001)] == [1, 1, 5, 50]
+    assert [steps_in_turn(True, seconds) for seconds in (2.0, 0.1, 0.01)] == [5, 5, 50]
+    assert (steps_in_turn(False), steps_in_turn(True)) == (1, 5)
+
+
+def test_few_bursts_of_load_change_no_figure():
+    found = estimate([1.7, 0.2, 1.7, 9.0, 1.7, 1.7, 30.0, 1.7, 1.7, 0.1, 1.7, 1.7, 0.01, 8.0, 1.7])
+    assert found.median == 1.7
+    assert found.interval == (1.7, 1.7)
+    assert found.verdict() is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_figure"),
+    [(1.0, 1.0, True), (0.96, 1.04, True), (0.96, 1.06, False), (0.88, 1.0, False), (1.0, 1.12, False)],
+)
+def test_an_interval_that_reaches_further_than_5_percent_is_reported(low: float, high: float, is_figure: bool):
+    found = estimate([low, 1.0, 1.0, 1.0, 1.0, high])  # of 6 values the interval is from the least to the greatest
+    lines = remark("a / b", found, "x")
+    if is_figure:
+        assert lines == []
+        return
+    shown = f"a / b: 1 x ({low:.4g} to {high:.4g}) over 6 pairs"
+    assert lines == [f"{shown}: the spread is too large for a figure; run again on an idle machine"]
+    assert found.as_json()["verdict"] == found.verdict() == lines[0].removeprefix(f"{shown}: ")
+
+
+def test_a_small_difference_is_judged_by_what_it_is_a_part_of():
+    found = estimate([-0.01, 0.0, 0.01, 0.02, 0.03, 0.04])
+    assert found.verdict(scale=1.0) is None
+    assert "spread" in str(found.verdict(scale=0.1))
+
+
+def test_fewer_than_6_pairs_give_a_median_without_interval():
+    found = estimate([1.0, 1.0, 1.0, 1.0, 1.0])
+    assert (found.median, found.interval) == (1.0, None)
+    assert remark("a / b", found, "x") == ["a / b: 1 x over 5 pairs: too few for an interval, which takes 6"]
+
+
+def burn(seconds: float) -> None:
+    """Use so much CPU time."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_a_turn_reports_the_time_and_the_cpu_time_of_its_steps_alone(monkeypatch, capfd):
+    orders = [{"batch": 8, "steps": 1}, {"batch": 8, "steps": 3}, {"batch": 16, "steps": 1}]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(order) + "\n" for order in orders)))
+    loop = gate.Gate()
+    loop.wait()
+    for _ in range(gate.LEADING_STEPS + 1):
+        loop()
+        burn(0.03)
+    for _ in range(gate.LEADING_STEPS + 3):
+        loop()
+        time.sleep(0.02)
+    with pytest.raises(gate.NewBatch):
+        loop()
+    first, second = (json.loads(line.removeprefix("REPORT ")) for line in capfd.readouterr().out.splitlines())
+    assert first["cpu_seconds"] >= 0.03
+    assert second["cpu_seconds"] < second["seconds"]
+    assert second["seconds"] >= 3 * 0.02
+
+
+def _burn_and_report(done: Connection) -> None:
+    burn(0.1)
+    done.send(None)
+    done.recv()
+
+
+def test_cpu_time_includes_that_of_loader_processes():
+    here, there = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_burn_and_report, args=(there,))
+    worker.start()
+    try:
+        here.recv()
+        before = time.process_time()
+        assert gate._cpu_seconds() - before >= 0.08  # the kernel counts in ticks of 10 ms
+    finally:
+        here.send(None)
+        worker.join()
