@@ -54,7 +54,9 @@ def test_prepare_is_measured_beside_the_tutorial_and_the_tokenizers(tmp_path: Pa
     assert rates["tutorial: map + group_texts, .jsonl"][-1] == 1.0
     assert found["machine"]["cores"] >= 1
     assert found["machine"]["packages"]["datasets"]
-    assert "cloze prepare, .parquet" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "cloze prepare, .parquet" in printed
+    assert "each row is one run" in printed
     assert list((tmp_path / "work").iterdir()) == []
 
 

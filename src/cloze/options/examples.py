@@ -84,7 +84,7 @@ EXAMPLES = {
     "replay": ("cloze replay runs/mine --step 12 --samples 2",),
     "submit": ("cloze submit launch/recipes/roberta-large.yaml --nodes 4 --gpus_per_node 8 --dry_run",),
     "archs": ("cloze archs", "cloze archs --model_type modernbert"),
-    "bench": ("cloze bench train --rounds 3", "cloze bench prepare --megabytes 200"),
+    "bench": ("cloze bench train --rounds 20", "cloze bench prepare --megabytes 200"),
     "doctor": ("cloze doctor --output_dir runs", "srun cloze doctor --output_dir /shared/runs"),
     "demo": ("cloze demo --output_dir runs/demo",),
     "init": ("cloze init my-project",),
