@@ -124,6 +124,7 @@ def test_scores_are_sums_of_the_table_divided_once():
     assert scattered.loss_interval == pytest.approx((3 - half, 3 + half), rel=1e-12)
     assert scattered.perplexity_interval == pytest.approx((math.exp(3 - half), math.exp(3 + half)), rel=1e-12)
     assert Scores(table * [1, 1, 1, 1, 0]).bits_per_byte is None
+    assert math.isnan(Scores(table * 0).masked_accuracy)
 
 
 def test_a_perplexity_overflows_at_700_nats():
