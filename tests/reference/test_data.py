@@ -14,12 +14,11 @@ from transformers import AutoTokenizer
 from cloze.data.collator import MaskingCollator
 from cloze.data.loader import Layout
 from cloze.data.masking import Masking
-from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat
 from cloze.data.shards import open_prepared
 from cloze.data.words import words_of
 from reference.masks import Rule
 from reference.order import batch_size, samples_of, samples_of_rank
-from reference.packing import best_fit, concat, flat
+from reference.packing import flat
 from reference.runs import BLOCK, Corpus, packed, prepare_blocks
 
 PLAIN = ("counter", "masks", "order", "packing", "scores", "training")
@@ -135,35 +134,3 @@ def test_blocks_are_those_of_the_documented_packing(corpus: Corpus, tmp_path: Pa
         pieces = [[len(piece) for piece in block] for block in expected]
         padding = [[BLOCK - sum(block)] if sum(block) < BLOCK else [] for block in pieces]
         assert found == [block + more for block, more in zip(pieces, padding, strict=True)]
-
-
-@pytest.mark.parametrize("lengths", [(1, 70), (17, 33), (32, 33), (20, 200), (1, 4)], ids=str)
-def test_units_leave_the_documented_pieces_for_the_last_blocks(lengths: tuple[int, int]):
-    draw = np.random.default_rng(0)
-    units = [[draw.integers(5, 99, draw.integers(*lengths)).tolist() for _ in range(n)] for n in (60, 1, 0, 40)]
-    streams = [(np.array(flat(unit), np.int32), np.array([len(d) for d in unit], np.int64)) for unit in units]
-    last, fitted = BestFit(BLOCK, 1), []
-    for tokens, sizes in streams:
-        packer = BestFit(BLOCK, 1)
-        packer.add(tokens, sizes)
-        fitted.append(packer.flush(keep=LEFT_BLOCKS))
-        last.add(*packer.close())
-    fitted.append(last.flush())
-    expected = best_fit(units, BLOCK)
-    padded = [flat(block) + [1] * (BLOCK - len(flat(block))) for block in expected]
-    assert [row for part in fitted for row in part.blocks.tolist()] == padded
-    assert [n for part in fitted for n in part.counts.tolist()] == [len(block) for block in expected]
-    assert [n for part in fitted for n in part.lengths.tolist()] == [len(p) for block in expected for p in block]
-
-
-@pytest.mark.parametrize("lengths", [(1, 70), (31, 34), (1, 4)], ids=str)
-def test_documents_end_to_end_are_cut_where_documented(lengths: tuple[int, int]):
-    draw = np.random.default_rng(0)
-    unit = [draw.integers(5, 99, draw.integers(*lengths)).tolist() for _ in range(50)]
-    packer, found = Concat(BLOCK), []
-    for first in range(0, len(unit), 7):
-        batch = unit[first : first + 7]
-        tokens, sizes = np.array(flat(batch), np.int32), np.array([len(d) for d in batch], np.int64)
-        found += packer.add(tokens, sizes).blocks.tolist()
-    assert found == concat([unit], BLOCK)
-    assert packer.left_over == sum(len(d) for d in unit) % BLOCK

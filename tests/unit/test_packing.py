@@ -1,115 +1,119 @@
-"""Blocks hold every token once and in order: end to end, or with documents whole where they fit."""
+"""Blocks are those of the reference for documents of any lengths: one block, one document, lengths around a block."""
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import Any
+
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reference import packing as reference
+from reference.packing import flat, room
 
-from cloze.data.packing import BestFit, Concat, best_fit
+from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat, best_fit
 
-LENGTHS = st.lists(st.integers(1, 150), max_size=40)
 PAD = -1
+FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
-@given(LENGTHS, st.integers(1, 64), st.integers(1, 5))
-def test_concatenated_blocks_are_the_stream_cut_every_block_size_tokens(
-    lengths: list[int], block_size: int, batch: int
-):
-    stream = np.arange(sum(lengths), dtype=np.int32)
-    packer = Concat(block_size)
-    parts = [np.empty((0, block_size), np.int32)]
-    at = 0
-    for first in range(0, len(lengths), batch):
-        counts = np.array(lengths[first : first + batch])
-        parts.append(packer.add(stream[at : at + counts.sum()], counts).blocks)
-        at += int(counts.sum())
-    blocks = np.concatenate(parts)
-    full = len(stream) // block_size
-    assert blocks.shape == (full, block_size)
-    assert (blocks.reshape(-1) == stream[: full * block_size]).all()
-    assert packer.left_over == len(stream) - full * block_size < block_size
-    tail, counts = packer.close()
-    assert tail.tolist() == stream[full * block_size :].tolist()
-    assert counts.sum() == len(tail)
-    ends = np.cumsum(lengths)
-    crossing = sum(
-        (end - 1) // block_size != (end - length) // block_size for end, length in zip(ends, lengths, strict=True)
-    )
-    assert packer.cut_documents == crossing
+@st.composite
+def corpora(choose: Any) -> tuple[int, list[list[int]]]:
+    """The size of a block and the lengths of the documents of each unit, many of them around that size."""
+    size = choose(st.integers(1, 9))
+    around = st.sampled_from([0, 1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + 1])
+    unit = st.lists(around | st.integers(0, 3 * size), max_size=40)
+    return size, choose(st.lists(unit, min_size=1, max_size=3))
 
 
-def pieces_of(packed) -> list[list[int]]:
-    """The tokens of every piece, after checking that blocks hold pieces, then padding, and nothing else."""
-    pieces, at = [], 0
-    for block, count in zip(packed.blocks, packed.counts, strict=True):
-        place = 0
-        for length in packed.lengths[at : at + count]:
-            pieces.append(block[place : place + length].tolist())
-            place += length
-        assert (block[place:] == PAD).all()
-        at += count
-    assert at == len(packed.lengths)
-    return pieces
+def numbered(units: list[list[int]]) -> list[list[list[int]]]:
+    """Documents of these lengths whose tokens are all different."""
+    ends = accumulate(length for unit in units for length in unit)
+    documents = iter([list(range(end - length, end)) for length, end in zip(flat(units), ends, strict=True)])
+    return [[next(documents) for _ in unit] for unit in units]
 
 
-def cut(lengths: list[int], block_size: int) -> list[list[int]]:
-    """Documents numbered through, cut into full blocks and a rest."""
-    ends = np.cumsum(lengths)
-    documents = [list(range(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
-    return [d[i : i + block_size] for d in documents for i in range(0, len(d), block_size)]
+def stream(documents: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(flat(documents), np.int32), np.array([len(document) for document in documents], np.int64)
 
 
-@given(LENGTHS, st.integers(1, 64), st.integers(0, 6), st.integers(1, 5))
-def test_best_fit_keeps_every_piece_whole_and_loses_none(lengths: list[int], size: int, keep: int, batch: int):
-    stream = np.arange(sum(lengths), dtype=np.int32)
-    packer = BestFit(size, PAD)
-    found, at = [], 0
-    for first in range(0, len(lengths), batch):
-        counts = np.array(lengths[first : first + batch])
-        packer.add(stream[at : at + counts.sum()], counts)
-        at += int(counts.sum())
-        found += pieces_of(packer.flush(keep=keep))
-    tokens, counts = packer.close()
-    assert len(tokens) == counts.sum() == packer.left_over <= keep * size
-    found += pieces_of(packer.flush())
-    assert sorted(found) == cut(lengths, size)
-    assert packer.cut_documents == sum(length > size for length in lengths)
-    assert packer.left_over == 0
+@FEW
+@given(corpora(), st.integers(1, 5))
+@example((4, [[]]), 1)
+@example((4, [[4]]), 1)  # one block of one document
+@example((4, [[3], [3], [2]]), 1)  # the rests of units make blocks
+@example((4, [[5, 3]]), 2)
+@example((4, [[4, 0, 4, 0], [0]]), 1)  # empty documents at the edge of a block
+@example((1, [[1, 2]]), 1)
+def test_documents_end_to_end_are_cut_every_block(corpus: tuple[int, list[list[int]]], batch: int):
+    size, units = corpus[0], numbered(corpus[1])
+    last, found, rests = Concat(size), [], []
+    for unit in units:
+        packer = Concat(size)
+        for first in range(0, len(unit), batch):
+            found += packer.add(*stream(unit[first : first + batch])).blocks.tolist()
+        ends = list(accumulate(map(len, unit)))
+        places = [(end - len(document), end) for document, end in zip(unit, ends, strict=True) if document]
+        assert packer.cut_documents == sum(begin // size != (end - 1) // size for begin, end in places)
+        assert packer.left_over == sum(map(len, unit)) % size
+        tokens, lengths = packer.close()
+        assert lengths.tolist() == ([packer.left_over] if packer.left_over else [])
+        rests += last.add(tokens, lengths).blocks.tolist()
+    assert found + rests == reference.concat(units, size)
 
 
-def naive(lengths: list[int], size: int) -> list[int]:
-    """Best-fit decreasing, as one writes it down: the free space that is left in each block."""
-    spaces: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        fitting = [space for space in spaces if space >= length]
-        if fitting:
-            spaces[spaces.index(min(fitting))] -= length
-        else:
-            spaces.append(size - length)
-    return sorted(spaces)
+@FEW
+@given(corpora(), st.integers(1, 5))
+@example((4, [[]]), 1)
+@example((4, [[4]]), 1)
+@example((4, [[3, 1, 3, 2, 1, 1]]), 6)
+@example((4, [[9, 8, 7, 5, 4, 3]]), 1)
+@example((4, [[3] * 15]), 20)  # as many blocks that are not full as a unit keeps back, and one more
+@example((4, [[3] * 16, [1] * 3]), 20)
+@example((4, [[3] * 17, [1] * 3]), 20)
+@example((4, [[3] * 17 + [2], [1] * 3]), 20)
+@example((4, [[0, 4, 0], [0]]), 1)
+@example((64, [[63, 64, 65, 1, 127, 128, 129]]), 2)
+def test_pieces_are_packed_as_documented(corpus: tuple[int, list[list[int]]], batch: int):
+    size, units = corpus[0], numbered(corpus[1])
+    last, packed = BestFit(size, PAD), []
+    for unit in units:
+        packer = BestFit(size, PAD)
+        for first in range(0, len(unit), batch):
+            packer.add(*stream(unit[first : first + batch]))
+        assert packer.cut_documents == sum(len(document) > size for document in unit)
+        assert packer.left_over == sum(map(len, unit))
+        packed.append(packer.flush(keep=LEFT_BLOCKS))
+        tokens, lengths = packer.close()
+        assert packer.left_over == len(tokens) == lengths.sum()
+        last.add(tokens, lengths)
+    packed.append(last.flush())
+    assert last.left_over == 0
+    expected = reference.best_fit(units, size)
+    rows = [row for part in packed for row in part.blocks.tolist()]
+    assert rows == [flat(block) + [PAD] * (size - len(flat(block))) for block in expected]
+    assert [n for part in packed for n in part.counts.tolist()] == [len(block) for block in expected]
+    assert [n for part in packed for n in part.lengths.tolist()] == [len(p) for block in expected for p in block]
 
 
-@given(st.lists(st.integers(1, 32), max_size=60))
-def test_pieces_go_where_they_fit_best(lengths: list[int]):
-    bins, spaces = best_fit(np.array(lengths, np.int64), 32)
-    assert sorted(spaces.tolist()) == naive(lengths, 32)
-    for number, space in enumerate(spaces.tolist()):
-        assert sum(length for length, held in zip(lengths, bins, strict=True) if held == number) == 32 - space
+@FEW
+@given(st.lists(st.lists(st.integers(1, 8), max_size=12), max_size=4), st.integers(0, 3))
+@example([[9, 6, 3], [4, 5]], 1)
+@example([[3, 3, 3], []], 2)  # of equally empty blocks the first are kept back
+def test_pieces_that_wait_are_packed_with_those_that_come_later(batches: list[list[int]], keep: int):
+    size, packer, waiting = 9, BestFit(9, PAD), []
+    for documents in numbered(batches):
+        packer.add(*stream(documents))
+        waiting += documents
+        blocks = reference.pack(waiting, size)
+        kept = sorted((b for b in blocks if room(b, size)), key=lambda block: -room(block, size))[:keep]
+        made = [flat(block) for block in blocks if block not in kept]
+        waiting = [piece for piece in waiting if any(piece in block for block in kept)]
+        assert packer.flush(keep).blocks.tolist() == [block + [PAD] * (size - len(block)) for block in made]
+        assert packer.close()[1].tolist() == [len(piece) for piece in waiting]
 
 
 def test_thousands_of_documents_fill_their_blocks():
     lengths = np.random.default_rng(0).integers(5, 300, 20_000)
     _, spaces = best_fit(lengths[lengths <= 128], 128)
     assert spaces.sum() / (len(spaces) * 128) < 0.01
-
-
-def test_the_emptiest_blocks_are_kept_back():
-    packer = BestFit(10, 0)
-    lengths = np.array([10, 9, 8, 4, 3], np.int64)
-    packer.add(np.repeat(np.arange(1, 6, dtype=np.int32), lengths), lengths)
-    packed = packer.flush(keep=1)
-    assert packed.lengths.tolist() == [10, 9, 8]
-    tokens, waiting = packer.close()
-    assert waiting.tolist() == [4, 3]
-    assert tokens.tolist() == [4] * 4 + [5] * 3

@@ -78,6 +78,7 @@ def test_the_ranks_score_every_block_once_with_each_of_its_masks(
         for rank in range(world_size)
     ]
     table, bands = one_by_one(blocks, draws)
+    assert parts[0].table.dtype == parts[0].bands.dtype == np.float64
     np.testing.assert_allclose(sum(part.table for part in parts), table, rtol=1e-5)
     np.testing.assert_allclose(sum(part.bands for part in parts), bands, rtol=1e-5)
 
@@ -92,6 +93,8 @@ def test_a_vote_to_stop_is_heard_before_each_batch_and_nothing_is_scored_after_i
     with pytest.raises(Interrupted):
         score_blocks(counted, Blocks(9), MASKING, 2, on_rank(0, 1), lambda: next(votes))
     assert scored == [2, 2]
+    score_blocks(counted, Blocks(9), MASKING, 2, on_rank(0, 1), lambda: 0)  # with one mask for each block
+    assert scored == [2] * 7
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6])

@@ -59,7 +59,8 @@ class Concat:
     def add(self, tokens: Tokens, lengths: Lengths) -> Packed:
         """Append documents: their tokens [n] in one stream, the length of each; return the blocks that are full."""
         ends = np.cumsum(lengths) + len(self._rest)
-        self.cut_documents += int(((ends - 1) // self.block_size != (ends - lengths) // self.block_size).sum())
+        crosses = (ends - 1) // self.block_size != (ends - lengths) // self.block_size
+        self.cut_documents += int((crosses & (lengths > 0)).sum())
         stream = np.concatenate([self._rest, tokens]) if len(self._rest) else tokens
         full = len(stream) // self.block_size
         self._rest = stream[full * self.block_size :].copy()
