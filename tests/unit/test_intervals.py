@@ -80,6 +80,34 @@ def test_the_interval_of_a_median_needs_no_distribution():
         assert abs(held - 0.9648) < 4 * math.sqrt(0.9648 * 0.0352 / 2000)
 
 
+def test_errors_and_intervals_of_few_blocks_are_those_worked_out_by_hand():
+    two = ratio_and_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+    assert two == (2.0, 1.0)  # sqrt(2 / 1 * (1 + 1)) / 2
+    assert ratio_and_error(np.array([1.0, 3.0, 0.0]), np.array([1.0, 3.0, 0.0])) == (1.0, 0.0)
+    ratio, error = ratio_and_error(np.array([6.0, 2.0, 1.0]), np.array([2.0, 2.0, 2.0]))
+    assert (ratio, error) == (1.5, pytest.approx(math.sqrt(3 / 2 * (9 + 1 + 4)) / 6, rel=1e-15))
+    assert ratio_and_error(np.array([4.0]), np.array([2.0]))[0] == 2.0
+    low, high = interval(2.0, 0.5)
+    assert (low, high) == (pytest.approx(1.020018007729973), pytest.approx(2.979981992270027))
+
+
+def test_p_values_are_those_of_the_normal_distribution():
+    assert p_value(1.959963984540054, 1.0) == pytest.approx(0.05, rel=1e-12)
+    assert p_value(-1.959963984540054 / 4, 0.25) == pytest.approx(0.05, rel=1e-12)
+    assert p_value(0.0, 1.0) == 1.0
+    assert p_value(2.5758293035489004, 1.0) == pytest.approx(0.01, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_an_error_is_that_of_equal_blocks_and_scales_with_the_losses(count: int):
+    """Of blocks with one masked token each it is the standard error of a mean."""
+    losses = np.random.default_rng(count).gamma(2.0, 1.0, count)
+    ratio, error = ratio_and_error(losses, np.ones(count))
+    assert ratio == pytest.approx(losses.mean(), rel=1e-12)
+    assert error == pytest.approx(losses.std(ddof=1) / math.sqrt(count), rel=1e-12)
+    assert ratio_and_error(3 * losses, np.full(count, 2.0)) == pytest.approx((1.5 * ratio, 1.5 * error), rel=1e-12)
+
+
 def test_nothing_to_tell():
     assert all(math.isnan(value) for value in ratio_and_error(np.zeros(3), np.zeros(3)))
     assert math.isnan(ratio_and_error(np.ones(1), np.ones(1))[1])

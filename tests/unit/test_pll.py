@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from corpus import TINY_MODEL
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from minicons.scorer import MaskedLMScorer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +19,14 @@ from transformers import PreTrainedTokenizerFast
 from cloze.config import ModelConfig
 from cloze.data.shards import open_prepared
 from cloze.errors import ConfigError, ModelError
-from cloze.evaluation.pll import SentenceScore, masked_copies, pseudo_perplexity, read_sentences, score_sentences
+from cloze.evaluation.pll import (
+    Sentence,
+    SentenceScore,
+    masked_copies,
+    pseudo_perplexity,
+    read_sentences,
+    score_sentences,
+)
 from cloze.fill import best_words, masked_inputs
 from cloze.model.load import build_model
 from cloze.model.sparse_head import MaskedHead
@@ -87,6 +96,73 @@ def test_a_word_of_many_tokens_is_not_scored_by_its_own_end(model_and_tokenizer)
     assert np.sum(later == tokenizer.mask_token_id, axis=1).tolist() == list(range(count, 0, -1))
     plls = [score(model, tokenizer, ["antidisestablished"], 8, l2r)[0].pll for l2r in (False, True)]
     assert plls[0] != plls[1]
+
+
+VOCABULARY, MASK = 7, 6
+
+
+def table_logits(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Logits that depend on all tokens that are shown and on their places."""
+    places = torch.arange(1, ids.shape[1] + 1)
+    shown = ids.reshape(-1)[positions]
+    assert (positions // ids.shape[1] == torch.arange(len(ids))).all()
+    assert (shown == MASK).all()
+    seeds = ((ids + 1) * places**2).sum(1) + positions % ids.shape[1]
+    return torch.stack([torch.sin(seeds * (token + 1.0)) * 3 for token in range(VOCABULARY)], dim=1)
+
+
+def one_by_one(sentence: Sentence, word_l2r: bool) -> float:
+    """The sum over the scored tokens, each from a copy of its own."""
+    total = 0.0
+    for place in np.flatnonzero(sentence.scored):
+        ids = sentence.ids.copy()
+        hidden = [p for p in range(place + 1, len(ids)) if word_l2r and sentence.word[p] == sentence.word[place]]
+        ids[[place, *hidden]] = MASK
+        logits = table_logits(torch.from_numpy(ids[None]), torch.tensor([int(place)]))[0].double()
+        total += float(logits[sentence.ids[place]] - logits.logsumexp(0))
+    return total
+
+
+@st.composite
+def sentences(choose: Any) -> Sentence:
+    size = choose(st.integers(1, 5))
+    scored = np.array(choose(st.lists(st.booleans(), min_size=size, max_size=size)))
+    scored[choose(st.integers(0, size - 1))] = True
+    ids = np.array(choose(st.lists(st.integers(0, VOCABULARY - 2), min_size=size, max_size=size)), np.int64)
+    word = np.cumsum(choose(st.lists(st.integers(0, 1), min_size=size, max_size=size))).astype(np.int64)
+    return Sentence(ids, scored, np.where(scored, word, -1 - np.arange(size)))
+
+
+LONELY = Sentence(np.array([3]), np.array([True]), np.array([0]))  # one token
+FRAMED = Sentence(np.array([0, 1, 2, 3, 4]), np.array([False, True, True, True, False]), np.array([-1, 0, 0, 1, -5]))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(st.lists(sentences(), min_size=1, max_size=5), st.integers(1, 6), st.booleans())
+@example(given=[LONELY], batch_size=1, word_l2r=True)
+@example(given=[FRAMED, LONELY, FRAMED], batch_size=3, word_l2r=True)  # a batch ends with a sentence
+@example(given=[FRAMED, FRAMED], batch_size=4, word_l2r=False)
+@example(given=[FRAMED] * 2, batch_size=6, word_l2r=True)
+def test_a_score_depends_on_the_sentence_only(given: list[Sentence], batch_size: int, word_l2r: bool):
+    sizes: list[int] = []
+    found = score_sentences(table_logits, given, MASK, batch_size, word_l2r, sizes.append)
+    assert [one.num_tokens for one in found] == [int(sentence.scored.sum()) for sentence in given]
+    expected = [one_by_one(sentence, word_l2r) for sentence in given]
+    assert [one.pll for one in found] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert sum(sizes) == sum(one.num_tokens for one in found)
+    assert max(sizes) <= batch_size
+    full = {n: sum(int(s.scored.sum()) for s in given if len(s.ids) == n) for n in {len(s.ids) for s in given}}
+    assert len(sizes) == sum(-(-count // batch_size) for count in full.values()), "a batch was not filled"
+
+
+def test_a_sentence_may_be_as_long_as_the_limit(model_and_tokenizer):
+    _, tokenizer = model_and_tokenizer
+    ids = tokenizer(TEXTS[0])["input_ids"]
+    (sentence,) = read_sentences([TEXTS[0]], tokenizer, len(ids))
+    assert sentence.ids.tolist() == ids
+    assert sentence.scored.tolist() == [False] + [True] * (len(ids) - 2) + [False]
+    with pytest.raises(ConfigError, match=f"sentence 1: {len(ids)} tokens, but the model takes {len(ids) - 1}"):
+        read_sentences([TEXTS[0]], tokenizer, len(ids) - 1)
 
 
 def test_pseudo_perplexity_weighs_tokens_not_sentences():

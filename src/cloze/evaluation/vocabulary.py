@@ -49,21 +49,25 @@ def frequency_bands(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
     """UTF-8 bytes of the text that each token stands for, [V], a space before it included; 0 for special tokens.
 
-    Of byte-level vocabularies every character of a token is one byte. Others are decoded after another token, so that
-    marks of continuation and of spaces mean what they mean inside of a text; and where the decoder puts spaces between
-    tokens that no text had (those of proteins), a token is as long as its name.
+    Of byte-level vocabularies every character of a token is one byte, except of added tokens, whose names are text.
+    Others are decoded between two words, so that marks of continuation, of spaces and of the end of a word mean what
+    they mean inside of a text; and where the decoder puts spaces between tokens that no text had (those of proteins),
+    a token is as long as its name.
     """
     special = set(special_ids(tokenizer))
     names = token_names(tokenizer)
     if _is_byte_level(tokenizer):
-        lengths = [len(name or "") for name in names]
+        added = tokenizer.get_added_vocab()
+        lengths = [len(name.encode()) if name in added else len(name) for name in (name or "" for name in names)]
     elif _invents_spaces(tokenizer, [name for token, name in enumerate(names) if name and token not in special]):
         lengths = [len((name or "").encode()) for name in names]
     else:
-        before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:] or [0]
-        alone = len(_decode(tokenizer, before).encode())
+        word = tokenizer("a", add_special_tokens=False)["input_ids"][-1:] or [0]
+        without = len(_decode(tokenizer, [*word, *word]).encode())
         lengths = [
-            1 if _BYTE.fullmatch(name or "") else max(len(_decode(tokenizer, [*before, token]).encode()) - alone, 0)
+            1
+            if _BYTE.fullmatch(name or "")
+            else max(len(_decode(tokenizer, [*word, token, *word]).encode()) - without, 0)
             for token, name in enumerate(names)
         ]
     return np.array([0 if token in special else length for token, length in enumerate(lengths)], np.int64)
