@@ -24,9 +24,11 @@ from cloze.lineage import Lineage, changed_file, describe, of_checkpoint, read_r
 from cloze.mappings import part
 from cloze.train.checkpoint_files import (
     MANIFEST,
+    MOST_DELETED,
     find_checkpoint,
     list_checkpoints,
     read_manifest,
+    still_there,
     verify_checkpoint,
 )
 
@@ -55,7 +57,8 @@ def resolve_model(name: str, consolidated: bool = False) -> ModelPath:
     if (path / MANIFEST).is_file():
         if consolidated:
             raise _no_model_yet(path)
-        verify_checkpoint(path)
+        with still_there(path):
+            verify_checkpoint(path)
         return _checkpoint(path)
     if is_run(path):
         return _of_run(path, consolidated)
@@ -85,21 +88,26 @@ def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
     """Return the newest whole checkpoint of a run that is newer than `lineage`, or of the same step with other
     weights; None if no checkpoint is newer. Reads a checkpoint's files only if it may be one."""
     own = run_id(read_mapping(run_dir / IDENTITY))
-    for folder in reversed(list_checkpoints(run_dir)):
+    candidates, deleted = list_checkpoints(run_dir), 0
+    while candidates:
+        folder = candidates.pop()
         step = int(folder.name.rpartition("-")[2])
         if lineage.step is None or step < lineage.step:
             return None
-        if not (folder / MANIFEST).is_file():
+        if not (folder / MANIFEST).is_file() and folder.exists():
             continue
         try:
             if step == lineage.step and not _differs(folder, lineage):
                 return None
             verify_checkpoint(folder)
+            if is_of_run(folder, own):
+                return folder
         except CheckpointError as error:
+            if not folder.exists() and deleted < MOST_DELETED:  # by the rotation of a run that is being trained
+                candidates, deleted = list_checkpoints(run_dir), deleted + 1
+                continue
             warn(f"{error}; trying the checkpoint before")
             continue
-        if is_of_run(folder, own):
-            return folder
         warn(f"{folder}: belongs to another run than the folder it is in, and is left out")
     return None
 
@@ -202,7 +210,8 @@ def _records_lineage(run_dir: Path) -> bool:
 
 
 def _checkpoint(folder: Path) -> ModelPath:
-    return ModelPath(str(folder), str(folder / "model"), run_of(folder), of_checkpoint(read_manifest(folder)))
+    with still_there(folder):
+        return ModelPath(str(folder), str(folder / "model"), run_of(folder), of_checkpoint(read_manifest(folder)))
 
 
 def _no_model_yet(path: Path) -> ModelError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from numpy import arange, float32
 from safetensors.numpy import save_file
 
-from cloze.errors import ModelError
+from cloze.errors import CheckpointError, ModelError
 from cloze.lineage import (
     Lineage,
     changed_file,
@@ -24,8 +25,8 @@ from cloze.lineage import (
     scores_of,
     write_record,
 )
-from cloze.model_path import resolve_model
-from cloze.train.checkpoint_files import write_manifest
+from cloze.model_path import newer_checkpoint, resolve_model
+from cloze.train.checkpoint_files import verify_checkpoint, write_manifest
 
 
 def manifest(pieces: list[tuple[str, int]], frozen: str = "f", step: int = 4, **run: Any) -> dict[str, Any]:
@@ -117,21 +118,26 @@ def test_a_record_that_cannot_be_read_is_an_error_and_none_is_none(tmp_path: Pat
         read_record(tmp_path)
 
 
+def write_checkpoint(folder: Path, **run: Any) -> None:
+    """A whole checkpoint without weights."""
+    folder.mkdir(parents=True)
+    step = int(folder.name.rpartition("-")[2])
+    values = manifest([], **run) | {"files": {}, "parameters": {}, "tied": {}, "config": {}, "precision": "no"}
+    position = {"global_step": step, "samples_seen": 0, "tokens_seen": 0}
+    optimizer = {"class": "AdamW", "groups": []}
+    write_manifest(folder, values | {"format_version": 2, "position": position, "optimizer": optimizer})
+
+
 @pytest.mark.parametrize("records", [True, False])
 def test_a_model_without_a_record_is_not_pushed_as_that_of_a_run_whose_models_have_one(
     tmp_path: Path, records: bool, capsys: pytest.CaptureFixture[str]
 ):
     """Models of older versions have no record, and neither have their runs' checkpoints the checksum of the blocks."""
     model, checkpoint = tmp_path / "run" / "model", tmp_path / "run" / "checkpoint-4"
-    for folder in (model, checkpoint):
-        folder.mkdir(parents=True)
+    model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
     (tmp_path / "run" / "config.yaml").write_text("{}")
-    run = {"data": "d", "blocks": "b"} if records else {"data": "d"}
-    values = manifest([], **run) | {"files": {}, "parameters": {}, "tied": {}, "config": {}, "precision": "no"}
-    position = {"global_step": 4, "samples_seen": 0, "tokens_seen": 0}
-    optimizer = {"class": "AdamW", "groups": []}
-    write_manifest(checkpoint, values | {"format_version": 2, "position": position, "optimizer": optimizer})
+    write_checkpoint(checkpoint, **({"data": "d", "blocks": "b"} if records else {"data": "d"}))
     if records:
         with pytest.raises(
             ModelError, match=r"does not record the checkpoint.*`cloze consolidate .*, or give .*model"
@@ -171,3 +177,44 @@ def test_a_changed_model_of_a_run_without_checkpoints_is_used_with_a_warning(tmp
         found = resolve_model(str(name))
         assert (found.folder, found.lineage) == (str(model), None)
         assert "so its weights are unknown; it is used as it is" in capsys.readouterr().err
+
+
+def rotating(run: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training save checkpoint-6 and delete checkpoint-4 `before` checkpoint-4 is verified, or `after`."""
+
+    def verify(folder: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        found = verify_checkpoint(folder, *arguments, **options) if when == "after" else {}
+        if folder.name == "checkpoint-4":
+            write_checkpoint(run / "checkpoint-6")
+            shutil.rmtree(folder)
+        return found or verify_checkpoint(folder, *arguments, **options)
+
+    for module in ("cloze.train.checkpoint_files", "cloze.model_path"):
+        monkeypatch.setattr(f"{module}.verify_checkpoint", verify)
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoint-4"])
+def test_a_checkpoint_that_training_deletes_once_it_is_chosen_is_one_line(tmp_path: Path, name: str, monkeypatch):
+    write_checkpoint(tmp_path / "run" / "checkpoint-4")
+    rotating(tmp_path / "run", "after", monkeypatch)
+    with pytest.raises(CheckpointError, match="checkpoint-4: was deleted while it was read"):
+        resolve_model(str(tmp_path / name))
+
+
+def test_a_named_checkpoint_that_training_deletes_while_it_is_verified_is_one_line(tmp_path: Path, monkeypatch):
+    write_checkpoint(tmp_path / "run" / "checkpoint-4")
+    rotating(tmp_path / "run", "before", monkeypatch)
+    with pytest.raises(CheckpointError, match="checkpoint-4: was deleted while it was read"):
+        resolve_model(str(tmp_path / "run" / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_model_is_old_also_if_the_newest_checkpoint_is_deleted_while_it_is_read(
+    tmp_path: Path, when: str, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    write_checkpoint(run / "checkpoint-4")
+    rotating(run, when, monkeypatch)
+    newest = newer_checkpoint(run, Lineage("trained", None, (2,), "w"))
+    assert newest == run / "checkpoint-6"
+    assert capsys.readouterr().err == ""
