@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from deepspeed.runtime.fp16 import loss_scaler
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaleConfig, LossScaler
+from test_foreign_manifests import CHECKPOINT
 
+from cloze.train.checkpoint_schema import check_manifest
 from cloze.train.engine import loss_scale_state, restore_loss_scale
 
 
@@ -27,6 +29,17 @@ def with_deepspeed(scaler: DynamicLossScaler) -> SimpleNamespace:
     """What the two functions use of an engine of DeepSpeed."""
     accelerator = SimpleNamespace(mixed_precision="fp16", scaler=None)
     return SimpleNamespace(accelerator=accelerator, optimizer=SimpleNamespace(loss_scaler=scaler))
+
+
+def with_zero0(config: LossScaleConfig) -> SimpleNamespace:
+    """What the two functions use of an engine of DeepSpeed's ZeRO-0."""
+    accelerator = SimpleNamespace(mixed_precision="fp16", scaler=None)
+    return SimpleNamespace(accelerator=accelerator, optimizer=SimpleNamespace(loss_scale_config=config))
+
+
+def zero0_scale(fixed: float = 0.0) -> LossScaleConfig:
+    dynamic = {"init_scale": 2.0**4, "scale_window": 5, "min_scale": 1.0}
+    return LossScaleConfig(torch.float16, fixed == 0.0, fixed, dynamic)
 
 
 def torch_scaler(**values) -> torch.amp.GradScaler:
@@ -88,6 +101,34 @@ def test_another_engines_scale_is_taken_over():
     assert to_torch.get_scale() == used_deepspeed_scaler().cur_scale != 2.0**16
     restore_loss_scale(with_deepspeed(to_deepspeed), loss_scale_state(with_torch(used_torch_scaler())))
     assert to_deepspeed.cur_scale == 2.0**15
+
+
+def test_zero_0_takes_over_a_scale_and_gives_it_on():
+    used, fresh, again = used_deepspeed_scaler(), zero0_scale(), deepspeed_scaler()
+    restore_loss_scale(with_zero0(fresh), loss_scale_state(with_deepspeed(used)))
+    assert (fresh.cur_scale, fresh.cur_iter, fresh.last_overflow_iter) == (2.0**15, 5, 1)
+    restore_loss_scale(with_deepspeed(again), loss_scale_state(with_zero0(fresh)))
+    assert (again.cur_scale, again.cur_iter, again.last_overflow_iter) == (2.0**15, 5, 1)
+
+
+@pytest.mark.parametrize("fixed", [with_zero0(zero0_scale(128.0)), with_deepspeed(LossScaler(128.0))])
+def test_a_scale_that_settings_fix_is_stored_readably_and_stays_as_it_is(fixed: SimpleNamespace):
+    saved = loss_scale_state(fixed)
+    assert saved["cur_scale"] == 128.0
+    assert None not in saved.values()
+    restore_loss_scale(fixed, loss_scale_state(with_deepspeed(used_deepspeed_scaler())))
+    assert loss_scale_state(fixed) == saved
+    dynamic = deepspeed_scaler()
+    restore_loss_scale(with_deepspeed(dynamic), saved)
+    assert (dynamic.cur_scale, dynamic.last_overflow_iter) == (128.0, -1)
+
+
+def test_checkpoints_of_older_versions_have_null_in_a_fixed_scale():
+    saved = {"cur_scale": 128, "cur_iter": 3, "last_overflow_iter": None}
+    check_manifest(CHECKPOINT | {"loss_scale": saved})
+    for engine, scaler in ((with_deepspeed, deepspeed_scaler()), (with_zero0, zero0_scale())):
+        restore_loss_scale(engine(scaler), saved)
+        assert (scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter) == (128, 3, -1)
 
 
 def test_a_checkpoint_of_another_precision_leaves_the_scale_as_it_is():

@@ -25,6 +25,7 @@ from cloze.train.deepspeed_schema import FILLED
 from cloze.train.ema import MovingAverage
 from cloze.train.fsdp import shard
 from cloze.train.gradients import gradient_norm, use_exact_norms
+from cloze.train.loss_scale import norm_scale_of_step, start_with_scale
 from cloze.train.state import inner_optimizer, set_weights, zero_optimizer
 from cloze.train.swapped import check_alignment, fit_buffers
 from cloze.train.zero3 import partition
@@ -43,6 +44,7 @@ class Engine:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.module = accelerator.unwrap_model(model)
         self.zero_stage = zero_stage(accelerator)
+        self._scaled_by_deepspeed = self.zero_stage is not None and accelerator.mixed_precision == "fp16"
         self._max_grad_norm = max_grad_norm
         self._params = [p for p in self.module.parameters() if p.requires_grad]
         fused = all(group.get("fused") for group in inner_optimizer(optimizer).param_groups)
@@ -57,6 +59,8 @@ class Engine:
         """Accumulate gradients; with the last micro-batch of a step they are averaged over the ranks."""
         if self.zero_stage is not None:
             self.model.set_gradient_accumulation_boundary(is_last)  # type: ignore[operator]
+            if self._scaled_by_deepspeed:
+                start_with_scale(loss, zero_optimizer(self.optimizer))
             self.model.backward(loss, scale_wrt_gas=False)  # type: ignore[operator]
             return
         scaler = self.accelerator.scaler
@@ -124,13 +128,14 @@ class Engine:
         if hasattr(zero, "_global_grad_norm") or hasattr(zero, "scaled_global_norm"):
             zero.check_grad_overflow = True  # bf16 too
             try:
-                self.model.step()  # type: ignore[operator]
+                with norm_scale_of_step(zero) if self._scaled_by_deepspeed else nullcontext(1.0) as scale:
+                    self.model.step()  # type: ignore[operator]
             except Exception as error:  # DeepSpeed (0.19.8) has no class of its own for it
                 if "minimum" not in str(error) or "scale" not in str(error):
                     raise
                 what, hint = "no gradient is finite at fp16's smallest loss scale", "train in bf16"
                 raise TrainingError(what, where="DeepSpeed", hint=f"{hint}, or lower the learning rate") from None
-            norm = torch.as_tensor(self.model.get_global_grad_norm(), device=device)  # type: ignore[operator]
+            norm = torch.as_tensor(self.model.get_global_grad_norm(), device=device) / scale  # type: ignore[operator]
             self._stepped = not bool(zero.overflow)
             return norm, torch.as_tensor(not self._stepped, device=device)
         grad_norm = self._clip()  # ZeRO-0 in fp32 is a plain optimizer, which reports no norm
@@ -253,17 +258,19 @@ def loss_scale_state(engine: Engine) -> dict[str, int | float] | None:
     if engine.accelerator.scaler is not None:
         return dict(engine.accelerator.scaler.state_dict())
     scaler = _zero_loss_scaler(engine)
-    return {key: getattr(scaler, key) for key in _ZERO_SCALER_FIELDS if hasattr(scaler, key)}
+    return {key: value for key in _ZERO_SCALER_FIELDS if (value := getattr(scaler, key, None)) is not None}
 
 
 def restore_loss_scale(engine: Engine, saved: dict[str, int | float] | None) -> None:
-    """Put back what `loss_scale_state` gave; of a scale saved by another engine only its value.
+    """Put back what `loss_scale_state` gave; of a scale saved by another engine only its value. A scale that
+    DeepSpeed's settings fix stays as it is.
 
     Every value gets the type that a new scaler has it in: torch's kernels refuse 2000.0 for 2000, which is what
     checkpoints of older versions hold.
     """
     if engine.accelerator.mixed_precision != "fp16" or not saved:
         return
+    saved = {key: value for key, value in saved.items() if value is not None}
     scale = saved.get("scale", saved.get("cur_scale", 2.0**16))
     if engine.accelerator.scaler is not None:
         fresh = engine.accelerator.scaler.state_dict()
@@ -272,6 +279,8 @@ def restore_loss_scale(engine: Engine, saved: dict[str, int | float] | None) -> 
         )
         return
     scaler = _zero_loss_scaler(engine)
+    if not (getattr(scaler, "dynamic", False) or getattr(scaler, "dynamic_loss_scale", False)):
+        return
     for key in _ZERO_SCALER_FIELDS:
         if key in saved and hasattr(scaler, key):
             setattr(scaler, key, type(getattr(scaler, key))(saved[key]))

@@ -1,0 +1,215 @@
+"""fp16 training with torch's and DeepSpeed's own loss scaling, on a CPU, against fp32 steps of plain PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks, succeed
+
+from cloze.config import TrainConfig
+from cloze.data.loader import Layout
+from cloze.errors import TrainingError
+
+WORLD, MICRO_STEPS, LEARNING_RATE, DECAY, MAX_NORM = 2, 2, 0.1, 0.5, 1.0
+SIZES = [0.1, math.inf, 0.1, 4.0, 0.1, 4.0, 4.0, math.inf]  # factors of the loss at each step; rank 1 alone overflows
+SKIPPED = [1, 7]
+SAVED = 5  # the loss scale is saved after this step, between two that raise it
+# Three good steps in a row raise the scale. Two more raise it again under DeepSpeed, three more with torch.
+DEEPSPEED_SCALES = [1024, 512, 512, 512, 1024, 1024, 2048, 1024]
+TORCH_SCALES = [1024, 512, 512, 512, 1024, 1024, 1024, 512]
+FP16 = {"enabled": True, "initial_scale_power": 10, "loss_scale_window": 2, "hysteresis": 1}
+ENGINES = ["ddp", "zero0", pytest.param("zero1", marks=pytest.mark.slow), "zero2", "zero3"]
+State = dict[tuple[str, str, int], torch.Tensor]  # (parameter, kind, offset) -> [length], what a rank holds
+
+
+def make_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 4))
+    model.config = type("Config", (), {"hidden_size": 16, "get_text_config": lambda self: None})()
+    return model
+
+
+def share_of_loss(model: Any, step: int, micro_step: int, rank: int) -> torch.Tensor:
+    """A micro-batch's part of the loss of a step: the parts of all micro-batches and ranks add up to the loss."""
+    inputs = torch.randn(8, 16, generator=torch.Generator().manual_seed(100 * step + 10 * micro_step + rank))
+    size = SIZES[step] if rank == 1 or math.isfinite(SIZES[step]) else 1.0
+    return size * model(inputs.to(next(model.parameters()).dtype)).float().square().mean() / (WORLD * MICRO_STEPS)
+
+
+def join(name: str) -> Any:
+    """Join the ranks; accelerate's handle to an engine."""
+    from deepspeed.accelerator import get_accelerator
+
+    from cloze.distributed import RunShape, start
+
+    # DeepSpeed refuses CPUs without instructions for fp16, on which torch computes in it nevertheless.
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    settings = {"zero_optimization": {"stage": int(name[4:])}, "fp16": {**FP16}} if name.startswith("zero") else None
+    return start(RunShape(True, "fp16", MICRO_STEPS, settings))
+
+
+def make_engine(accelerator: Any, scale_power: int = 10) -> Any:
+    from cloze.train.engine import prepare_engine
+    from cloze.train.optim import build_optimizer
+
+    if accelerator.state.deepspeed_plugin is None:  # accelerate scales the loss on GPUs only
+        accelerator.scaler = torch.amp.GradScaler("cpu", 2.0**scale_power, growth_interval=3)
+        accelerator.native_amp = True
+    else:
+        accelerator.state.deepspeed_plugin.deepspeed_config["fp16"]["initial_scale_power"] = scale_power
+    config = TrainConfig(output_dir="", optim="sgd", optim_args="momentum=0.9", weight_decay=0.0)
+    model = make_model()
+    optimizer, _ = build_optimizer(model, config, offload=False)
+    layout = Layout(8, MICRO_STEPS, accelerator.process_index, WORLD)
+    return prepare_engine(accelerator, model, optimizer, layout, MAX_NORM)
+
+
+def take_step(engine: Any, step: int) -> tuple[float, bool]:
+    """The norm of the gradient, and whether the step was skipped."""
+    for micro_step in range(MICRO_STEPS):
+        is_last = micro_step == MICRO_STEPS - 1
+        with engine.forward_context(is_last):
+            loss = share_of_loss(engine.model, step, micro_step, engine.accelerator.process_index)
+            engine.backward(loss * WORLD, is_last)
+    norm, refused = engine.step(LEARNING_RATE, DECAY)
+    return float(norm), bool(refused)
+
+
+def held(engine: Any) -> State:
+    """Weights, momentum and average on this rank."""
+    from cloze.train.state import WEIGHT, fragments, inner_optimizer, tensor_keys
+
+    state, found = inner_optimizer(engine.optimizer).state, {}
+    for fragment in fragments(engine.module, engine.optimizer, engine.accelerator.process_index):
+        for key in [WEIGHT, *tensor_keys(fragment, state)]:
+            found[fragment.name, key, fragment.offset] = fragment.view(key, state).detach().clone()
+    return found
+
+
+def record(name: str, folder: Path) -> None:
+    """Take all steps on a rank, the last ones also with a scale that was restored, and write what was seen."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    from cloze.train.engine import loss_scale_state, restore_loss_scale
+    from cloze.train.state import zero_optimizer
+
+    accelerator = join(name)
+    engine = make_engine(accelerator)
+    steps = []
+    for step in range(len(SIZES)):
+        norm, skipped = take_step(engine, step)
+        steps.append({"norm": norm, "skipped": skipped, "scale": loss_scale_state(engine), "state": held(engine)})
+    other, resumed = make_engine(accelerator, scale_power=4), []
+    restore_loss_scale(other, json.loads(json.dumps(steps[SAVED]["scale"])))
+    for step in range(SAVED + 1, len(SIZES)):
+        take_step(other, step)
+        resumed.append(loss_scale_state(other))
+    found = {"steps": steps, "resumed": resumed, "error": None}
+    if isinstance(scaler := getattr(zero_optimizer(other.optimizer), "loss_scaler", None), DynamicLossScaler):
+        scaler.cur_scale = scaler.min_scale
+        try:
+            take_step(other, SKIPPED[-1])
+        except TrainingError as error:
+            found["error"] = str(error)
+    torch.save(found, folder / f"{accelerator.process_index}.pt")
+
+
+@functools.cache
+def seen(name: str) -> list[dict[str, Any]]:
+    """What each rank saw under an engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        succeed(run_ranks(record, WORLD, Path(folder) / "log", name=name, folder=Path(folder)))
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def whole(name: str, step: int) -> dict[tuple[str, str], torch.Tensor]:
+    """The state after a step, put together from all ranks: (parameter, kind) -> all elements."""
+    shapes = {key: value.numel() for key, value in make_model().named_parameters()}
+    found: dict[tuple[str, str], torch.Tensor] = {}
+    for rank in seen(name):
+        for (parameter, kind, offset), values in rank["steps"][step]["state"].items():
+            full = found.setdefault((parameter, kind), torch.full((shapes[parameter],), math.nan))
+            full[offset : offset + len(values)] = values
+    return found
+
+
+@functools.cache
+def reference() -> tuple[list[float], list[dict[tuple[str, str], torch.Tensor]]]:
+    """Norms and states of the same steps in fp32, one process, with the skipped ones left out."""
+    model = make_model()
+    weights = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    average = {name: weight.detach().clone() for name, weight in weights.items()}
+    norms, states = [], []
+    for step in range(len(SIZES)):
+        if step not in SKIPPED:
+            optimizer.zero_grad()
+            sum(share_of_loss(model, step, m, rank) for m in range(MICRO_STEPS) for rank in range(WORLD)).backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)))
+            optimizer.step()
+            for name, weight in weights.items():
+                average[name] += (1 - DECAY) * (weight.detach() - average[name])
+        else:
+            norms.append(math.inf)
+        momentum = {name: optimizer.state[weight]["momentum_buffer"] for name, weight in weights.items()}
+        kinds = {"weight": weights, "momentum_buffer": momentum, "ema": average}
+        states.append(
+            {(n, k): v.detach().reshape(-1).clone() for k, values in kinds.items() for n, v in values.items()}
+        )
+    return norms, states
+
+
+def scales(states: list[dict[str, float]]) -> list[float]:
+    return [state.get("scale", state.get("cur_scale")) for state in states]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_that_overflows_on_one_rank_is_skipped_on_all_and_changes_nothing(engine: str):
+    for rank in seen(engine):
+        assert [number for number, step in enumerate(rank["steps"]) if step["skipped"]] == SKIPPED
+        for number in SKIPPED:
+            before, after = rank["steps"][number - 1]["state"], rank["steps"][number]["state"]
+            assert before.keys() == after.keys()
+            assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_other_steps_are_those_of_fp32_also_when_the_scale_changes(engine: str):
+    """Gradient norms, weights, momentum and the average, with and without clipping."""
+    norms, states = reference()
+    assert min(norms) < MAX_NORM / 2 < 2 * MAX_NORM < max(norm for norm in norms if math.isfinite(norm))
+    for rank in seen(engine):
+        found = [step["norm"] if number not in SKIPPED else math.inf for number, step in enumerate(rank["steps"])]
+        assert found == pytest.approx(norms, rel=5e-3)
+    for number, expected in enumerate(states):
+        found = whole(engine, number)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            change = value - states[number - 1][key] if number else value
+            assert (found[key] - value).norm() <= 2e-3 * value.norm() + 0.05 * change.norm(), (number, key)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_loss_scale_halves_with_a_skipped_step_and_doubles_after_enough_good_ones(engine: str):
+    expected = TORCH_SCALES if engine == "ddp" else DEEPSPEED_SCALES
+    assert [scales([step["scale"] for step in rank["steps"]]) for rank in seen(engine)] == [expected] * WORLD
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_scale_that_was_saved_goes_on_as_if_it_had_not_stopped(engine: str):
+    for rank in seen(engine):
+        assert rank["resumed"] == [step["scale"] for step in rank["steps"][SAVED + 1 :]]
+
+
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine not in ("ddp", "zero0")])
+def test_an_overflow_at_the_smallest_scale_is_one_line_on_every_rank(engine: str):
+    for rank in seen(engine):
+        assert "no gradient is finite at fp16's smallest loss scale; train in bf16" in rank["error"]
+        assert "\n" not in rank["error"]
