@@ -118,10 +118,16 @@ def test_the_splits_of_a_readme_are_obeyed_as_by_datasets(tmp_path: Path):
         ("/etc/passwd", "may name files in its folder only"),
         ("hf://datasets/x/y.jsonl", "may name files in its folder only"),
         ("gone-*.jsonl", "names gone-*.jsonl as files of train, which are missing"),
+        ("more/../../x.jsonl", "may name files in its folder only"),
+        ("..\\x.jsonl", "may name files in its folder only"),
+        ("x.jsonl\n  data_dir: ..", "may name files in its folder only"),
+        ("passwd\n  data_dir: /etc", "may name files in its folder only"),
+        ("a-*.jsonl", "a-00000-of-00002.jsonl is missing beside a-00001-of-00002.jsonl"),
         ("{x: [1]}", "may name files in its folder only"),
         ("&a [*a]", "uses the alias"),
     ],
 )
 def test_files_that_a_readme_cannot_name_are_refused(tmp_path: Path, files: str, expected: str):
-    card(put(tmp_path / "c", "a.jsonl"), f"- config_name: default\n  data_files: {files}\n")
+    put(tmp_path, "x.jsonl")
+    card(put(tmp_path / "c", "a.jsonl", "a-00001-of-00002.jsonl"), f"- config_name: default\n  data_files: {files}\n")
     assert expected in refused(tmp_path / "c")

@@ -69,12 +69,13 @@ def _patterns(data_files: Any, data_dir: str, card: Path) -> dict[str, list[str]
     found: dict[str, list[str]] = {}
     for split, paths in pairs:
         for path in paths if isinstance(paths, list) else [paths]:
-            if not isinstance(path, str) or not path or "://" in path or not _is_inside(f"{data_dir}/{path}", path):
+            whole = PurePosixPath(data_dir, path) if isinstance(path, str) and path else None
+            if whole is None or "://" in path or not _is_inside(whole):
                 what = f"names {path!r} as a file of {split}"
                 raise DataError(what, where=card, hint="it may name files in its folder only; correct it")
-            found.setdefault(str(split), []).append(str(PurePosixPath(data_dir, path)))
+            found.setdefault(str(split), []).append(str(whole))
     return found
 
 
-def _is_inside(whole: str, path: str) -> bool:
-    return ".." not in PurePosixPath(whole).parts and not path.startswith("/") and "\\" not in whole
+def _is_inside(path: PurePosixPath) -> bool:
+    return ".." not in path.parts and not path.is_absolute() and "\\" not in str(path)
