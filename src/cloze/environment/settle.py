@@ -132,7 +132,9 @@ def check_processes(environment: MutableMapping[str, str]) -> None:
         missing = [name for name in needed if not environment.get(name)]
         if missing:
             what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
-            raise LaunchError(what, where=f"{WORLD_SIZE} is {size}, {RANK} is {rank}", hint=_HOW_TO_START)
+            given = [name for name in (WORLD_SIZE, RANK, LOCAL_RANK) if name in environment]
+            where = ", ".join(f"{name} is {environment[name][:100]}" for name in given)
+            raise LaunchError(what, where=where, hint=_HOW_TO_START)
     if size < 1 or rank >= size:
         raise LaunchError(f"{RANK} must be below {WORLD_SIZE}", where=f"{RANK}={rank}, {WORLD_SIZE}={size}")
     local, own = integer(LOCAL_WORLD_SIZE, size, environment), integer(LOCAL_RANK, 0, environment)
