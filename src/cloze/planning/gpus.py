@@ -108,6 +108,8 @@ def this_machine() -> tuple[Gpu, int]:
     name, count = properties.name, torch.cuda.device_count()
     half = "bf16" if torch.cuda.get_device_capability(0) >= (8, 0) else "fp16"
     alike = [gpu for gpu in GPUS.values() if gpu.peak == device_peak(name)]
-    like = min(alike, key=lambda gpu: abs(gpu.memory - properties.total_memory), default=None)
+    on_pcie = "PCI" in name.upper()
+    near = sorted(alike, key=lambda gpu: (abs(gpu.memory - properties.total_memory), ("PCI" in gpu.name) != on_pcie))
+    like = near[0] if near else None
     hbm, link, pcie = (like.hbm, like.link, like.pcie) if like else (5e11, 32e9, 32e9)
     return Gpu(name, properties.total_memory, device_peak(name), hbm, link, pcie, half), count
