@@ -91,7 +91,7 @@ def start(shape: RunShape) -> Accelerator:
             cpu=on_cpu and not wants_deepspeed,
             mixed_precision=shape.precision,
             gradient_accumulation_steps=shape.gradient_accumulation_steps,
-            deepspeed_plugin=_deepspeed_plugin(shape.deepspeed) if wants_deepspeed else None,
+            deepspeed_plugin=make_deepspeed_plugin(shape.deepspeed) if wants_deepspeed else None,
             fsdp_plugin=plugin,
             kwargs_handlers=[group] * (wants_deepspeed or processes.is_launched()) + _fp8_recipe(shape.precision),
             log_with=list(shape.log_with) or None,
@@ -111,7 +111,7 @@ def start(shape: RunShape) -> Accelerator:
     return accelerator
 
 
-def _deepspeed_plugin(settings: Mapping[str, Any] | None) -> DeepSpeedPlugin:
+def make_deepspeed_plugin(settings: Mapping[str, Any] | None) -> DeepSpeedPlugin:
     """Make accelerate's handle to DeepSpeed from settings that were checked: it reads no file and no variable."""
     os.environ.pop(requests.DEEPSPEED_FIELDS, None)  # else it refuses variables beside a file; see `check_settings`
     settings = settings or {"zero_optimization": {"stage": requests.zero_stage()}}

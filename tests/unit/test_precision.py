@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cloze.config import TrainConfig
-from cloze.distributed import _deepspeed_plugin
+from cloze.distributed import make_deepspeed_plugin
 from cloze.errors import ConfigError
 from cloze.model.archs import NO_BF16
 from cloze.train.deepspeed_file import engine_settings
@@ -139,7 +139,7 @@ def test_deepspeed_takes_what_was_chosen(tmp_path: Path, settings: dict, capabil
     precision = chosen({}, None, capability, "roberta", settings)
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 2}, **settings}))
-    plugin = _deepspeed_plugin(engine_settings(str(file)))
+    plugin = make_deepspeed_plugin(engine_settings(str(file)))
     plugin.set_mixed_precision(precision)
     enabled = [name for name in ("bf16", "fp16") if plugin.deepspeed_config[name]["enabled"] is True]
     assert enabled == ([] if precision == "no" else [precision])
@@ -148,7 +148,7 @@ def test_deepspeed_takes_what_was_chosen(tmp_path: Path, settings: dict, capabil
 @pytest.mark.parametrize("file", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda file: file.stem)
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_every_configuration_that_comes_with_cloze_takes_any_precision(file: Path, precision: str):
-    plugin = _deepspeed_plugin(engine_settings(str(file)))
+    plugin = make_deepspeed_plugin(engine_settings(str(file)))
     plugin.set_mixed_precision(precision)
     enabled = [name for name in ("bf16", "fp16") if plugin.deepspeed_config[name]["enabled"] is True]
     assert enabled == ([] if precision == "no" else [precision])
