@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.data.loader import document_offsets
+from cloze.data.masking import IGNORE_INDEX
 from cloze.errors import ModelError
-from cloze.model.packed import document_attention, model_inputs, positions_in_documents
+from cloze.model.packed import DocumentAttention, document_attention, model_inputs, positions_in_documents
 
 TINY = {
     "vocab_size": 300,
@@ -72,3 +75,84 @@ def test_positions_begin_anew_with_each_document():
 def test_blocks_without_documents_are_given_as_they_are():
     batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long)}
     assert list(model_inputs(batch, torch.device("cpu"), None)) == ["input_ids"]
+
+
+@pytest.mark.parametrize("size", [8, 15, 16, 17])
+def test_blocks_of_the_smallest_size_have_documents_too(size: int):
+    """Also below 16 tokens, of which a sixteenth is none."""
+    rule = document_attention(make("bert"), size, 300)
+    assert (rule.form, rule.first_position, rule.window) == ("boolean", 0, None)
+
+
+FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+ROWS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), min_size=1, max_size=3)
+
+
+def segments_of(rows: list[tuple[int, ...]]) -> torch.Tensor:
+    """The document of each token; the last one of a row is made as long as the rows must be."""
+    size = max(map(sum, rows))
+    counts = [[*row, size - sum(row)] for row in rows]
+    return torch.tensor([[number for number, n in enumerate(row) for _ in range(n)] for row in counts])
+
+
+@FEW
+@given(ROWS, st.none() | st.integers(0, 6), st.none() | st.integers(0, 2))
+@example([(1,)], None, None)  # one document of one token
+@example([(1, 1, 1), (3,)], 0, 0)
+@example([(5,), (2, 3)], 1, 1)
+@example([(4, 4)], 4, 2)  # a window as long as the documents
+def test_a_token_sees_its_own_document_and_of_that_the_window(rows, window: int | None, first: int | None):
+    segments = segments_of(rows)
+    batch, size = segments.shape
+    offsets = torch.from_numpy(document_offsets(segments.numpy()))
+    for limit in {None, window}:
+        expected = torch.tensor([
+            [[one == other and (limit is None or abs(q - k) <= limit) for k, other in enumerate(row)]
+             for q, one in enumerate(row)] for row in segments.tolist()
+        ])  # fmt: skip
+        name = "full_attention" if limit is None else "sliding_attention"
+        for form in ("boolean", "additive", "square", "flex"):
+            found = DocumentAttention(form, first, window).inputs(segments, offsets)
+            mask = found["attention_mask"] if window is None else found["attention_mask"][name]
+            if form == "boolean":
+                assert torch.equal(mask, expected[:, None])
+            elif form == "square":
+                assert torch.equal(mask, expected.long())
+            elif form == "additive":
+                lowest = torch.finfo(torch.float32).min
+                assert torch.equal(mask, torch.where(expected, 0.0, lowest)[:, None])
+            else:
+                b, q, k = torch.meshgrid(torch.arange(batch), torch.arange(size), torch.arange(size), indexing="ij")
+                assert torch.equal(mask.mask_mod(b, torch.zeros_like(b), q, k), expected)
+                assert mask.shape == (batch, 1, size, size)
+            places = found.pop("position_ids", None)
+            assert (places is None) == (first is None)
+            if first is not None:
+                counted = [
+                    [row[:place].count(one) + first for place, one in enumerate(row)] for row in segments.tolist()
+                ]
+                assert places.tolist() == counted
+            assert set(found) == {"attention_mask"}
+
+
+@pytest.mark.parametrize("first", [None, 0, 2])
+def test_flash_attention_is_given_where_documents_begin(first: int | None):
+    segments = segments_of([(1, 2), (3,)])
+    offsets = torch.from_numpy(document_offsets(segments.numpy()))
+    found = DocumentAttention("varlen", first).inputs(segments, offsets)
+    assert found["cu_seq_lens_q"] is found["cu_seq_lens_k"] is offsets
+    assert found["max_length_q"] == found["max_length_k"] == 3
+    assert "attention_mask" not in found
+    assert ("position_ids" in found) == (first is not None)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_decoder_reads_the_original_text_moved_by_one(size: int):
+    ids, labels = torch.full((2, size), 4), torch.full((2, size), IGNORE_INDEX)
+    ids[0] = torch.arange(10, 10 + size)
+    labels[1] = torch.arange(20, 20 + size)
+    inputs = model_inputs({"input_ids": ids, "labels": labels}, torch.device("cpu"), None, decoder_start=2)
+    assert inputs["decoder_input_ids"].tolist() == [[2, *range(9 + b, 8 + b + size)] for b in (1, 11)]
+    assert torch.equal(inputs["input_ids"], ids)
+    rule = DocumentAttention("boolean", 0)
+    assert set(model_inputs({"input_ids": ids, "labels": labels}, torch.device("cpu"), rule)) == {"input_ids"}

@@ -158,7 +158,8 @@ def document_attention(model: Any, block_size: int, vocab_size: int) -> Document
     """
     size = min(block_size, _MAX_CHECKED)
     # The second document is longer than the windows of local attention, which a wrong mask would widen.
-    lengths = [size // 8, size - size // 8 - size // 16, size // 16]
+    first, last = max(1, size // 8), max(1, size // 16)
+    lengths = [first, size - first - last, last]
     ids = torch.randint(0, vocab_size, (1, size), generator=torch.Generator().manual_seed(0))
     pad = _pad_token(model)
     if pad is not None:

@@ -1,0 +1,145 @@
+"""Scores and losses of a few rows are those of all rows: none, one, up to a multiple of eight, and all of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from cloze.data.masking import IGNORE_INDEX
+from cloze.model.sparse_head import MaskedHead, check_head, checked_length
+from cloze.model.sparse_loss import sparse_head
+
+BATCH, SIZE, VOCABULARY = 3, 8, 20
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+def tiny(**more: Any) -> BertForMaskedLM:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=64, initializer_range=0.5, **SIZES, **more)
+    return BertForMaskedLM(config)
+
+
+def batch(masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B, S], and labels at these places."""
+    ids = torch.randint(1, VOCABULARY, (BATCH, SIZE), generator=torch.Generator().manual_seed(1))
+    labels = torch.full((BATCH * SIZE,), IGNORE_INDEX)
+    labels[masked] = torch.arange(len(masked)) % VOCABULARY
+    return ids, labels.view(BATCH, SIZE)
+
+
+@pytest.mark.parametrize("positions", [[0], [23], [5, 5, 0], list(range(24)), [7, 8, 15, 16], []], ids=str)
+def test_scores_of_rows_are_those_of_all_rows(positions: list[int]):
+    model, (ids, _) = tiny().eval(), batch([])
+    dense = model(input_ids=ids).logits.reshape(-1, VOCABULARY)[positions]
+    head, whole = MaskedHead(model), MaskedHead(tiny().eval(), sparse=False)
+    for one, of in ((head, model), (whole, tiny().eval())):
+        torch.testing.assert_close(one.logits(of, {"input_ids": ids}, torch.tensor(positions).long()), dense)
+    assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY), "rows of one forward stay for the next"
+
+
+def test_only_the_rows_that_are_asked_for_reach_the_head():
+    model, (ids, _) = tiny().eval(), batch([])
+    seen: list[tuple[int, ...]] = []
+    model.cls.register_forward_hook(lambda module, given, output: seen.append(tuple(output.shape)))
+    MaskedHead(model).logits(model, {"input_ids": ids}, torch.tensor([1, 2]))
+    assert seen == [(1, 2, VOCABULARY)]
+
+
+def test_a_forward_that_fails_leaves_no_rows_for_the_next():
+    model, (ids, _) = tiny().eval(), batch([])
+    head = MaskedHead(model)
+    with pytest.raises(IndexError):
+        head.logits(model, {"input_ids": ids + VOCABULARY}, torch.tensor([1]))
+    assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY)
+
+
+def test_a_backbone_of_other_rows_is_an_error_and_not_a_wrong_score():
+    model, (ids, _) = tiny().eval(), batch([])
+    head = MaskedHead(model)
+    head.expect(torch.tensor([1]), (BATCH, SIZE + 1))
+    with pytest.raises(ValueError, match=r"the backbone gives \(3, 8\) rows for \(3, 9\) tokens"):
+        model(input_ids=ids)
+
+
+@pytest.mark.parametrize("returns_tuple", [False, True])
+def test_the_outputs_beside_the_hidden_states_are_kept(returns_tuple: bool):
+    model, (ids, _) = tiny(output_hidden_states=True, return_dict=not returns_tuple).eval(), batch([])
+    dense = model(input_ids=ids)
+    MaskedHead(model).expect(None)
+    head = MaskedHead(model)
+    head.expect(torch.tensor([3]), (BATCH, SIZE))
+    output = model(input_ids=ids)
+    torch.testing.assert_close(output[0], dense[0].reshape(1, -1, VOCABULARY)[:, [3]])
+    assert [one.shape for one in output[1]] == [one.shape for one in dense[1]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "blocks", "size", "expected"),
+    [
+        ("bert", 2**15, 8, 512, 128),  # 2^25 scores are 128 tokens
+        ("bert", 2**15, 8, 100, 100),
+        ("bert", 2**15, 9, 512, 128),
+        ("bert", 2**15, 1, 4096, 1024),
+        ("bert", 2**15, 1, 1023, 1023),
+        ("bert", 2**15, 4, 4096, 256),
+        ("bert", 2**15 + 1, 4, 4096, 128),  # a power of two below
+        ("bert", 2**25, 2, 4096, 128),
+        ("bert", 1, 1, 2**26, 2**25),
+        ("perceiver", 2**15, 8, 512, 512),
+        ("big_bird", 2**15, 8, 4096, 4096),
+    ],
+)
+def test_the_head_is_checked_on_few_scores(kind: str, vocabulary: int, blocks: int, size: int, expected: int):
+    config = SimpleNamespace(model_type=kind, get_text_config=lambda: SimpleNamespace(vocab_size=vocabulary))
+    assert checked_length(config, blocks, size) == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_check_leaves_the_model_in_its_mode_and_a_dense_head_alone(training: bool, capsys):
+    model, (ids, _) = tiny().train(training), batch([])
+    head = MaskedHead(model)
+    check_head(head, model, {"input_ids": ids}, "no")
+    assert (head.sparse, model.training) == (True, training)
+    head.sparse = False
+    check_head(head, model, {}, "no")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("masked", [1, 2, 7, 8, 9, 16, 17, 24])
+def test_the_loss_of_masked_rows_is_the_models_own(masked: int):
+    ids, labels = batch(list(range(24))[24 - masked :])
+    found = []
+    for model in (tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0) for _ in range(2)):
+        found.append(sparse_head(model.train()) if found else model.train())
+    dense, sparse = (model(input_ids=ids, labels=labels) for model in found)
+    assert sparse.logits.shape == (1, -(-masked // 8) * 8, VOCABULARY)
+    torch.testing.assert_close(sparse.loss, dense.loss)
+    for output in (dense, sparse):
+        output.loss.backward()
+    gradients = [[parameter.grad for parameter in model.parameters()] for model in found]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_without_labels_and_outside_of_training_all_rows_are_computed():
+    model, (ids, labels) = sparse_head(tiny().train()), batch([3])
+    assert model.training
+    rows = (BATCH, SIZE, VOCABULARY)
+    assert model(input_ids=ids).logits.shape == rows
+    assert model(input_ids=ids, labels=labels).logits.shape == (1, 8, VOCABULARY)
+    assert model(input_ids=ids, labels=None).logits.shape == rows
+    model.eval()
+    assert model(input_ids=ids, labels=labels).logits.shape == rows
+    assert sparse_head(model) is model, "a second call adds no second hooks"
+    assert len(model._forward_pre_hooks) == 1
+
+
+def test_a_forward_with_labels_that_fails_leaves_no_rows_for_the_next():
+    model, (ids, labels) = sparse_head(tiny().train()), batch([3])
+    with pytest.raises(IndexError):
+        model(input_ids=ids + VOCABULARY, labels=labels)
+    assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY)
