@@ -11,6 +11,7 @@ import time
 from multiprocessing.connection import Connection
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,12 +90,12 @@ def burn(seconds: float) -> None:
 def test_a_turn_reports_the_time_and_the_cpu_time_of_its_steps_alone(monkeypatch, capfd):
     orders = [{"batch": 8, "steps": 1}, {"batch": 8, "steps": 3}, {"batch": 16, "steps": 1}]
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(order) + "\n" for order in orders)))
-    loop = gate.Gate()
+    loop, leading = gate.Gate(), 2 if torch.cuda.is_available() else 0
     loop.wait()
-    for _ in range(gate.LEADING_STEPS + 1):
+    for _ in range(leading + 1):
         loop()
         burn(0.03)
-    for _ in range(gate.LEADING_STEPS + 3):
+    for _ in range(leading + 3):
         loop()
         time.sleep(0.02)
     with pytest.raises(gate.NewBatch):
