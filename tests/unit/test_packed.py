@@ -60,6 +60,24 @@ def test_a_document_gets_the_logits_it_has_alone(model_type: str, attention: str
     assert (plain[0, :5] - logits[0, :5]).abs().max() > 0.1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_eager_attention_computes_in_the_type_of_the_weights(dtype: torch.dtype):
+    """As DeepSpeed has it, without autocast."""
+    model = make("roberta", "eager")
+    rule = document_attention(model, 64, 300)
+    assert rule.form == "additive"
+    segments = torch.tensor([[0] * 20 + [1] * 44])
+    offsets = torch.from_numpy(document_offsets(segments.numpy()))
+    ids = torch.randint(5, 300, (1, 64), generator=torch.Generator().manual_seed(3))
+    batch = {"input_ids": ids, "segments": segments, "document_offsets": offsets}
+    exact = model(**model_inputs(batch, torch.device("cpu"), rule.in_dtype_of(model))).logits
+    model.to(dtype)
+    logits = model(**model_inputs(batch, torch.device("cpu"), rule.in_dtype_of(model))).logits
+    assert logits.dtype == dtype
+    assert (logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 @pytest.mark.parametrize("model_type", ["fnet", "deberta-v2"])
 def test_an_architecture_without_such_masks_is_refused(model_type: str):
     with pytest.raises(ModelError, match=r"cannot keep attention inside documents; .* --packing concat"):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -40,11 +40,17 @@ class DocumentAttention:
     """`form`: a dense mask, boolean [B, 1, S, S], additive [B, 1, S, S], or square [B, S, S] of 0 and 1; `flex`: a
     BlockMask; `varlen`: offsets of the documents. `first_position`: the position of a document's first token; None:
     the model is given no positions. `window`: how far layers of local attention see to either side; None where there
-    are none, or (varlen) the model sees to it by itself."""
+    are none, or (varlen) the model sees to it by itself. `dtype`: of an additive mask."""
 
     form: str
     first_position: int | None
     window: int | None = None
+    dtype: torch.dtype = torch.float32
+
+    def in_dtype_of(self, model: torch.nn.Module) -> DocumentAttention:
+        """Return the same with additive masks in the type of the model's weights, which scores are in without
+        autocast: eager attention does not multiply probabilities and values of two types."""
+        return replace(self, dtype=next(model.parameters()).dtype)
 
     def inputs(self, segments: torch.Tensor, offsets: torch.Tensor) -> dict[str, Any]:
         """segments [B, S]: which document of its block each token belongs to; offsets [D] int32: see
@@ -76,8 +82,8 @@ class DocumentAttention:
             return allowed[:, None]
         if self.form == "square":
             return allowed.long()
-        lowest = torch.finfo(torch.float32).min
-        return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, lowest)[:, None]
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros_like(allowed, dtype=self.dtype).masked_fill(~allowed, lowest)[:, None]
 
 
 def document_block_mask(segments: torch.Tensor, window: int | None = None) -> BlockMask:

@@ -158,7 +158,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         saver=CheckpointSaver(training, partial(_save_model_files, engine.module, tokenizer), config.async_save),
         schedule=schedule,
         probe=probe,
-        documents=documents,
+        documents=None if documents is None else documents.in_dtype_of(engine.module),
         head=head,
         decoder_start=decoder_start(engine.module.config),
         capacity=head_capacity(plan, config, accelerator),
