@@ -37,7 +37,8 @@ class Engine:
     """A model and its optimizer as wrapped by accelerate, and how they take one step.
 
     `deferred`: whether a step with bad numbers is refused on the device itself, so that the host may learn of it
-    later. `hold_after_refusal`: whether all steps after such a one are refused too, until the host has.
+    later. `hold_after_refusal`: whether all steps after such a one are refused too, until the host has. `frozen`: see
+    `cloze.train.snapshot.Training`.
     """
 
     def __init__(self, accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, max_grad_norm: float):
@@ -50,6 +51,7 @@ class Engine:
         fused = all(group.get("fused") for group in inner_optimizer(optimizer).param_groups)
         self.deferred = self.zero_stage is None and accelerator.scaler is None and fused
         self.hold_after_refusal = False
+        self.frozen: dict[str, torch.Tensor | None] = {}
         self._average: MovingAverage | None = None
         self._stepped = False  # whether the last step was taken (or it is refused on the device)
         self._stateless = False  # whether the optimizer has taken a step and keeps no state
@@ -195,6 +197,9 @@ def prepare_engine(
     check_alignment(zero_optimizer(engine.optimizer))
     if weights is not None:  # DeepSpeed makes its fp32 weights from half precision ones: put the exact ones back
         set_weights(engine.module, engine.optimizer, accelerator.process_index, weights)
+        for name, parameter in engine.module.named_parameters():
+            if not parameter.requires_grad:
+                engine.frozen[name] = weights[name] if accelerator.is_main_process else None
     return engine
 
 

@@ -176,9 +176,10 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
     for name, parameter in training.module.named_parameters():
         beat()
         trained = manifest["parameters"][name]["trained"]
-        state.refresh_model(
-            parameter, pieces.read(name, state.WEIGHT) if trained else pieces.frozen(name), training.rank
-        )
+        full = pieces.read(name, state.WEIGHT) if trained else pieces.frozen(name)
+        state.refresh_model(parameter, full, training.rank)
+        if (exact := training.frozen.get(name)) is not None:
+            exact.copy_(full)
     for name, buffer in state.buffers(training.module):
         buffer.copy_(pieces.frozen(name))
     _check_contents(training, held, pieces)

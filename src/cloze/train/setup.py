@@ -144,7 +144,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     begin_trackers(accelerator, config, output_dir, resolved(config), step)
     masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = check_on_probe(head, engine, data, masking, config.seed)
-    training = Training(engine.module, engine.optimizer, group_names, rank, world_size)
+    training = Training(engine.module, engine.optimizer, group_names, rank, world_size, engine.frozen)
     return Run(
         config=config,
         output_dir=output_dir,

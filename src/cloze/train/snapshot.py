@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from cloze.train.checkpoint_files import FORMAT_VERSION, Position
 
 @dataclass(frozen=True)
 class Training:
-    """The live objects that a checkpoint is taken of. `module` is the bare model inside the engine's wrappers."""
+    """The live objects that a checkpoint is taken of. `module` is the bare model inside the engine's wrappers.
+
+    `frozen`: fp32 weights of parameters that are not trained, if the engine's own copies are in half precision. Only
+    rank 0, which writes them, has the tensors; the names are the same on all ranks."""
 
     module: torch.nn.Module
     optimizer: Any
     group_names: list[list[str]]
     rank: int
     world_size: int
+    frozen: dict[str, torch.Tensor | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,15 @@ def share_to_write(held: list[state.Fragment], training: Training) -> list[state
 
 
 def frozen_tensors(training: Training) -> dict[str, torch.Tensor]:
-    """Buffers and parameters that are not trained: the same on all ranks, whole. Every rank calls it."""
+    """Return buffers and parameters that are not trained, whole; those in `training.frozen` on rank 0 only. Every rank
+    calls it."""
     tensors = dict(state.buffers(training.module))
     for name, parameter in training.module.named_parameters():
-        if not parameter.requires_grad:
-            tensors[name] = state.whole(parameter)
+        if name not in training.frozen:
+            if not parameter.requires_grad:
+                tensors[name] = state.whole(parameter)
+        elif (exact := training.frozen[name]) is not None:
+            tensors[name] = exact
     return tensors
 
 
