@@ -82,10 +82,10 @@ def test_what_the_launcher_was_asked_for_is_read(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 def test_precisions_that_do_not_go_together_with_it_are_refused(precision: str):
-    for kind, chosen in ((DistributedType.FSDP, "bf16"), (DistributedType.MULTI_GPU, precision)):
-        check_fsdp(SimpleNamespace(distributed_type=kind, mixed_precision=chosen))
+    check_fsdp(True, "bf16")
+    check_fsdp(False, precision)
     with pytest.raises(ConfigError, match=f"--precision: {precision} does not go together with FSDP2; use bf16"):
-        check_fsdp(SimpleNamespace(distributed_type=DistributedType.FSDP, mixed_precision=precision))
+        check_fsdp(True, precision)
 
 
 @pytest.mark.parametrize(("model_type", "count"), [("roberta", 3), ("modernbert", 3), ("albert", 1)])

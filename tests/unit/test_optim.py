@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from cloze.config import TrainConfig
@@ -249,17 +247,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, optim: str)
 @pytest.mark.parametrize("stage", [None, 0, 1, 2, 3, "FSDP2"])
 def test_an_optimizer_that_needs_whole_tensors_gets_them_or_is_refused(stage, precision: str, optim: str):
     """DDP and DeepSpeed's plain optimizer (stage 0 in fp32) have one tensor for each parameter."""
-    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
-    others = {None: DistributedType.MULTI_CPU, "FSDP2": DistributedType.FSDP}
-    kind = others.get(stage, DistributedType.DEEPSPEED)
-    state = SimpleNamespace(deepspeed_plugin=plugin)
-    accelerator = SimpleNamespace(distributed_type=kind, state=state, mixed_precision=precision)
+    divided = stage == "FSDP2"
+    arguments = config(optim=optim), None if divided else stage, divided, precision
     if optim == "adamw_torch" or stage is None or (stage == 0 and precision == "no"):
-        check_update(config(optim=optim), accelerator)
+        check_update(*arguments)
         return
     name = stage if stage == "FSDP2" else f"DeepSpeed ZeRO-{stage}"
     with pytest.raises(ConfigError, match=f"{optim} needs whole parameters, which {name} ") as caught:
-        check_update(config(optim=optim), accelerator)
+        check_update(*arguments)
     assert "\n" not in str(caught.value)
 
 

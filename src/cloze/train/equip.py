@@ -40,11 +40,11 @@ from cloze.train.fsdp import check_fsdp, units
 from cloze.train.metrics import Pace
 from cloze.train.optim import check_optimizer, check_update
 from cloze.train.plan import Plan
-from cloze.train.precision import precision_here
+from cloze.train.precision import precision_here, precision_of_any_model
 from cloze.train.probe import make_probe
 from cloze.train.schedule import check_schedule
 from cloze.train.trackers import check_trackers
-from cloze.train.zero3 import check_zero
+from cloze.train.zero3 import asked_stage, check_zero
 
 
 def check_machine(config: TrainConfig) -> None:
@@ -60,6 +60,8 @@ def check_machine(config: TrainConfig) -> None:
         compile_pattern(config.freeze)
     check_attention(config.attn_implementation, on_gpu(config))
     check_zero(config.deepspeed, on_gpu(config))
+    stage, device_type = asked_stage(config.deepspeed), "cuda" if on_gpu(config) else "cpu"
+    check_together(config, stage, requests.wants_fsdp(), precision_of_any_model(config), "", device_type)
     check_trackers(config)
     if config.tf32 is not None:
         set_tf32(config.tf32)
@@ -135,6 +137,18 @@ def enable_checkpointing(model: Any, every: int = 1) -> None:
         layer.gradient_checkpointing = place % every == 0
 
 
+def check_together(
+    config: TrainConfig, stage: int | None, divided: bool, precision: str, model_type: str, device_type: str
+) -> str | None:
+    """Raise ConfigError for options that the engine cannot have; return the mode of `choose_compile`. `stage`: of
+    ZeRO, None without DeepSpeed; `divided`: by FSDP2. It is called before data are read, with the engine that is asked
+    for, and with the one that is there."""
+    check_update(config, stage, divided, precision)
+    check_fsdp(divided, precision)
+    check_fp8(stage, precision)
+    return choose_compile(config, model_type, device_type, stage, by_layer=divided)
+
+
 def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
     """Compile the backbone where that pays, before the engine wraps the model; every rank calls it.
 
@@ -143,16 +157,12 @@ def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) ->
     """
     check_precision(model.config, accelerator.mixed_precision)
     check_half(model.config._attn_implementation, accelerator.mixed_precision)
-    check_update(config, accelerator)
-    check_fsdp(accelerator)
-    check_fp8(zero_stage(accelerator), accelerator.mixed_precision)
+    stage, divided, precision = zero_stage(accelerator), is_fsdp(accelerator), accelerator.mixed_precision
+    mode = check_together(config, stage, divided, precision, model.config.model_type, accelerator.device.type)
     found = sorted(set(gather(accelerator.mixed_precision)))
     if len(found) > 1:
         hint = "choose one with --precision"
         raise ConfigError(f"the GPUs of this run differ ({', '.join(found)})", where="--precision", hint=hint)
-    divided = is_fsdp(accelerator)
-    stage = zero_stage(accelerator)
-    mode = choose_compile(config, model.config.model_type, accelerator.device.type, stage, by_layer=divided)
     if mode is not None and divided:
         compile_layers(units(model), mode)
         say("model", f"each layer of the {model.base_model_prefix} is compiled ({mode})")

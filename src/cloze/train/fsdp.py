@@ -21,16 +21,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from cloze.errors import ConfigError
-from cloze.fully_sharded import is_fsdp
 from cloze.model.archs import GATHERED_AS_ONE
 from cloze.model.depth import layer_modules
 
 
-def check_fsdp(accelerator: Accelerator) -> None:
-    """Raise ConfigError for a precision that does not go together with FSDP2."""
-    if is_fsdp(accelerator) and accelerator.mixed_precision not in ("no", "bf16"):
+def check_fsdp(divided: bool, precision: str) -> None:
+    """Raise ConfigError for a precision that does not go together with FSDP2. `divided`: whether it is the engine."""
+    if divided and precision not in ("no", "bf16"):
         raise ConfigError(
-            f"{accelerator.mixed_precision} does not go together with FSDP2",
+            f"{precision} does not go together with FSDP2",
             where="--precision",
             hint="use bf16 or fp32, or another engine (launch/accelerate/zero3.yaml)",
         )

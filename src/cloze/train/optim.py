@@ -1,7 +1,7 @@
 """Optimizers and their parameter groups: what decays, how fast each layer learns, which matrices Muon takes.
 
 check_optimizer(config)                                        # before any process group
-check_update(config, accelerator)                              # does the engine keep parameters whole?
+check_update(config, stage, divided, precision)                # does the engine keep parameters whole?
 optimizer, names = build_optimizer(model, config, offload=False)
 
 A group's `lr_scale` multiplies the learning rate of the step (see `Engine.step`).
@@ -24,15 +24,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from cloze.config import TrainConfig
 from cloze.config.ranges import MIN_EPSILON
 from cloze.console import warn
-from cloze.distributed import engine_name, zero_stage
 from cloze.errors import ConfigError
 from cloze.foreign.json_yaml import parse_yaml
-from cloze.fully_sharded import is_fsdp
 from cloze.model.depth import parameter_depths
 from cloze.train.ops import load_op
 
@@ -228,16 +225,16 @@ def check_optimizer(config: TrainConfig) -> None:
         raise _refused(error, config) from None
 
 
-def check_update(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Raise ConfigError where the optimizer needs whole parameters and the engine keeps them flat or in pieces: its
-    update would depend on how they are cut."""
-    stage = zero_stage(accelerator)
-    whole = stage is None and not is_fsdp(accelerator)
-    if config.optim not in WHOLE_TENSORS or whole or (stage == 0 and accelerator.mixed_precision == "no"):
+def check_update(config: TrainConfig, stage: int | None, divided: bool, precision: str) -> None:
+    """Raise ConfigError if the optimizer needs whole parameters and the engine keeps them flat or in pieces: its
+    update would depend on how they are cut. `stage`: of ZeRO, None without DeepSpeed; `divided`: by FSDP2."""
+    whole = stage is None and not divided
+    if config.optim not in WHOLE_TENSORS or whole or (stage == 0 and precision == "no"):
         return
-    precision = "" if stage != 0 else f" in {accelerator.mixed_precision}"
+    engine = "FSDP2" if divided else f"DeepSpeed ZeRO-{stage}"
+    how = "" if stage != 0 else f" in {precision}"
     raise ConfigError(
-        f"{config.optim} needs whole parameters, which {engine_name(accelerator)}{precision} does not keep",
+        f"{config.optim} needs whole parameters, which {engine}{how} does not keep",
         where="--optim",
         hint="train with DDP (launch/accelerate/multi_gpu.yaml), or use adamw_torch_fused",
     )

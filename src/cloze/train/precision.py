@@ -106,6 +106,12 @@ def precision_here(config: TrainConfig, model_type: str) -> tuple[str, str | Non
     return precision, why
 
 
+def precision_of_any_model(config: TrainConfig) -> str:
+    """Return the precision of `precision_here` if it is the same for all architectures; else "no"."""
+    found = {precision_here(config, model_type)[0] for model_type in ("", *NO_BF16)}
+    return found.pop() if len(found) == 1 else "no"
+
+
 def left_by_deepspeed(settings: Mapping[str, Any]) -> list[str]:
     """The precisions that a DeepSpeed configuration leaves open, the one it fixes first.
 
