@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -69,3 +70,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from corpus import make_prepared
 
     return make_prepared(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def muon_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Muon orthogonalize in fp32, for comparisons of two splits.
+
+    It rounds its momentum to bf16. Two splits differ in the last bits of fp32, and where one of those is at the border
+    between two bf16 numbers, the update differs by 2^-8 of an element, and the loss by more than fp32 explains.
+    """
+    from pytorch_optimizer.optimizer.utils import matrix
+
+    function = matrix.zero_power_via_newton_schulz_5
+    names = list(inspect.signature(function).parameters)
+    place = names.index("dtype") - len(names)
+    defaults = list(function.__defaults__)
+    assert defaults[place] == torch.bfloat16
+    defaults[place] = torch.float32
+    monkeypatch.setattr(function, "__defaults__", tuple(defaults))

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus import TINY_MODEL_NO_DROPOUT
-from ranks import cloze_ranks
 from test_architectures import ARCHITECTURES
 from test_sparse_head import build, curve, first_batch, loss_and_gradients
 from torch._dynamo.exc import TorchDynamoException
@@ -107,11 +105,3 @@ def test_a_compiled_run_has_the_curve_of_one_that_is_not(prepared: Path, tmp_pat
     plain = curve(prepared, tmp_path / "plain", engine)
     fast = curve(prepared, tmp_path / "compiled", engine, "--torch_compile", "true")
     np.testing.assert_allclose(fast, plain, rtol=1e-5)
-
-
-def test_zero3_and_compile_are_refused_in_one_line(prepared: Path, tmp_path: Path):
-    argv = ["train", *TINY_MODEL_NO_DROPOUT, "--max_steps", "1", "--dataset_name", str(prepared)]
-    argv += ["--output_dir", str(tmp_path / "run"), "--torch_compile", "true"]
-    outcomes = cloze_ranks(argv, 1, "zero3", tmp_path / "log")
-    assert [one.code for one in outcomes] == [2]
-    assert "ZeRO-3 and torch.compile do not go together" in outcomes[0].output

@@ -8,11 +8,9 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from corpus import TINY_MODEL_NO_DROPOUT
-from ranks import cloze_ranks, run_ranks, succeed
+from ranks import run_ranks, succeed
 from test_architectures import ARCHITECTURES
 from test_archs_table import without_dropout
 from test_sparse_head import build, first_batch, loss_and_gradients
@@ -184,24 +182,3 @@ def test_every_architecture_has_the_loss_of_one_process(prepared, tmp_path, prec
     if precision == "no":
         assert {name: value for name, value in norms.items() if value > tolerance} == {}
         figure(f"FSDP2, {len(found)} architectures, against one process: norm of the gradient", max(norms.values()))
-
-
-@pytest.mark.parametrize("optim", ["sgd", "rmsprop", "adamw_torch"])
-def test_other_optimizers_and_frozen_weights_and_averages_give_what_ddp_gives(prepared, tmp_path, optim: str):
-    argv = ["train", *TINY_MODEL_NO_DROPOUT, "--max_steps", "4", "--logging_steps", "1", "--save_strategy", "no"]
-    argv += ["--optim", optim, "--freeze", r".*(word_embeddings|layer\.0)", "--ema_decay", "0.9", "--dataset_name"]
-    argv += [str(prepared), "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
-    found = {}
-    for engine in ("ddp", "fsdp2"):
-        succeed(cloze_ranks([*argv, "--output_dir", str(tmp_path / engine)], 2, engine, tmp_path / "log"))
-        lines = map(json.loads, (tmp_path / engine / "metrics.jsonl").read_text().splitlines())
-        found[engine] = np.array([(line["loss"], line["grad_norm"]) for line in lines])
-    np.testing.assert_allclose(found["fsdp2"], found["ddp"], rtol=1e-5)
-
-
-def test_muon_is_refused_in_one_line(prepared: Path, tmp_path: Path):
-    argv = ["train", *TINY_MODEL_NO_DROPOUT, "--max_steps", "1", "--dataset_name", str(prepared), "--optim", "muon"]
-    outcomes = cloze_ranks([*argv, "--output_dir", str(tmp_path / "run")], 2, "fsdp2", tmp_path / "log")
-    assert [outcome.code for outcome in outcomes] == [2, 2]
-    assert "--optim: muon needs whole parameters, which FSDP2 does not keep; train with DDP" in outcomes[0].output
-    assert not (tmp_path / "run").exists()

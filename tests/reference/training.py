@@ -37,6 +37,9 @@ class Options:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     layerwise_lr_decay: float = 1.0
+    optim: str = "adamw_torch_fused"
+    optim_args: str = ""
+    freeze: str | None = None
     ema_decay: float | None = None
 
 
@@ -55,9 +58,11 @@ class Step:
 
 
 def train(model: Any, blocks: Sequence[Sequence[Sequence[int]]], rule: Rule, options: Options) -> Iterator[Step]:
-    """Train the model, in place. `blocks`: the pieces of each block, which do not see each other."""
+    """Train the model, in place. `blocks`: the pieces of each block, which do not see each other. Parameters whose
+    names begin as `freeze` says are not trained: they have no part in the norm, and no average."""
     model = model.double().train()
-    weights: Tensors = {name: parameter.data for name, parameter in model.named_parameters()}
+    trained = {name: p for name, p in model.named_parameters() if not re.match(options.freeze or "$", name)}
+    weights: Tensors = {name: parameter.data for name, parameter in trained.items()}
     averages = {name: weight.clone() for name, weight in weights.items()}
     moments = {name: (torch.zeros_like(weight), torch.zeros_like(weight)) for name, weight in weights.items()}
     scales = layer_scales(model, options.layerwise_lr_decay)
@@ -73,16 +78,14 @@ def train(model: Any, blocks: Sequence[Sequence[Sequence[int]]], rule: Rule, opt
             part = token_losses(model, block, input_ids, labels).sum() / num_masked
             part.backward()
             loss += part.item()
-        gradients = {
-            name: torch.zeros_like(p.data) if p.grad is None else p.grad for name, p in model.named_parameters()
-        }
+        gradients = {name: torch.zeros_like(p.data) if p.grad is None else p.grad for name, p in trained.items()}
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
         if options.max_grad_norm:
             for gradient in gradients.values():
                 gradient *= min(1.0, options.max_grad_norm / (norm + 1e-6))
         rate = options.learning_rate * factor(step, options)
         for name, weight in weights.items():
-            adamw(weight, gradients[name], moments[name], step + 1, rate * scales[name], options)
+            update(weight, gradients[name], moments[name], step + 1, rate * scales[name], options)
         if options.ema_decay is not None:
             decay = min(options.ema_decay, (1 + step) / (10 + step))
             averages = {name: decay * average + (1 - decay) * weights[name] for name, average in averages.items()}
@@ -115,7 +118,7 @@ def piece_logits(model: Any, originals: Sequence[int], input_ids: Sequence[int])
     return logits
 
 
-def adamw(
+def update(
     weight: torch.Tensor,
     gradient: torch.Tensor,
     moments: tuple[torch.Tensor, torch.Tensor],
@@ -123,10 +126,23 @@ def adamw(
     rate: float,
     options: Options,
 ) -> None:
-    """Update a weight [..] and its moments in place. Vectors do not decay."""
+    """Update a weight [..] and its moments in place. Vectors do not decay. SGD and RMSprop, which are torch's, add
+    what decays to the gradient."""
+    decay = options.weight_decay if weight.ndim >= 2 else 0.0
+    known = dict(each.split("=") for each in options.optim_args.split(",") if each)
+    if options.optim == "sgd":
+        gradient, momentum = gradient + decay * weight, float(known.get("momentum", 0.0))
+        moments[0].copy_(momentum * moments[0] + gradient)
+        weight -= rate * (gradient + momentum * moments[0] if known.get("nesterov") == "true" else moments[0])
+        return
+    if options.optim == "rmsprop":
+        gradient = gradient + decay * weight
+        alpha = float(known.get("alpha", 0.99))
+        moments[1].copy_(alpha * moments[1] + (1 - alpha) * gradient**2)
+        weight -= rate * gradient / (moments[1].sqrt() + float(known.get("eps", 1e-8)))
+        return
     beta1, beta2 = options.adam_beta1, options.adam_beta2
-    if weight.ndim >= 2:
-        weight *= 1 - rate * options.weight_decay
+    weight *= 1 - rate * decay
     moments[0].copy_(beta1 * moments[0] + (1 - beta1) * gradient)
     moments[1].copy_(beta2 * moments[1] + (1 - beta2) * gradient**2)
     mean, square = moments[0] / (1 - beta1**step), moments[1] / (1 - beta2**step)
