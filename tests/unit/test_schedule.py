@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from reference.training import Options, factor, steps_of
 from transformers import get_scheduler
 
 from cloze.config import TrainConfig
@@ -138,3 +142,64 @@ def test_a_warmup_of_one_is_one_step_and_not_the_whole_run(warmup: float):
     values = {"learning_rate": 1.0, "lr_scheduler_type": "constant_with_warmup"}
     rate = learning_rate_schedule(config(warmup_steps=warmup, **values), 10)
     assert [rate(step) for step in (0, 1, 9)] == [0.0, 1.0, 1.0]
+
+
+KINDS = ["linear", "cosine", "polynomial", "inverse_sqrt", "constant", "constant_with_warmup"]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(1, 300),
+    st.one_of(st.integers(0, 310), st.sampled_from([1.0, 2.0, 0.0]), st.integers(1, 99).map(lambda n: n / 100)),
+)
+@example("linear", 1, 0)
+@example("linear", 1, 1)  # a run that is over before its warm-up
+@example("cosine", 2, 1.0)
+@example("linear", 100, 0.29)
+@example("polynomial", 3, 3)
+@example("inverse_sqrt", 3, 4)
+@example("inverse_sqrt", 2, 0)
+def test_rates_of_every_step_are_those_of_the_reference(kind: str, total: int, warmup: float):
+    values = {"learning_rate": 3e-4, "lr_scheduler_type": kind, "warmup_steps": warmup}
+    schedule = learning_rate_schedule(config(**values), total)
+    options = Options(global_batch=1, total_samples=total, total_steps=total, **values)
+    steps = sorted({0, 1, int(warmup) - 1, int(warmup), total // 2, total - 1} & set(range(total)))
+    expected = [3e-4 * factor(step, options) for step in steps]
+    assert [schedule(step) for step in steps] == pytest.approx(expected, rel=1e-12, abs=1e-18)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.01, 1), (0.07, 8), (0.14, 15), (0.29, 29), (0.57, 57), (0.99, 99)])
+def test_a_share_of_warmup_is_rounded_up_after_the_product_as_transformers_does(warmup: float, steps: int):
+    """100 * 0.07 is a little more than 7 in binary, and 100 * 0.29 a little less than 29."""
+    values = {"learning_rate": 1.0, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": warmup}
+    schedule = learning_rate_schedule(config(**values), 100)
+    assert [schedule(step) < 1 for step in range(100)] == [True] * steps + [False] * (100 - steps)
+
+
+PARTS = [None, 0, 1, 3, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("total", [1, 2, 4, 7])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 0.29])
+def test_a_plateau_a_decay_or_both_are_given_and_make_the_run_or_are_refused(total: int, warmup: float):
+    for stable, decay in product(PARTS, PARTS):
+        parts = {"num_stable_steps": stable, "num_decay_steps": decay, "decay_type": "linear"}
+        parts = {key: value for key, value in parts.items() if value is not None}
+        values = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": warmup, "learning_rate": 1.0}
+        given = config(**values, lr_scheduler_kwargs=parts)
+        before = steps_of(warmup, total)
+        plateau = None if stable is None else steps_of(stable, total)
+        if decay is None and plateau is not None:
+            after = max(0, total - before - plateau)
+        else:
+            after = steps_of(0.1 if decay is None else decay, total)
+        if before + after > total or plateau not in (None, total - before - after):
+            with pytest.raises(ConfigError, match="do not fit into a run of"):
+                learning_rate_schedule(given, total)
+            continue
+        schedule = learning_rate_schedule(given, total)
+        values["lr_scheduler_kwargs"] = {"num_decay_steps": after, "decay_type": "linear"}
+        options = Options(global_batch=1, total_samples=1, total_steps=total, **values)
+        expected = [factor(step, options) for step in range(total)]
+        assert [schedule(step) for step in range(total)] == pytest.approx(expected, rel=1e-12), parts
