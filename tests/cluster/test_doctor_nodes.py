@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from slurm import Cluster
 
 
@@ -15,6 +17,7 @@ def examine(cluster: Cluster, workplace: Path) -> str:
     return cluster.run("bash", "-c", f"{words} 2>&1; echo exit code $?", cwd=workplace, PATH=path)
 
 
+@pytest.mark.slow
 def test_two_nodes_that_fit_together_and_a_folder_that_they_do_not_share(cluster: Cluster, workplace: Path):
     printed = examine(cluster, workplace)
     assert "exit code 0" in printed, printed

@@ -42,6 +42,7 @@ def worlds(*launchers: subprocess.Popen[str]) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_cpu_starts_two_processes_in_one_world():
     world = {"ranks": [0, 1], "engine": "DistributedDataParallel", "stage": None, "device": "cpu"}
     assert worlds(launch("cpu")) == [world, world]

@@ -38,8 +38,7 @@ def steps_done(run: Path) -> int:
 @pytest.mark.parametrize(
     "number",
     [
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGUSR1)),
-        signal.SIGKILL,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL)),
         signal.SIGINT,
     ],
     ids=lambda n: n.name,
@@ -104,12 +103,17 @@ sys.exit(75)
     ("number", "seconds", "num_processes"),
     [
         (signal.SIGTERM, 1, 2),
-        (signal.SIGUSR1, 1, 2),
-        (signal.SIGINT, 1, 2),
         (signal.SIGTERM, 1, 1),
-        pytest.param(signal.SIGUSR1, 1, 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 1, 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 40, 2, marks=pytest.mark.slow),
+        *(
+            pytest.param(number, seconds, num_processes, marks=pytest.mark.slow)
+            for number, seconds, num_processes in [
+                (signal.SIGUSR1, 1, 2),
+                (signal.SIGINT, 1, 2),
+                (signal.SIGUSR1, 1, 1),
+                (signal.SIGINT, 1, 1),
+                (signal.SIGTERM, 40, 2),
+            ]
+        ),
     ],
 )
 def test_our_launcher_lets_the_ranks_save_however_long_it_takes(

@@ -21,7 +21,7 @@ from cloze.train.nonfinite import left_out, steps_to_leave_out
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
 FEWER = ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero0", "zero1", "zero2", "fsdp2")), "zero3"]
-SLOW = [(engine, "fp32") for engine in ("zero0", "zero1", "zero3", "fsdp2")]
+SLOW = [(engine, "fp32") for engine in ("zero0", "zero1", "zero2", "zero3", "fsdp2")]
 SLOW += [(engine, "bf16") for engine in ENGINES if engine != "zero3"]
 BAD = 4  # 0-based: "step 5" in messages
 
@@ -140,7 +140,7 @@ def leaving_out(*steps: int) -> Callable[[], None]:
     return install
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero2", "zero3"))])
 def test_rollback_goes_back_and_leaves_the_batch_out(prepared, tmp_path, engine):
     """As if that batch had been left out from the beginning, also after a second fall and a restart."""
     outcomes = train(prepared, tmp_path / "a", engine, "rollback", poison(steps=(BAD, 6)))

@@ -109,6 +109,12 @@ def test_the_two_commands_exist_and_the_demo_runs(tmp_path: Path):
         assert part in done
     for name in ("config.yaml", "metrics.jsonl", "checkpoint-6", "model/model.safetensors", "eval.json"):
         assert (tmp_path / "demo" / name).exists()
+
+
+@pytest.mark.slow
+def test_the_demo_resumes_when_it_is_started_again(tmp_path: Path):
+    words = [sys.executable, "-m", "cloze", "demo", "--output_dir", str(tmp_path / "demo"), "--max_steps", "6"]
+    run(words, tmp_path)
     assert "at step 6" in run(words, tmp_path)
 
 

@@ -52,6 +52,7 @@ def installed(clone: Path) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_installs_once_until_the_pins_change_and_again_after_a_failure(clone: Path):
     first = prepare(clone)
     assert first.returncode == 0, first.stderr
