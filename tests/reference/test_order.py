@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from cloze.data.loader import (
 )
 from cloze.data.masking import IGNORE_INDEX, Masking
 from cloze.data.sampler import block_indices, permute, step_samples
-from cloze.train.plan import Plan, fit_layout, plan_run
+from cloze.train.plan import Plan, fit_layout, plan_run, split_batch
 from reference.order import batch_size, block_of, samples_of, samples_of_rank
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -149,9 +150,23 @@ def test_every_rank_predicts_the_blocks_of_the_reference_to_the_end_of_the_last_
         sizes = [batch_size(step, run["full"], *run["growth"]) for step in range(plan.total_steps)]
         assert sum(sizes[:-1]) < total == plan.total_samples <= sum(sizes)
         assert plan.position(plan.total_steps).samples_seen == total
+        seen_after = [min(sum(sizes[:step]), total) // run["num_blocks"] for step in range(plan.total_steps + 1)]
+        ends = [step for step in range(1, len(seen_after)) if seen_after[step] > seen_after[step - 1]]
+        assert [step for step in range(1, len(seen_after)) if plan.is_due("epoch", None, step)] == ends
     times = np.bincount([block for micro in seen for block in micro], minlength=run["num_blocks"])
     assert set(times) <= {int(run["epochs"]), -int(-run["epochs"] // 1)}, "an epoch saw a block twice"
     assert times.sum() == total
+
+
+def test_a_batch_is_split_into_few_passes_none_of_which_is_empty():
+    for size, most in product(range(1, 25), range(1, 7)):
+        for world_size in range(1, size + 1):
+            layout = split_batch(Layout(1, 1, 0, world_size), size, most)
+            assert layout.global_batch == size
+            assert layout.per_device <= most
+            assert layout.accumulation == layout.micro_steps(0) == -(-size // (most * world_size))
+            width = layout.per_device * world_size
+            assert (layout.accumulation - 1) * width < size <= layout.accumulation * width
 
 
 def test_an_epoch_in_hundredths_is_that_many_of_a_hundred_blocks():

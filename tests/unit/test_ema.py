@@ -41,9 +41,9 @@ def training() -> Training:
 
 
 def step(held: Training, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     for parameter in held.module.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator) if parameter.requires_grad else None
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
     held.optimizer.step()
     held.module.mean += seed
     held.module.count += 1
@@ -63,8 +63,10 @@ def test_the_decay_grows_to_the_one_that_was_asked_for(decay: float | None, at: 
     assert decay_at(decay, at) == expected
 
 
-def test_the_average_of_parameters_of_one_element_too_is_that_of_all_steps():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_average_of_parameters_of_one_element_too_is_that_of_all_steps(dtype: torch.dtype):
     held = training()
+    held.module.to(dtype)
     average, expected = MovingAverage(held.module, held.optimizer, 0), None
     for number, (decay, refused) in enumerate([(0.1, False), (0.5, False), (0.9, True), (0.0, False), (1.0, False)]):
         before, weights = average.begin(), held.module.trained()

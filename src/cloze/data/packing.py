@@ -100,7 +100,7 @@ class BestFit:
         emptiest = np.argsort(-spaces, kind="stable")[:keep]
         kept = np.zeros(len(spaces), bool)
         kept[emptiest[spaces[emptiest] > 0]] = True
-        waits = kept[bins] if len(bins) else np.empty(0, bool)
+        waits = kept[bins]
         self._tokens = [_gather(tokens, starts[waits], lengths[waits])]
         self._lengths = [lengths[waits]]
         renumbered = np.cumsum(~kept) - 1

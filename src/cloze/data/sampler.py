@@ -71,7 +71,7 @@ def permute(positions: NDArray[np.int64], size: int, key: np.uint64) -> NDArray[
     """A keyed bijection of [0, size). positions: [B] int64 in [0, size) -> [B] int64. ValueError if out of range."""
     if len(positions) and (positions.min() < 0 or positions.max() >= size):
         raise ValueError(f"positions must be in [0, {size})")
-    half_bits = np.uint64(max(1, -(-max(1, (size - 1).bit_length()) // 2)))
+    half_bits = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
     half_mask = np.uint64((1 << int(half_bits)) - 1)
     round_keys = keys_for(key, np.arange(_ROUNDS, dtype=np.int64))
     values = positions.astype(np.uint64)
