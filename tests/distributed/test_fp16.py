@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks, succeed
+from corpus import TINY_MODEL
+from ranks import cloze_ranks, run_ranks, succeed
+from test_resume import assert_same_checkpoint
 
 from cloze.config import TrainConfig
 from cloze.data.loader import Layout
@@ -213,3 +215,58 @@ def test_an_overflow_at_the_smallest_scale_is_one_line_on_every_rank(engine: str
     for rank in seen(engine):
         assert "no gradient is finite at fp16's smallest loss scale; train in bf16" in rank["error"]
         assert "\n" not in rank["error"]
+
+
+def fp16_on_a_cpu() -> None:
+    """To be called in a rank: `cloze train --fp16` without a GPU, and a loss scale that is too large at first."""
+    from deepspeed.accelerator import get_accelerator
+
+    from cloze.train import precision, setup
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    precision._check_possible = lambda *_: None
+    plain = setup.start
+
+    def start(shape: Any) -> Any:
+        accelerator = plain(shape)
+        if accelerator.state.deepspeed_plugin is None:
+            accelerator.scaler = torch.amp.GradScaler("cpu", 2.0**26, growth_interval=2)
+            accelerator.native_amp = True
+        return accelerator
+
+    setup.start = start
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["single", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ddp", "zero0", "zero1", "zero2", "zero3"))],
+)
+def test_a_resumed_fp16_run_ends_with_the_same_bits_and_loss_scale(prepared: Path, tmp_path: Path, engine: str):
+    """Steps are skipped before and after the checkpoint; position and learning rate count them."""
+    flags = ["train", *TINY_MODEL, "--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run"), "--fp16"]
+    flags += ["--max_steps", "16", "--save_steps", "8", "--logging_steps", "1", "--learning_rate", "1e-3"]
+    flags += ["--per_device_train_batch_size", "4", "--ema_decay", "0.9", "--optim", "sgd", "--eval_strategy", "no"]
+    if engine.startswith("zero"):
+        fp16 = FP16 | {"initial_scale_power": 26}
+        settings = {"zero_optimization": {"stage": int(engine[4:])}, "fp16": fp16}
+        (tmp_path / "ds.json").write_text(json.dumps(settings))
+        flags += ["--deepspeed", str(tmp_path / "ds.json")]
+    world = 1 if engine == "single" else WORLD
+    launcher = "single" if engine == "single" else "ddp"
+    succeed(cloze_ranks(flags, world, launcher, tmp_path / "a", fp16_on_a_cpu))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    skipped = [line["step"] for line in lines if line["grad_norm"] is None]
+    assert min(skipped) <= 8 < max(skipped)
+    assert len(skipped) < 12
+    assert [line["samples_seen"] for line in lines] == [4 * world * step for step in range(1, 17)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3 * (1 - step / 16) for step in range(16)])
+    (tmp_path / "run" / "checkpoint-16").rename(tmp_path / "checkpoint-16")
+    resume = ["--resume_from_checkpoint", "auto"]
+    succeed(cloze_ranks([*flags, *resume], world, launcher, tmp_path / "b", fp16_on_a_cpu))
+    assert_same_checkpoint(tmp_path / "checkpoint-16", tmp_path / "run" / "checkpoint-16")
+    one, other = (
+        json.loads((folder / "checkpoint-16" / "checkpoint.json").read_text())
+        for folder in (tmp_path, tmp_path / "run")
+    )
+    assert one["loss_scale"] == other["loss_scale"]
+    assert one["precision"] == "fp16"

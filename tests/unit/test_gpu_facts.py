@@ -111,7 +111,13 @@ def test_memory_of_a_gpu_is_that_of_tensors_and_free_is_also_what_torch_keeps_un
 
 @pytest.mark.parametrize(
     ("deferred", "device", "policy", "unread"),
-    [(True, "cuda", "stop", 1), (True, "cuda", "skip", 1), (False, "cuda", "stop", 0), (True, "cpu", "skip", 0)],
+    [
+        (True, "cuda", "stop", 1),
+        (True, "cuda", "skip", 1),
+        (True, "cuda", "rollback", 1),
+        (False, "cuda", "stop", 0),
+        (True, "cpu", "skip", 0),
+    ],
 )
 def test_the_host_runs_ahead_on_a_gpu_that_refuses_bad_steps_itself(
     deferred: bool, device: str, policy: str, unread: int
