@@ -34,7 +34,7 @@ from cloze.bench.sizes import Shares, Size, chosen_sizes, make_data, shares_of
 from cloze.bench.table import Table
 from cloze.bench.turns import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch
 from cloze.config import BenchConfig
-from cloze.console import duration, say, warn
+from cloze.console import duration, progress, say, warn
 from cloze.errors import ConfigError
 from cloze.model.flops import peak_flops, step_flops
 
@@ -139,11 +139,14 @@ def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bo
                 steps = steps_in_turn(config.gpu, last.seconds)
                 done.measured[peer] = Measured(batch, steps, [], last.graphs)
                 say("bench", f"{name}: {PEERS[peer]}: {batch} blocks of {size.block_size} a step, {steps} a turn")
-        for peer in turns(TURN_ORDER, config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)):
-            if peer in done.measured:
-                with _failures(done, peer):
-                    one = done.measured[peer]
-                    one.turns.append(peers.run(peer, one.batch, one.steps))
+        order = list(turns(TURN_ORDER, config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)))
+        with progress("bench", total=len(order), unit="turns") as advance:
+            for peer in order:
+                if peer in done.measured:
+                    with _failures(done, peer):
+                        one = done.measured[peer]
+                        one.turns.append(peers.run(peer, one.batch, one.steps))
+                advance(1)
     return done
 
 
