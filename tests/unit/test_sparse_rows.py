@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from cloze.data.masking import IGNORE_INDEX
+from cloze.errors import ModelError
 from cloze.model.sparse_head import MaskedHead, check_head, checked_length
 from cloze.model.sparse_loss import sparse_head
 
@@ -143,3 +145,66 @@ def test_a_forward_with_labels_that_fails_leaves_no_rows_for_the_next():
     with pytest.raises(IndexError):
         model(input_ids=ids + VOCABULARY, labels=labels)
     assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY)
+
+
+def test_a_model_without_a_backbone_of_its_own_is_computed_the_dense_way():
+    model, (ids, _) = tiny().eval(), batch([])
+    dense = model(input_ids=ids).logits
+    model.base_model_prefix = "none_of_its_modules"
+    head = MaskedHead(model)
+    assert not head.sparse
+    found = head.logits(model, {"input_ids": ids}, torch.tensor([9, 2]))
+    torch.testing.assert_close(found, dense.reshape(-1, VOCABULARY)[[9, 2]])
+    assert not model._forward_hooks
+    MaskedHead(model := tiny(), sparse=False)
+    assert not model.bert._forward_hooks, "the dense way needs no hook"
+
+
+class Shifted(torch.nn.Module):
+    """A head that adds to its scores what the test says of the number of rows."""
+
+    def __init__(self, plain: torch.nn.Module, amount: float):
+        super().__init__()
+        self.plain, self.amount = plain, amount
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.amount == math.inf and len(hidden) == 1:
+            raise TypeError("needs whole blocks\nand says so at length")
+        scores = self.plain(hidden)
+        return scores + self.amount * scores.abs().max() if len(hidden) == 1 else scores
+
+
+@pytest.mark.parametrize(
+    ("amount", "precision", "message"),
+    [
+        (0.0, "no", None),
+        (0.5e-4, "no", None),
+        (2e-4, "no", "logits differ by 2.0e-04 of the largest"),
+        (4e-2, "bf16", None),
+        (6e-2, "bf16", "logits differ by 6.0e-02 of the largest"),
+        (1e-2, "fp16", None),
+        (3e-2, "fp16", "logits differ by 3.0e-02 of the largest"),
+        (math.nan, "no", "logits differ by inf of the largest"),
+        (math.inf, "no", "TypeError: needs whole blocks"),
+    ],
+)
+def test_a_head_that_gives_other_scores_for_fewer_rows_is_not_used(amount, precision, message, capsys):
+    model, (ids, _) = tiny().eval(), batch([])
+    model.cls = Shifted(model.cls, amount)
+    head = MaskedHead(model)
+    check_head(head, model, {"input_ids": ids}, precision)
+    assert head.sparse == (message is None)
+    said = capsys.readouterr().err
+    assert (said == "") if message is None else (f"{message}; all positions go through the head" in said)
+
+
+def test_a_model_whose_loss_would_be_another_is_refused_and_keeps_its_own():
+    model, (ids, labels) = tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).eval(), batch([3, 4])
+    dense = model(input_ids=ids, labels=labels).loss
+    first = model.cls.predictions.decoder.register_forward_hook(lambda _, given, scores: scores * min(len(scores), 2))
+    with pytest.raises(ModelError, match="the masked-only head gives another loss"):
+        sparse_head(model)
+    assert not model.training
+    first.remove()
+    assert model.train()(input_ids=ids, labels=labels).logits.shape == (BATCH, SIZE, VOCABULARY)
+    torch.testing.assert_close(model(input_ids=ids, labels=labels).loss, dense)
