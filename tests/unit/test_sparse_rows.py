@@ -21,7 +21,8 @@ SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 
 def tiny(**more: Any) -> BertForMaskedLM:
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=64, initializer_range=0.5, **SIZES, **more)
+    values = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "initializer_range": 0.5, **SIZES, **more}
+    config = BertConfig(**values)
     return BertForMaskedLM(config)
 
 
@@ -138,6 +139,20 @@ def test_without_labels_and_outside_of_training_all_rows_are_computed():
     assert model(input_ids=ids, labels=labels).logits.shape == rows
     assert sparse_head(model) is model, "a second call adds no second hooks"
     assert len(model._forward_pre_hooks) == 1
+
+
+def test_labels_are_those_of_the_rows_in_one_row_and_padding_is_ignored():
+    model, (ids, labels) = sparse_head(tiny().train()), batch([3, 20])
+    given: list[torch.Tensor] = []
+    model.register_forward_pre_hook(lambda module, arguments, named: given.append(named["labels"]), with_kwargs=True)
+    model(input_ids=ids, labels=labels)
+    assert given[0].tolist() == [[0, 1] + [IGNORE_INDEX] * 6]
+
+
+@pytest.mark.parametrize("positions", [2, 8, 64])
+def test_the_loss_is_tried_on_no_more_tokens_than_a_model_has_positions(positions: int):
+    model = tiny(max_position_embeddings=positions)
+    assert sparse_head(model) is model
 
 
 def test_a_forward_with_labels_that_fails_leaves_no_rows_for_the_next():
