@@ -25,7 +25,8 @@ COMPUTED: dict[str, dict[str, Flags]] = {
     "packing": {"concat": {}, "best_fit": {}},
     "mask_unit": {unit: {"mask_unit": unit} for unit in ("token", "word", "span")},
     "rate": {"constant": {}, "falling": {"mlm_probability": 0.3, "mlm_probability_end": 0.1}},
-    "batch": {"constant": {}, "growing": {"batch_size_warmup_start": 1, "batch_size_warmup_steps": 3}},
+    # 1, 2, 4 and 6 blocks: one pass in the third step, also of rows with two in a full step
+    "batch": {"constant": {}, "growing": {"batch_size_warmup_start": 1, "batch_size_warmup_steps": 4}},
     "schedule": {
         "linear": {},
         "cosine": {"lr_scheduler_type": "cosine", "warmup_steps": 1},
