@@ -70,13 +70,12 @@ def share_to_write(held: list[state.Fragment], training: Training) -> list[state
 def frozen_tensors(training: Training) -> dict[str, torch.Tensor]:
     """Return buffers and parameters that are not trained, whole; those in `training.frozen` on rank 0 only. Every rank
     calls it."""
-    tensors = dict(state.buffers(training.module))
-    for name, parameter in training.module.named_parameters():
-        if name not in training.frozen:
-            if not parameter.requires_grad:
-                tensors[name] = state.whole(parameter)
-        elif (exact := training.frozen[name]) is not None:
-            tensors[name] = exact
+    tensors = dict(state.buffers(training.module)) | {n: t for n, t in training.frozen.items() if t is not None}
+    parameters = training.module.named_parameters()
+    others = {name: p for name, p in parameters if not p.requires_grad and name not in training.frozen}
+    if others:
+        with state.at_rest(training.optimizer):
+            tensors |= {name: state.whole(parameter) for name, parameter in others.items()}
     return tensors
 
 

@@ -13,6 +13,7 @@ DeepSpeed has put on a disk (NVMe offload) is mapped from there, between steps: 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,22 @@ def is_partitioned(module: torch.nn.Module) -> bool:
     return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") or isinstance(p, DTensor) for p in module.parameters())
 
 
+@contextlib.contextmanager
+def at_rest(optimizer: Any) -> Iterator[None]:
+    """Inside, no parameter is on its way to the ranks: a forward of ZeRO-3 that no backward follows leaves some that
+    it has fetched ahead, and DeepSpeed refuses to gather those. Every rank calls it."""
+    zero = zero_optimizer(optimizer)
+    if not hasattr(zero, "checkpoint_event_prologue"):  # what DeepSpeed calls around its own checkpoints
+        yield
+        return
+    zero.checkpoint_event_prologue()
+    yield
+    zero.checkpoint_event_epilogue()
+
+
 def whole(parameter: Any) -> torch.Tensor:
-    """A parameter's full value as the model computes with it; under ZeRO-3 and FSDP2 every rank must call it."""
+    """Return a parameter's full value as the model computes with it. Under ZeRO-3 and FSDP2 every rank must call it,
+    under ZeRO-3 inside `at_rest`."""
     if isinstance(parameter, DTensor):
         return parameter.detach().full_tensor()  # type: ignore[attr-defined]
     if not hasattr(parameter, "ds_id"):
