@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cloze.bench import gate, train
 from cloze.bench.pairs import estimate, ratios, remark, steps_in_turn, turns
+from cloze.bench.turns import peer_environment
 
 COSTS = st.lists(st.floats(0.01, 100.0), min_size=2, max_size=4)
 
@@ -78,6 +79,16 @@ def test_fewer_than_6_pairs_give_a_median_without_interval():
     found = estimate([1.0, 1.0, 1.0, 1.0, 1.0])
     assert (found.median, found.interval) == (1.0, None)
     assert remark("a / b", found, "x") == ["a / b: 1 x over 5 pairs: too few for an interval, which takes 6"]
+
+
+def test_threads_of_peers_on_the_cpu_do_not_spin_unless_the_user_says_so(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert peer_environment(gpu=False)["OMP_WAIT_POLICY"] == "passive"
+    assert "OMP_WAIT_POLICY" not in peer_environment(gpu=True)
+    assert [peer_environment(gpu)["CUDA_VISIBLE_DEVICES"] for gpu in (False, True)] == ["", "3"]
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert peer_environment(gpu=False)["OMP_WAIT_POLICY"] == "active"
 
 
 def burn(seconds: float) -> None:

@@ -4,9 +4,9 @@ Each peer is a process that waits while another takes its turn: on the CPU a sin
 as take that), on a GPU at least 5 steps and half a second. Turns are taken in pairs (`bench.pairs`), next to the peer
 that is compared with. A row has the median over turns, or over pairs for a ratio, and the median's 95 % interval.
 `CPU, ms` is the CPU time of all threads and loader processes in a step: on an idle machine nearly the step's time on
-every core, and less where other programs take them. On the CPU there are ratios of CPU times, too; load still raises
-them, through caches and threads that wait for each other. A note says which figures have too large a spread. Models
-start from random weights, which cost the same.
+every core, and less where other programs take them. On the CPU there are ratios of CPU times, too, and all peers run
+with OMP_WAIT_POLICY=passive unless it is set, so that CPU time is work. A note says which figures have too large a
+spread. Models start from random weights, which cost the same.
 
 On the CPU all take the same batch. With `--gpu` everything runs in bf16, `cloze train` with `--torch_compile false`
 and (`compiled`) `true`, and each of `cloze train` and Trainer takes the batch at which it is fastest itself; the bare
@@ -32,7 +32,7 @@ from cloze.bench.folder import work_folder
 from cloze.bench.pairs import Estimate, estimate, ratios, remark, steps_in_turn, turns
 from cloze.bench.sizes import Shares, Size, chosen_sizes, make_data, shares_of
 from cloze.bench.table import Table
-from cloze.bench.turns import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch
+from cloze.bench.turns import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch, peer_environment
 from cloze.config import BenchConfig
 from cloze.console import duration, progress, say, warn
 from cloze.errors import ConfigError
@@ -104,7 +104,9 @@ def bench_train(config: BenchConfig) -> Table:
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("there is no GPU here", where="--gpu", hint="without --gpu it measures the CPU")
     sizes = chosen_sizes(config, GPU_SIZES if config.gpu else CPU_SIZES)
-    device = torch.cuda.get_device_name() if config.gpu else f"CPU, {torch.get_num_threads()} threads"
+    policy = peer_environment(config.gpu).get("OMP_WAIT_POLICY")
+    cpu = f"CPU, {torch.get_num_threads()} threads, OMP_WAIT_POLICY={policy}"
+    device = torch.cuda.get_device_name() if config.gpu else cpu
     table = Table(f"training steps on {device}, {'bf16' if config.gpu else 'fp32'}", COLUMNS)
     table.details = {"gpu": gpu_facts() if config.gpu else None, "sizes": {}}
     begin = time.monotonic()

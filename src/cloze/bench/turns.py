@@ -42,13 +42,21 @@ class PeerFailed(Exception):
     """A peer's process ended; its last words."""
 
 
+def peer_environment(gpu: bool) -> dict[str, str]:
+    """Return the environment of a peer: with one GPU, or with none and OpenMP threads that sleep while they wait,
+    unless OMP_WAIT_POLICY is set. Threads that spin for each other on a busy machine can multiply the time of a step,
+    and take CPU time without work."""
+    if not gpu:
+        return {"OMP_WAIT_POLICY": "passive", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
+
+
 class Peers:
     """The processes of one comparison; they end with the `with` block. `settings`: what `bench.peers` takes."""
 
     def __init__(self, names: list[str], settings: dict[str, Any], gpu: bool):
-        self._names, self._settings = names, settings
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
-        self._env = {**os.environ, "CUDA_VISIBLE_DEVICES": visible.split(",")[0] if gpu else ""}
+        self._names, self._settings, self._env = names, settings, peer_environment(gpu)
         self._running: dict[str, subprocess.Popen[str]] = {}
 
     def __enter__(self) -> Peers:
