@@ -15,7 +15,7 @@ from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import MANIFEST, Position, read_manifest
 from cloze.train.engine import check_fp8
 from cloze.train.restore import PieceReader, load_state
-from cloze.train.snapshot import Training
+from cloze.train.snapshot import Training, frozen_tensors
 
 SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1)}
 
@@ -157,3 +157,27 @@ def test_a_tensor_in_pieces_of_any_order_is_whole(tmp_path: Path):
             for length in range(1, 7 - offset):
                 expected = list(range(offset, offset + length))
                 assert reader.read("matrix", "weight", offset, length).tolist() == expected
+
+
+def half_frozen(value: float) -> Training:
+    """One parameter is not trained, and the module has it in bf16, as DeepSpeed does."""
+    module, exact = Odd(), torch.full(SHAPES["matrix"], value)
+    module.matrix = torch.nn.Parameter(exact.bfloat16(), requires_grad=False)
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return Training(module, torch.optim.AdamW(trained.values(), lr=0.1), [list(trained)], 0, 1, {"matrix": exact})
+
+
+def test_frozen_weights_are_stored_and_read_back_in_fp32_though_the_engine_has_them_in_bf16(tmp_path: Path):
+    saver = CheckpointSaver(half_frozen(1 / 3), lambda folder: folder.mkdir(), in_background=False)
+    saver.save(tmp_path / "checkpoint-1", Position(1, 0, 0), {}, {"run": {}, "config": {}, "precision": "bf16"}, None)
+    exact, again = torch.full(SHAPES["matrix"], 1 / 3), half_frozen(0.0)
+    with PieceReader(tmp_path / "checkpoint-1", read_manifest(tmp_path / "checkpoint-1")) as pieces:
+        assert torch.equal(pieces.frozen("matrix"), exact)
+        load_state(again, pieces)
+    assert torch.equal(again.frozen["matrix"], exact)
+    assert torch.equal(again.module.matrix, exact.bfloat16())
+
+
+def test_a_rank_that_does_not_write_frozen_weights_takes_none_from_the_engine():
+    held = replace(half_frozen(1 / 3), rank=1, frozen={"matrix": None})
+    assert frozen_tensors(held) == {}
