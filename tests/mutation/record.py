@@ -31,15 +31,17 @@ class Coverage:
     marks: dict[str, str] = field(default_factory=dict)  # the digest of each test file when it was recorded
 
     @classmethod
-    def read(cls, path: Path) -> Coverage:
+    def read(cls, path: Path, root: Path = ROOT) -> Coverage:
         """Read what `hits` recorded; of a file recorded twice, only the second record. What the setup of a test runs
-        counts for every test of its file. A test that fails without a mutation is left out."""
+        counts for every test of its file. Left out are tests that fail without a mutation, and those of files that are
+        not below `root` any more."""
         lines = [line.split("\t") for line in path.read_text().splitlines()]
         begin = {name: number for number, (kind, name, _) in enumerate(lines) if kind == "file"}
         coverage, shared = cls(marks={name: value for kind, name, value in lines if kind == "file"}), defaultdict(set)
+        gone = {name for name in coverage.marks if not (root / name).exists()}
         for number, (kind, test, value) in enumerate(lines):
             name = test.partition("::")[0]
-            if kind == "file" or number < begin.get(name, 0):
+            if kind == "file" or name in gone or number < begin.get(name, 0):
                 continue
             if kind in ("passed", "failed"):
                 coverage.seconds[test] = float(value)
@@ -56,12 +58,16 @@ class Coverage:
         return coverage
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Return the tests that run a mutant's function, or its module if it is in none, the quickest first."""
+        """Return the tests that run a mutant's function, or its module if it is in none: first those of the module's
+        own file and of the reference, then the others, the quickest first."""
         key = f"{mutant.module} {mutant.function}"
         keys = [key] if key in self.tests else [other for other in self.tests if other.startswith(key)]
         tests = {test for key in keys for test in self.tests[key]}
+        own = (f"tests/unit/test_{mutant.module.rpartition('/')[2]}.py", "tests/reference/")
         total, chosen = 0.0, []
-        for test in sorted(tests & self.seconds.keys(), key=lambda test: (self.seconds[test], test)):
+        for test in sorted(
+            tests & self.seconds.keys(), key=lambda test: (not test.startswith(own), self.seconds[test], test)
+        ):
             total += self.seconds[test] + 0.02
             if total > SECONDS_PER_MUTANT and chosen:
                 break
@@ -79,7 +85,7 @@ def copy_of_package(folder: Path) -> dict[str, str]:
     """Copy `src` into `folder`; return the variables with which Python imports the copy."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     paths = [str(folder / "src"), str(HERE)]
-    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "DS_ACCELERATOR": "cpu"}
+    return {"PYTHONPATH": os.pathsep.join(paths), "DS_ACCELERATOR": "cpu"}
 
 
 def update_record(modules: tuple[str, ...], record: Path) -> None:

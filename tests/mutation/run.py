@@ -18,6 +18,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -91,7 +92,7 @@ def choose(modules: list[str], sample: float) -> dict[str, Mutant]:
     return chosen
 
 
-def try_all(mutants: list[tuple[Mutant, list[str]]], work: Path, on_answer: Callable[[int, bool], None]) -> None:
+def try_all(mutants: list[tuple[Mutant, list[str]]], work: Path, on_answer: Callable[[int, bool | str], None]) -> None:
     """Try each mutant with its tests on a worker per core, and report each answer as it comes."""
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
@@ -117,6 +118,7 @@ def main() -> int:
     parser.add_argument("--sample", type=float, default=1.0, help="the share of the mutants to try")
     parser.add_argument("--answers", type=Path, default=ROOT / "build" / "mutation", help="folder of kept answers")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the workers end too
     unknown = [name for name in arguments.modules if name not in MODULES]
     if unknown:
         parser.error(f"unknown modules: {', '.join(unknown)}; they are {', '.join(MODULES)}")
@@ -129,11 +131,14 @@ def main() -> int:
     tests = {key: coverage.of(mutant) for key, mutant in chosen.items()}
     marks = {key: coverage.mark(tests[key]) for key in chosen}
     verdicts = {key: answers.known(key, marks[key]) for key in chosen}
-    to_try = [key for key in chosen if verdicts[key] is None and chosen[key].name not in excused]
+    # In the order of their keys, which is random: the time left is known, and a part of the run is a fair sample.
+    to_try = sorted(key for key in chosen if verdicts[key] is None and chosen[key].name not in excused)
     start, tried = time.monotonic(), 0
 
-    def note(index: int, killed: bool) -> None:
+    def note(index: int, killed: bool | str) -> None:
         nonlocal tried
+        if isinstance(killed, str):
+            raise SystemExit(killed)
         key = to_try[index]
         verdicts[key] = killed
         answers.add(key, marks[key], killed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -19,13 +20,12 @@ KILLED_BY_TIME = -1
 
 
 def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder: Path, root: Path = ROOT) -> None:
-    """Take (index, mutant, tests) from `queue` and put (index, whether it was killed) into `answers`.
+    """Take (index, mutant, tests) from `queue` and put (index, whether it was killed, or an error) into `answers`.
 
     The process has imported the libraries, but nothing of the package. Tests are named as pytest does below `root`.
     """
     os.environ.update(copy_of_package(folder))
     sys.path[:0] = [str(folder / "src")]
-    sys.dont_write_bytecode = True
     os.chdir(root)
     for name in PRELOADED:
         importlib.import_module(name)
@@ -35,7 +35,10 @@ def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder
     assert not any(name.partition(".")[0] == "cloze" for name in sys.modules)
     trial = Trial(folder)
     for index, mutant, tests in iter(queue.get, None):
-        answers.put((index, trial.kills(mutant, tests)))
+        try:
+            answers.put((index, trial.kills(mutant, tests)))
+        except LookupError as error:
+            answers.put((index, str(error)))
 
 
 class Trial:
@@ -46,13 +49,23 @@ class Trial:
         self._sound: dict[str, bool] = {}  # by the test: whether it passes here without a mutation
 
     def kills(self, mutant: Mutant, tests: list[str]) -> bool:
-        """Return whether a test fails with the mutation and passes without it."""
+        """Return whether a test fails with the mutation and passes without it.
+
+        The tests of the first file run first, because collecting many files takes longer than most of their tests.
+        """
+        first = [test for test in tests if test.partition("::")[0] == tests[0].partition("::")[0]]
+        rest = [test for test in tests if test not in set(first)]
+        return self._fails(mutant, first) or self._fails(mutant, rest)
+
+    def _fails(self, mutant: Mutant, tests: list[str]) -> bool:
         tests = [test for test in tests if self._sound.get(test, True)]
         while tests:
             with self._written(mutant):
                 code, failed = self._run(tests)
             if code in (0, 5):  # passed, or all of them were skipped
                 return False
+            if code == 4:
+                raise LookupError((self._folder / "log").read_text())  # pytest does not find a test
             if failed is None:  # it ended pytest itself, or takes for ever
                 return self._run(tests)[0] in (0, 5)
             if failed not in self._sound:
@@ -64,13 +77,17 @@ class Trial:
 
     @contextlib.contextmanager
     def _written(self, mutant: Mutant):
+        """Write a mutant for the time of the block. Bytecode is removed, because Python trusts it for a second."""
         path = self._folder / "src" / "cloze" / f"{mutant.module}.py"
         source = path.read_text()
-        path.write_text(mutant.apply(source))
+        cached = Path(importlib.util.cache_from_source(path))
         try:
+            path.write_text(mutant.apply(source))
+            cached.unlink(missing_ok=True)
             yield
         finally:
             path.write_text(source)
+            cached.unlink(missing_ok=True)
 
     def _run(self, tests: list[str]) -> tuple[int, str | None]:
         """Run tests in a fork; return pytest's exit code, and the name of the first test that failed, or None."""

@@ -88,6 +88,9 @@ hit\ttests/a.py::slow (call)\tbox Box.share
 passed\ttests/a.py::slow\t2.0
 hit\ttests/a.py::fast (setup)\tbox Box.share
 passed\ttests/a.py::fast\t0.5
+file\ttests/b.py\told
+passed\ttests/b.py::removed\t0.2
+hit\ttests/b.py::removed (call)\tbox Box.share
 hit\ttests/a.py::broken (call)\tbox Box.share
 failed\ttests/a.py::broken\t0.1
 """
@@ -95,7 +98,9 @@ failed\ttests/a.py::broken\t0.1
 
 def test_a_function_is_tried_with_the_tests_that_run_it_now_and_pass_the_quickest_first(tmp_path: Path):
     (tmp_path / "hits").write_text(RECORD)
-    coverage = Coverage.read(tmp_path / "hits")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "a.py").touch()
+    coverage = Coverage.read(tmp_path / "hits", tmp_path)
     (mutant,) = [one for one in mutants_of("box", SOURCE) if one.after == "min(values)"]
     assert coverage.of(mutant) == ["tests/a.py::fast", "tests/a.py::slow"]
     (elsewhere,) = [one for one in mutants_of("other", SOURCE) if one.after == "min(values)"]
