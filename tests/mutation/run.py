@@ -107,6 +107,7 @@ def try_all(mutants: list[tuple[Mutant, list[str]]], work: Path, on_answer: Call
         for _ in mutants:
             on_answer(*answers.get())
     finally:
+        queue.cancel_join_thread()  # what nobody takes any more is no reason to wait
         for worker in workers:
             worker.terminate()
 

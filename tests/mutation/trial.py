@@ -64,10 +64,12 @@ class Trial:
                 code, failed = self._run(tests)
             if code in (0, 5):  # passed, or all of them were skipped
                 return False
-            if code == 4:
-                raise LookupError((self._folder / "log").read_text())  # pytest does not find a test
-            if failed is None:  # it ended pytest itself, or takes for ever
-                return self._run(tests)[0] in (0, 5)
+            if failed is None:  # collecting them failed, or it ended pytest itself, or takes for ever
+                code, failed = self._run(tests)
+                if code == 4:
+                    raise LookupError((self._folder / "log").read_text())  # pytest does not find a test
+                if failed is None:
+                    return code in (0, 5)
             if failed not in self._sound:
                 self._sound[failed] = self._run([failed])[0] == 0
             if self._sound[failed]:
