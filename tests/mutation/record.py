@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mutants import Mutant
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TESTS = ("tests/unit", "tests/invariants", "tests/reference", "tests/distributed")
+TESTS = ("tests/unit", "tests/invariants", "tests/reference", "tests/pairwise", "tests/distributed")
 SECONDS_PER_MUTANT = 60.0  # of tests, by the time that they take without a mutation
 
 
@@ -58,17 +58,23 @@ class Coverage:
         return coverage
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Return the tests that run a mutant's function, or its module if it is in none: first those of the module's
-        own file and of the reference, then the others, the quickest first."""
+        """Return the tests that run a mutant's function, or its module if it is in none.
+
+        First come those of the module's own file and of the reference. Of the other files come the quickest test of
+        each, then the second of each, and so on: tests of one file have much in common.
+        """
         key = f"{mutant.module} {mutant.function}"
         keys = [key] if key in self.tests else [other for other in self.tests if other.startswith(key)]
-        tests = {test for key in keys for test in self.tests[key]}
+        tests = {test for key in keys for test in self.tests[key]} & self.seconds.keys()
         own = (f"tests/unit/test_{mutant.module.rpartition('/')[2]}.py", "tests/reference/")
+        order, of_file = [], Counter[str]()
+        for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
+            name = test.partition("::")[0]
+            order.append((not name.startswith(own), of_file[name], self.seconds[test], test))
+            of_file[name] += 1
         total, chosen = 0.0, []
-        for test in sorted(
-            tests & self.seconds.keys(), key=lambda test: (not test.startswith(own), self.seconds[test], test)
-        ):
-            total += self.seconds[test] + 0.02
+        for _, _, seconds, test in sorted(order):
+            total += seconds + 0.02
             if total > SECONDS_PER_MUTANT and chosen:
                 break
             chosen.append(test)

@@ -36,6 +36,7 @@ MODULES = (
     *("data/sampler", "data/masking", "data/packing", "data/loader", "data/collator", "data/words", "data/batch_size"),
     *("train/schedule", "train/loss", "train/engine", "train/optim", "train/state", "train/restore"),
     *("train/checkpoint", "train/checkpoint_files", "train/ema", "train/gradients", "train/sums", "train/nonfinite"),
+    "train/loss_scale",
     *("evaluation/perplexity", "evaluation/pll", "evaluation/intervals", "evaluation/vocabulary"),
     *("consolidate/stored", "model/sparse_head", "model/sparse_loss", "model/packed"),
 )
