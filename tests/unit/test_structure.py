@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,10 @@ def test_paths_are_resolved_where_a_loop_of_links_is_no_error():
     """Path.resolve raises RuntimeError for one; `cloze.foreign.paths.real_path` does not."""
     for path in MODULES:
         assert ".resolve()" not in path.read_text(), path
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest collects only the first of two files of one name in folders that are no packages."""
+    files = Path(__file__).parents[1].rglob("test_*.py")
+    names = Counter(path.name for path in files if not (path.parent / "__init__.py").exists())
+    assert [name for name, count in names.items() if count > 1] == []
