@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -246,3 +247,23 @@ def test_long_words_are_named_before_training(prepared: Path, capsys):
         said = capsys.readouterr()
         assert "the word of a token has" in said.out
         assert ("words of 32.0 tokens are few in a block" in said.err) == warned
+
+
+# How Unicode names the letters and marks of the scripts that the table lists.
+SPACELESS_NAMES = (
+    *("THAI ", "LAO ", "TIBETAN ", "MYANMAR ", "KHMER ", "TAI ", "NEW TAI LUE ", "BALINESE ", "JAVANESE ", "CHAM "),
+    *("HIRAGANA ", "KATAKANA ", "KATAKANA-HIRAGANA ", "HALFWIDTH KATAKANA", "COMBINING KATAKANA", "HENTAIGANA "),
+    *("BOPOMOFO ", "CJK ", "YI ", "IDEOGRAPHIC ITERATION", "IDEOGRAPHIC CLOSING", "IDEOGRAPHIC NUMBER"),
+    *("VERTICAL KANA", "VERTICAL IDEOGRAPHIC"),
+)
+
+
+def test_the_table_of_scripts_without_spaces_is_that_of_unicodes_names():
+    wrong = []
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        if unicodedata.category(character)[0] in "LM":
+            named = unicodedata.name(character, "").startswith(SPACELESS_NAMES)
+            if named != any(first <= code <= last for first, last in SPACELESS):
+                wrong.append(unicodedata.name(character, hex(code)))
+    assert wrong == ["VERTICAL IDEOGRAPHIC ITERATION MARK"]  # 303B, which the table leaves out
