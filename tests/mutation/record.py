@@ -91,7 +91,7 @@ def copy_of_package(folder: Path) -> dict[str, str]:
     """Copy `src` into `folder`; return the variables with which Python imports the copy."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     paths = [str(folder / "src"), str(HERE)]
-    return {"PYTHONPATH": os.pathsep.join(paths), "DS_ACCELERATOR": "cpu"}
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "", "DS_ACCELERATOR": "cpu"}
 
 
 def update_record(modules: tuple[str, ...], record: Path) -> None:

@@ -25,6 +25,7 @@ def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder
     The process has imported the libraries, but nothing of the package. Tests are named as pytest does below `root`.
     """
     os.environ.update(copy_of_package(folder))
+    sys.dont_write_bytecode = False  # compiled tests are kept
     sys.path[:0] = [str(folder / "src")]
     os.chdir(root)
     for name in PRELOADED:

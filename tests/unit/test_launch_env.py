@@ -94,6 +94,15 @@ def test_two_at_once_install_one_after_the_other(clone: Path):
     assert installed(clone) == ["begin", "end"] * 4
 
 
+def test_what_an_import_compiles_is_kept_also_where_a_container_forbids_it(clone: Path):
+    script = PREPARE.replace("prepare_environment", "make_venv() { mkdir -p .venv; }\nprepare_environment", 1)
+    script = script.replace("command -v python", 'echo "${PYTHONDONTWRITEBYTECODE-unset}"')
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = ["bash", "-c", script, "bash", str(clone), "test"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "unset"
+
+
 def test_a_python_without_ensurepip_is_named_with_its_package(clone: Path, tmp_path: Path):
     tools = tmp_path / "bin"  # without apt-get
     tools.mkdir()
