@@ -157,7 +157,7 @@ def _of_run(path: Path, consolidated: bool) -> ModelPath:
 
 
 def _newest(path: Path) -> Path | None:
-    return find_checkpoint(path, "auto") if _has_whole_checkpoint(path) else None
+    return find_checkpoint(path) if _has_whole_checkpoint(path) else None
 
 
 def _model_folder(path: Path) -> ModelPath:

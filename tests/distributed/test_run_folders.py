@@ -307,4 +307,4 @@ def test_a_checkpoint_that_rotation_deletes_while_it_is_read_is_one_line(run: Pa
         return verify_checkpoint(folder, *args, **kwargs)
 
     monkeypatch.setattr("cloze.train.checkpoint_files.verify_checkpoint", slow)
-    assert find_checkpoint(output, "auto") == output / "checkpoint-8"
+    assert find_checkpoint(output) == output / "checkpoint-8"

@@ -45,7 +45,7 @@ def test_resuming_from_it_says_whose_it_is_and_what_to_do(tmp_path: Path, whose:
         lambda: read_manifest(folder),
         lambda: choose_checkpoint(tmp_path, str(folder), 0, 1),
         lambda: choose_checkpoint(tmp_path / "old", "auto", 0, 1),
-        lambda: find_checkpoint(tmp_path / "old", "auto"),
+        lambda: find_checkpoint(tmp_path / "old"),
         lambda: open_run_folder(TrainConfig(output_dir=str(tmp_path / "old")), {}, {}),
         lambda: read_manifest(tmp_path / "old"),
     ):

@@ -69,7 +69,7 @@ def choose_checkpoint(path: Path) -> Path:
         path = path if path.name not in ("", "..") else Path(os.path.abspath(path))  # its parent is the run
         verify_checkpoint(path)
         return path
-    found = find_checkpoint(path, "auto")
+    found = find_checkpoint(path)
     if found is None:
         raise CheckpointError("there is no checkpoint", where=path, hint="train first, or give a checkpoint-N folder")
     return found

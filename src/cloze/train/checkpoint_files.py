@@ -152,14 +152,11 @@ def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int
     return manifest
 
 
-def find_checkpoint(output_dir: Path, choice: str) -> Path | None:
-    """The checkpoint to use: `choice` itself, or with "auto" the newest good one, None if nothing was saved yet.
+def find_checkpoint(output_dir: Path) -> Path | None:
+    """Return the newest good checkpoint of a run's folder, None if nothing was saved yet.
 
-    Raises CheckpointError where the chosen one is damaged, or all of them are.
+    Raises CheckpointError if all of them are damaged.
     """
-    if choice != "auto":
-        verify_checkpoint(Path(choice))
-        return Path(choice)
     candidates, deleted = own_checkpoints(output_dir), 0
     while candidates:
         folder = candidates.pop()
