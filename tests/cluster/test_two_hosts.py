@@ -75,7 +75,6 @@ def on(hosts: Hosts, before: Callable[[], None] | None = None) -> Callable[[], N
     return install
 
 
-@pytest.mark.slow
 def test_two_hosts_train_the_same_run_as_one_machine(hosts: Hosts, prepared: Path, tmp_path: Path, reference):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"dataset_name: {prepared}\noutput_dir: {tmp_path / 'run'}\nlogging_steps: 1\n")

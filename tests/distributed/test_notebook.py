@@ -275,7 +275,6 @@ def test_the_tutorial_is_kept_without_outputs_and_can_be_switched_to_the_real_co
     assert 'source = {"preset": "eli5_category"' in "".join(cells())
 
 
-@pytest.mark.slow
 def test_the_stop_button_of_a_notebook_saves_and_the_same_cell_goes_on(prepared: Path, tmp_path: Path):
     """The kernel is interrupted as Jupyter does it, in the middle of training, and trains on."""
     values = flags(prepared, tmp_path / "run", max_steps=120, save_steps=500)

@@ -56,8 +56,7 @@ def run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("engine", "world_size"), [("zero3", 3), ("zero2", 2)])
+@pytest.mark.parametrize(("engine", "world_size"), [("zero3", 3), pytest.param("zero2", 2, marks=pytest.mark.slow)])
 def test_a_rank_needs_its_share_and_one_tensor(prepared, run: Path, tmp_path: Path, engine, world_size, figure):
     argv = ["train", *FLAGS, "--dataset_name", str(prepared), "--output_dir", str(run)]
     argv += ["--resume_from_checkpoint", "auto"]

@@ -88,7 +88,6 @@ def found(folder: Path, world_size: int) -> list[dict]:
     return [json.loads((folder / f"memory-{rank}.json").read_text()) for rank in range(world_size)]
 
 
-@pytest.mark.slow
 def test_a_rank_takes_its_share_of_a_model_it_never_holds(prepared: Path, tmp_path: Path, figure):
     in_fresh_process(train, ["--model_type", "roberta", "--config_overrides", WIDE], prepared, 2, tmp_path, [])
     for rank in found(tmp_path, 2):

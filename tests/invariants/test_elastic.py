@@ -177,7 +177,6 @@ def test_twenty_interruptions_in_three_epochs_lose_and_double_nothing(odd: Path,
     figure("stopped 20 times in 3 epochs, at random on 1 to 3 ranks of any engine: difference of loss", difference)
 
 
-@pytest.mark.slow
 def test_offloaded_or_not(prepared: Path, tmp_path: Path, reference: np.ndarray):
     two, three = (["--deepspeed", f"ds_configs/zero{stage}_offload.json"] for stage in (2, 3))
     move_about(prepared, tmp_path, ["zero2", "zero3", "zero3", "zero1"], 13, [two, [], three, []])
