@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from mutants import Mutant, functions_of, mutants_of
+from patch import function_of
 from record import HERE, ROOT, Coverage, update_record
 from trial import work_on
 
@@ -95,12 +96,26 @@ def choose(modules: list[str], sample: float) -> dict[str, Mutant]:
 
 def try_all(mutants: list[tuple[Mutant, list[str]]], work: Path, on_answer: Callable[[int, bool | str], None]) -> None:
     """Try each mutant with its tests on a worker per core, and report each answer as it comes."""
+    sources = {module: (ROOT / "src" / "cloze" / f"{module}.py").read_text() for module in MODULES}
+    in_function = [function_of(mutant, sources[mutant.module]) is not None for mutant, _ in mutants]
+    for imported in (True, False):
+        some = [index for index in range(len(mutants)) if in_function[index] is imported]
+        try_some([(index, *mutants[index]) for index in some], work / str(imported), imported, on_answer)
+
+
+def try_some(
+    mutants: list[tuple[int, Mutant, list[str]]],
+    work: Path,
+    imported: bool,
+    on_answer: Callable[[int, bool | str], None],
+) -> None:
+    """Try mutants with workers that have imported the package, or have not."""
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
-    for index, (mutant, tests) in enumerate(mutants):
-        queue.put((index, mutant, tests))
-    folders = [work / f"worker-{core}" for core in range(os.cpu_count() or 1)]
-    workers = [context.Process(target=work_on, args=(queue, answers, folder)) for folder in folders]
+    for one in mutants:
+        queue.put(one)
+    folders = [work / f"worker-{core}" for core in range(min(os.cpu_count() or 1, len(mutants)))]
+    workers = [context.Process(target=work_on, args=(queue, answers, folder, imported)) for folder in folders]
     for worker in workers:
         queue.put(None)
         worker.start()

@@ -1,4 +1,8 @@
-"""Tries mutants: one process per core imports the libraries once and runs the tests of each mutant in a fork."""
+"""Tries mutants: one process per core imports what it can and runs the tests of each mutant in a fork.
+
+Of most mutants that is everything, tests included, because their code is put into the imported functions. Where a
+mutant changes what an import does (constants, defaults, decorators), the process has imported the libraries only.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,21 @@ import time
 from pathlib import Path
 
 from mutants import Mutant
-from record import ROOT, SECONDS_PER_MUTANT, copy_of_package
+from patch import replace
+from record import ROOT, SECONDS_PER_MUTANT, TESTS, copy_of_package
 
 PRELOADED = ("torch", "transformers", "datasets", "accelerate", "deepspeed", "hypothesis", "numpy", "pytest")
+OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist")
 KILLED_BY_TIME = -1
 
 
-def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder: Path, root: Path = ROOT) -> None:
+def work_on(
+    queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder: Path, imported: bool, root: Path = ROOT
+) -> None:
     """Take (index, mutant, tests) from `queue` and put (index, whether it was killed, or an error) into `answers`.
 
-    The process has imported the libraries, but nothing of the package. Tests are named as pytest does below `root`.
+    `imported`: whether the process has imported the package and the tests, and not the libraries alone. Tests are
+    named as pytest does below `root`.
     """
     os.environ.update(copy_of_package(folder))
     sys.dont_write_bytecode = False  # compiled tests are kept
@@ -30,11 +39,15 @@ def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder
     os.chdir(root)
     for name in PRELOADED:
         importlib.import_module(name)
+    import pytest
     import torch
 
     torch.set_num_threads(1)
     assert not any(name.partition(".")[0] == "cloze" for name in sys.modules)
-    trial = Trial(folder)
+    if imported:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            pytest.main(["--collect-only", "-q", *OPTIONS, *(name for name in TESTS if Path(name).exists())])
+    trial = Trial(folder, imported)
     for index, mutant, tests in iter(queue.get, None):
         try:
             answers.put((index, trial.kills(mutant, tests)))
@@ -45,8 +58,9 @@ def work_on(queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder
 class Trial:
     """Runs tests on mutants that are written into the copy of the package in `folder`."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, imported: bool):
+        self._folder, self._imported = folder, imported
+        self._written_now: tuple[Mutant, str] | None = None  # and the source without it
         self._sound: dict[str, bool] = {}  # by the test: whether it passes here without a mutation
 
     def kills(self, mutant: Mutant, tests: list[str]) -> bool:
@@ -87,8 +101,10 @@ class Trial:
         try:
             path.write_text(mutant.apply(source))
             cached.unlink(missing_ok=True)
+            self._written_now = mutant, source
             yield
         finally:
+            self._written_now = None
             path.write_text(source)
             cached.unlink(missing_ok=True)
 
@@ -116,8 +132,11 @@ class Trial:
 
         code = 99
         try:
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "300"]
-            code = int(pytest.main([*tests, *options], plugins=[FirstFailure()]))
+            if self._imported and self._written_now is not None:
+                mutant, source = self._written_now
+                name = f"cloze.{mutant.module.replace('/', '.')}"
+                assert replace(mutant, source) or name not in sys.modules, mutant.name
+            code = int(pytest.main([*tests, *OPTIONS, "-x", "-q", "--timeout", "300"], plugins=[FirstFailure()]))
         finally:
             os._exit(code)
 

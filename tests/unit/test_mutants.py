@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mutation"))
 
 import hits
 from mutants import mutants_of
+from patch import function_of, replace
 from record import ROOT, Coverage
 from run import MODULES, Answers
 
@@ -79,6 +80,41 @@ def test_a_recorded_module_does_what_the_module_does(tmp_path: Path, monkeypatch
     assert "test_a_recorded_module_does" in test
 
 
+IMPORTED = """
+from functools import cached_property
+LIMIT = 3
+def bound(value=4):
+    def inner(other):
+        return other + 1
+    return min(inner(value), LIMIT)
+class Box:
+    @cached_property
+    def size(self):
+        return 2 * 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ("other + 1", "other - 1", (0, 10)),
+        ("2 * 5", "2 / 5", (2, 0.4)),
+        ("LIMIT = 3", "", None),
+        ("value=4", "", None),
+    ],
+)
+def test_a_mutant_is_put_into_what_is_imported_already(before: str, after: str, found: tuple | None):
+    names: dict = {}
+    exec(compile(IMPORTED, "elsewhere", "exec"), names)
+    bound, box = names["bound"], names["Box"]()  # as another module has imported them
+    mutants = [one for one in mutants_of("box", IMPORTED) if before in one.text and (not after or one.after == after)]
+    if found is None:
+        assert {function_of(one, IMPORTED) for one in mutants} == {None}
+    else:
+        assert replace(mutants[0], IMPORTED)
+        assert (bound(1), box.size) == found
+
+
 RECORD = """\
 file\ttests/a.py\told
 passed\ttests/a.py::gone\t1.0
@@ -136,7 +172,7 @@ todo, answers = queue.Queue(), queue.Queue()
 todo.put((0, planted, ["test_it.py::test_broken"]))
 todo.put((1, planted, ["test_it.py::test_broken", "test_it.py::test_sound"]))
 todo.put(None)
-work_on(todo, answers, Path({str(tmp_path / "work")!r}), Path({str(tmp_path)!r}))
+work_on(todo, answers, Path({str(tmp_path / "work")!r}), False, Path({str(tmp_path)!r}))
 print([answers.get(), answers.get()])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
