@@ -80,6 +80,10 @@ class Coverage:
             chosen.append(test)
         return chosen
 
+    def total(self, tests: list[str]) -> float:
+        """Return the seconds that tests take."""
+        return sum(self.seconds[test] for test in tests)
+
     def mark(self, tests: list[str]) -> str:
         """Return a digest of tests and of the files that hold them."""
         names = sorted({test.partition("::")[0] for test in tests})

@@ -94,10 +94,12 @@ def choose(modules: list[str], sample: float) -> dict[str, Mutant]:
     return chosen
 
 
-def try_all(mutants: list[tuple[Mutant, list[str]]], work: Path, on_answer: Callable[[int, bool | str], None]) -> None:
-    """Try each mutant with its tests on a worker per core, and report each answer as it comes."""
+def try_all(
+    mutants: list[tuple[Mutant, list[str], float]], work: Path, on_answer: Callable[[int, bool | str], None]
+) -> None:
+    """Try each mutant with its tests, and their seconds, on a worker per core; report each answer as it comes."""
     sources = {module: (ROOT / "src" / "cloze" / f"{module}.py").read_text() for module in MODULES}
-    in_function = [function_of(mutant, sources[mutant.module]) is not None for mutant, _ in mutants]
+    in_function = [function_of(mutant, sources[mutant.module]) is not None for mutant, *_ in mutants]
     for imported in (True, False):
         some = [index for index in range(len(mutants)) if in_function[index] is imported]
         try_some([(index, *mutants[index]) for index in some], work / str(imported), imported, on_answer)
@@ -167,7 +169,7 @@ def main() -> int:
             print(f"{tried} of {len(to_try)}, about {left / 60:.0f} min left", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        try_all([(chosen[key], tests[key]) for key in to_try], Path(folder), note)
+        try_all([(chosen[key], tests[key], coverage.total(tests[key])) for key in to_try], Path(folder), note)
     return report(chosen, verdicts, excused)
 
 

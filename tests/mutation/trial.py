@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mutants import Mutant
 from patch import replace
-from record import ROOT, SECONDS_PER_MUTANT, TESTS, copy_of_package
+from record import ROOT, TESTS, copy_of_package
 
 PRELOADED = ("torch", "transformers", "datasets", "accelerate", "deepspeed", "hypothesis", "numpy", "pytest")
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist")
@@ -28,7 +28,8 @@ KILLED_BY_TIME = -1
 def work_on(
     queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder: Path, imported: bool, root: Path = ROOT
 ) -> None:
-    """Take (index, mutant, tests) from `queue` and put (index, whether it was killed, or an error) into `answers`.
+    """Take (index, mutant, tests, their seconds) from `queue`; put (index, whether it was killed, or an error) into
+    `answers`.
 
     `imported`: whether the process has imported the package and the tests, and not the libraries alone. Tests are
     named as pytest does below `root`.
@@ -48,7 +49,8 @@ def work_on(
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             pytest.main(["--collect-only", "-q", *OPTIONS, *(name for name in TESTS if Path(name).exists())])
     trial = Trial(folder, imported)
-    for index, mutant, tests in iter(queue.get, None):
+    for index, mutant, tests, seconds in iter(queue.get, None):
+        trial.limit = 30 + 5 * seconds
         try:
             answers.put((index, trial.kills(mutant, tests)))
         except LookupError as error:
@@ -60,6 +62,7 @@ class Trial:
 
     def __init__(self, folder: Path, imported: bool):
         self._folder, self._imported = folder, imported
+        self.limit = 300.0  # seconds of tests, after which they are stopped: some mutants never end
         self._written_now: tuple[Mutant, str] | None = None  # and the source without it
         self._sound: dict[str, bool] = {}  # by the test: whether it passes here without a mutation
 
@@ -115,7 +118,7 @@ class Trial:
         pid = os.fork()
         if pid == 0:
             self._run_here(tests, verdict)
-        code = _wait(pid)
+        code = _wait(pid, self.limit)
         return code, verdict.read_text() if verdict.exists() else None
 
     def _run_here(self, tests: list[str], verdict: Path) -> None:
@@ -136,14 +139,14 @@ class Trial:
                 mutant, source = self._written_now
                 name = f"cloze.{mutant.module.replace('/', '.')}"
                 assert replace(mutant, source) or name not in sys.modules, mutant.name
-            code = int(pytest.main([*tests, *OPTIONS, "-x", "-q", "--timeout", "300"], plugins=[FirstFailure()]))
+            code = int(pytest.main([*tests, *OPTIONS, "-x", "-q"], plugins=[FirstFailure()]))
         finally:
             os._exit(code)
 
 
-def _wait(pid: int) -> int:
-    """Wait for a process; kill its group after five times the seconds that its tests take. Return its exit code."""
-    deadline = time.monotonic() + 5 * SECONDS_PER_MUTANT
+def _wait(pid: int, seconds: float) -> int:
+    """Wait for a process; kill its group after some seconds. Return its exit code."""
+    deadline = time.monotonic() + seconds
     code = KILLED_BY_TIME
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
