@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of processes that tests start: several share a core
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for processes that tests start: several share a core
 
 import pytest
 import torch
@@ -75,10 +75,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def muon_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Muon orthogonalize in fp32, for comparisons of two splits.
+    """Make Muon orthogonalize in fp32, so that two splits can be compared.
 
-    It rounds its momentum to bf16. Two splits differ in the last bits of fp32, and where one of those is at the border
-    between two bf16 numbers, the update differs by 2^-8 of an element, and the loss by more than fp32 explains.
+    Muon rounds its momentum to bf16. Two splits differ in the last bits of fp32; at the border between two bf16 values
+    this changes an element of the update by 2^-8 of it, and the loss by more than fp32 rounding explains.
     """
     from pytorch_optimizer.optimizer.utils import matrix
 

@@ -1,7 +1,7 @@
 """The command line: `cloze COMMAND ...`, also as `python -m cloze COMMAND ...` (see `cloze.cli`).
 
-Hands the command's dataclass (`cloze.options.flags.parse`) to `cloze.commands.COMMAND.run`, and reports a user's
-error (`ClozeError`) in one line on stderr, with exit code 2 (`cloze.telling`). Imports nothing heavy: help and usage
+Passes the command's dataclass (`cloze.options.flags.parse`) to `cloze.commands.COMMAND.run`, and reports a user error
+(`ClozeError`) in one line on stderr, with exit code 2 (`cloze.telling`). Imports nothing heavy, so that help and usage
 errors appear at once.
 """
 
@@ -106,7 +106,7 @@ def _code_of(error: Exception) -> int:
 
 
 def is_reader_gone() -> bool:
-    """Flush stdout; return whether the process that reads it has ended (`cloze archs | head`). Then stdout becomes
+    """Flush stdout; return whether its reader has closed the pipe (`cloze archs | head`). If so, redirect stdout to
     /dev/null."""
     gone = False
     try:

@@ -103,7 +103,7 @@ def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
             if is_of_run(folder, own):
                 return folder
         except CheckpointError as error:
-            if not folder.exists() and deleted < MOST_DELETED:  # by the rotation of a run that is being trained
+            if not folder.exists() and deleted < MOST_DELETED:  # by the rotation of a run in progress
                 candidates, deleted = list_checkpoints(run_dir), deleted + 1
                 continue
             warn(f"{error}; trying the checkpoint before")

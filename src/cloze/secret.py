@@ -60,7 +60,7 @@ def check_secret(secret: str | None) -> bytes | None:
 
 
 def secret_port(secret: str, start: str) -> int:
-    """Return a port that follows from the secret and from `start`, so that others cannot predict it. It is below the
+    """Return a port that is derived from the secret and `start`, so that others cannot predict it. It is below the
     ports that Linux gives to outgoing connections. launch/multi_node computes the same."""
     digest = hashlib.sha256(f"cloze port {start} {secret}".encode()).hexdigest()
     return int(digest[:4], 16) % 12000 + 20000
@@ -70,7 +70,7 @@ def without_secret(address: str) -> str:
     """Return the warning for a run on several hosts without a secret."""
     return (
         f"several hosts without CLOZE_SECRET: any process that reaches {address} can join; "
-        "set the same one on all hosts, as launch/multi_node and slurm/submit do (see SECURITY.md)"
+        "set it to the same value on all hosts, as launch/multi_node and slurm/submit do (see SECURITY.md)"
     )
 
 

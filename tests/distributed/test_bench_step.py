@@ -28,7 +28,7 @@ def test_a_step_is_taken_apart(tmp_path: Path, engine: str, world_size: int):
     measured = found["seconds_per_step_of_each_turn"]
     assert {"as it runs", *(["no exchange"] if engine == "ddp" else [])} == set(measured)
     assert all(len(seconds) == 2 * 2 for seconds in measured.values())
-    noted = ["the step as it runs", *(["the exchange of gradients"] if engine == "ddp" else [])]
+    noted = ["the step as it runs", *(["the gradient exchange"] if engine == "ddp" else [])]
     assert [note.split(":")[0] for note in found["notes"]] == noted  # too few for an interval
     assert found["ranks"] == world_size
     assert list(work.iterdir()) == []

@@ -1,4 +1,4 @@
-"""fp16 training with torch's and DeepSpeed's own loss scaling, on a CPU, against fp32 steps of plain PyTorch."""
+"""fp16 training on a CPU with the loss scaling of torch and DeepSpeed, compared with fp32 steps of plain PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cloze.data.loader import Layout
 from cloze.errors import TrainingError
 
 WORLD, MICRO_STEPS, LEARNING_RATE, DECAY, MAX_NORM = 2, 2, 0.1, 0.5, 1.0
-SIZES = [0.1, math.inf, 0.1, 4.0, 0.1, 4.0, 4.0, math.inf]  # factors of the loss at each step; rank 1 alone overflows
+SIZES = [0.1, math.inf, 0.1, 4.0, 0.1, 4.0, 4.0, math.inf]  # the factor of each step's loss; only rank 1 overflows
 SKIPPED = [1, 7]
 SAVED = 5  # the loss scale is saved after this step, between two that raise it
 # Three good steps in a row raise the scale. Two more raise it again under DeepSpeed, three more with torch.
@@ -39,19 +39,19 @@ def make_model() -> torch.nn.Module:
 
 
 def share_of_loss(model: Any, step: int, micro_step: int, rank: int) -> torch.Tensor:
-    """A micro-batch's part of the loss of a step: the parts of all micro-batches and ranks add up to the loss."""
+    """Return a micro-batch's share of a step's loss; the shares of all micro-batches and ranks add up to it."""
     inputs = torch.randn(8, 16, generator=torch.Generator().manual_seed(100 * step + 10 * micro_step + rank))
     size = SIZES[step] if rank == 1 or math.isfinite(SIZES[step]) else 1.0
     return size * model(inputs.to(next(model.parameters()).dtype)).float().square().mean() / (WORLD * MICRO_STEPS)
 
 
 def join(name: str) -> Any:
-    """Join the ranks; accelerate's handle to an engine."""
+    """Join the ranks; return the Accelerator of an engine."""
     from deepspeed.accelerator import get_accelerator
 
     from cloze.distributed import RunShape, start
 
-    # DeepSpeed refuses CPUs without instructions for fp16, on which torch computes in it nevertheless.
+    # DeepSpeed refuses CPUs without fp16 instructions, although torch can compute in fp16 on them.
     type(get_accelerator()).is_fp16_supported = lambda self: True
     settings = {"zero_optimization": {"stage": int(name[4:])}, "fp16": {**FP16}} if name.startswith("zero") else None
     return start(RunShape(True, "fp16", MICRO_STEPS, settings))
@@ -74,7 +74,7 @@ def make_engine(accelerator: Any, scale_power: int = 10) -> Any:
 
 
 def take_step(engine: Any, step: int) -> tuple[float, bool]:
-    """The norm of the gradient, and whether the step was skipped."""
+    """Take a step; return the gradient norm and whether the step was skipped."""
     for micro_step in range(MICRO_STEPS):
         is_last = micro_step == MICRO_STEPS - 1
         with engine.forward_context(is_last):
@@ -85,7 +85,7 @@ def take_step(engine: Any, step: int) -> tuple[float, bool]:
 
 
 def held(engine: Any) -> State:
-    """Weights, momentum and average on this rank."""
+    """Return this rank's weights, momentum and averages."""
     from cloze.train.state import WEIGHT, fragments, inner_optimizer, tensor_keys
 
     state, found = inner_optimizer(engine.optimizer).state, {}
@@ -96,7 +96,7 @@ def held(engine: Any) -> State:
 
 
 def record(name: str, folder: Path) -> None:
-    """Take all steps on a rank, the last ones also with a scale that was restored, and write what was seen."""
+    """Take all steps on a rank, repeat the last ones with a restored loss scale, and write the results."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     from cloze.train.engine import loss_scale_state, restore_loss_scale
@@ -125,14 +125,14 @@ def record(name: str, folder: Path) -> None:
 
 @functools.cache
 def seen(name: str) -> list[dict[str, Any]]:
-    """What each rank saw under an engine."""
+    """Return what each rank recorded with an engine."""
     with tempfile.TemporaryDirectory() as folder:
         succeed(run_ranks(record, WORLD, Path(folder) / "log", name=name, folder=Path(folder)))
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
 def whole(name: str, step: int) -> dict[tuple[str, str], torch.Tensor]:
-    """The state after a step, put together from all ranks: (parameter, kind) -> all elements."""
+    """Return the state after a step, assembled from all ranks: (parameter, kind) -> all elements."""
     shapes = {key: value.numel() for key, value in make_model().named_parameters()}
     found: dict[tuple[str, str], torch.Tensor] = {}
     for rank in seen(name):
@@ -144,7 +144,7 @@ def whole(name: str, step: int) -> dict[tuple[str, str], torch.Tensor]:
 
 @functools.cache
 def reference() -> tuple[list[float], list[dict[tuple[str, str], torch.Tensor]]]:
-    """Norms and states of the same steps in fp32, one process, with the skipped ones left out."""
+    """Return norms and states of the same steps in fp32 on one process, where skipped steps change nothing."""
     model = make_model()
     weights = dict(model.named_parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
@@ -183,8 +183,8 @@ def test_a_step_that_overflows_on_one_rank_is_skipped_on_all_and_changes_nothing
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_other_steps_are_those_of_fp32_also_when_the_scale_changes(engine: str):
-    """Gradient norms, weights, momentum and the average, with and without clipping."""
+def test_other_steps_match_fp32_even_if_the_scale_changes(engine: str):
+    """Gradient norms, weights, momentum and averages match, with and without clipping."""
     norms, states = reference()
     assert min(norms) < MAX_NORM / 2 < 2 * MAX_NORM < max(norm for norm in norms if math.isfinite(norm))
     for rank in seen(engine):
@@ -199,26 +199,26 @@ def test_other_steps_are_those_of_fp32_also_when_the_scale_changes(engine: str):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_loss_scale_halves_with_a_skipped_step_and_doubles_after_enough_good_ones(engine: str):
+def test_the_loss_scale_halves_at_a_skipped_step_and_doubles_after_enough_good_steps(engine: str):
     expected = TORCH_SCALES if engine == "ddp" else DEEPSPEED_SCALES
     assert [scales([step["scale"] for step in rank["steps"]]) for rank in seen(engine)] == [expected] * WORLD
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_loss_scale_that_was_saved_goes_on_as_if_it_had_not_stopped(engine: str):
+def test_a_restored_loss_scale_continues_as_if_the_run_had_not_stopped(engine: str):
     for rank in seen(engine):
         assert rank["resumed"] == [step["scale"] for step in rank["steps"][SAVED + 1 :]]
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine not in ("ddp", "zero0")])
-def test_an_overflow_at_the_smallest_scale_is_one_line_on_every_rank(engine: str):
+def test_an_overflow_at_the_smallest_scale_is_a_one_line_error_on_every_rank(engine: str):
     for rank in seen(engine):
         assert "no gradient is finite at fp16's smallest loss scale; train in bf16" in rank["error"]
         assert "\n" not in rank["error"]
 
 
 def fp16_on_a_cpu() -> None:
-    """To be called in a rank: `cloze train --fp16` without a GPU, and a loss scale that is too large at first."""
+    """Allow `cloze train --fp16` on this rank without a GPU, with a loss scale that is too large at first."""
     from deepspeed.accelerator import get_accelerator
 
     from cloze.train import precision, setup

@@ -1,4 +1,4 @@
-"""StableAdamW and Muon, with a learning rate for each layer: the same run on any number of ranks, stopped or not."""
+"""StableAdamW and Muon with layer-wise learning rates give the same run on any number of ranks, stopped or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What options of a run do: epochs, evaluation, saving, trackers, and numbers at the ends of their ranges."""
+"""Options of a run: epochs, evaluation, saving, trackers, and values at the ends of their ranges."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""ZeRO-3 with offload to a disk, the sparse head, and recomputation, in every combination: one curve.
+"""ZeRO-3 with offload to disk, the sparse head and recomputation give the same curve in every combination.
 
-Other engines, and offload to memory: tests/pairwise.
+tests/pairwise covers the other engines and offload to memory.
 """
 
 from __future__ import annotations

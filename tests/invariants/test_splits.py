@@ -22,7 +22,7 @@ from cloze.model.load import build_model
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
 SLOW = pytest.mark.slow
-# ranks x blocks per device x accumulation: a global batch of 8. Others with each engine: tests/pairwise
+# ranks x blocks per device x accumulation: a global batch of 8. tests/pairwise covers other splits on each engine
 WHOLE, SPLIT = (1, 8, 1), (2, 2, 2)
 FLAGS = [*TINY_MODEL_NO_DROPOUT, "--max_steps", str(STEPS), "--logging_steps", "1", "--save_strategy", "no"]
 FLAGS += ["--learning_rate", "1e-3", "--weight_decay", "0.1", "--warmup_steps", "5", "--seed", "3"]

@@ -1,4 +1,4 @@
-"""Puts a mutant's code into the functions of a module that is imported already, which saves importing it anew."""
+"""Puts a mutant's code into the functions of an imported module, which saves importing it again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mutants import Mutant
 
 
 def function_of(mutant: Mutant, source: str) -> ast.FunctionDef | None:
-    """Return the outermost function whose body a mutant changes; None if it changes a default, a decorator or what is
+    """Return the outermost function whose body a mutant changes; None if it changes a default, a decorator or code
     outside of functions."""
 
     def search(node: ast.AST) -> ast.FunctionDef | None:
@@ -29,9 +29,9 @@ def function_of(mutant: Mutant, source: str) -> ast.FunctionDef | None:
 
 
 def replace(mutant: Mutant, source: str) -> bool:
-    """Give every function object whose code a mutant changes the changed code; return whether there is one.
+    """Replace the code of every function object that a mutant changes; return whether one was found.
 
-    `source`: of the mutant's module, without the mutation.
+    `source`: the source of the mutant's module without the mutation.
     """
     function = function_of(mutant, source)
     assert function is not None
@@ -43,7 +43,7 @@ def replace(mutant: Mutant, source: str) -> bool:
 
 
 def _code(module: CodeType, function: ast.FunctionDef) -> CodeType:
-    """Return the code of a function, in a class or not, of a compiled module."""
+    """Return the code object of a function or method in a compiled module."""
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
     todo = [module]
     while todo:

@@ -1,4 +1,4 @@
-"""Which tests run which functions, and how long each test takes: recorded once, then for test files that changed."""
+"""Records which tests run which functions and how long each test takes, again only for test files that changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mutants import Mutant
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TESTS = ("tests/unit", "tests/invariants", "tests/reference", "tests/pairwise", "tests/distributed")
-SECONDS_PER_MUTANT = 60.0  # of tests, by the time that they take without a mutation
+SECONDS_PER_MUTANT = 60.0  # the limit for a mutant's tests, by their time without a mutation
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Coverage:
 
     @classmethod
     def read(cls, path: Path, root: Path = ROOT) -> Coverage:
-        """Read what `hits` recorded; of a file recorded twice, only the second record. What the setup of a test runs
-        counts for every test of its file. Left out are tests that fail without a mutation, and those of files that are
-        not below `root` any more."""
+        """Read what `hits` recorded; if a file was recorded more than once, the last record counts. Functions that the
+        setup of a test runs count for every test of its file. Tests that fail without a mutation are left out, and so
+        are those of files that no longer exist below `root`."""
         lines = [line.split("\t") for line in path.read_text().splitlines()]
         begin = {name: number for number, (kind, name, _) in enumerate(lines) if kind == "file"}
         coverage, shared = cls(marks={name: value for kind, name, value in lines if kind == "file"}), defaultdict(set)
@@ -58,10 +58,10 @@ class Coverage:
         return coverage
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Return the tests that run a mutant's function, or its module if it is in none.
+        """Return the tests that run a mutant's function, or its module if the mutant is outside of functions.
 
-        First come those of the module's own file and of the reference. Of the other files come the quickest test of
-        each, then the second of each, and so on: tests of one file have much in common.
+        Those in the module's own test file and in the reference come first. The other files contribute their fastest
+        test each, then their second fastest, and so on, because tests of one file have much in common.
         """
         key = f"{mutant.module} {mutant.function}"
         keys = [key] if key in self.tests else [other for other in self.tests if other.startswith(key)]
@@ -81,25 +81,25 @@ class Coverage:
         return chosen
 
     def total(self, tests: list[str]) -> float:
-        """Return the seconds that tests take."""
+        """Return how many seconds the tests take."""
         return sum(self.seconds[test] for test in tests)
 
     def mark(self, tests: list[str]) -> str:
-        """Return a digest of tests and of the files that hold them."""
+        """Return a digest of the tests' names and of the files that contain them."""
         names = sorted({test.partition("::")[0] for test in tests})
         text = "\n".join([*tests, *(f"{name} {self.marks.get(name)}" for name in names)])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def copy_of_package(folder: Path) -> dict[str, str]:
-    """Copy `src` into `folder`; return the variables with which Python imports the copy."""
+    """Copy `src` into `folder`; return the environment variables with which Python imports the copy."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     paths = [str(folder / "src"), str(HERE)]
     return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "", "DS_ACCELERATOR": "cpu"}
 
 
 def update_record(modules: tuple[str, ...], record: Path) -> None:
-    """Run the test files that `record` does not hold in their present form, and append which functions they run.
+    """Run the test files that are not yet in `record` or have changed, and append which functions they run.
 
     They run in an instrumented copy of the package. Tests that fail there (torch cannot compile a recording function)
     run again in a plain copy.
@@ -126,7 +126,7 @@ def update_record(modules: tuple[str, ...], record: Path) -> None:
 
 
 def test_files() -> list[Path]:
-    """Return the files of the tests, in order."""
+    """Return all test files in sorted order."""
     return sorted(path for name in TESTS for path in (ROOT / name).rglob("test_*.py"))
 
 
@@ -136,6 +136,6 @@ def digest(path: Path) -> str:
 
 
 def run_tests_recorded(tests: list[str], variables: dict[str, str]) -> None:
-    """Run tests on two workers with the plugin that records."""
+    """Run tests on two workers with the recording plugin."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "hits", "-n", "2", "--dist", "loadscope", *tests]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, check=False)

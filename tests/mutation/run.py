@@ -4,10 +4,10 @@
     python tests/mutation/run.py train/schedule        # some of them
     python tests/mutation/run.py --sample 0.1          # a tenth of the mutants, always the same tenth
 
-First `record.py` records which test runs which function. Then each mutant is written into a copy of the package, and
-the tests that run its function run there, the quickest first, until one fails. A test that fails there without the
-mutation too shows nothing and is left out. `equivalent.txt` names the mutants that change nothing a test could see,
-with the reason. A mutant that was tried is tried again when its function changes, or, if it survived, its tests.
+First `record.py` records which tests run which functions. Then each mutant is written into a copy of the package, and
+the tests that run its function run there, the fastest first, until one fails. A test that also fails there without the
+mutation proves nothing and is ignored. `equivalent.txt` lists the mutants that no test could detect, with the reason.
+A mutant is tried again if its function has changed, or if it survived and its tests have changed.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ MODULES = (
 
 
 class Answers:
-    """What earlier runs found, in a file of lines "killed KEY" and "survived KEY DIGEST OF TESTS"."""
+    """The results of earlier runs, in a file of lines "killed KEY" and "survived KEY DIGEST_OF_TESTS"."""
 
     def __init__(self, path: Path):
         self._path = path
         self._known = set(path.read_text().splitlines()) if path.exists() else set()
 
     def line(self, key: str, tests: str, killed: bool) -> str:
-        """Return the line of an answer. `tests` is the digest of the tests that were tried."""
+        """Return the line for an answer. `tests`: the digest of the tests that were run."""
         return f"killed {key}" if killed else f"survived {key} {tests}"
 
     def known(self, key: str, tests: str) -> bool | None:
@@ -60,7 +60,7 @@ class Answers:
         return found[0] if found else None
 
     def add(self, key: str, tests: str, killed: bool) -> None:
-        """Keep an answer."""
+        """Append an answer to the file."""
         with self._path.open("a") as file:
             file.write(self.line(key, tests, killed) + "\n")
 
@@ -97,7 +97,7 @@ def choose(modules: list[str], sample: float) -> dict[str, Mutant]:
 def try_all(
     mutants: list[tuple[Mutant, list[str], float]], work: Path, on_answer: Callable[[int, bool | str], None]
 ) -> None:
-    """Try each mutant with its tests, and their seconds, on a worker per core; report each answer as it comes."""
+    """Try all mutants, each with its tests and their seconds, on one worker per core; report answers as they come."""
     sources = {module: (ROOT / "src" / "cloze" / f"{module}.py").read_text() for module in MODULES}
     in_function = [function_of(mutant, sources[mutant.module]) is not None for mutant, *_ in mutants]
     for imported in (True, False):
@@ -111,7 +111,7 @@ def try_some(
     imported: bool,
     on_answer: Callable[[int, bool | str], None],
 ) -> None:
-    """Try mutants with workers that have imported the package, or have not."""
+    """Try mutants with workers that have imported the package (`imported`), or only the libraries."""
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
     for one in mutants:
@@ -125,7 +125,7 @@ def try_some(
         for _ in mutants:
             on_answer(*answers.get())
     finally:
-        queue.cancel_join_thread()  # what nobody takes any more is no reason to wait
+        queue.cancel_join_thread()  # do not wait until the workers take what is left
         for worker in workers:
             worker.terminate()
 
@@ -137,7 +137,7 @@ def main() -> int:
     parser.add_argument("--sample", type=float, default=1.0, help="the share of the mutants to try")
     parser.add_argument("--answers", type=Path, default=ROOT / "build" / "mutation", help="folder of kept answers")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the workers end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the workers are ended too
     unknown = [name for name in arguments.modules if name not in MODULES]
     if unknown:
         parser.error(f"unknown modules: {', '.join(unknown)}; they are {', '.join(MODULES)}")
@@ -150,7 +150,7 @@ def main() -> int:
     tests = {key: coverage.of(mutant) for key, mutant in chosen.items()}
     marks = {key: coverage.mark(tests[key]) for key in chosen}
     verdicts = {key: answers.known(key, marks[key]) for key in chosen}
-    # In the order of their keys, which is random: the time left is known, and a part of the run is a fair sample.
+    # In the order of the keys, which is random: the time left can be estimated, and a part of a run is a fair sample.
     to_try = sorted(key for key in chosen if verdicts[key] is None and chosen[key].name not in excused)
     start, tried = time.monotonic(), 0
 

@@ -1,7 +1,7 @@
-"""Tries mutants: one process per core imports what it can and runs the tests of each mutant in a fork.
+"""Tries mutants: one process per core imports what it can, and runs the tests of each mutant in a fork.
 
-Of most mutants that is everything, tests included, because their code is put into the imported functions. Where a
-mutant changes what an import does (constants, defaults, decorators), the process has imported the libraries only.
+For most mutants it can import everything, tests included, because their code is put into the imported functions. For
+mutants that change what an import does (constants, defaults, decorators), it imports only the libraries.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ KILLED_BY_TIME = -1
 def work_on(
     queue: multiprocessing.Queue, answers: multiprocessing.Queue, folder: Path, imported: bool, root: Path = ROOT
 ) -> None:
-    """Take (index, mutant, tests, their seconds) from `queue`; put (index, whether it was killed, or an error) into
-    `answers`.
+    """Take (index, mutant, tests, seconds of the tests) from `queue`; put (index, whether it was killed, or an error)
+    into `answers`.
 
-    `imported`: whether the process has imported the package and the tests, and not the libraries alone. Tests are
-    named as pytest does below `root`.
+    `imported`: whether to import the package and the tests, or only the libraries. The names of tests are pytest's,
+    relative to `root`.
     """
     os.environ.update(copy_of_package(folder))
-    sys.dont_write_bytecode = False  # compiled tests are kept
+    sys.dont_write_bytecode = False  # keep compiled tests
     sys.path[:0] = [str(folder / "src")]
     os.chdir(root)
     for name in PRELOADED:
@@ -62,9 +62,9 @@ class Trial:
 
     def __init__(self, folder: Path, imported: bool):
         self._folder, self._imported = folder, imported
-        self.limit = 300.0  # seconds of tests, after which they are stopped: some mutants never end
-        self._written_now: tuple[Mutant, str] | None = None  # and the source without it
-        self._sound: dict[str, bool] = {}  # by the test: whether it passes here without a mutation
+        self.limit = 300.0  # seconds after which tests are stopped: some mutants never end
+        self._written_now: tuple[Mutant, str] | None = None  # the mutant and its module's source without it
+        self._sound: dict[str, bool] = {}  # test -> whether it passes here without a mutation
 
     def kills(self, mutant: Mutant, tests: list[str]) -> bool:
         """Return whether a test fails with the mutation and passes without it.
@@ -80,9 +80,9 @@ class Trial:
         while tests:
             with self._written(mutant):
                 code, failed = self._run(tests)
-            if code in (0, 5):  # passed, or all of them were skipped
+            if code in (0, 5):  # all passed, or none was collected
                 return False
-            if failed is None:  # collecting them failed, or it ended pytest itself, or takes for ever
+            if failed is None:  # collection failed, pytest itself ended, or time ran out
                 code, failed = self._run(tests)
                 if code == 4:
                     raise LookupError((self._folder / "log").read_text())  # pytest does not find a test
@@ -97,7 +97,7 @@ class Trial:
 
     @contextlib.contextmanager
     def _written(self, mutant: Mutant):
-        """Write a mutant for the time of the block. Bytecode is removed, because Python trusts it for a second."""
+        """Write a mutant while the block runs. Bytecode is removed: Python misses changes within the same second."""
         path = self._folder / "src" / "cloze" / f"{mutant.module}.py"
         source = path.read_text()
         cached = Path(importlib.util.cache_from_source(path))
@@ -145,7 +145,7 @@ class Trial:
 
 
 def _wait(pid: int, seconds: float) -> int:
-    """Wait for a process; kill its group after some seconds. Return its exit code."""
+    """Wait for a process, at most so many seconds, and kill its group. Return its exit code."""
     deadline = time.monotonic() + seconds
     code = KILLED_BY_TIME
     while time.monotonic() < deadline:

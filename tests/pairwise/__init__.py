@@ -1,1 +1,1 @@
-"""Training options in combination: rows in which every pair of their values occurs, each run and compared."""
+"""Combinations of training options: rows that contain every pair of values, each of which is run and compared."""

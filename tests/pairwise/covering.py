@@ -1,9 +1,9 @@
-"""Rows of options in which every pair of values occurs: a covering array of strength two.
+"""Rows of options that contain every pair of values: a covering array of strength two.
 
     refused = [{"engine": {"zero3"}, "compile": {"yes"}}]
     rows = covering_array({"engine": ["ddp", "zero3"], "compile": ["no", "yes"]}, refused)
 
-A row has one value of each option. Values of a pair that is refused occur in other rows.
+A row has one value for each option. No row contains a refused combination.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, product
 
 Options = Mapping[str, Sequence[str]]
-Refused = Mapping[str, Collection[str]]  # all of these options have one of these values at once
+Refused = Mapping[str, Collection[str]]  # refused if all of these options have one of their values
 Row = dict[str, str]
-Pair = tuple[tuple[str, str], tuple[str, str]]  # option and value, twice, in the order of the options
+Pair = tuple[tuple[str, str], tuple[str, str]]  # two of (option, value), in the order of the options
 
 
 def covering_array(options: Options, refused: Sequence[Refused]) -> list[Row]:
-    """Return rows that together have every pair of values that is not refused, the same rows in every call.
+    """Return rows that together contain every pair of values that is not refused, the same rows in every call.
 
-    Each row begins with the first pair that is still missing. The other options follow, those with many values first;
-    each takes the value that adds most missing pairs, of equal ones the first. Raises ValueError for a pair that
-    is not refused itself but has no row.
+    Each row starts with the first pair that is still missing. The other options follow, those with the most values
+    first; each takes the value that adds the most missing pairs, or the first of several such values. Raises
+    ValueError for a pair that is not refused itself but fits into no row.
     """
     missing = {pair: None for pair in pairs(options) if is_allowed(dict(pair), refused)}
     order = sorted(options, key=lambda option: -len(options[option]))
@@ -31,7 +31,7 @@ def covering_array(options: Options, refused: Sequence[Refused]) -> list[Row]:
         first = next(iter(missing))
         row = _complete(dict(first), order, options, refused, missing)
         if row is None:
-            raise ValueError(f"no row has {first}")
+            raise ValueError(f"no row can contain {first}")
         rows.append({option: row[option] for option in options})
         for pair in pairs_of(rows[-1]):
             missing.pop(pair, None)
@@ -60,17 +60,17 @@ def _complete(
 
 
 def is_allowed(row: Row, refused: Sequence[Refused]) -> bool:
-    """Return whether a row, or a part of one, has no refused combination."""
+    """Return whether a row, or a part of one, contains no refused combination."""
     return not any(all(row.get(option) in values for option, values in each.items()) for each in refused)
 
 
 def pairs(options: Options) -> Iterator[Pair]:
-    """Yield every pair of values of two options."""
+    """Yield every pair of values of two different options."""
     for one, other in combinations(options, 2):
         for first, second in product(options[one], options[other]):
             yield (one, first), (other, second)
 
 
 def pairs_of(row: Row) -> Iterator[Pair]:
-    """Yield the pairs of values of a row."""
+    """Yield every pair of values in a row."""
     return combinations(row.items(), 2)

@@ -1,4 +1,4 @@
-"""The options whose values are combined, what their values are on the command line, which combinations are refused."""
+"""The options that are combined, the flags for their values, and the combinations that are refused."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _offload(stage: int) -> Flags:
     return {"deepspeed": str(ROOT / "ds_configs" / f"zero{stage}_offload.json")}
 
 
-# What decides the numbers of a run: name -> value -> flags.
+# Options that change the numbers of a run: name -> value -> flags.
 COMPUTED: dict[str, dict[str, Flags]] = {
     "model": {name: {} for name in ("bert", "roberta", "modernbert")},
     "packing": {"concat": {}, "best_fit": {}},
     "mask_unit": {unit: {"mask_unit": unit} for unit in ("token", "word", "span")},
     "rate": {"constant": {}, "falling": {"mlm_probability": 0.3, "mlm_probability_end": 0.1}},
-    # 1, 2, 4 and 6 blocks: one pass in the third step, also of rows with two in a full step
+    # 1, 2, 4 and 6 blocks: the third step has one pass, even in rows with two passes in a full step
     "batch": {"constant": {}, "growing": {"batch_size_warmup_start": 1, "batch_size_warmup_steps": 4}},
     "schedule": {
         "linear": {},
@@ -50,9 +50,9 @@ COMPUTED: dict[str, dict[str, Flags]] = {
         "embeddings": {"freeze": ".*embeddings"},
         "layer": {"freeze": r".*layers?\.0\."},
     },
-    "ema": {"none": {}, "kept": {"ema_decay": 0.2}},  # from the third step on it is below (1 + step) / (10 + step)
+    "ema": {"none": {}, "kept": {"ema_decay": 0.2}},  # from the third step on, this is below (1 + step) / (10 + step)
 }
-# What leaves them alone.
+# Options that do not change them.
 HOW: dict[str, dict[str, Flags]] = {
     "engine": {
         "ddp": {},
@@ -64,9 +64,9 @@ HOW: dict[str, dict[str, Flags]] = {
         "zero2_offload": _offload(2),
         "zero3_offload": _offload(3),
     },
-    "begun": {name: {} for name in ("not", "same", "single", "zero3", "fsdp2")},  # by what: stopped after two steps
+    "begun": {name: {} for name in ("not", "same", "single", "zero3", "fsdp2")},  # how: it is stopped after two steps
     "ranks": {number: {} for number in ("2", "1", "3")},
-    "passes": {"1": {}, "2": {}},  # forward passes of a full step
+    "passes": {"1": {}, "2": {}},  # forward passes in a full step
     "precision": {"fp32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}},
     "recompute": {
         "nothing": {},
@@ -87,7 +87,7 @@ ZERO3 = ("zero3", "zero3_offload")
 
 @dataclass(frozen=True)
 class Refusal:
-    """`values`: option -> values that Cloze refuses together; `where` and `what`: how the error begins."""
+    """`values`: option -> values that Cloze refuses together; `where`, `what`: texts of the error message."""
 
     values: dict[str, tuple[str, ...]]
     where: str
@@ -105,7 +105,7 @@ REFUSALS = [
 
 
 def flags_of(row: Row, options: dict[str, dict[str, Flags]]) -> Flags:
-    """Return the flags of a row's values of some options."""
+    """Return a row's flags for some options."""
     found: Flags = {}
     for option, values in options.items():
         found |= values[row[option]]
@@ -113,8 +113,8 @@ def flags_of(row: Row, options: dict[str, dict[str, Flags]]) -> Flags:
 
 
 def parts_of(row: Row) -> list[tuple[Split, Flags]]:
-    """Return how a row is computed: one part, or two of which the first is stopped. A first part on another engine
-    has no options of the row but those that decide the numbers."""
+    """Return the parts of a row's run: one, or two if it is stopped and resumed. A first part on another engine uses
+    only those options of the row that change the numbers."""
     how, passes = flags_of(row, HOW), int(row["passes"])
     engine = row["engine"] if row["engine"] in ("zero0", "zero1", "zero2", "zero3", "fsdp2") else "ddp"
     last = _split(engine, int(row["ranks"]), passes), how

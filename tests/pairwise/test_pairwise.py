@@ -1,13 +1,13 @@
-"""Every two values of the options of training in one run: its numbers are those of the reference, or it is refused.
+"""Every pair of values of training options occurs in a run that matches the reference, or it is refused.
 
-StableAdamW and Muon, which the reference does not have, are compared with a run of one process that has none of the
-options that leave the numbers alone; samples, masks, learning rates and the first step with the reference.
+The reference does not implement StableAdamW and Muon: they are compared with a run on one process without the options
+that do not change the numbers; samples, masks, learning rates and the first step are compared with the reference.
 
-Tolerances. fp32: those of the comparison with the reference (`reference.test_training`), whose causes they name. Muon
-and StableAdamW divide by norms of whole tensors, which two splits of fp32 sum in other orders: 1e-5. bf16 rounds each
-value by up to 2^-9, and such errors partly cancel in sums: losses differ by less than 5e-4, norms by less than 5e-3,
-and what a parameter has moved in all steps by less than 0.04 of it. Twice that is allowed. A parameter whose gradient
-is 0 but for rounding does not move: UNMOVED_BF16 is how far an element of it may get, which AdamW divides by epsilon.
+Tolerances. fp32: those of `reference.test_training`, which names their causes. Muon and StableAdamW divide by norms of
+whole tensors, which two splits sum in different orders in fp32: 1e-5. bf16 rounds each value by up to 2^-9, and these
+errors partly cancel in sums: losses differ by less than 5e-4, norms by less than 5e-3, and a parameter's total
+movement by less than 0.04 of it. Twice that is allowed. A parameter whose gradient is 0 except for rounding should not
+move: UNMOVED_BF16 is how far its elements may move, since AdamW divides the rounding error by epsilon.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ ROWS = covering_array(OPTIONS, REFUSED)
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave: loss, gradient norm and learning rate of each step [steps, 3], trained weights, averages, and
-    the digest of each sample of each step, if they are known."""
+    """The results of a run: loss, gradient norm and learning rate of each step [steps, 3], trained weights, averages,
+    and the digest of each sample in each step, if known."""
 
     curve: np.ndarray
     weights: dict[str, torch.Tensor]
@@ -66,7 +66,7 @@ class Result:
 
 
 def run_row(row: Row, corpus: Corpus, folder: Path) -> Result:
-    """Run Cloze as a row says."""
+    """Run Cloze with the options of a row."""
     data, _ = fill(corpus, KIND.get(row["model"], "bpe"), NUM_BLOCKS, row["packing"])
     model, parts = make_model(row["model"], corpus), parts_of(row)
     for number, (split, how) in enumerate(parts, 1):
@@ -76,7 +76,7 @@ def run_row(row: Row, corpus: Corpus, folder: Path) -> Result:
 
 
 def result_of(run: Path, initial: Any) -> Result:
-    """Return what is stored of a run. Fails if a parameter that was not trained differs from the initial one."""
+    """Return the stored results of a run. Fails if a parameter that was not trained differs from its initial value."""
     curve = [
         [np.nan if line["loss"] is None else line["loss"], line["grad_norm"], line["learning_rate"]]
         for line in lines(run)
@@ -96,8 +96,8 @@ def result_of(run: Path, initial: Any) -> Result:
 
 
 def expected(row: Row, corpus: Corpus, folder: Path) -> Result:
-    """Return what the reference gives for a row. With an optimizer that it does not have, weights and the numbers of
-    later steps are those of a plain run of Cloze."""
+    """Return the reference's results for a row. If it lacks the optimizer, weights and the numbers of later steps are
+    those of a plain run of Cloze."""
     reference = by_reference(row, corpus)
     if row["optim"] not in WHOLE_TENSORS:
         return reference
@@ -111,7 +111,7 @@ def expected(row: Row, corpus: Corpus, folder: Path) -> Result:
 
 
 def by_reference(row: Row, corpus: Corpus) -> Result:
-    """Return what the reference gives for a row, with AdamW in place of optimizers that it does not have."""
+    """Return the reference's results for a row, with AdamW in place of optimizers that it lacks."""
     kind, flags = KIND.get(row["model"], "bpe"), {**FLAGS, **flags_of(row, COMPUTED)}
     _, blocks = fill(corpus, kind, NUM_BLOCKS, row["packing"])
     growth = flags.get("batch_size_warmup_start", 1), flags.get("batch_size_warmup_steps", 0)
@@ -135,7 +135,7 @@ def by_reference(row: Row, corpus: Corpus) -> Result:
 
 
 def assert_same(found: Result, wanted: Result, row: Row, initial: Any) -> None:
-    """Fail where two results differ by more than what the precision and the optimizer of the row explain."""
+    """Fail if two results differ by more than the precision and the optimizer of the row explain."""
     half = row["precision"] != "fp32"
     of_sums, of_weights = (1e-5, 1e-5) if row["optim"] in WHOLE_TENSORS else (1e-6, 2e-6)
     assert wanted.samples == found.samples, "samples or masks"
@@ -155,8 +155,8 @@ def assert_same(found: Result, wanted: Result, row: Row, initial: Any) -> None:
 
 
 def sample_of(rows: list[Row], number: int) -> list[Row]:
-    """Return the rows that together have most engines and most values other than the first one of an option. None is
-    compiled, which takes seconds, and none ends with DDP, which many tests have."""
+    """Return rows that together have the most engines and the most values other than the first one of an option. Rows
+    that are compiled, which takes seconds, or end on DDP, which many tests use, are left out."""
 
     def values(row: Row) -> set[tuple[str, str]]:
         other = {(option, value) for option, value in row.items() if value != OPTIONS[option][0]}
@@ -177,7 +177,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("row", CASES)
-def test_a_row_gives_the_numbers_of_the_reference(
+def test_a_row_matches_the_reference(
     row: Row, corpus: Corpus, tmp_path: Path, compiled_without_inductor: None, muon_in_fp32: None
 ):
     initial = load_model(make_model(row["model"], corpus))
@@ -193,7 +193,7 @@ def test_every_pair_of_values_is_in_a_row_unless_it_is_refused():
 
 
 def test_every_value_that_an_option_can_have_is_combined():
-    """A new optimizer, packing or mask unit belongs into the rows."""
+    """A new optimizer, packing or mask unit must be added to the options."""
     hints = get_type_hints(TrainConfig)
     for name in ("mask_unit", "packing", "optim"):
         assert {*OPTIONS[name], "adamw_torch"} == {*get_args(hints[name]), "adamw_torch"}, name
@@ -202,7 +202,7 @@ def test_every_value_that_an_option_can_have_is_combined():
 
 
 def refused_rows() -> list[Any]:
-    """Return a row for each combination in the table: the first of each entry is tried by default."""
+    """Return a row for each combination in the table; by default, only the first one of each entry is tried."""
     cases = []
     for refusal in REFUSALS:
         for place, values in enumerate(product(*refusal.values.values())):
@@ -215,7 +215,7 @@ def refused_rows() -> list[Any]:
 
 
 @pytest.mark.parametrize(("row", "refusal"), refused_rows())
-def test_a_refused_combination_is_one_line_before_data_are_read(row: Row, refusal: Refusal, tmp_path: Path):
+def test_a_refused_combination_is_a_one_line_error_before_data_are_read(row: Row, refusal: Refusal, tmp_path: Path):
     split, how = parts_of({**row, "ranks": "1"})[0]
     words = ["train", "--model_type", "roberta", "--dataset_name", str(tmp_path / "missing")]
     words += ["--tokenizer_name", str(tmp_path / "missing"), "--output_dir", str(tmp_path / "run")]
@@ -240,6 +240,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def compiled_without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile to graphs of torch's operators: inductor takes minutes for each row; see `test_compiled`."""
+    """Compile with `aot_eager`: inductor takes minutes for each row; `test_compiled` covers it."""
     monkeypatch.setattr(equip, "compile_backbone", partial(compile_backbone, backend="aot_eager"))
     monkeypatch.setattr(equip, "compile_layers", partial(compile_layers, backend="aot_eager"))

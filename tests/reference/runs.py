@@ -151,8 +151,8 @@ class Split:
 
 
 def train(model: Path, data: Path, output: Path, split: Split, flags: dict[str, Any], stop: int | None = None) -> None:
-    """Run `cloze train`, from the newest checkpoint if one exists, to the end or until a stop request after
-    so many steps. What each rank was given is noted in output-seen."""
+    """Run `cloze train` from the newest checkpoint, if any, to the end, or until a stop request after `stop` steps.
+    What each rank is given is recorded in output-seen."""
     words = ["train", "--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(output)]
     options = {"logging_steps": 1, "save_steps": 1000, "resume_from_checkpoint": "auto", **flags}
     for name, value in {**options, "per_device_train_batch_size": split.per_device}.items():

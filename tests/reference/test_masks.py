@@ -1,4 +1,4 @@
-"""Masks are those of the reference at the boundaries: one token, added tokens, `<unk>` in a word, rates of 0 and 1."""
+"""Masks match the reference in boundary cases: one token, added tokens, `<unk>` in a word, rates of 0 and 1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = ("WordPiece", "ByteLevel", "Unigram", "suffix")
 
 @cache
 def tokenizer_of(kind: str) -> Any:
-    """A small tokenizer of a kind, with added tokens. Its words have several tokens; `X` is in none of them."""
+    """Return a small tokenizer of a kind, with added tokens. Words have several tokens; no token contains `X`."""
     if kind == "WordPiece":
         tokens = [*SPECIAL, "a", "b", "##a", "##b", "##ab", ".", "1"]
         model: Any = models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="<unk>")
@@ -61,7 +61,7 @@ cached_words = cache(words_of)
 
 
 def masking_of(tokenizer: Any, rule: Rule) -> Masking:
-    """What Cloze has for a rule of the reference."""
+    """Return Cloze's `Masking` for a rule of the reference."""
     return Masking(
         tokenizer.mask_token_id,
         len(tokenizer),
@@ -79,7 +79,7 @@ def masking_of(tokenizer: Any, rule: Rule) -> Masking:
 
 @st.composite
 def masked(choose: Any) -> tuple[Rule, list[list[int]], list[int]]:
-    """A rule, blocks of any tokens, and their samples."""
+    """Draw a rule, blocks of any tokens, and their sample numbers."""
     tokenizer = tokenizer_of(choose(st.sampled_from(["WordPiece", "ByteLevel"])))
     shares = choose(st.sampled_from([(0.8, 0.1), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5)]))
     end, total = choose(st.sampled_from([(None, 0), (0.0, 2), (1.0, 2), (0.5, 3), (0.2, 1000)]))
@@ -95,7 +95,7 @@ def masked(choose: Any) -> tuple[Rule, list[list[int]], list[int]]:
 
 @settings(FEW, max_examples=50)
 @given(masked())
-def test_masks_of_any_tokens_are_those_of_the_reference(case: tuple[Rule, list[list[int]], list[int]]):
+def test_masks_of_any_tokens_match_the_reference(case: tuple[Rule, list[list[int]], list[int]]):
     rule, blocks, samples = case
     masking = masking_of(rule.tokenizer, rule)
     last = rule.rate if rule.end is None else rule.end
@@ -107,8 +107,8 @@ def test_masks_of_any_tokens_are_those_of_the_reference(case: tuple[Rule, list[l
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "ByteLevel"])
-def test_words_of_any_three_tokens_are_those_of_the_reference(kind: str):
-    """Also of special and added tokens, and of `<unk>`."""
+def test_words_of_any_three_tokens_match_the_reference(kind: str):
+    """The tokens include special and added ones and `<unk>`."""
     tokenizer = tokenizer_of(kind)
     blocks = list(product(range(len(tokenizer)), repeat=3))
     expected = [word_starts(block, tokenizer) for block in blocks]
@@ -116,11 +116,11 @@ def test_words_of_any_three_tokens_are_those_of_the_reference(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_words_of_any_three_parts_of_a_text_are_those_of_the_tokenizer(kind: str):
-    """Added and special tokens are words; `<unk>` stands for a part of its word, where the tokenizer makes it."""
+def test_words_of_any_three_parts_of_a_text_match_the_tokenizer(kind: str):
+    """Added and special tokens are words; `<unk>` is a part of the word in which the tokenizer produces it."""
     unknown = {"ByteLevel": "ab", "suffix": "Xa"}.get(
         kind, "X"
-    )  # a suffix ends a word that ends with `<unk>` too late
+    )  # a word that ends with `<unk>` lacks the suffix that marks its end
     tokenizer = tokenizer_of(kind)
     words = words_of(tokenizer)
     for parts in product(["a", "b", " ", unknown, ".", "new", ".new", "<mask>"], repeat=3):
@@ -143,7 +143,7 @@ def test_an_unknown_part_of_a_word_is_not_masked_and_the_rest_of_the_word_is_mas
 
 
 @pytest.mark.parametrize("missing", [(0,), (8,), (0, 1), (7, 8), (3, 4, 5), (2, 6), tuple(range(1, 9)), ()])
-def test_random_tokens_are_numbered_without_the_missing_ones(missing: tuple[int, ...]):
+def test_random_tokens_are_drawn_without_the_missing_ids(missing: tuple[int, ...]):
     rule = Masking(4, 9, (), 7, 1.0, 0.0, 1.0, missing_token_ids=missing)
     found, _ = rule.apply(np.zeros((20, 6), np.int32), np.arange(20))
     present = [token for token in range(9) if token not in missing]
@@ -161,7 +161,7 @@ def test_all_tokens_but_the_special_ones_are_masked_at_a_rate_of_one(special: tu
     assert (Masking(4, 10, special, 7, 0.0).apply(blocks, np.array([0]))[1] == IGNORE_INDEX).all()
 
 
-def test_the_rate_of_a_run_of_one_sample_is_the_first_one_and_of_two_both():
+def test_a_run_of_one_sample_has_the_first_rate_and_a_run_of_two_has_both():
     one, two = (Masking(4, 9, (), 7, 0.5, mlm_probability_end=0.25, total_samples=total) for total in (1, 2))
     assert one.rates(np.array([0])).tolist() == [0.5]
     assert two.rates(np.array([0, 1, 2])).tolist() == [0.5, 0.25, 0.25]
@@ -178,7 +178,7 @@ def test_a_prepared_folder_says_which_tokens_are_special_and_which_are_missing()
 
 @pytest.mark.parametrize("words", [1, 2, 9, 10, 11, 12])
 def test_a_span_that_begins_up_to_nine_words_before_the_block_reaches_into_it(words: int):
-    """Each span of 1 to 10 words that begins at each word, alone."""
+    """Each span of up to 10 words is tried alone, at each place where it can begin."""
     starts, limits = np.ones((1, words), bool), np.arange(2 * MAX_SPAN, MAX_SPAN, -1, dtype=np.uint64)[None]
     for begin in range(words + MAX_SPAN - 1):
         for length in range(MAX_SPAN + 1):
@@ -191,10 +191,10 @@ def test_a_span_that_begins_up_to_nine_words_before_the_block_reaches_into_it(wo
             assert (span[covered] == begin).all()
 
 
-def test_words_of_several_tokens_are_in_a_span_whole():
+def test_a_span_covers_words_of_several_tokens_whole():
     starts = np.array([[True, False, True, True, False, False], [True] * 6])
     drawn = np.full((2, 6 + MAX_SPAN - 1), 10**6, np.uint64)
-    drawn[:, MAX_SPAN] = 5  # of the second word; it is a span of 3 words
+    drawn[:, MAX_SPAN] = 5  # at the second word: a span of 3 words
     limits = np.array([[9, 8, 6, 5, 4, 3, 2, 1, 1, 1]], np.uint64)
     covered, _ = choose_spans(starts, drawn, limits)
     assert covered.tolist() == [[False, False, True, True, True, True], [False, True, True, True, False, False]]
@@ -205,7 +205,7 @@ def test_the_variance_of_spans_counts_the_words_that_are_masked_together(rate: f
     begin = rate_of_beginnings(rate)
 
     def free(words: set[int]) -> float:
-        """The probability that no span, wherever it begins, covers one of these words."""
+        """Return the probability that no span covers any of these words."""
         found = 1.0
         for first in range(-MAX_SPAN, max(words) + 1):
             nearest = min(word - first for word in words if word >= first)
@@ -241,13 +241,13 @@ def test_a_mask_depends_on_the_text_and_its_sample_and_not_on_the_batch(lengths:
         assert batch["attention_mask"].dtype == torch.int64
 
 
-def test_a_sample_without_a_number_has_one_of_the_random_state():
+def test_samples_without_numbers_get_them_from_the_random_state():
     tokenizer = tokenizer_of("WordPiece")
     collator, examples = MaskingCollator(tokenizer, 0.5), [{"input_ids": [5] * 40}, {"input_ids": [5] * 40}]
     torch.manual_seed(1)
     first, second = collator(examples)["labels"], collator(examples)["labels"]
     torch.manual_seed(1)
-    again = collator([examples[0], {**examples[1], "sample": 0}])["labels"]  # one number for all or none
+    again = collator([examples[0], {**examples[1], "sample": 0}])["labels"]  # ignored, as not all have one
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
@@ -266,15 +266,15 @@ def test_a_sample_without_a_number_has_one_of_the_random_state():
     ],
     ids=str,
 )
-def test_probabilities_beyond_their_range_are_refused(arguments: dict[str, Any], where: str):
+def test_probabilities_outside_their_range_are_refused(arguments: dict[str, Any], where: str):
     with pytest.raises(ConfigError, match=f"^{where}: must be "):
         MaskingCollator(tokenizer_of("WordPiece"), **arguments)
 
 
-def test_probabilities_at_the_ends_of_their_range_are_taken():
+def test_probabilities_at_the_ends_of_their_range_are_accepted():
     tokenizer = tokenizer_of("WordPiece")
     for rate, mask, random in ((1e-300, 0.0, 0.0), (1.0, 1.0, 0.0), (0.5, 0.0, 1.0), (0.5, 0.9, 0.1), (0.5, 0.7, 0.3)):
-        MaskingCollator(tokenizer, rate, mask, random)  # 1 - 0.9 and 1 - 0.7 are a little less in binary
+        MaskingCollator(tokenizer, rate, mask, random)  # in binary, 1 - 0.9 < 0.1
 
 
 def test_what_a_tokenizer_lacks_is_named():

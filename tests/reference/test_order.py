@@ -1,4 +1,4 @@
-"""Samples, steps and batches are those of the reference at the boundaries: powers of two, one block, empty ranks."""
+"""Samples, steps and batches match the reference in boundary cases: powers of two, one block, empty ranks."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ AROUND_POWERS = sorted({2**k + more for k in range(1, 42) for more in (-1, 0, 1)
 
 @pytest.fixture(autouse=True, scope="module")
 def few_blocks_ahead() -> Iterator[None]:
-    """Work out the order of a few blocks at once, which takes less time here; test_loader.py tries more of them."""
+    """Compute the order of few blocks at once, which is faster here; test_loader.py uses the normal number."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "_BLOCKS_AHEAD", 8)
         yield
 
 
 class Numbered:
-    """Blocks whose tokens are their numbers, counted from 10."""
+    """Blocks whose tokens are the number of the block, plus 10."""
 
     has_pieces = False
 
@@ -67,7 +67,7 @@ def test_every_size_up_to_300_is_permuted_without_gaps():
         assert np.array_equal(np.sort(block_indices(samples, size, SEED)), np.arange(size)), size
 
 
-def test_samples_are_the_blocks_of_the_reference_for_every_size_and_around_every_power_of_two():
+def test_samples_match_the_blocks_of_the_reference_for_small_sizes_and_around_powers_of_two():
     for size in [*range(1, 301), *AROUND_POWERS]:
         samples = [epoch * size + place for epoch in (0, 7) for place in sorted({0, size - 1})]
         found = block_indices(np.array(samples, np.int64), size, SEED)
@@ -83,7 +83,7 @@ def test_only_positions_below_the_size_have_an_image(size: int):
             permute(np.array([0, wrong]), size, make_key(0))
 
 
-def test_a_step_has_from_one_sample_to_as_many_as_it_has_places():
+def test_a_step_has_at_least_one_sample_and_at_most_one_per_place():
     for size in range(1, 7):
         places = [step_samples(2, micro, 2, 3, 0, 1, size).tolist() for micro in range(3)]
         assert [place for micro in places for place in micro] == [*range(2 * size, 3 * size), *[-1] * (6 - size)]
@@ -94,7 +94,7 @@ def test_a_step_has_from_one_sample_to_as_many_as_it_has_places():
 
 @st.composite
 def runs(draw: Any) -> dict[str, Any]:
-    """The numbers that decide which rank sees which block when."""
+    """Draw the numbers that decide which rank sees which block at which step."""
     full = draw(st.integers(1, 12))
     warmup_steps = draw(st.sampled_from([0, 1, 2, 5]))
     return {
@@ -116,7 +116,7 @@ def plan_of(rank: int, num_blocks: int, full: int, world_size: int, per_device: 
 
 
 def blocks_of(batch: dict[str, Any]) -> list[int]:
-    """The blocks of a batch that are to be predicted."""
+    """Return the numbers of the blocks in a batch that have labels."""
     rows = (batch["labels"] != IGNORE_INDEX).all(1)
     return (batch["labels"][rows, 0] - FIRST_TOKEN).tolist()
 
@@ -144,7 +144,7 @@ def test_every_rank_predicts_the_blocks_of_the_reference_to_the_end_of_the_last_
             assert found.num_masked == sum(map(len, expected))
             assert {batch["input_ids"].shape for batch in found.micro_batches} == {(layout.per_device, 1)}
             seen += expected
-            if step in (1, plan.total_steps - 1):  # resumed there
+            if step in (1, plan.total_steps - 1):  # resume there
                 again = next(iter(TrainLoader(partial(step_batches, blocks, ALL, layout, total), step, step + 1)))
                 assert [blocks_of(batch) for batch in again.micro_batches] == expected
         sizes = [batch_size(step, run["full"], *run["growth"]) for step in range(plan.total_steps)]
@@ -158,7 +158,7 @@ def test_every_rank_predicts_the_blocks_of_the_reference_to_the_end_of_the_last_
     assert times.sum() == total
 
 
-def test_a_batch_is_split_into_few_passes_none_of_which_is_empty():
+def test_a_batch_is_split_into_as_few_passes_as_possible_and_none_is_empty():
     for size, most in product(range(1, 25), range(1, 7)):
         for world_size in range(1, size + 1):
             layout = split_batch(Layout(1, 1, 0, world_size), size, most)
@@ -169,7 +169,7 @@ def test_a_batch_is_split_into_few_passes_none_of_which_is_empty():
             assert (layout.accumulation - 1) * width < size <= layout.accumulation * width
 
 
-def test_an_epoch_in_hundredths_is_that_many_of_a_hundred_blocks():
+def test_hundredths_of_an_epoch_are_exact_numbers_of_blocks():
     for hundredths in range(1, 301):
         values = TrainConfig(output_dir="", num_train_epochs=hundredths / 100, per_device_train_batch_size=1)
         assert plan_run(values, fit_layout(values, 0, 1, None), 100, 32).total_steps == hundredths
@@ -180,7 +180,7 @@ def test_an_epoch_in_hundredths_is_that_many_of_a_hundred_blocks():
 @example(full=1, start=1, warmup=0)
 @example(full=9, start=1, warmup=1)
 @example(full=9, start=9, warmup=9)
-def test_a_growing_batch_counts_the_samples_of_all_steps_before(full: int, start: int, warmup: int):
+def test_a_growing_batch_counts_the_samples_of_all_earlier_steps(full: int, start: int, warmup: int):
     assume(start <= full)
     sizes, seen = BatchSizes(full, start if warmup else 1, warmup), 0
     for step in range(2 * warmup + 3):
@@ -217,7 +217,7 @@ def test_evaluation_gives_each_rank_its_blocks_with_their_masks(
 
 @pytest.mark.parametrize("capacity", [0, 8, 9, 12])
 @pytest.mark.parametrize("masked", [0, 1, 7, 8, 9, 16, 17, 20])
-def test_places_to_predict_are_padded_to_eights_and_to_the_capacity(masked: int, capacity: int):
+def test_masked_positions_are_padded_to_a_multiple_of_8_and_to_the_capacity(masked: int, capacity: int):
     tokens = np.full(20, 4, np.int32)
     tokens[20 - masked :] = np.arange(masked) + 30
     batch = make_batch(tokens.reshape(2, 10), None, ALL, np.array([0, 1]), 2, capacity)
@@ -237,7 +237,7 @@ def test_rows_without_a_sample_and_samples_past_the_end_predict_nothing():
 
 @FEW
 @given(st.integers(1, 3), st.lists(st.integers(1, 40), min_size=1, max_size=40))
-@example(batch=2, lengths=[1] * 32)  # more documents than there is room for at first
+@example(batch=2, lengths=[1] * 32)  # more documents than the initial room
 @example(batch=1, lengths=[1, 1])
 @example(batch=1, lengths=[16, 16])  # just enough room
 @example(batch=1, lengths=[16, 15, 1])
@@ -255,7 +255,7 @@ def test_documents_begin_where_their_segments_change(batch: int, lengths: list[i
 
 
 def test_a_fixed_shape_has_room_for_six_standard_deviations_in_multiples_of_64():
-    assert fixed_capacity(4096, 0.5) == 2048 + 6 * 32  # a multiple of 64 itself
+    assert fixed_capacity(4096, 0.5) == 2048 + 6 * 32  # already a multiple of 64
     assert fixed_capacity(4098, 0.5) == 2240 + 64
     assert fixed_capacity(4096, 0.5, "word") == 2432  # 2048 + 6 * 32 * sqrt(3) = 2380.6
     assert fixed_capacity(100, 0.5) == 100

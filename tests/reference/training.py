@@ -58,8 +58,8 @@ class Step:
 
 
 def train(model: Any, blocks: Sequence[Sequence[Sequence[int]]], rule: Rule, options: Options) -> Iterator[Step]:
-    """Train the model, in place. `blocks`: the pieces of each block, which do not see each other. Parameters whose
-    names begin as `freeze` says are not trained: they have no part in the norm, and no average."""
+    """Train the model in place. `blocks`: the pieces of each block, which do not see each other. Parameters whose
+    names `freeze` matches are not trained: they are not in the gradient norm, and have no average."""
     model = model.double().train()
     trained = {name: p for name, p in model.named_parameters() if not re.match(options.freeze or "$", name)}
     weights: Tensors = {name: parameter.data for name, parameter in trained.items()}
@@ -126,8 +126,8 @@ def update(
     rate: float,
     options: Options,
 ) -> None:
-    """Update a weight [..] and its moments in place. Vectors do not decay. SGD and RMSprop, which are torch's, add
-    what decays to the gradient."""
+    """Update a weight [..] and its moments in place. Vectors do not decay. SGD and RMSprop add the weight decay to the
+    gradient, as torch does."""
     decay = options.weight_decay if weight.ndim >= 2 else 0.0
     known = dict(each.split("=") for each in options.optim_args.split(",") if each)
     if options.optim == "sgd":

@@ -56,7 +56,7 @@ def test_prepare_is_measured_beside_the_tutorial_and_the_tokenizers(tmp_path: Pa
     assert found["machine"]["packages"]["datasets"]
     printed = capsys.readouterr().out
     assert "cloze prepare, .parquet" in printed
-    assert "each row is one run" in printed
+    assert "each row is a single run" in printed
     assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -146,7 +146,7 @@ def test_training_is_measured_beside_trainer_and_a_bare_loop_with_little_install
         assert peak > 0
         assert recompiled == 0
     assert len(found["notes"]) == len(rows)
-    assert all(note.endswith("too few for an interval, which takes 6") for note in found["notes"])
+    assert all(note.endswith("too few for an interval, which needs 6") for note in found["notes"])
     one = found["sizes"]["tiny-32"]
     assert one["failed"] == {}
     for peer in ("cloze", "bare", "trainer"):
@@ -224,9 +224,9 @@ def test_the_made_up_blocks_are_a_prepared_folder(tmp_path: Path, packing: str):
 
 
 class Crowd:
-    """Peers of which the compiled one breaks in its third turn, on a machine that slows down from turn to turn. A step
-    takes 10 ms a block, of Trainer 20; more than 64 (of Trainer: 16) blocks do not fit; Cloze's process compiles
-    something in its last turn. `noise`: how many times as long two of five turns take."""
+    """Peers on a machine that slows down from turn to turn; the compiled one fails in its third turn. A step takes
+    10 ms per block, Trainer's 20 ms; at most 64 blocks fit, of Trainer's 16; Cloze's process compiles something in its
+    last turn. `noise`: the factor by which two of every five turns take longer."""
 
     noise = 1.0
 
@@ -242,7 +242,7 @@ class Crowd:
     def run(self, name: str, batch: int, steps: int) -> Turn:
         """As `Peers.run`."""
         self.compiled_turns += name == "compiled"
-        if self.compiled_turns == 5:  # two were for the warm-up
+        if self.compiled_turns == 5:  # two calls are the warm-up
             self.compiled_turns = 0
             raise PeerFailed("Traceback (most recent call last):\nRuntimeError: no such kernel")
         if batch > (16 if name == "trainer" else 64):
@@ -268,7 +268,7 @@ def test_the_gpu_table_keeps_what_it_has_and_goes_on_without_a_peer_that_breaks(
     cloze_row, bare, trainer = (rows[train.PEERS[name]] for name in ("cloze", "bare", "trainer"))
     assert (cloze_row[0], bare[0], trainer[0]) == (64, 64, 16)  # Trainer's own; the bare loop's is Cloze's
     assert (cloze_row[-1], bare[-1]) == (1, 0)
-    gain = (2 / 1.16) / (1.1 / 1.64)  # of a token's time, not a step's; the drift of the machine is not in it
+    gain = (2 / 1.16) / (1.1 / 1.64)  # per token, not per step; the machine's drift cancels
     for what in ("time", "CPU time"):
         assert rows[f"{what} per token, Trainer / cloze train"][3:6] == [f"{gain:.3f} x"] * 3
         assert rows[f"{what} per step, cloze train / bare loop"][3:6] == ["1.100 x"] * 3
@@ -284,7 +284,7 @@ def test_the_gpu_table_keeps_what_it_has_and_goes_on_without_a_peer_that_breaks(
         assert len(peer["seconds_per_step_of_each_turn"]) == len(peer["cpu_seconds_per_step_of_each_turn"]) == 12
 
 
-def test_a_spread_that_is_too_large_is_reported_below_the_table_and_in_its_file(tmp_path: Path, monkeypatch, capsys):
+def test_too_large_a_spread_is_reported_below_the_table_and_in_its_file(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(train, "Peers", Crowd)
     monkeypatch.setattr(Crowd, "noise", 3.0)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
@@ -298,13 +298,13 @@ def test_a_spread_that_is_too_large_is_reported_below_the_table_and_in_its_file(
     line = (
         f"tiny-32: time per step, cloze train / bare loop: {ratio['median']:.4g} x ({low:.4g} to {high:.4g}) over 15"
     )
-    line += " pairs: the spread is too large for a figure; run again on an idle machine"
+    line += " pairs: the spread is too large to quote this figure; run again on an idle machine"
     assert line in found["notes"]
     printed = capsys.readouterr().out.splitlines()
     assert line in printed
     assert any("OMP_WAIT_POLICY=passive" in text for text in printed)
     assert ratio["verdict"] == line.rpartition(": ")[2]
-    assert not [note for note in found["notes"] if "CPU time" in note]  # which the noise leaves as it is
+    assert not [note for note in found["notes"] if "CPU time" in note]  # not affected by the noise
 
 
 def test_a_table_that_is_cut_short_is_written_up_to_there(tmp_path: Path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The average is that of the weights of every step for parameters of any shape, and buffers are no part of it."""
+"""The average includes the weights of every step, for parameters of any shape, but not the buffers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1), "frozen": 
 
 
 class Changing(torch.nn.Module):
-    """Parameters of few elements, one of them frozen, and buffers that every step changes."""
+    """A module with small parameters, one of them frozen, and with buffers that every step changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ def averages(held: Training) -> dict[str, torch.Tensor]:
     (None, 0, None), (0.9, 0, 0.1), (0.9, 1, 2 / 11), (0.9, 79, 80 / 89), (0.9, 80, 0.9), (0.9, 81, 0.9),
     (0.05, 0, 0.05), (1.0, 10**9, (1 + 10**9) / (10 + 10**9)), (0.0, 5, 0.0),
 ])  # fmt: skip
-def test_the_decay_grows_to_the_one_that_was_asked_for(decay: float | None, at: int, expected: float | None):
+def test_the_decay_grows_to_the_requested_one(decay: float | None, at: int, expected: float | None):
     assert decay_at(decay, at) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_average_of_parameters_of_one_element_too_is_that_of_all_steps(dtype: torch.dtype):
+def test_the_average_includes_all_steps_even_for_parameters_of_one_element(dtype: torch.dtype):
     held = training()
     held.module.to(dtype)
     average, expected = MovingAverage(held.module, held.optimizer, 0), None
@@ -84,7 +84,7 @@ def test_the_average_of_parameters_of_one_element_too_is_that_of_all_steps(dtype
             torch.testing.assert_close(mean.double(), expected[name], rtol=1e-6, atol=1e-7)
 
 
-def test_a_refused_step_leaves_the_average_as_it_is():
+def test_a_refused_step_does_not_change_the_average():
     held = training()
     average = MovingAverage(held.module, held.optimizer, 0)
     before = average.begin()
@@ -115,9 +115,9 @@ def test_a_checkpoint_has_the_average_and_the_buffers_of_its_step(tmp_path: Path
     found = {**averages(again), "mean": again.module.mean, "count": again.module.count}
     assert found.keys() == saved.keys()
     assert all(torch.equal(tensor, saved[name]) for name, tensor in found.items())
-    assert again.module.scratch.item() == 0.0, "a buffer that is not persistent is not stored"
+    assert again.module.scratch.item() == 0.0, "a non-persistent buffer is not stored"
     average = MovingAverage(again.module, again.optimizer, 0)
-    assert average.begin() == {}, "a restored average would begin anew"
+    assert average.begin() == {}, "a restored average would start again"
     step(again, 3)
     average.update({}, 0.5, torch.tensor(False))
     assert all(torch.equal(mean, averages(held)[name]) for name, mean in averages(again).items())

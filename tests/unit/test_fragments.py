@@ -1,4 +1,4 @@
-"""What ranks hold and write of a parameter adds up to all of it, once, for any shape and number of ranks."""
+"""The parts of a parameter that ranks hold and write make up exactly the whole, for any shape and number of ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONES = {"scalar": (), "one": (1,), "row": (1, 1), "matrix": (2, 2)}
 
 
 class Shaped(torch.nn.Module):
-    """Parameters of these shapes."""
+    """A module with the given parameters."""
 
     def __init__(self, parameters: dict[str, torch.Tensor]):
         super().__init__()
@@ -37,7 +37,7 @@ class Shaped(torch.nn.Module):
 
 @contextmanager
 def rank_of(world_size: int, rank: int) -> Iterator[DeviceMesh]:
-    """Be one of several ranks, as far as shapes are concerned: torch's process group without communication."""
+    """Act as one of several ranks, in torch's fake process group, which does not communicate."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         yield init_device_mesh("cpu", (world_size,))
@@ -46,7 +46,7 @@ def rank_of(world_size: int, rank: int) -> Iterator[DeviceMesh]:
 
 
 def rows_of(whole: torch.Tensor, mesh: DeviceMesh) -> DTensor:
-    """The rank's rows of a tensor, as FSDP2 holds them."""
+    """Return the rank's rows of a tensor, as FSDP2 holds them."""
     parts = torch.chunk(whole, mesh.size())
     rank = mesh.get_local_rank()
     own = parts[rank].clone() if rank < len(parts) else whole[:0].clone()
@@ -54,8 +54,8 @@ def rows_of(whole: torch.Tensor, mesh: DeviceMesh) -> DTensor:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])
-def test_the_rows_of_all_ranks_are_the_parameter(world_size: int):
-    """Also where a rank has fewer rows than others, or none."""
+def test_the_rows_of_all_ranks_make_up_the_parameter(world_size: int):
+    """Some ranks have fewer rows than others, or none."""
     wholes = {name: torch.randn(shape) for name, shape in SHAPES.items()}
     covered: dict[str, list[int]] = {name: [] for name in SHAPES}
     for rank in range(world_size):
@@ -77,7 +77,7 @@ def test_the_rows_of_all_ranks_are_the_parameter(world_size: int):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])
-def test_of_parameters_that_every_rank_holds_one_rank_writes_each_and_the_load_is_even(world_size: int):
+def test_each_parameter_that_all_ranks_hold_is_written_by_one_rank_and_the_load_is_even(world_size: int):
     module = Shaped({f"{name}{n}": torch.zeros(shape) for n in (1, 2) for name, shape in SHAPES.items()})
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     held = fragments(module, optimizer, 0)
@@ -90,7 +90,7 @@ def test_of_parameters_that_every_rank_holds_one_rank_writes_each_and_the_load_i
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
-def test_a_number_of_the_optimizer_is_no_tensor_whatever_the_shape_of_the_parameter(optimizer_class):
+def test_a_number_in_optimizer_state_is_not_taken_for_a_tensor_whatever_the_parameter_shape(optimizer_class):
     module = Shaped({name: torch.ones(shape) for name, shape in ONES.items()})
     more = {"momentum": 0.9} if optimizer_class is not torch.optim.AdamW else {}
     optimizer = optimizer_class(module.parameters(), lr=0.1, **more)
@@ -126,7 +126,7 @@ def test_a_number_of_the_optimizer_is_no_tensor_whatever_the_shape_of_the_parame
 @example(size=1, cuts=[], random=None)
 @example(size=2, cuts=[1], random=None)
 @example(size=8, cuts=list(range(9)), random=None)  # pieces of one element
-def test_any_run_of_elements_is_read_from_pieces_of_any_lengths(tmp_path_factory, size: int, cuts: list[int], random):
+def test_any_range_of_elements_is_read_from_pieces_of_any_length(tmp_path_factory, size: int, cuts: list[int], random):
     folder = tmp_path_factory.mktemp("pieces")
     edges = sorted({0, size, *(cut for cut in cuts if cut < size)})
     pieces = []

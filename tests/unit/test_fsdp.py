@@ -84,7 +84,7 @@ def test_what_the_launcher_was_asked_for_is_read(monkeypatch: pytest.MonkeyPatch
 def test_precisions_that_do_not_go_together_with_it_are_refused(precision: str):
     check_fsdp(True, "bf16")
     check_fsdp(False, precision)
-    with pytest.raises(ConfigError, match=f"--precision: {precision} does not go together with FSDP2; use bf16"):
+    with pytest.raises(ConfigError, match=f"--precision: FSDP2 does not support {precision}; use bf16"):
         check_fsdp(True, precision)
 
 

@@ -1,7 +1,7 @@
-"""What torch says of a machine's GPUs is used as documented.
+"""What torch reports about a machine's GPUs is used as documented.
 
-torch's answers are stand-ins, taken from real machines, for functions that only ask and compute nothing. What computes
-on a GPU is in tests/distributed/test_on_gpu.py.
+Functions of torch that only answer questions are replaced by answers from real machines. Tests that compute on a GPU
+are in tests/distributed/test_on_gpu.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Answer = Callable[..., None]
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Answer:
-    """Let torch answer as on a machine with `count` GPUs of one kind; a GPU in `broken` raises."""
+    """Make torch answer as on a machine with `count` GPUs of one kind; questions about GPU `broken` raise."""
 
     def answer(name: str, memory: int, capability: tuple[int, int] = (9, 0), count: int = 1, broken: int = -1) -> None:
         def of(value: object) -> Callable[[object], object]:
@@ -75,7 +75,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Answer:
         ("Tesla T4", 15_835_398_144, (7, 5), "T4", "fp16"),
     ],
 )
-def test_the_gpus_of_a_machine_are_those_of_the_catalogue(
+def test_the_gpus_of_a_machine_are_found_in_the_catalogue(
     gpus: Answer, name: str, memory: int, capability: tuple[int, int], like: str, half: str
 ):
     gpus(name, memory, capability, count=8)
@@ -95,14 +95,14 @@ def test_a_gpu_that_is_not_in_the_catalogue_has_no_peak_and_the_links_of_pcie_4(
     assert peak_flops("bf16") is None
 
 
-def test_the_doctor_names_each_gpu_and_what_one_of_them_raises(gpus: Answer):
+def test_the_doctor_names_each_gpu_and_the_error_of_a_broken_one(gpus: Answer):
     gpus("NVIDIA L4", 24 * GIB, count=2, broken=1)
     good, bad = find_gpus()
     assert good == {"name": "NVIDIA L4", "memory_gib": 24.0, "used_gib": 18.0}
     assert bad == {"name": "", "memory_gib": 0.0, "used_gib": 0.0, "error": "CUDA error: unknown error"}
 
 
-def test_memory_of_a_gpu_is_that_of_tensors_and_free_is_also_what_torch_keeps_unused(gpus: Answer):
+def test_peak_memory_counts_tensors_and_free_memory_includes_what_torch_keeps_unused(gpus: Answer):
     gpus("NVIDIA L4", 4000)
     assert device_name(CUDA) == "NVIDIA L4"
     assert peak_memory(CUDA) == 900
@@ -119,7 +119,7 @@ def test_memory_of_a_gpu_is_that_of_tensors_and_free_is_also_what_torch_keeps_un
         (True, "cpu", "skip", 0),
     ],
 )
-def test_the_host_runs_ahead_on_a_gpu_that_refuses_bad_steps_itself(
+def test_the_host_runs_ahead_if_the_gpu_refuses_bad_steps_itself(
     deferred: bool, device: str, policy: str, unread: int
 ):
     engine = SimpleNamespace(deferred=deferred, accelerator=SimpleNamespace(device=torch.device(device)))
@@ -143,7 +143,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
 
 
-def test_a_process_that_sees_its_own_gpu_only_gives_libraries_its_index_and_keeps_its_rank(gpus: Answer, monkeypatch):
+def test_a_process_that_sees_only_its_own_gpu_gives_libraries_index_0_and_keeps_its_rank(gpus: Answer, monkeypatch):
     launched(monkeypatch, 3)
     gpus("NVIDIA L4", 24 * GIB, count=1)
     check_device(on_cpu=False, wants_deepspeed=True)
@@ -172,7 +172,7 @@ def test_a_process_that_sees_all_gpus_or_uses_none_keeps_its_local_rank(
         ({"DS_ACCELERATOR": "cuda"}, True, True, "DS_ACCELERATOR: is cuda, and this run uses the CPU"),
     ],
 )
-def test_an_environment_that_asks_for_another_device_is_one_line(
+def test_an_environment_that_asks_for_another_device_is_a_one_line_error(
     gpus: Answer, monkeypatch, environment: dict[str, str], on_cpu: bool, deepspeed: bool, line: str
 ):
     launched(monkeypatch, 3)
@@ -208,9 +208,7 @@ def test_gpu_direct_storage_needs_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("compiler", ["/usr/bin/g++", None])
-def test_offload_on_a_gpu_steps_with_deepspeeds_adam_if_it_can_be_compiled(
-    gpus: Answer, monkeypatch, capsys, compiler
-):
+def test_offload_on_a_gpu_uses_deepspeeds_adam_if_it_can_be_compiled(gpus: Answer, monkeypatch, capsys, compiler):
     gpus("NVIDIA L4", 24 * GIB)
     monkeypatch.setattr(optim.shutil, "which", lambda name: compiler)
     compiled: list[str] = []

@@ -41,9 +41,9 @@ def test_the_norm_is_the_exact_one_where_torchs_own_is_not():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [1, 2, 1023, 1024, 1025, 2047, 2048, 2049])
-def test_the_sum_of_squares_is_that_of_the_parts_around_rows_of_1024(size: int, dtype: torch.dtype):
+def test_the_sum_of_squares_is_right_for_parts_of_any_size_around_rows_of_1024(size: int, dtype: torch.dtype):
     values = torch.randn(size, generator=torch.Generator().manual_seed(size)).mul(8).round().to(dtype)
-    wanted = sum(value * value for value in values.tolist())  # whole numbers: exact
+    wanted = sum(value * value for value in values.tolist())  # exact for integers
     for cut in {0, 1, size // 2, size - 1, size}:
         found = sum_of_squares([values[:cut], values[cut:].view(1, -1)])
         assert found.dtype == torch.float64
@@ -51,7 +51,7 @@ def test_the_sum_of_squares_is_that_of_the_parts_around_rows_of_1024(size: int, 
     assert float(sum_of_squares([values[0]])) == pytest.approx(values[0].item() ** 2, rel=3e-7)
 
 
-def test_a_parameter_without_a_gradient_has_no_part_in_the_norm():
+def test_a_parameter_without_a_gradient_does_not_count_in_the_norm():
     parameters = [torch.nn.Parameter(torch.ones(3)), *with_gradients(torch.tensor([3.0]), torch.tensor(4.0))]
     norm = gradient_norm(parameters, divided=False)
     assert (norm.item(), norm.dtype, norm.shape) == (5.0, torch.float32, ())

@@ -50,28 +50,28 @@ def test_p_values_are_uniform_where_there_is_no_difference():
 
 
 @pytest.mark.parametrize("size", range(61))
-def test_the_interval_of_a_median_is_the_narrowest_that_holds_it_95_times_in_100(size: int):
+def test_the_interval_of_a_median_is_the_narrowest_one_with_95_percent_coverage(size: int):
     found = median_interval(range(1, size + 1))  # values are their own ranks
     if size < 6:
-        assert found is None  # even from the smallest to the largest it would be 93.75 % for 5 values
+        assert found is None  # for 5 values even their whole range covers only 93.75 %
         return
     assert found is not None
     low, high = found
     assert low == size + 1 - high
 
-    def coverage(low: float, high: float) -> float:  # of 2^n outcomes, in which `low` to `high` - 1 are below it
+    def coverage(low: float, high: float) -> float:  # outcomes with `low` to `high` - 1 values below it
         return sum(math.comb(size, count) for count in range(int(low), int(high))) / 2**size
 
     assert coverage(low, high) >= 0.95
     assert coverage(low + 1, high - 1) < 0.95
 
 
-def test_the_interval_of_a_median_has_the_ranks_of_the_printed_tables():
-    ranks = {6: 1, 9: 2, 12: 3, 15: 4, 17: 5, 20: 6, 23: 7, 25: 8}  # of the sign test at 5 %, two-sided
+def test_the_interval_of_a_median_matches_published_tables():
+    ranks = {6: 1, 9: 2, 12: 3, 15: 4, 17: 5, 20: 6, 23: 7, 25: 8}  # of the two-sided sign test at 5 %
     assert {size: median_interval(range(1, size + 1))[0] for size in ranks} == ranks  # type: ignore[index]
 
 
-def test_the_interval_of_a_median_needs_no_distribution():
+def test_the_interval_of_a_median_holds_for_any_distribution():
     generator = np.random.default_rng(3)
     for draws in (generator.exponential(1.0, (2000, 15)), generator.standard_cauchy((2000, 15))):
         truth = math.log(2) if draws.min() > 0 else 0.0
@@ -80,7 +80,7 @@ def test_the_interval_of_a_median_needs_no_distribution():
         assert abs(held - 0.9648) < 4 * math.sqrt(0.9648 * 0.0352 / 2000)
 
 
-def test_errors_and_intervals_of_few_blocks_are_those_worked_out_by_hand():
+def test_errors_and_intervals_of_few_blocks_match_results_computed_by_hand():
     two = ratio_and_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
     assert two == (2.0, 1.0)  # sqrt(2 / 1 * (1 + 1)) / 2
     assert ratio_and_error(np.array([1.0, 3.0, 0.0]), np.array([1.0, 3.0, 0.0])) == (1.0, 0.0)
@@ -91,7 +91,7 @@ def test_errors_and_intervals_of_few_blocks_are_those_worked_out_by_hand():
     assert (low, high) == (pytest.approx(1.020018007729973), pytest.approx(2.979981992270027))
 
 
-def test_p_values_are_those_of_the_normal_distribution():
+def test_p_values_match_the_normal_distribution():
     assert p_value(1.959963984540054, 1.0) == pytest.approx(0.05, rel=1e-12)
     assert p_value(-1.959963984540054 / 4, 0.25) == pytest.approx(0.05, rel=1e-12)
     assert p_value(0.0, 1.0) == 1.0
@@ -99,8 +99,8 @@ def test_p_values_are_those_of_the_normal_distribution():
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_an_error_is_that_of_equal_blocks_and_scales_with_the_losses(count: int):
-    """Of blocks with one masked token each it is the standard error of a mean."""
+def test_the_error_of_equal_blocks_is_that_of_a_mean_and_scales_with_the_losses(count: int):
+    """With one masked token per block, the error is the standard error of the mean loss."""
     losses = np.random.default_rng(count).gamma(2.0, 1.0, count)
     ratio, error = ratio_and_error(losses, np.ones(count))
     assert ratio == pytest.approx(losses.mean(), rel=1e-12)

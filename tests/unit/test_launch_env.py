@@ -94,7 +94,7 @@ def test_two_at_once_install_one_after_the_other(clone: Path):
     assert installed(clone) == ["begin", "end"] * 4
 
 
-def test_what_an_import_compiles_is_kept_also_where_a_container_forbids_it(clone: Path):
+def test_compiled_modules_are_kept_even_if_a_container_forbids_it(clone: Path):
     script = PREPARE.replace("prepare_environment", "make_venv() { mkdir -p .venv; }\nprepare_environment", 1)
     script = script.replace("command -v python", 'echo "${PYTHONDONTWRITEBYTECODE-unset}"')
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONDONTWRITEBYTECODE": "1"}

@@ -119,7 +119,7 @@ def test_a_record_that_cannot_be_read_is_an_error_and_none_is_none(tmp_path: Pat
 
 
 def write_checkpoint(folder: Path, **run: Any) -> None:
-    """A whole checkpoint without weights."""
+    """Write a complete checkpoint without weights."""
     folder.mkdir(parents=True)
     step = int(folder.name.rpartition("-")[2])
     values = manifest([], **run) | {"files": {}, "parameters": {}, "tied": {}, "config": {}, "precision": "no"}
@@ -180,7 +180,7 @@ def test_a_changed_model_of_a_run_without_checkpoints_is_used_with_a_warning(tmp
 
 
 def rotating(run: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let training save checkpoint-6 and delete checkpoint-4 `before` checkpoint-4 is verified, or `after`."""
+    """Simulate training that saves checkpoint-6 and deletes checkpoint-4 "before" or "after" that one is verified."""
 
     def verify(folder: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         found = verify_checkpoint(folder, *arguments, **options) if when == "after" else {}
@@ -194,14 +194,18 @@ def rotating(run: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["run", "run/checkpoint-4"])
-def test_a_checkpoint_that_training_deletes_once_it_is_chosen_is_one_line(tmp_path: Path, name: str, monkeypatch):
+def test_a_checkpoint_that_training_deletes_once_it_is_chosen_is_a_one_line_error(
+    tmp_path: Path, name: str, monkeypatch
+):
     write_checkpoint(tmp_path / "run" / "checkpoint-4")
     rotating(tmp_path / "run", "after", monkeypatch)
     with pytest.raises(CheckpointError, match="checkpoint-4: was deleted while it was read"):
         resolve_model(str(tmp_path / name))
 
 
-def test_a_named_checkpoint_that_training_deletes_while_it_is_verified_is_one_line(tmp_path: Path, monkeypatch):
+def test_a_named_checkpoint_that_training_deletes_while_it_is_verified_is_a_one_line_error(
+    tmp_path: Path, monkeypatch
+):
     write_checkpoint(tmp_path / "run" / "checkpoint-4")
     rotating(tmp_path / "run", "before", monkeypatch)
     with pytest.raises(CheckpointError, match="checkpoint-4: was deleted while it was read"):
@@ -209,7 +213,7 @@ def test_a_named_checkpoint_that_training_deletes_while_it_is_verified_is_one_li
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_model_is_old_also_if_the_newest_checkpoint_is_deleted_while_it_is_read(
+def test_a_newer_checkpoint_is_found_even_if_one_is_deleted_while_it_is_read(
     tmp_path: Path, when: str, monkeypatch, capsys
 ):
     run = tmp_path / "run"

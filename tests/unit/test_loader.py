@@ -1,4 +1,4 @@
-"""Steps that are read ahead are those that are built one by one; see also tests/reference/test_order.py."""
+"""Steps that are read ahead equal those that are built one by one; see also tests/reference/test_order.py."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def with_deepspeed(scaler: DynamicLossScaler) -> SimpleNamespace:
 
 
 def with_zero0(config: LossScaleConfig) -> SimpleNamespace:
-    """What the two functions use of an engine of DeepSpeed's ZeRO-0."""
+    """Return what the two functions use of a ZeRO-0 engine."""
     accelerator = SimpleNamespace(mixed_precision="fp16", scaler=None)
     return SimpleNamespace(accelerator=accelerator, optimizer=SimpleNamespace(loss_scale_config=config))
 
@@ -103,7 +103,7 @@ def test_another_engines_scale_is_taken_over():
     assert to_deepspeed.cur_scale == 2.0**15
 
 
-def test_zero_0_takes_over_a_scale_and_gives_it_on():
+def test_zero_0_takes_over_a_scale_and_passes_it_on():
     used, fresh, again = used_deepspeed_scaler(), zero0_scale(), deepspeed_scaler()
     restore_loss_scale(with_zero0(fresh), loss_scale_state(with_deepspeed(used)))
     assert (fresh.cur_scale, fresh.cur_iter, fresh.last_overflow_iter) == (2.0**15, 5, 1)
@@ -112,7 +112,7 @@ def test_zero_0_takes_over_a_scale_and_gives_it_on():
 
 
 @pytest.mark.parametrize("fixed", [with_zero0(zero0_scale(128.0)), with_deepspeed(LossScaler(128.0))])
-def test_a_scale_that_settings_fix_is_stored_readably_and_stays_as_it_is(fixed: SimpleNamespace):
+def test_a_fixed_scale_is_stored_without_null_and_never_changes(fixed: SimpleNamespace):
     saved = loss_scale_state(fixed)
     assert saved["cur_scale"] == 128.0
     assert None not in saved.values()
@@ -123,7 +123,7 @@ def test_a_scale_that_settings_fix_is_stored_readably_and_stays_as_it_is(fixed: 
     assert (dynamic.cur_scale, dynamic.last_overflow_iter) == (128.0, -1)
 
 
-def test_checkpoints_of_older_versions_have_null_in_a_fixed_scale():
+def test_a_fixed_scale_with_null_from_an_older_version_is_read():
     saved = {"cur_scale": 128, "cur_iter": 3, "last_overflow_iter": None}
     check_manifest(CHECKPOINT | {"loss_scale": saved})
     for engine, scaler in ((with_deepspeed, deepspeed_scaler()), (with_zero0, zero0_scale())):

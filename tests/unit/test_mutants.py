@@ -103,10 +103,10 @@ class Box:
         ("value=4", "", None),
     ],
 )
-def test_a_mutant_is_put_into_what_is_imported_already(before: str, after: str, found: tuple | None):
+def test_a_mutant_is_put_into_functions_that_are_already_imported(before: str, after: str, found: tuple | None):
     names: dict = {}
     exec(compile(IMPORTED, "elsewhere", "exec"), names)
-    bound, box = names["bound"], names["Box"]()  # as another module has imported them
+    bound, box = names["bound"], names["Box"]()  # as if another module had imported them
     mutants = [one for one in mutants_of("box", IMPORTED) if before in one.text and (not after or one.after == after)]
     if found is None:
         assert {function_of(one, IMPORTED) for one in mutants} == {None}
@@ -132,7 +132,7 @@ failed\ttests/a.py::broken\t0.1
 """
 
 
-def test_a_function_is_tried_with_the_tests_that_run_it_now_and_pass_the_quickest_first(tmp_path: Path):
+def test_a_mutant_is_tried_with_current_and_passing_tests_of_its_function_the_fastest_first(tmp_path: Path):
     (tmp_path / "hits").write_text(RECORD)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "a.py").touch()
@@ -156,7 +156,7 @@ def test_an_answer_is_kept_until_the_tests_of_a_surviving_mutant_change(tmp_path
 
 
 @pytest.mark.slow
-def test_a_test_that_fails_without_the_mutation_kills_nothing(tmp_path: Path):
+def test_a_test_that_fails_without_the_mutation_does_not_kill_a_mutant(tmp_path: Path):
     (tmp_path / "test_it.py").write_text(
         "def test_broken():\n    assert 1 + 1 == 3\ndef test_sound():\n    import cloze.train.sums\n"
     )

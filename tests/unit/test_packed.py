@@ -63,7 +63,7 @@ def test_a_document_gets_the_logits_it_has_alone(model_type: str, attention: str
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_eager_attention_computes_in_the_type_of_the_weights(dtype: torch.dtype):
-    """As DeepSpeed has it, without autocast."""
+    """DeepSpeed runs models without autocast."""
     model = make("roberta", "eager")
     rule = document_attention(model, 64, 300)
     assert rule.form == "additive"
@@ -96,8 +96,8 @@ def test_blocks_without_documents_are_given_as_they_are():
 
 
 @pytest.mark.parametrize("size", [8, 15, 16, 17])
-def test_blocks_of_the_smallest_size_have_documents_too(size: int):
-    """Also below 16 tokens, of which a sixteenth is none."""
+def test_the_check_of_masks_has_three_documents_even_in_the_smallest_blocks(size: int):
+    """Each has at least one token, although a sixteenth of fewer than 16 tokens rounds to 0."""
     rule = document_attention(make("bert"), size, 300)
     assert (rule.form, rule.first_position, rule.window) == ("boolean", 0, None)
 
@@ -107,7 +107,7 @@ ROWS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), 
 
 
 def segments_of(rows: list[tuple[int, ...]]) -> torch.Tensor:
-    """The document of each token; the last one of a row is made as long as the rows must be."""
+    """Return the document of each token; one more document fills each row up to the longest."""
     size = max(map(sum, rows))
     counts = [[*row, size - sum(row)] for row in rows]
     return torch.tensor([[number for number, n in enumerate(row) for _ in range(n)] for row in counts])
@@ -119,7 +119,7 @@ def segments_of(rows: list[tuple[int, ...]]) -> torch.Tensor:
 @example([(1, 1, 1), (3,)], 0, 0)
 @example([(5,), (2, 3)], 1, 1)
 @example([(4, 4)], 4, 2)  # a window as long as the documents
-def test_a_token_sees_its_own_document_and_of_that_the_window(rows, window: int | None, first: int | None):
+def test_a_token_sees_only_its_own_document_and_there_only_the_window(rows, window: int | None, first: int | None):
     segments = segments_of(rows)
     batch, size = segments.shape
     offsets = torch.from_numpy(document_offsets(segments.numpy()))
@@ -154,7 +154,7 @@ def test_a_token_sees_its_own_document_and_of_that_the_window(rows, window: int 
 
 
 @pytest.mark.parametrize("first", [None, 0, 2])
-def test_flash_attention_is_given_where_documents_begin(first: int | None):
+def test_flash_attention_is_given_the_offsets_of_documents(first: int | None):
     segments = segments_of([(1, 2), (3,)])
     offsets = torch.from_numpy(document_offsets(segments.numpy()))
     found = DocumentAttention("varlen", first).inputs(segments, offsets)
@@ -165,7 +165,7 @@ def test_flash_attention_is_given_where_documents_begin(first: int | None):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_a_decoder_reads_the_original_text_moved_by_one(size: int):
+def test_a_decoder_reads_the_original_text_shifted_by_one(size: int):
     ids, labels = torch.full((2, size), 4), torch.full((2, size), IGNORE_INDEX)
     ids[0] = torch.arange(10, 10 + size)
     labels[1] = torch.arange(20, 20 + size)

@@ -1,4 +1,4 @@
-"""Blocks are those of the reference for documents of any lengths: one block, one document, lengths around a block."""
+"""Blocks match the reference for documents of any length: one block, one document, lengths around the block size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 @st.composite
 def corpora(choose: Any) -> tuple[int, list[list[int]]]:
-    """The size of a block and the lengths of the documents of each unit, many of them around that size."""
+    """Draw a block size and the document lengths of each unit, many of them around that size."""
     size = choose(st.integers(1, 9))
     around = st.sampled_from([0, 1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + 1])
     unit = st.lists(around | st.integers(0, 3 * size), max_size=40)
@@ -27,7 +27,7 @@ def corpora(choose: Any) -> tuple[int, list[list[int]]]:
 
 
 def numbered(units: list[list[int]]) -> list[list[list[int]]]:
-    """Documents of these lengths whose tokens are all different."""
+    """Return documents of these lengths whose tokens are all different."""
     ends = accumulate(length for unit in units for length in unit)
     documents = iter([list(range(end - length, end)) for length, end in zip(flat(units), ends, strict=True)])
     return [[next(documents) for _ in unit] for unit in units]
@@ -41,11 +41,11 @@ def stream(documents: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 @given(corpora(), st.integers(1, 5))
 @example((4, [[]]), 1)
 @example((4, [[4]]), 1)  # one block of one document
-@example((4, [[3], [3], [2]]), 1)  # the rests of units make blocks
+@example((4, [[3], [3], [2]]), 1)  # the remainders of units make blocks
 @example((4, [[5, 3]]), 2)
 @example((4, [[4, 0, 4, 0], [0]]), 1)  # empty documents at the edge of a block
 @example((1, [[1, 2]]), 1)
-def test_documents_end_to_end_are_cut_every_block(corpus: tuple[int, list[list[int]]], batch: int):
+def test_concatenated_documents_are_cut_into_full_blocks(corpus: tuple[int, list[list[int]]], batch: int):
     size, units = corpus[0], numbered(corpus[1])
     last, found, rests = Concat(size), [], []
     for unit in units:
@@ -68,13 +68,13 @@ def test_documents_end_to_end_are_cut_every_block(corpus: tuple[int, list[list[i
 @example((4, [[4]]), 1)
 @example((4, [[3, 1, 3, 2, 1, 1]]), 6)
 @example((4, [[9, 8, 7, 5, 4, 3]]), 1)
-@example((4, [[3] * 15]), 20)  # as many blocks that are not full as a unit keeps back, and one more
+@example((4, [[3] * 15]), 20)  # one block less than a unit keeps back, as many, and one more
 @example((4, [[3] * 16, [1] * 3]), 20)
 @example((4, [[3] * 17, [1] * 3]), 20)
 @example((4, [[3] * 17 + [2], [1] * 3]), 20)
 @example((4, [[0, 4, 0], [0]]), 1)
 @example((64, [[63, 64, 65, 1, 127, 128, 129]]), 2)
-def test_pieces_are_packed_as_documented(corpus: tuple[int, list[list[int]]], batch: int):
+def test_pieces_are_packed_as_in_the_reference(corpus: tuple[int, list[list[int]]], batch: int):
     size, units = corpus[0], numbered(corpus[1])
     last, packed = BestFit(size, PAD), []
     for unit in units:
@@ -99,8 +99,8 @@ def test_pieces_are_packed_as_documented(corpus: tuple[int, list[list[int]]], ba
 @FEW
 @given(st.lists(st.lists(st.integers(1, 8), max_size=12), max_size=4), st.integers(0, 3))
 @example([[9, 6, 3], [4, 5]], 1)
-@example([[3, 3, 3], []], 2)  # of equally empty blocks the first are kept back
-def test_pieces_that_wait_are_packed_with_those_that_come_later(batches: list[list[int]], keep: int):
+@example([[3, 3, 3], []], 2)  # of equally empty blocks, the first are kept back
+def test_waiting_pieces_are_packed_with_later_ones(batches: list[list[int]], keep: int):
     size, packer, waiting = 9, BestFit(9, PAD), []
     for documents in numbered(batches):
         packer.add(*stream(documents))

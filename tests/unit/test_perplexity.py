@@ -36,20 +36,20 @@ class Blocks:
 
 
 def logits_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits [K, V] that depend on the token that is shown and its place in the block."""
+    """Return logits [K, V] that depend on the input token and its place in the block."""
     flat, places = batch["input_ids"].reshape(-1), batch["positions"]
     return LOGITS[flat[places], places % SIZE]
 
 
 def on_rank(rank: int, world_size: int) -> SimpleNamespace:
-    """What `score_blocks` needs of an accelerator; sums over ranks are left to the test."""
+    """Return what `score_blocks` needs of an accelerator; the test itself sums over ranks."""
     return SimpleNamespace(
         device=torch.device("cpu"), num_processes=world_size, process_index=rank, reduce=lambda tensor, _: tensor
     )
 
 
 def one_by_one(blocks: Blocks, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table and the bands, one token at a time."""
+    """Return the table and the bands, computed one token at a time."""
     table, bands = np.zeros((len(blocks), 5)), np.zeros((3, 3))
     for draw in range(draws):
         samples = np.arange(len(blocks)) + draw * len(blocks)
@@ -65,7 +65,7 @@ def one_by_one(blocks: Blocks, draws: int) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(max_examples=15, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 9), st.integers(1, 3))
-@example(count=10, world_size=2, per_device=8, draws=1)  # a share is smaller than a batch
+@example(count=10, world_size=2, per_device=8, draws=1)  # a rank's share is smaller than a batch
 @example(count=1, world_size=3, per_device=8, draws=2)  # two ranks have no block
 @example(count=5, world_size=2, per_device=2, draws=1)  # the last batch of one rank is empty
 @example(count=1, world_size=1, per_device=1, draws=1)
@@ -83,7 +83,7 @@ def test_the_ranks_score_every_block_once_with_each_of_its_masks(
     np.testing.assert_allclose(sum(part.bands for part in parts), bands, rtol=1e-5)
 
 
-def test_a_vote_to_stop_is_heard_before_each_batch_and_nothing_is_scored_after_it():
+def test_a_vote_to_stop_is_checked_before_each_batch_and_ends_the_scoring():
     votes, scored = iter([0, 0, 1]), []
 
     def counted(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_a_vote_to_stop_is_heard_before_each_batch_and_nothing_is_scored_after_i
     with pytest.raises(Interrupted):
         score_blocks(counted, Blocks(9), MASKING, 2, on_rank(0, 1), lambda: next(votes))
     assert scored == [2, 2]
-    score_blocks(counted, Blocks(9), MASKING, 2, on_rank(0, 1), lambda: 0)  # with one mask for each block
+    score_blocks(counted, Blocks(9), MASKING, 2, on_rank(0, 1), lambda: 0)  # one mask per block
     assert scored == [2] * 7
 
 
@@ -105,7 +105,7 @@ def test_the_best_five_are_all_tokens_of_a_small_vocabulary(size: int):
     assert bands.shape == (0, 3)
 
 
-def test_one_masked_token_is_scored_in_fp32_and_ignored_places_are_not():
+def test_one_masked_token_is_scored_in_fp32_and_ignored_positions_are_not_scored():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1)).mul(8).bfloat16()
     targets = torch.tensor([IGNORE_INDEX, 7, IGNORE_INDEX])
     table, _ = score_batch(logits, targets, torch.tensor([0, 2, 1]), 3)
@@ -114,7 +114,7 @@ def test_one_masked_token_is_scored_in_fp32_and_ignored_places_are_not():
     assert table[:, 1].tolist() == [0.0, 0.0, 1.0]
 
 
-def test_scores_are_sums_of_the_table_divided_once():
+def test_scores_are_ratios_of_the_sums_of_the_table():
     table = np.array([[6.0, 2, 1, 2, 8], [0, 0, 0, 0, 0], [3.0, 1, 0, 0, 4]])
     scores = Scores(table)
     assert (scores.blocks, scores.masked_tokens, scores.loss) == (3, 3, 3.0)

@@ -102,7 +102,7 @@ VOCABULARY, MASK = 7, 6
 
 
 def table_logits(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Logits that depend on all tokens that are shown and on their places."""
+    """Return logits that depend on all input tokens and their places."""
     places = torch.arange(1, ids.shape[1] + 1)
     shown = ids.reshape(-1)[positions]
     assert (positions // ids.shape[1] == torch.arange(len(ids))).all()
@@ -112,7 +112,7 @@ def table_logits(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def one_by_one(sentence: Sentence, word_l2r: bool) -> float:
-    """The sum over the scored tokens, each from a copy of its own."""
+    """Return the sum over the scored tokens, each from its own copy of the sentence."""
     total = 0.0
     for place in np.flatnonzero(sentence.scored):
         ids = sentence.ids.copy()

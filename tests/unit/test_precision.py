@@ -147,7 +147,7 @@ def test_deepspeed_takes_what_was_chosen(tmp_path: Path, settings: dict, capabil
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda file: file.stem)
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_every_configuration_that_comes_with_cloze_takes_any_precision(file: Path, precision: str):
+def test_every_shipped_deepspeed_configuration_takes_any_precision(file: Path, precision: str):
     plugin = make_deepspeed_plugin(engine_settings(str(file)))
     plugin.set_mixed_precision(precision)
     enabled = [name for name in ("bf16", "fp16") if plugin.deepspeed_config[name]["enabled"] is True]

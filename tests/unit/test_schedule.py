@@ -154,13 +154,13 @@ KINDS = ["linear", "cosine", "polynomial", "inverse_sqrt", "constant", "constant
     st.one_of(st.integers(0, 310), st.sampled_from([1.0, 2.0, 0.0]), st.integers(1, 99).map(lambda n: n / 100)),
 )
 @example("linear", 1, 0)
-@example("linear", 1, 1)  # a run that is over before its warm-up
+@example("linear", 1, 1)  # a run that ends before its warm-up does
 @example("cosine", 2, 1.0)
 @example("linear", 100, 0.29)
 @example("polynomial", 3, 3)
 @example("inverse_sqrt", 3, 4)
 @example("inverse_sqrt", 2, 0)
-def test_rates_of_every_step_are_those_of_the_reference(kind: str, total: int, warmup: float):
+def test_learning_rates_match_the_reference(kind: str, total: int, warmup: float):
     values = {"learning_rate": 3e-4, "lr_scheduler_type": kind, "warmup_steps": warmup}
     schedule = learning_rate_schedule(config(**values), total)
     options = Options(global_batch=1, total_samples=total, total_steps=total, **values)
@@ -170,8 +170,8 @@ def test_rates_of_every_step_are_those_of_the_reference(kind: str, total: int, w
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.01, 1), (0.07, 8), (0.14, 15), (0.29, 29), (0.57, 57), (0.99, 99)])
-def test_a_share_of_warmup_is_rounded_up_after_the_product_as_transformers_does(warmup: float, steps: int):
-    """100 * 0.07 is a little more than 7 in binary, and 100 * 0.29 a little less than 29."""
+def test_a_share_of_warmup_is_multiplied_and_then_rounded_up_as_in_transformers(warmup: float, steps: int):
+    """In binary, 100 * 0.07 is slightly more than 7, and 100 * 0.29 slightly less than 29."""
     values = {"learning_rate": 1.0, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": warmup}
     schedule = learning_rate_schedule(config(**values), 100)
     assert [schedule(step) < 1 for step in range(100)] == [True] * steps + [False] * (100 - steps)
@@ -182,7 +182,7 @@ PARTS = [None, 0, 1, 3, 0.25, 1.0]
 
 @pytest.mark.parametrize("total", [1, 2, 4, 7])
 @pytest.mark.parametrize("warmup", [0, 1, 2, 0.29])
-def test_a_plateau_a_decay_or_both_are_given_and_make_the_run_or_are_refused(total: int, warmup: float):
+def test_warmup_plateau_and_decay_add_up_to_the_run_or_are_refused(total: int, warmup: float):
     for stable, decay in product(PARTS, PARTS):
         parts = {"num_stable_steps": stable, "num_decay_steps": decay, "decay_type": "linear"}
         parts = {key: value for key, value in parts.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Scores and losses of a few rows are those of all rows: none, one, up to a multiple of eight, and all of them."""
+"""Scores and losses of some rows match those of all rows: none, one, around multiples of eight, and all of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny(**more: Any) -> BertForMaskedLM:
 
 
 def batch(masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [B, S], and labels at these places."""
+    """Return tokens [B, S] and labels at the masked places."""
     ids = torch.randint(1, VOCABULARY, (BATCH, SIZE), generator=torch.Generator().manual_seed(1))
     labels = torch.full((BATCH * SIZE,), IGNORE_INDEX)
     labels[masked] = torch.arange(len(masked)) % VOCABULARY
@@ -35,16 +35,16 @@ def batch(masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("positions", [[0], [23], [5, 5, 0], list(range(24)), [7, 8, 15, 16], []], ids=str)
-def test_scores_of_rows_are_those_of_all_rows(positions: list[int]):
+def test_scores_of_some_rows_match_those_of_all_rows(positions: list[int]):
     model, (ids, _) = tiny().eval(), batch([])
     dense = model(input_ids=ids).logits.reshape(-1, VOCABULARY)[positions]
     head, whole = MaskedHead(model), MaskedHead(tiny().eval(), sparse=False)
     for one, of in ((head, model), (whole, tiny().eval())):
         torch.testing.assert_close(one.logits(of, {"input_ids": ids}, torch.tensor(positions).long()), dense)
-    assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY), "rows of one forward stay for the next"
+    assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY), "rows of a forward pass stay for the next"
 
 
-def test_only_the_rows_that_are_asked_for_reach_the_head():
+def test_only_the_requested_rows_reach_the_head():
     model, (ids, _) = tiny().eval(), batch([])
     seen: list[tuple[int, ...]] = []
     model.cls.register_forward_hook(lambda module, given, output: seen.append(tuple(output.shape)))
@@ -52,7 +52,7 @@ def test_only_the_rows_that_are_asked_for_reach_the_head():
     assert seen == [(1, 2, VOCABULARY)]
 
 
-def test_a_forward_that_fails_leaves_no_rows_for_the_next():
+def test_a_forward_pass_that_fails_leaves_no_rows_for_the_next():
     model, (ids, _) = tiny().eval(), batch([])
     head = MaskedHead(model)
     with pytest.raises(IndexError):
@@ -60,7 +60,7 @@ def test_a_forward_that_fails_leaves_no_rows_for_the_next():
     assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY)
 
 
-def test_a_backbone_of_other_rows_is_an_error_and_not_a_wrong_score():
+def test_a_backbone_with_a_wrong_number_of_rows_is_an_error():
     model, (ids, _) = tiny().eval(), batch([])
     head = MaskedHead(model)
     head.expect(torch.tensor([1]), (BATCH, SIZE + 1))
@@ -69,7 +69,7 @@ def test_a_backbone_of_other_rows_is_an_error_and_not_a_wrong_score():
 
 
 @pytest.mark.parametrize("returns_tuple", [False, True])
-def test_the_outputs_beside_the_hidden_states_are_kept(returns_tuple: bool):
+def test_outputs_other_than_the_scores_are_kept(returns_tuple: bool):
     model, (ids, _) = tiny(output_hidden_states=True, return_dict=not returns_tuple).eval(), batch([])
     dense = model(input_ids=ids)
     MaskedHead(model).expect(None)
@@ -83,13 +83,13 @@ def test_the_outputs_beside_the_hidden_states_are_kept(returns_tuple: bool):
 @pytest.mark.parametrize(
     ("kind", "vocabulary", "blocks", "size", "expected"),
     [
-        ("bert", 2**15, 8, 512, 128),  # 2^25 scores are 128 tokens
+        ("bert", 2**15, 8, 512, 128),  # 2^25 scores: 128 tokens of each block
         ("bert", 2**15, 8, 100, 100),
         ("bert", 2**15, 9, 512, 128),
         ("bert", 2**15, 1, 4096, 1024),
         ("bert", 2**15, 1, 1023, 1023),
         ("bert", 2**15, 4, 4096, 256),
-        ("bert", 2**15 + 1, 4, 4096, 128),  # a power of two below
+        ("bert", 2**15 + 1, 4, 4096, 128),  # rounded down to a power of two
         ("bert", 2**25, 2, 4096, 128),
         ("bert", 1, 1, 2**26, 2**25),
         ("perceiver", 2**15, 8, 512, 512),
@@ -102,7 +102,7 @@ def test_the_head_is_checked_on_few_scores(kind: str, vocabulary: int, blocks: i
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_check_leaves_the_model_in_its_mode_and_a_dense_head_alone(training: bool, capsys):
+def test_a_check_keeps_the_mode_of_the_model_and_skips_a_dense_head(training: bool, capsys):
     model, (ids, _) = tiny().train(training), batch([])
     head = MaskedHead(model)
     check_head(head, model, {"input_ids": ids}, "no")
@@ -137,11 +137,11 @@ def test_without_labels_and_outside_of_training_all_rows_are_computed():
     assert model(input_ids=ids, labels=None).logits.shape == rows
     model.eval()
     assert model(input_ids=ids, labels=labels).logits.shape == rows
-    assert sparse_head(model) is model, "a second call adds no second hooks"
+    assert sparse_head(model) is model, "a second call adds no more hooks"
     assert len(model._forward_pre_hooks) == 1
 
 
-def test_labels_are_those_of_the_rows_in_one_row_and_padding_is_ignored():
+def test_labels_are_gathered_with_the_rows_and_padding_is_ignored():
     model, (ids, labels) = sparse_head(tiny().train()), batch([3, 20])
     given: list[torch.Tensor] = []
     model.register_forward_pre_hook(lambda module, arguments, named: given.append(named["labels"]), with_kwargs=True)
@@ -150,19 +150,19 @@ def test_labels_are_those_of_the_rows_in_one_row_and_padding_is_ignored():
 
 
 @pytest.mark.parametrize("positions", [2, 8, 64])
-def test_the_loss_is_tried_on_no_more_tokens_than_a_model_has_positions(positions: int):
+def test_the_loss_is_checked_on_no_more_tokens_than_the_model_has_positions(positions: int):
     model = tiny(max_position_embeddings=positions)
     assert sparse_head(model) is model
 
 
-def test_a_forward_with_labels_that_fails_leaves_no_rows_for_the_next():
+def test_a_forward_pass_with_labels_that_fails_leaves_no_rows_for_the_next():
     model, (ids, labels) = sparse_head(tiny().train()), batch([3])
     with pytest.raises(IndexError):
         model(input_ids=ids + VOCABULARY, labels=labels)
     assert model(input_ids=ids).logits.shape == (BATCH, SIZE, VOCABULARY)
 
 
-def test_a_model_without_a_backbone_of_its_own_is_computed_the_dense_way():
+def test_a_model_without_a_separate_backbone_uses_the_dense_head():
     model, (ids, _) = tiny().eval(), batch([])
     dense = model(input_ids=ids).logits
     model.base_model_prefix = "none_of_its_modules"
@@ -172,11 +172,11 @@ def test_a_model_without_a_backbone_of_its_own_is_computed_the_dense_way():
     torch.testing.assert_close(found, dense.reshape(-1, VOCABULARY)[[9, 2]])
     assert not model._forward_hooks
     MaskedHead(model := tiny(), sparse=False)
-    assert not model.bert._forward_hooks, "the dense way needs no hook"
+    assert not model.bert._forward_hooks, "the dense head needs no hook"
 
 
 class Shifted(torch.nn.Module):
-    """A head that adds to its scores what the test says of the number of rows."""
+    """A head that adds an error to the scores of a single row of hidden states, or raises if the error is infinite."""
 
     def __init__(self, plain: torch.nn.Module, amount: float):
         super().__init__()
@@ -203,7 +203,7 @@ class Shifted(torch.nn.Module):
         (math.inf, "no", "TypeError: needs whole blocks"),
     ],
 )
-def test_a_head_that_gives_other_scores_for_fewer_rows_is_not_used(amount, precision, message, capsys):
+def test_a_head_that_gives_different_scores_for_fewer_rows_is_not_used(amount, precision, message, capsys):
     model, (ids, _) = tiny().eval(), batch([])
     model.cls = Shifted(model.cls, amount)
     head = MaskedHead(model)
@@ -213,7 +213,7 @@ def test_a_head_that_gives_other_scores_for_fewer_rows_is_not_used(amount, preci
     assert (said == "") if message is None else (f"{message}; all positions go through the head" in said)
 
 
-def test_a_model_whose_loss_would_be_another_is_refused_and_keeps_its_own():
+def test_a_model_whose_loss_would_change_is_refused_and_left_as_it_was():
     model, (ids, labels) = tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).eval(), batch([3, 4])
     dense = model(input_ids=ids, labels=labels).loss
     first = model.cls.predictions.decoder.register_forward_hook(lambda _, given, scores: scores * min(len(scores), 2))

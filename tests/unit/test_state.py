@@ -160,14 +160,14 @@ def test_a_tensor_in_pieces_of_any_order_is_whole(tmp_path: Path):
 
 
 def half_frozen(value: float) -> Training:
-    """One parameter is not trained, and the module has it in bf16, as DeepSpeed does."""
+    """Return a state with one frozen parameter, which the module holds in bf16, as with DeepSpeed."""
     module, exact = Odd(), torch.full(SHAPES["matrix"], value)
     module.matrix = torch.nn.Parameter(exact.bfloat16(), requires_grad=False)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     return Training(module, torch.optim.AdamW(trained.values(), lr=0.1), [list(trained)], 0, 1, {"matrix": exact})
 
 
-def test_frozen_weights_are_stored_and_read_back_in_fp32_though_the_engine_has_them_in_bf16(tmp_path: Path):
+def test_frozen_weights_are_stored_and_read_back_in_fp32_even_if_the_engine_holds_them_in_bf16(tmp_path: Path):
     saver = CheckpointSaver(half_frozen(1 / 3), lambda folder: folder.mkdir(), in_background=False)
     saver.save(tmp_path / "checkpoint-1", Position(1, 0, 0), {}, {"run": {}, "config": {}, "precision": "bf16"}, None)
     exact, again = torch.full(SHAPES["matrix"], 1 / 3), half_frozen(0.0)

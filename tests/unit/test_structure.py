@@ -119,8 +119,8 @@ def test_paths_are_resolved_where_a_loop_of_links_is_no_error():
         assert ".resolve()" not in path.read_text(), path
 
 
-def test_files_of_tests_have_names_of_their_own():
-    """pytest collects only the first of two files of one name in folders that are no packages."""
+def test_test_files_have_unique_names():
+    """In folders that are not packages, pytest collects only the first of two files with the same name."""
     files = Path(__file__).parents[1].rglob("test_*.py")
     names = Counter(path.name for path in files if not (path.parent / "__init__.py").exists())
     assert [name for name, count in names.items() if count > 1] == []

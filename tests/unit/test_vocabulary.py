@@ -68,7 +68,7 @@ def test_bands_end_after_100_and_1000_and_10000_tokens(size: int):
 
 
 class Rows:
-    """Blocks of these tokens; it notes which were read."""
+    """Blocks of the given tokens; it records which blocks were read."""
 
     has_pieces = False
 
@@ -86,12 +86,12 @@ class Rows:
 @pytest.mark.parametrize("blocks", [1, 8191, 8192, 8193, 16_384])
 def test_every_block_is_counted_once(blocks: int):
     rows = Rows(np.arange(2 * blocks, dtype=np.int32).reshape(blocks, 2) % 5)
-    assert token_counts(rows, 4).tolist() == [-(-(2 * blocks - token) // 5) for token in range(4)]  # 4 has no row
+    assert token_counts(rows, 4).tolist() == [-(-(2 * blocks - token) // 5) for token in range(4)]  # 4 is out of range
     assert rows.read_rows == list(range(blocks))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_have_the_bytes_of_the_words_that_they_make_and_a_space_for_each(kind: str):
+def test_tokens_have_the_bytes_of_their_words_and_of_one_space_for_each_word(kind: str):
     tokenizer = tokenizer_of(kind)
     lengths = token_bytes(tokenizer)
     for words in product(["a", "b", "ab", "aab", "abba"], repeat=2):
@@ -106,13 +106,13 @@ def test_an_added_token_has_the_bytes_of_its_text(kind: str):
     tokenizer = copy.deepcopy(tokenizer_of(kind))
     names = ["naïve", "北京", "new"]
     tokenizer.add_tokens(names)
-    space = 1 if kind == "WordPiece" else 0  # what its decoder puts before each word
+    space = 1 if kind == "WordPiece" else 0  # its decoder puts one before each word
     found = token_bytes(tokenizer)[tokenizer.convert_tokens_to_ids(names)]
     assert found.tolist() == [len(name.encode()) + space for name in names]
 
 
-def test_a_byte_of_its_own_is_one_byte():
-    """Of a vocabulary that has bytes beside texts."""
+def test_a_token_for_a_byte_is_one_byte():
+    """The vocabulary has tokens for bytes beside tokens for text."""
     tokens = ["<unk>", "a", "▁a", "<0xE2>", "<0x41>", "<0x4>"]
     backend = Tokenizer(models.Unigram([(token, -1.0) for token in tokens], unk_id=0, byte_fallback=True))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()

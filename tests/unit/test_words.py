@@ -249,7 +249,7 @@ def test_long_words_are_named_before_training(prepared: Path, capsys):
         assert ("words of 32.0 tokens are few in a block" in said.err) == warned
 
 
-# How Unicode names the letters and marks of the scripts that the table lists.
+# How the Unicode names of letters and marks begin in the scripts that the table lists.
 SPACELESS_NAMES = (
     *("THAI ", "LAO ", "TIBETAN ", "MYANMAR ", "KHMER ", "TAI ", "NEW TAI LUE ", "BALINESE ", "JAVANESE ", "CHAM "),
     *("HIRAGANA ", "KATAKANA ", "KATAKANA-HIRAGANA ", "HALFWIDTH KATAKANA", "COMBINING KATAKANA", "HENTAIGANA "),
@@ -258,7 +258,7 @@ SPACELESS_NAMES = (
 )
 
 
-def test_the_table_of_scripts_without_spaces_is_that_of_unicodes_names():
+def test_the_table_of_scripts_without_spaces_matches_unicode_names():
     wrong = []
     for code in range(sys.maxunicode + 1):
         character = chr(code)
@@ -266,4 +266,4 @@ def test_the_table_of_scripts_without_spaces_is_that_of_unicodes_names():
             named = unicodedata.name(character, "").startswith(SPACELESS_NAMES)
             if named != any(first <= code <= last for first, last in SPACELESS):
                 wrong.append(unicodedata.name(character, hex(code)))
-    assert wrong == ["VERTICAL IDEOGRAPHIC ITERATION MARK"]  # 303B, which the table leaves out
+    assert wrong == ["VERTICAL IDEOGRAPHIC ITERATION MARK"]  # U+303B, which the table leaves out

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-# Steps of every turn that are not timed. Between turns a GPU gives its free memory back, and its queue drains; a CPU
-# only has cold caches, which one step of any of these models fills and empties again.
+# Untimed steps at the start of every turn. Between turns, free GPU memory is released and the GPU's queue drains. On
+# the CPU only the caches get cold, and each step of these models replaces their contents anyway.
 LEADING_STEPS = 2 if torch.cuda.is_available() else 0
 
 
@@ -69,12 +69,12 @@ def _now() -> float:
 
 
 def _cpu_seconds() -> float:
-    """Return the CPU time of all threads of this process and of its workers that are running (Linux)."""
+    """Return the CPU seconds that all threads of this process and its running workers have used (Linux)."""
     seconds = time.process_time()
     for worker in multiprocessing.active_children():
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
-            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # in user mode, in the kernel
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user, system
     return seconds
 
 

@@ -1,8 +1,8 @@
 """`cloze bench prepare`: from a corpus to blocks, beside the tutorial's way and the tokenizers alone.
 
-Everything is run once, one after another, on the same records; a note says so. Times are of the work alone: nobody's
-start-up (imports, the choice of a backend) is in them, everybody's own processes are. One token count serves all, so
-that rates compare.
+All methods run once, one after another, on the same records; a note says so. Times exclude start-up (imports, the
+choice of a backend) and include the start of a method's own processes. All rates use the same token count, so that
+they can be compared.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def bench_prepare(config: BenchConfig) -> Table:
             table.add(what, seconds, megabytes / seconds, tokens / seconds / 1e6, tutorial / seconds)
         for what, seconds in stages(files[".jsonl"], recipe.encoder, config.block_size, folder).items():
             table.add(f"  one process: {what}", seconds, megabytes / seconds, tokens / seconds / 1e6, None)
-        table.notes.append("each row is one run: on a machine that does other work, the figures are uncertain")
+        table.notes.append("each row is a single run: on a busy machine, the figures are uncertain")
         return table
 
 

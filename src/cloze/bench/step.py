@@ -11,14 +11,14 @@ time at their beginnings and ends. How each row is measured:
   of this one. On a GPU all its work is waited for at every such place (torch.cuda.synchronize), so that the sum is
   more than a step takes when nothing is waited for; that one, measured in turns with it, is the last row;
 - communication: the collectives that the loop itself calls, by wall clock, plus what the exchange of gradients adds to
-  a step. Under DDP the latter is a difference: steps as they run, less steps under `no_sync`, in pairs. So it is the
+  a step. Under DDP the latter is a difference: normal steps minus steps under `no_sync`, in pairs. So it is the
   time that training waits, not the time that cables are busy: what hides behind the backward pass is not in it. The
   rows above are of steps under `no_sync` then. With DeepSpeed and FSDP2 it cannot be taken apart, and is in the other
   rows;
 - rest: everything else: logging, the loop, wrappers.
 
-Figures are medians over steps or pairs (`bench.pairs`), and means over ranks. A turn is a single step on the CPU, and
-5 steps on a GPU. A note says if the spread of the last row or of the exchange is too large for a figure.
+Figures are medians over steps or pairs (`bench.pairs`), and means over ranks. A turn has one step on the CPU and 5 on
+a GPU. A note warns if the last row or the gradient exchange has too large a spread to quote it.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def show(name: str, size: Size, batch: int, clock: Clock, gpu: bool) -> Table:
     mine = {part: median(step.get(part, 0.0) for step in clock.apart) for part in PARTS}
     ranks = gather((mine, dict(clock.whole)))
     parts = {part: sum(rank[0][part] for rank in ranks) / len(ranks) for part in PARTS}
-    seconds = {  # of each turn, the mean over ranks
+    seconds = {  # per turn, the mean over ranks
         kind: [sum(turn) / len(ranks) for turn in zip(*(rank[1][kind] for rank in ranks), strict=True)]
         for kind in clock.whole
     }
@@ -223,7 +223,7 @@ def show(name: str, size: Size, batch: int, clock: Clock, gpu: bool) -> Table:
     if "no exchange" in seconds:
         pairs = zip(sums(seconds["as it runs"]), sums(seconds["no exchange"]), strict=True)
         exchange = estimate([(usual - alone) / 2 for usual, alone in pairs])
-        table.notes += remark("the exchange of gradients", exchange, "s", scale=whole.median)
+        table.notes += remark("the gradient exchange", exchange, "s", scale=whole.median)
         parts["communication"] += max(0.0, exchange.median)
     total = sum(parts.values())
     for part in PARTS:

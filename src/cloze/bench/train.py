@@ -1,16 +1,16 @@
 """`cloze bench train`: steps of Cloze beside those of transformers' Trainer and of a bare loop, on the same blocks.
 
-Each peer is a process that waits while another takes its turn: on the CPU a single step (of steps below 50 ms as many
-as take that), on a GPU at least 5 steps and half a second. Turns are taken in pairs (`bench.pairs`), next to the peer
-that is compared with. A row has the median over turns, or over pairs for a ratio, and the median's 95 % interval.
-`CPU, ms` is the CPU time of all threads and loader processes in a step: on an idle machine nearly the step's time on
-every core, and less where other programs take them. On the CPU there are ratios of CPU times, too, and all peers run
-with OMP_WAIT_POLICY=passive unless it is set, so that CPU time is work. A note says which figures have too large a
-spread. Models start from random weights, which cost the same.
+Each peer is a process that waits while another takes its turn. A turn has one step on the CPU (about 50 ms of them if
+they are shorter), and on a GPU at least 5 steps and about half a second. Turns are taken in pairs (`bench.pairs`), and
+peers that are compared are neighbours. A row shows the median over turns, or over pairs for a ratio, with its 95 %
+interval. `CPU, ms` is the CPU time per step of all threads and loader processes: on an idle machine close to the
+step's time multiplied by the cores, and less if other programs use them. On the CPU, ratios of CPU times are shown
+too, and all peers run with OMP_WAIT_POLICY=passive unless it is set, so that waiting costs no CPU time. A note names
+each figure whose spread is too large to quote it. Models start from random weights, which cost the same.
 
 On the CPU all take the same batch. With `--gpu` everything runs in bf16, `cloze train` with `--torch_compile false`
 and (`compiled`) `true`, and each of `cloze train` and Trainer takes the batch at which it is fastest itself; the bare
-loop and the compiled `cloze train` take the one of `cloze train`.
+loop and the compiled `cloze train` take the same batch as `cloze train`.
 
 tokens/s leaves out padding; masked/s is 15 % of the tokens that are not special. With `--output` the table, every
 turn and the search for batches are written after each size, so that an interrupted run keeps what it has.
@@ -45,7 +45,7 @@ PEERS = {
     "trainer": "transformers Trainer",
 }
 TURN_ORDER = ["bare", "cloze", "trainer", "compiled"]  # peers that are compared are neighbours
-RATIOS = {  # of what, and which -> the numerator, the denominator
+RATIOS = {  # (per token or per step, name) -> (numerator, denominator)
     ("token", "Trainer / cloze train"): ("trainer", "cloze"),
     ("token", "Trainer / cloze train, compiled"): ("trainer", "compiled"),
     ("step", "cloze train / bare loop"): ("cloze", "bare"),
@@ -63,7 +63,7 @@ COLUMNS = [
 
 @dataclasses.dataclass
 class Measured:
-    """One peer at one size: blocks per step, steps per turn, its turns, and graphs made before the first of them."""
+    """One peer at one size: blocks per step, steps per turn, its turns, and graphs compiled before the first turn."""
 
     batch: int
     steps: int
@@ -77,7 +77,7 @@ class Measured:
 
     @property
     def cpu_seconds(self) -> list[float]:
-        """Seconds of CPU time per step of each turn."""
+        """CPU seconds per step of each turn."""
         return [turn.cpu_seconds for turn in self.turns]
 
     @property
@@ -176,7 +176,7 @@ def _batch_for(config: BenchConfig, peers: Peers, done: Comparison, peer: str, s
 
 
 def add_rows(table: Table, done: Comparison, gpu: bool) -> None:
-    """Add a row for each peer and each ratio, and a note for each that is no figure to quote."""
+    """Add a row for each peer and each ratio, and a note for each figure that should not be quoted."""
     block_size, peak = done.size.block_size, peak_flops("bf16") if gpu else None
     flops = step_flops(done.size.empty_model(), block_size, block_size, MLM_PROBABILITY)  # of one block
     for peer, label in PEERS.items():
@@ -204,7 +204,7 @@ def _cells(found: Estimate, shown: Callable[[float], Any]) -> list[Any]:
 
 
 def ratios_of(done: Comparison, gpu: bool) -> dict[str, Estimate]:
-    """Return the ratios between peers by name: of times, and without a GPU of CPU times."""
+    """Return the ratios between peers by name: of wall time, and on the CPU also of CPU time."""
     found = {}
     for (unit, name), (slow, fast) in RATIOS.items():
         if slow in done.measured and fast in done.measured:

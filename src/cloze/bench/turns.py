@@ -1,4 +1,4 @@
-"""Processes that take turns: each waits while another takes its steps (`bench.pairs` says in which order).
+"""Processes that take turns in the order of `bench.pairs`: each waits while another takes its steps.
 
 with Peers(["cloze", "bare"], settings, gpu=False) as peers:
     batch = best_batch(peers, "cloze", block_size=128)
@@ -26,7 +26,7 @@ LARGEST_BATCH = 4096
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds per step by the clock and of CPU time, bytes of memory at the highest, graphs compiled so far."""
+    """Wall seconds and CPU seconds per step, peak memory in bytes, and the number of graphs compiled so far."""
 
     seconds: float
     cpu_seconds: float
@@ -43,9 +43,9 @@ class PeerFailed(Exception):
 
 
 def peer_environment(gpu: bool) -> dict[str, str]:
-    """Return the environment of a peer: with one GPU, or with none and OpenMP threads that sleep while they wait,
-    unless OMP_WAIT_POLICY is set. Threads that spin for each other on a busy machine can multiply the time of a step,
-    and take CPU time without work."""
+    """Return a peer's environment variables. With `gpu` one GPU is visible; otherwise none is, and OpenMP threads
+    sleep while they wait unless OMP_WAIT_POLICY is set: on a busy machine, spinning threads can multiply the time of a
+    step, and use CPU time without doing work."""
     if not gpu:
         return {"OMP_WAIT_POLICY": "passive", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"

@@ -100,7 +100,7 @@ class BenchConfig(Ranged):
     packing: Literal["concat", "best_fit"] = "concat"
     """train, step: how documents are packed into the blocks"""
     rounds: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
-    """train, step: pairs of turns that each loop takes (default: 15; train --gpu: 6; fewer than 6 give no interval)"""
+    """train, step: pairs of turns per loop (default: 15; train --gpu: 6; an interval needs at least 6)"""
     model_type: str = "roberta"
     """save: the architecture"""
     config_overrides: str = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"

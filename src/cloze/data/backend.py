@@ -20,7 +20,7 @@ from cloze.data.tokenizer_file import ODD_TEXTS, reference, special_texts
 from cloze.errors import ConfigError, ModelError
 
 _TRIED_TOKENS = 1000
-# One word of more characters than 16 bits count; a longer one shows no more and takes a second of every start.
+# A word of more characters than 16 bits can count; a longer one shows no other fault and adds a second to every start.
 NASTY_TEXTS = (*ODD_TEXTS, "x" * (2**16 + 1), "漢" * 50_000)
 
 

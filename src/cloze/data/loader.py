@@ -257,7 +257,7 @@ class TrainLoader:
 
 
 def eval_batch_size(count: int, per_device: int, world_size: int) -> int:
-    """Return the blocks of an evaluation batch: `per_device`, but no more than a rank's share of `count` blocks."""
+    """Return the blocks per evaluation batch: `per_device`, but at most a rank's share of `count` blocks."""
     return min(per_device, max(1, -(-count // world_size)))
 
 
@@ -266,7 +266,7 @@ def eval_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Every block once over all ranks, in order, each with its fixed mask; every rank gets equally many batches.
 
-    Yields input_ids, labels [`eval_batch_size`, S] int64; a rank that runs out of blocks gets some without labels.
+    Yields input_ids, labels [`eval_batch_size`, S] int64; a rank that runs out of blocks gets blocks without labels.
     `draw`: which of its masks a block gets.
     """
     count = len(blocks)

@@ -6,7 +6,7 @@ so that blocks, not tokens, are what was drawn; the standard error follows from 
     center, error = ratio_and_error(losses, masked)       # both [blocks]
     low, high = interval(center, error)                   # 95 %
     p_value(difference, error)                            # two-sided
-    median_interval(values)                               # 95 %, of any distribution
+    median_interval(values)                               # 95 %, for any distribution
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ def p_value(difference: float, error: float) -> float:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the median of what `values` were drawn from, independently of each other; None for
+    """Return a 95 % interval for the median of the distribution that `values` were independently drawn from; None for
     fewer than 6 values.
 
-    It needs no distribution: from the k-th smallest to the k-th largest of n values, with the largest k for which
-    2 * P(B < k) <= 0.05, where B is the number of heads in n throws of a coin (David and Nagaraja, Order Statistics,
-    3rd edition, 2003, section 7.1). So the median is inside with at least 95 %; for 5 values no k is large enough.
+    Any distribution will do. The interval is from the k-th smallest to the k-th largest of n values, with the largest
+    k for which 2 * P(B < k) <= 0.05, where B is the number of heads in n tosses of a fair coin (David and Nagaraja,
+    Order Statistics, 3rd edition, 2003, section 7.1). So it contains the median with a probability of at least 95 %.
+    For 5 values, even k = 1 exceeds 0.05.
     """
-    outside, k = 1, 0  # outcomes of 2^n with at most k heads
+    outside, k = 1, 0  # how many of the 2^n outcomes have at most k heads
     while 40 * outside <= 2 ** len(values):
         k += 1
         outside += math.comb(len(values), k)

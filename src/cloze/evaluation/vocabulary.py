@@ -49,10 +49,10 @@ def frequency_bands(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
     """UTF-8 bytes of the text that each token stands for, [V], a space before it included; 0 for special tokens.
 
-    Of byte-level vocabularies every character of a token is one byte, except of added tokens, whose names are text.
-    Others are decoded between two words, so that marks of continuation, of spaces and of the end of a word mean what
-    they mean inside of a text; and where the decoder puts spaces between tokens that no text had (those of proteins),
-    a token is as long as its name.
+    In byte-level vocabularies every character of a token is one byte, except in added tokens, whose names are text.
+    Other tokens are decoded between two words, so that marks of continuation, of spaces and of the end of a word have
+    their usual effect. If the decoder inserts spaces that the text did not have (protein models), a token is as long
+    as its name.
     """
     special = set(special_ids(tokenizer))
     names = token_names(tokenizer)

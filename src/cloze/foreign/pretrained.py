@@ -83,8 +83,8 @@ def is_memory(error: Exception) -> bool:
 
 
 def check_source(source: Path | str, options: dict[str, Any], typed_attention: str | None = None) -> int | None:
-    """Check the model files of a folder or of a name on the Hub before transformers reads them. Return how many
-    elements a folder's weights have; None if it holds no weights. Raises ModelError; OSError if the Hub has no such
+    """Check the model files of a folder or a Hub repository before transformers reads them. Return the number of
+    elements in a folder's weights; None if it holds no weights. Raises ModelError; OSError if the Hub has no such
     repository or cannot be reached."""
     if Path(source).is_dir():
         return check_folder(Path(source), typed_attention)
@@ -173,11 +173,11 @@ def first_line(error: Exception) -> str:
 def forward_errors(
     where: object, hint: str = "compare its config.json with the one it was trained with"
 ) -> Iterator[None]:
-    """Raise ModelError in one line for what a forward raises: a configuration can be wrong in a way that shows only
-    when the model reads a text."""
+    """Turn the errors of a forward pass into a ModelError of one line: some mistakes in a configuration only show when
+    the model reads text."""
     try:
         yield
-    except Exception as error:  # whatever a configuration provokes in transformers
+    except Exception as error:  # transformers raises errors of many classes
         if isinstance(error, ClozeError) or is_memory(error) or type(error).__module__.startswith("torch.distributed"):
             raise
         what = f"the model cannot read a text ({type(error).__name__}: {first_line(error)})"

@@ -131,7 +131,7 @@ def overrides_named(text: str | None) -> Iterator[None]:
 
 
 def first_forward(config: ModelConfig) -> AbstractContextManager[None]:
-    """Return the context of a model's first forward: ModelError for what that raises, if the user chose its
+    """Return the context for a model's first forward pass, which turns errors into a ModelError if the user chose the
     configuration."""
     chosen = config.model_name_or_path or config.config_name
     if config.config_overrides:

@@ -39,8 +39,8 @@ _MASKS = ("boolean", "additive", "square")
 class DocumentAttention:
     """`form`: a dense mask, boolean [B, 1, S, S], additive [B, 1, S, S], or square [B, S, S] of 0 and 1; `flex`: a
     BlockMask; `varlen`: offsets of the documents. `first_position`: the position of a document's first token; None:
-    the model is given no positions. `window`: how far layers of local attention see to either side; None where there
-    are none, or (varlen) the model sees to it by itself. `dtype`: of an additive mask."""
+    the model is given no positions. `window`: how many tokens layers of local attention see to either side; None if
+    the model has no such layers, or (varlen) applies the window itself. `dtype`: the type of additive masks."""
 
     form: str
     first_position: int | None
@@ -48,8 +48,8 @@ class DocumentAttention:
     dtype: torch.dtype = torch.float32
 
     def in_dtype_of(self, model: torch.nn.Module) -> DocumentAttention:
-        """Return the same with additive masks in the type of the model's weights, which scores are in without
-        autocast: eager attention does not multiply probabilities and values of two types."""
+        """Return a copy whose additive masks have the type of the model's weights, which is that of the scores without
+        autocast: eager attention cannot multiply probabilities and values of different types."""
         return replace(self, dtype=next(model.parameters()).dtype)
 
     def inputs(self, segments: torch.Tensor, offsets: torch.Tensor) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int
 
 
 def find_checkpoint(output_dir: Path) -> Path | None:
-    """Return the newest good checkpoint of a run's folder, None if nothing was saved yet.
+    """Return the newest undamaged checkpoint in a run's folder; None if nothing was saved yet.
 
     Raises CheckpointError if all of them are damaged.
     """

@@ -34,7 +34,7 @@ SHAPE = {
     "?versions": dict,
     "?engine": TEXT,
     "precision": _precision,
-    "?loss_scale": optional(Each(optional(NUMBER))),  # older versions write null for what a fixed scale has not
+    "?loss_scale": optional(Each(optional(NUMBER))),  # older versions write null for fields that a fixed scale lacks
     "?evaluation_pending": bool,
     "pieces": [{"name": TEXT, "key": TEXT, "offset": COUNT, "length": COUNT, "file": FILE, "sum": _sum}],
     "files": Each({"bytes": COUNT, "sha256": SHA256}, PATH),

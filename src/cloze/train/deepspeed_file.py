@@ -100,7 +100,7 @@ def engine_settings(deepspeed: str | None) -> dict[str, Any] | None:
     if settings is not None:
         given = without_defaults({name: value for name, value in settings.items() if name in HONOURED})
         for name in given.keys() & {"bf16", "fp16"}:
-            given[name].setdefault("enabled", "auto")  # accelerate fills the precision of the run in
+            given[name].setdefault("enabled", "auto")  # accelerate fills in the run's precision
         return given
     return {"zero_optimization": requests.zero_settings()} if requests.wants_deepspeed() else None
 

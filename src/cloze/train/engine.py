@@ -37,8 +37,8 @@ class Engine:
     """A model and its optimizer as wrapped by accelerate, and how they take one step.
 
     `deferred`: whether a step with bad numbers is refused on the device itself, so that the host may learn of it
-    later. `hold_after_refusal`: whether all steps after such a one are refused too, until the host has. `frozen`: see
-    `cloze.train.snapshot.Training`.
+    later. `hold_after_refusal`: whether all steps after it are refused too until the host has learned of it. `frozen`:
+    see `cloze.train.snapshot.Training`.
     """
 
     def __init__(self, accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, max_grad_norm: float):
@@ -267,8 +267,8 @@ def loss_scale_state(engine: Engine) -> dict[str, int | float] | None:
 
 
 def restore_loss_scale(engine: Engine, saved: dict[str, int | float] | None) -> None:
-    """Put back what `loss_scale_state` gave; of a scale saved by another engine only its value. A scale that
-    DeepSpeed's settings fix stays as it is.
+    """Restore what `loss_scale_state` returned, or only the value of a scale that another engine saved. A scale that
+    DeepSpeed's settings fix is left unchanged.
 
     Every value gets the type that a new scaler has it in: torch's kernels refuse 2000.0 for 2000, which is what
     checkpoints of older versions hold.

@@ -140,9 +140,9 @@ def enable_checkpointing(model: Any, every: int = 1) -> None:
 def check_together(
     config: TrainConfig, stage: int | None, divided: bool, precision: str, model_type: str, device_type: str
 ) -> str | None:
-    """Raise ConfigError for options that the engine cannot have; return the mode of `choose_compile`. `stage`: of
-    ZeRO, None without DeepSpeed; `divided`: by FSDP2. It is called before data are read, with the engine that is asked
-    for, and with the one that is there."""
+    """Raise ConfigError for options that the engine does not support; return the mode of `choose_compile`. Called for
+    the requested engine before data are read, and later for the actual one. `stage`: the ZeRO stage, None without
+    DeepSpeed; `divided`: whether FSDP2 is used."""
     check_update(config, stage, divided, precision)
     check_fsdp(divided, precision)
     check_fp8(stage, precision)

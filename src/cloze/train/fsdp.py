@@ -26,10 +26,10 @@ from cloze.model.depth import layer_modules
 
 
 def check_fsdp(divided: bool, precision: str) -> None:
-    """Raise ConfigError for a precision that does not go together with FSDP2. `divided`: whether it is the engine."""
+    """Raise ConfigError for a precision that FSDP2 does not support. `divided`: whether FSDP2 is used."""
     if divided and precision not in ("no", "bf16"):
         raise ConfigError(
-            f"{precision} does not go together with FSDP2",
+            f"FSDP2 does not support {precision}",
             where="--precision",
             hint="use bf16 or fp32, or another engine (launch/accelerate/zero3.yaml)",
         )

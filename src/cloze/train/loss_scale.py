@@ -1,8 +1,8 @@
 """Corrections to how DeepSpeed (0.19.8) uses fp16's loss scale.
 
-DeepSpeed raises the scale before it divides the gradients by it: a step at which the scale grows would be taken with
-half of the gradient. ZeRO-0 divides the gradients by the scale but does not multiply the loss by it, and returns the
-norm of the gradients before the division.
+DeepSpeed raises the scale before it divides the gradients by it: a step at which the scale grows would use only half
+of each gradient. ZeRO-0 divides the gradients by the scale but does not multiply the loss by it, and returns the norm
+of the gradients before the division.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 
 
 def start_with_scale(loss: torch.Tensor, zero: Any) -> None:
-    """Let the backward pass of `loss` start with the loss scale of a DeepSpeed optimizer, as it does already if
-    DeepSpeed multiplies the loss by it."""
+    """Make the backward pass of `loss` start with the loss scale of a DeepSpeed optimizer, with no effect if DeepSpeed
+    multiplies the loss by it itself."""
     loss.register_hook(lambda gradient: torch.full_like(gradient, zero.loss_scale))
 
 
 @contextmanager
 def norm_scale_of_step(zero: Any) -> Iterator[float]:
-    """Let a DeepSpeed optimizer that takes a step within raise the loss scale at the end of it; a skipped step lowers
-    it as before. Yield what the norm is to be divided by that DeepSpeed returns."""
+    """Postpone a rise of the loss scale to the end of the DeepSpeed step that is taken inside; a skipped step still
+    lowers it at once. Yield the divisor for the norm that DeepSpeed returns."""
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
     update, taken = zero._update_scale, []

@@ -227,7 +227,8 @@ def check_optimizer(config: TrainConfig) -> None:
 
 def check_update(config: TrainConfig, stage: int | None, divided: bool, precision: str) -> None:
     """Raise ConfigError if the optimizer needs whole parameters and the engine keeps them flat or in pieces: its
-    update would depend on how they are cut. `stage`: of ZeRO, None without DeepSpeed; `divided`: by FSDP2."""
+    update would depend on the pieces. `stage`: the ZeRO stage, None without DeepSpeed; `divided`: whether FSDP2 is
+    used."""
     whole = stage is None and not divided
     if config.optim not in WHOLE_TENSORS or whole or (stage == 0 and precision == "no"):
         return

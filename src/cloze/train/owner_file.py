@@ -192,7 +192,7 @@ def _start_time(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
-    """Return state and start time of a process, from /proc; None if it has ended."""
+    """Return the state and start time of a process, from /proc; None if it has ended."""
     try:
         values = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
         return values[0], int(values[19])

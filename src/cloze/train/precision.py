@@ -107,7 +107,7 @@ def precision_here(config: TrainConfig, model_type: str) -> tuple[str, str | Non
 
 
 def precision_of_any_model(config: TrainConfig) -> str:
-    """Return the precision of `precision_here` if it is the same for all architectures; else "no"."""
+    """Return the precision that `precision_here` gives for every architecture; "no" if they differ."""
     found = {precision_here(config, model_type)[0] for model_type in ("", *NO_BF16)}
     return found.pop() if len(found) == 1 else "no"
 

@@ -33,10 +33,10 @@ from cloze.train.sums import add_sums, content_sum
 def choose_checkpoint(
     output_dir: Path, choice: str | None, rank: int, world_size: int, at_most: int | None = None
 ) -> Path | None:
-    """Return the checkpoint to resume, the same on every rank; None to begin anew. Every rank calls it, and reads its
-    share of the files.
+    """Return the checkpoint to resume from, the same on every rank; None to start from step 0. Every rank calls it and
+    reads its share of the files.
 
-    `choice`: a folder; "auto" for the newest one that all ranks find whole, if any was saved; None to begin anew.
+    `choice`: a folder; "auto" for the newest one that all ranks find whole, if any was saved; None to start anew.
     `at_most`: the latest step. Raises CheckpointError if the chosen one is damaged, or all of them are.
     """
     if choice is None:

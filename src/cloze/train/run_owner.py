@@ -287,7 +287,7 @@ def release_all() -> None:
 
 
 def owner_token(run_dir: Path) -> str:
-    """Return the token for temporary names in a folder: the owner's if this process is it, else a random one."""
+    """Return the token for temporary names in a folder: its owner's if this process owns it, else a random one."""
     owner = _held.get(str(real_path(run_dir)))
     return secrets.token_hex(8) if owner is None else owner.me.token
 

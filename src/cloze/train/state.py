@@ -127,10 +127,10 @@ def is_partitioned(module: torch.nn.Module) -> bool:
 
 @contextlib.contextmanager
 def at_rest(optimizer: Any) -> Iterator[None]:
-    """Inside, no parameter is on its way to the ranks: a forward of ZeRO-3 that no backward follows leaves some that
-    it has fetched ahead, and DeepSpeed refuses to gather those. Every rank calls it."""
+    """Release the parameters that ZeRO-3 has prefetched, while the block runs: a forward pass without a backward pass
+    leaves some, and DeepSpeed refuses to gather those. Every rank calls it."""
     zero = zero_optimizer(optimizer)
-    if not hasattr(zero, "checkpoint_event_prologue"):  # what DeepSpeed calls around its own checkpoints
+    if not hasattr(zero, "checkpoint_event_prologue"):  # DeepSpeed calls it before its own checkpoints
         yield
         return
     zero.checkpoint_event_prologue()
@@ -139,8 +139,8 @@ def at_rest(optimizer: Any) -> Iterator[None]:
 
 
 def whole(parameter: Any) -> torch.Tensor:
-    """Return a parameter's full value as the model computes with it. Under ZeRO-3 and FSDP2 every rank must call it,
-    under ZeRO-3 inside `at_rest`."""
+    """Return the full value of a parameter that the model computes with. Under ZeRO-3 and FSDP2 every rank must call
+    it, under ZeRO-3 inside `at_rest`."""
     if isinstance(parameter, DTensor):
         return parameter.detach().full_tensor()  # type: ignore[attr-defined]
     if not hasattr(parameter, "ds_id"):
