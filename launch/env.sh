@@ -107,6 +107,6 @@ prepare_environment() {
         install_once "$1"
     ) 9>.venv.lock
     export VIRTUAL_ENV="$ROOT/.venv" PATH="$ROOT/.venv/bin:$PATH"
-    # Containers often set PYTHONDONTWRITEBYTECODE: every start would spend seconds on compiling PyTorch and transformers.
+    # Containers often set PYTHONDONTWRITEBYTECODE: every start would spend seconds compiling PyTorch and transformers.
     unset PYTHONHOME PYTHONDONTWRITEBYTECODE
 }

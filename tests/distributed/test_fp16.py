@@ -22,7 +22,7 @@ from cloze.errors import TrainingError
 WORLD, MICRO_STEPS, LEARNING_RATE, DECAY, MAX_NORM = 2, 2, 0.1, 0.5, 1.0
 SIZES = [0.1, math.inf, 0.1, 4.0, 0.1, 4.0, 4.0, math.inf]  # the factor of each step's loss; only rank 1 overflows
 SKIPPED = [1, 7]
-SAVED = 5  # the loss scale is saved after this step, between two that raise it
+SAVED = 5  # the loss scale is saved after this step, between two steps that raise it
 # Three good steps in a row raise the scale. Two more raise it again under DeepSpeed, three more with torch.
 DEEPSPEED_SCALES = [1024, 512, 512, 512, 1024, 1024, 2048, 1024]
 TORCH_SCALES = [1024, 512, 512, 512, 1024, 1024, 1024, 512]

@@ -1,4 +1,4 @@
-"""Records which tests run which functions and how long each test takes, again only for test files that changed."""
+"""Records which tests run which functions and how long each test takes; repeats only test files that changed."""
 
 from __future__ import annotations
 

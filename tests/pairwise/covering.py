@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, product
 
 Options = Mapping[str, Sequence[str]]
-Refused = Mapping[str, Collection[str]]  # refused if all of these options have one of their values
+Refused = Mapping[str, Collection[str]]  # refused if each of these options has one of its values
 Row = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]  # two of (option, value), in the order of the options
 

@@ -52,7 +52,7 @@ COMPUTED: dict[str, dict[str, Flags]] = {
     },
     "ema": {"none": {}, "kept": {"ema_decay": 0.2}},  # from the third step on, this is below (1 + step) / (10 + step)
 }
-# Options that do not change them.
+# Options that do not change the numbers of a run.
 HOW: dict[str, dict[str, Flags]] = {
     "engine": {
         "ddp": {},
@@ -64,7 +64,7 @@ HOW: dict[str, dict[str, Flags]] = {
         "zero2_offload": _offload(2),
         "zero3_offload": _offload(3),
     },
-    "begun": {name: {} for name in ("not", "same", "single", "zero3", "fsdp2")},  # how: it is stopped after two steps
+    "begun": {name: {} for name in ("not", "same", "single", "zero3", "fsdp2")},  # the engine of the first two steps
     "ranks": {number: {} for number in ("2", "1", "3")},
     "passes": {"1": {}, "2": {}},  # forward passes in a full step
     "precision": {"fp32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}},

@@ -40,7 +40,7 @@ AROUND_POWERS = sorted({2**k + more for k in range(1, 42) for more in (-1, 0, 1)
 
 @pytest.fixture(autouse=True, scope="module")
 def few_blocks_ahead() -> Iterator[None]:
-    """Compute the order of few blocks at once, which is faster here; test_loader.py uses the normal number."""
+    """Compute the order of a few blocks at a time, which is faster here; test_loader.py uses the default number."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "_BLOCKS_AHEAD", 8)
         yield

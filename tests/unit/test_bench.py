@@ -225,7 +225,7 @@ def test_the_made_up_blocks_are_a_prepared_folder(tmp_path: Path, packing: str):
 
 class Crowd:
     """Peers on a machine that slows down from turn to turn; the compiled one fails in its third turn. A step takes
-    10 ms per block, Trainer's 20 ms; at most 64 blocks fit, of Trainer's 16; Cloze's process compiles something in its
+    10 ms per block, Trainer's 20 ms; at most 64 blocks fit (Trainer: 16); Cloze's process compiles something in its
     last turn. `noise`: the factor by which two of every five turns take longer."""
 
     noise = 1.0

@@ -53,8 +53,8 @@ def test_a_signal_during_imports_or_at_the_end_is_one_line_at_most(moment, numbe
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_signal_at_any_import_is_one_line_at_most(number: int):
-    """Every 120th module that `cloze train` imports is tried, a different set for each signal, also in the middle of
-    torch, numpy and transformers."""
+    """Each signal comes at every 120th module that `cloze train` imports, from its own offset: some are in the middle
+    of torch, numpy and transformers."""
     listing = "import sys, cloze.commands.train\nprint(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout.split()
     first = names.index("cloze.commands")

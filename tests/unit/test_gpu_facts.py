@@ -1,7 +1,7 @@
 """What torch reports about a machine's GPUs is used as documented.
 
-Functions of torch that only answer questions are replaced by answers from real machines. Tests that compute on a GPU
-are in tests/distributed/test_on_gpu.py.
+Query functions of torch, which compute nothing, are replaced by answers from real machines. Tests that compute on a
+GPU are in tests/distributed/test_on_gpu.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Answer = Callable[..., None]
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Answer:
-    """Make torch answer as on a machine with `count` GPUs of one kind; questions about GPU `broken` raise."""
+    """Make torch answer as on a machine with `count` GPUs of one kind; queries about GPU `broken` raise."""
 
     def answer(name: str, memory: int, capability: tuple[int, int] = (9, 0), count: int = 1, broken: int = -1) -> None:
         def of(value: object) -> Callable[[object], object]:

@@ -180,7 +180,7 @@ def test_a_changed_model_of_a_run_without_checkpoints_is_used_with_a_warning(tmp
 
 
 def rotating(run: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulate training that saves checkpoint-6 and deletes checkpoint-4 "before" or "after" that one is verified."""
+    """Save checkpoint-6 and delete checkpoint-4, as training does, "before" or "after" checkpoint-4 is verified."""
 
     def verify(folder: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         found = verify_checkpoint(folder, *arguments, **options) if when == "after" else {}

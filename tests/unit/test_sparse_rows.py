@@ -176,7 +176,7 @@ def test_a_model_without_a_separate_backbone_uses_the_dense_head():
 
 
 class Shifted(torch.nn.Module):
-    """A head that adds an error to the scores of a single row of hidden states, or raises if the error is infinite."""
+    """A head that adds an error to its scores if the batch has one row, and raises if the error is infinite."""
 
     def __init__(self, plain: torch.nn.Module, amount: float):
         super().__init__()

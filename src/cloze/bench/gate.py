@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 # Untimed steps at the start of every turn. Between turns, free GPU memory is released and the GPU's queue drains. On
-# the CPU only the caches get cold, and each step of these models replaces their contents anyway.
+# the CPU only the caches are cold, and each step of these models overwrites them anyway.
 LEADING_STEPS = 2 if torch.cuda.is_available() else 0
 
 

@@ -140,7 +140,7 @@ def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bo
                 last = peers.run(peer, batch, 1)
                 steps = steps_in_turn(config.gpu, last.seconds)
                 done.measured[peer] = Measured(batch, steps, [], last.graphs)
-                say("bench", f"{name}: {PEERS[peer]}: {batch} blocks of {size.block_size} a step, {steps} a turn")
+                say("bench", f"{name}: {PEERS[peer]}: steps of {batch} blocks of {size.block_size}, {steps} per turn")
         order = list(turns(TURN_ORDER, config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)))
         with progress("bench", total=len(order), unit="turns") as advance:
             for peer in order:

@@ -34,7 +34,7 @@ MAX_BATCH = 2**24  # blocks
 MAX_SECONDS = 10**8  # three years
 MAX_SEED = 2**32 - 1  # as numpy.random.seed
 MAX_RATE = 1e6  # learning rates and decays
-MAX_BETA = 0.999999  # for Adam: float32 rounds values much closer to 1 to 1 itself
+MAX_BETA = 0.999999  # for Adam: float32 rounds values much closer to 1 up to 1
 MIN_EPSILON = 1e-30  # of Adam: float32 rounds what is far below to 0, and the first zero gradient gives 0 / 0
 _HIDDEN = 10**6  # help does not show an upper limit from here on
 

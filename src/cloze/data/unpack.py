@@ -20,7 +20,7 @@ _READ = 4096  # packed bytes at a time: at most 128 MiB come out of them
 
 
 def packed_as(path: Path) -> str | None:
-    """Return the suffix that a file's first bytes call for; None if it is not compressed or cannot be read."""
+    """Return the suffix that matches a file's first bytes; None if it is not compressed or cannot be read."""
     with suppress(OSError), open(path, "rb") as file:
         head = file.read(4)
         return next((suffix for magic, suffix in _MAGIC.items() if head.startswith(magic)), None)

@@ -59,7 +59,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     Any distribution will do. The interval is from the k-th smallest to the k-th largest of n values, with the largest
     k for which 2 * P(B < k) <= 0.05, where B is the number of heads in n tosses of a fair coin (David and Nagaraja,
     Order Statistics, 3rd edition, 2003, section 7.1). So it contains the median with a probability of at least 95 %.
-    For 5 values, even k = 1 exceeds 0.05.
+    For 5 values, k = 1 already gives 0.0625.
     """
     outside, k = 1, 0  # how many of the 2^n outcomes have at most k heads
     while 40 * outside <= 2 ** len(values):

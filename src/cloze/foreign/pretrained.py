@@ -173,7 +173,7 @@ def first_line(error: Exception) -> str:
 def forward_errors(
     where: object, hint: str = "compare its config.json with the one it was trained with"
 ) -> Iterator[None]:
-    """Turn the errors of a forward pass into a ModelError of one line: some mistakes in a configuration only show when
+    """Turn the errors of a forward pass into a one-line ModelError: some mistakes in a configuration only show when
     the model reads text."""
     try:
         yield

@@ -48,8 +48,8 @@ class DocumentAttention:
     dtype: torch.dtype = torch.float32
 
     def in_dtype_of(self, model: torch.nn.Module) -> DocumentAttention:
-        """Return a copy whose additive masks have the type of the model's weights, which is that of the scores without
-        autocast: eager attention cannot multiply probabilities and values of different types."""
+        """Return a copy whose additive masks have the type of the model's weights. Without autocast the scores have it
+        too, and eager attention cannot multiply probabilities and values of different types."""
         return replace(self, dtype=next(model.parameters()).dtype)
 
     def inputs(self, segments: torch.Tensor, offsets: torch.Tensor) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def choose_checkpoint(
     """Return the checkpoint to resume from, the same on every rank; None to start from step 0. Every rank calls it and
     reads its share of the files.
 
-    `choice`: a folder; "auto" for the newest one that all ranks find whole, if any was saved; None to start anew.
+    `choice`: a folder; "auto" for the newest one that all ranks find whole, if any was saved; None not to resume.
     `at_most`: the latest step. Raises CheckpointError if the chosen one is damaged, or all of them are.
     """
     if choice is None:

@@ -127,7 +127,7 @@ def is_partitioned(module: torch.nn.Module) -> bool:
 
 @contextlib.contextmanager
 def at_rest(optimizer: Any) -> Iterator[None]:
-    """Release the parameters that ZeRO-3 has prefetched, while the block runs: a forward pass without a backward pass
+    """Release the parameters that ZeRO-3 has prefetched before the block runs: a forward pass without a backward pass
     leaves some, and DeepSpeed refuses to gather those. Every rank calls it."""
     zero = zero_optimizer(optimizer)
     if not hasattr(zero, "checkpoint_event_prologue"):  # DeepSpeed calls it before its own checkpoints
