@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -287,6 +288,8 @@ def test_the_gpu_table_keeps_what_it_has_and_goes_on_without_a_peer_that_breaks(
 def test_too_large_a_spread_is_reported_below_the_table_and_in_its_file(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(train, "Peers", Crowd)
     monkeypatch.setattr(Crowd, "noise", 3.0)
+    totals: list[int] = []
+    monkeypatch.setattr(train, "progress", lambda *_, total, unit: totals.append(total) or nullcontext(lambda _: None))
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setattr(train, "make_data", partial(make_data, num_tokens=5_000))
     output = tmp_path / "bench.json"
@@ -300,6 +303,7 @@ def test_too_large_a_spread_is_reported_below_the_table_and_in_its_file(tmp_path
     )
     line += " pairs: the spread is too large to quote this figure; run again on an idle machine"
     assert line in found["notes"]
+    assert totals == [sum(len(peer["peak_bytes"]) for peer in found["sizes"]["tiny-32"]["peers"].values())]
     printed = capsys.readouterr().out.splitlines()
     assert line in printed
     assert any("OMP_WAIT_POLICY=passive" in text for text in printed)

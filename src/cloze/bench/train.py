@@ -141,7 +141,8 @@ def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bo
                 steps = steps_in_turn(config.gpu, last.seconds)
                 done.measured[peer] = Measured(batch, steps, [], last.graphs)
                 say("bench", f"{name}: {PEERS[peer]}: steps of {batch} blocks of {size.block_size}, {steps} per turn")
-        order = list(turns(TURN_ORDER, config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)))
+        pairs = config.rounds or (GPU_ROUNDS if config.gpu else CPU_ROUNDS)
+        order = list(turns([peer for peer in TURN_ORDER if peer in done.measured], pairs))
         with progress("bench", total=len(order), unit="turns") as advance:
             for peer in order:
                 if peer in done.measured:
