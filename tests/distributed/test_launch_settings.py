@@ -54,7 +54,7 @@ def test_settings_of_a_launcher_leave_losses_and_names_of_a_run_as_its_options_s
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({"WORLD_SIZE": "2"}, "RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT are not set"),
+        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set"),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "no launcher joins them"),
     ],
     ids=["WORLD_SIZE", "SLURM"],

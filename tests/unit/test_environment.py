@@ -200,9 +200,9 @@ def test_what_accelerate_launch_sets_by_itself_is_not_mentioned():
 
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 REFUSED = [
-    ({"WORLD_SIZE": "2"}, "^WORLD_SIZE is 2: RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT are not set"),
-    ({"RANK": "1"}, "^RANK is 1: WORLD_SIZE and LOCAL_RANK and MASTER_ADDR and MASTER_PORT are not set"),
-    ({"LOCAL_RANK": "1"}, "^LOCAL_RANK is 1: WORLD_SIZE and RANK and MASTER_ADDR and MASTER_PORT are not set"),
+    ({"WORLD_SIZE": "2"}, "^WORLD_SIZE is 2: RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set"),
+    ({"RANK": "1"}, "^RANK is 1: WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set"),
+    ({"LOCAL_RANK": "1"}, "^LOCAL_RANK is 1: WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT are not set"),
     ({**TWO, "MASTER_ADDR": ""}, "^WORLD_SIZE is 2, RANK is 1, LOCAL_RANK is 1: MASTER_ADDR is not set"),
     ({**TWO, "MASTER_PORT": "http"}, "MASTER_PORT=http: is not a number"),
     ({**TWO, "MASTER_PORT": "70000"}, "is no port"),

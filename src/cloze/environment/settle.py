@@ -131,7 +131,7 @@ def check_processes(environment: MutableMapping[str, str]) -> None:
     if size > 1 or rank > 0 or integer(LOCAL_RANK, 0, environment) > 0:
         missing = [name for name in needed if not environment.get(name)]
         if missing:
-            what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+            what = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
             given = [name for name in (WORLD_SIZE, RANK, LOCAL_RANK) if name in environment]
             where = ", ".join(f"{name} is {environment[name][:100]}" for name in given)
             raise LaunchError(what, where=where, hint=_HOW_TO_START)
