@@ -11,11 +11,12 @@ import functools
 import importlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,21 +81,35 @@ def _load_async_io() -> None:
     load_op(AsyncIOBuilder(), "tests")
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
-    """Until something is so; fails where it is not in time."""
+def wait_for(
+    condition: Callable[[], bool], seconds: float = 90.0, pids: Sequence[int] = (), logs: Sequence[Path] = ()
+) -> None:
+    """Wait until `condition()` is true. Fail after so many seconds, or if one of the ranks that it depends on has
+    ended, and show what the ranks printed."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        printed = "\n".join(f"{log}:\n{log.read_text()}" for log in logs if log.exists())
+        ended = [pid for pid in pids if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)]
+        assert not ended or condition(), f"ranks ended, and the condition is still false:\n{printed}"
+        assert time.monotonic() < deadline, f"still false after {seconds} s:\n{printed}"
         time.sleep(0.05)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens at, below those that Linux gives to outgoing connections and to port 0:
+    among these, another process may take it before a rank listens there."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def start_ranks(function: Callable[..., Any], world_size: int, log_dir: Path, **kwargs: Any):
     """Fork the ranks; return their process numbers and the files they print into."""
     warm_up()
     log_dir.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     logs = [log_dir / f"rank-{rank}.log" for rank in range(world_size)]
     sys.stdout.flush()
     sys.stderr.flush()

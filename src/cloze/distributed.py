@@ -78,7 +78,7 @@ def start(shape: RunShape) -> Accelerator:
     if on_cpu and wants_deepspeed:
         _prepare_deepspeed_on_cpu()
     if wants_deepspeed or plugin is not None or processes.is_launched():
-        processes.be_alone(os.environ, _free_port())
+        processes.be_alone(os.environ)
     # DeepSpeed still calls collectives by names that torch has deprecated; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     group = InitProcessGroupKwargs(
@@ -270,9 +270,3 @@ def zero_stage(accelerator: Accelerator) -> int | None:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return None
     return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("show_world.py")
@@ -63,9 +63,7 @@ def test_fsdp2_is_dropped_by_plain_accelerate_where_no_gpu_is():
 
 @pytest.mark.slow
 def test_multi_node_joins_two_launchers_to_one_world():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     here = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
     machines = [launch("multi_node", *here, "--machine_rank", rank) for rank in ("0", "1")]
     world = {"ranks": [0, 1], "engine": "DeepSpeedEngine", "stage": 2, "device": "cpu"}

@@ -71,8 +71,8 @@ def test_commands_beside_a_live_run_read_whole_checkpoints_and_leave_its_files_a
     pause = at_call("cloze.train.trainer", "train_step", 5, lambda: wait_for(go.exists, 300), rank=0)
     argv = training(prepared, run, "--max_steps", "6", "--save_steps", "2")
     (pid,), (log,) = start_ranks(entering(argv, "ddp", pause), 1, tmp_path / "train")
-    wait_for(lambda: (run / "checkpoint-4" / "checkpoint.json").exists())
-    wait_for(lambda: '"step": 4,' in (run / "metrics.jsonl").read_text())
+    wait_for(lambda: (run / "checkpoint-4" / "checkpoint.json").exists(), pids=[pid], logs=[log])
+    wait_for(lambda: '"step": 4,' in (run / "metrics.jsonl").read_text(), pids=[pid], logs=[log])
     before = owned(run)
     for number, words in enumerate(commands(run, prepared, tmp_path)[:count]):
         outcome = cloze_ranks(words, 1, "single", tmp_path / f"command-{number}")[0]
@@ -102,7 +102,7 @@ def test_commands_beside_a_run_that_rotates_each_step_succeed_or_name_the_delete
     argv = training(prepared, run, "--max_steps", "100000", "--save_steps", "1", "--save_total_limit", "1")
     (pid,), (log,) = start_ranks(entering(argv, "ddp"), 1, tmp_path / "train")
     try:
-        wait_for(lambda: bool(list_checkpoints(run)))
+        wait_for(lambda: bool(list_checkpoints(run)), pids=[pid], logs=[log])
         for number, words in enumerate(commands(run, prepared, tmp_path) * 3):
             if "--average" in words:  # only one checkpoint is kept
                 continue

@@ -15,7 +15,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memory_limit import MemoryGroup, memory_group
-from ranks import compile_async_io
+from ranks import compile_async_io, free_port
 
 # 429 million parameters: 5.1 GB of state. The largest tensor has 9.4 million elements.
 MODEL = ["--model_type", "roberta", "--config_overrides"]
@@ -59,9 +58,7 @@ def settings(folder: Path) -> Path:
 def run(argv: list[str], groups: list[MemoryGroup | None], log_dir: Path, timeout: float = 1500, before: str = ""):
     """`cloze ARGV` on fresh processes, each in its group; their exit codes and what they printed."""
     log_dir.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     processes, logs = [], [log_dir / f"rank-{rank}.log" for rank in range(len(groups))]
     for rank, group in enumerate(groups):
         code = (group.enter if group else "") + before

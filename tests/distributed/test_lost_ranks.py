@@ -182,7 +182,7 @@ def test_a_rank_that_was_frozen_is_missed(prepared: Path, tmp_path: Path, monkey
     argv = flags(prepared, tmp_path / "run")
     pids, logs = start_ranks(entering(argv, "ddp", before), 2, tmp_path / "a")
     try:
-        wait_for(lambda: Path(f"/proc/{pids[1]}/stat").read_text().split(") ")[1][0] == "T", 120)
+        wait_for(lambda: Path(f"/proc/{pids[1]}/stat").read_text().split(") ")[1][0] == "T", 120, pids, logs)
         ended = (0, 0)
 
         def rank_0_has_ended() -> bool:
@@ -190,7 +190,7 @@ def test_a_rank_that_was_frozen_is_missed(prepared: Path, tmp_path: Path, monkey
             ended = os.waitpid(pids[0], os.WNOHANG)
             return ended[0] != 0
 
-        wait_for(rank_0_has_ended, 15)
+        wait_for(rank_0_has_ended, 15, logs=logs)
     finally:
         os.kill(pids[1], signal.SIGKILL)
         os.waitpid(pids[1], 0)

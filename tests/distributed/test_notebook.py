@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +24,7 @@ from corpus import TINY_CALL, TINY_MODEL_NO_DROPOUT
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from ranks import cloze_ranks, succeed, wait_for
+from ranks import cloze_ranks, free_port, succeed, wait_for
 
 import cloze
 
@@ -46,12 +45,6 @@ def argv(values: dict[str, Any]) -> list[str]:
     return ["train", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture
 def handlers_restored() -> Iterator[None]:
     """torch's launcher leaves its own."""
@@ -66,7 +59,9 @@ def handlers_restored() -> Iterator[None]:
 def test_notebook_launcher_gives_the_losses_of_accelerate_launch(prepared: Path, tmp_path: Path):
     """Two forks of this process. Dropout is on: each rank has to be the rank that it is."""
     ranks.warm_up()
-    notebook_launcher(cloze.train, args=(flags(prepared, tmp_path / "run"),), num_processes=2, use_port=free_port())
+    notebook_launcher(
+        cloze.train, args=(flags(prepared, tmp_path / "run"),), num_processes=2, use_port=str(free_port())
+    )
     succeed(cloze_ranks(argv(flags(prepared, tmp_path / "launched")), 2, "ddp", tmp_path / "log"))
     assert len(losses(tmp_path / "run")) == 6
     assert losses(tmp_path / "run") == losses(tmp_path / "launched")
@@ -155,7 +150,7 @@ def test_forks_of_a_kernel_that_has_computed_with_threads_do_not_hang(prepared: 
     one, two = flags(prepared, tmp_path / "one"), flags(prepared, tmp_path / "two")
     script = tmp_path / "cells.py"
     script.write_text(AFTER_THREADS)
-    words = [sys.executable, str(script), json.dumps(one), json.dumps(two), free_port()]
+    words = [sys.executable, str(script), json.dumps(one), json.dumps(two), str(free_port())]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     succeed(cloze_ranks(argv(two | {"output_dir": str(tmp_path / "launched")}), 2, "ddp", tmp_path / "log"))

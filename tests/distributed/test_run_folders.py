@@ -55,7 +55,7 @@ def test_a_second_start_beside_a_live_one_is_refused_and_touches_nothing(prepare
     pause = at_call("cloze.train.trainer", "train_step", 3, lambda: wait_for(go.exists), rank=0)
     first = entering(flags(prepared, output), "ddp", pause)
     pids, logs = start_ranks(first, 2, tmp_path / "first")
-    wait_for(lambda: (output / "checkpoint-2" / "checkpoint.json").exists())
+    wait_for(lambda: (output / "checkpoint-2" / "checkpoint.json").exists(), pids=pids, logs=logs)
     before = contents(output)
     second = cloze_ranks(flags(prepared, output, "--resume_from_checkpoint", "auto"), 1, "single", tmp_path / "second")
     assert second[0].code == 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -133,9 +133,7 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
     if choice.stage is not None:
         settings["deepspeed"] = str(folder / "ds_config.json")
         write_json(settings["deepspeed"], ds_config(choice))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(random.SystemRandom().randrange(20_000, 32_000))  # below those of outgoing connections
     world = {processes.WORLD_SIZE: str(ranks), processes.LOCAL_WORLD_SIZE: str(ranks)}
     world |= {processes.MASTER_ADDR: "127.0.0.1", processes.MASTER_PORT: port}
     if choice.fully_sharded:

@@ -90,9 +90,12 @@ def restart_count() -> str:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
-def be_alone(environment: MutableMapping[str, str], port: int) -> None:
-    """Set the variables of a single process that are not set yet; DeepSpeed and FSDP2 need them."""
-    values = {RANK: "0", LOCAL_RANK: "0", WORLD_SIZE: "1", MASTER_ADDR: "127.0.0.1", MASTER_PORT: str(port)}
+def be_alone(environment: MutableMapping[str, str]) -> None:
+    """Set the variables of a single process that are not set yet; DeepSpeed and FSDP2 need them.
+
+    Port 0: the operating system chooses a free one. No other process needs to know it.
+    """
+    values = {RANK: "0", LOCAL_RANK: "0", WORLD_SIZE: "1", MASTER_ADDR: "127.0.0.1", MASTER_PORT: "0"}
     for name, value in values.items():
         environment.setdefault(name, value)
 
