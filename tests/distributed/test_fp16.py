@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -123,19 +122,25 @@ def record(name: str, folder: Path) -> None:
     torch.save(found, folder / f"{accelerator.process_index}.pt")
 
 
-@functools.cache
-def seen(name: str) -> list[dict[str, Any]]:
-    """Return what each rank recorded with an engine."""
-    with tempfile.TemporaryDirectory() as folder:
-        succeed(run_ranks(record, WORLD, Path(folder) / "log", name=name, folder=Path(folder)))
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine of a test's ranks."""
+    return request.param
 
 
-def whole(name: str, step: int) -> dict[tuple[str, str], torch.Tensor]:
+@pytest.fixture(scope="module")
+def ranks(engine: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank recorded with an engine."""
+    folder = tmp_path_factory.mktemp(engine)
+    succeed(run_ranks(record, WORLD, folder / "log", name=engine, folder=folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def whole(ranks: list[dict[str, Any]], step: int) -> dict[tuple[str, str], torch.Tensor]:
     """Return the state after a step, assembled from all ranks: (parameter, kind) -> all elements."""
     shapes = {key: value.numel() for key, value in make_model().named_parameters()}
     found: dict[tuple[str, str], torch.Tensor] = {}
-    for rank in seen(name):
+    for rank in ranks:
         for (parameter, kind, offset), values in rank["steps"][step]["state"].items():
             full = found.setdefault((parameter, kind), torch.full((shapes[parameter],), math.nan))
             full[offset : offset + len(values)] = values
@@ -172,9 +177,9 @@ def scales(states: list[dict[str, float]]) -> list[float]:
     return [state.get("scale", state.get("cur_scale")) for state in states]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_step_that_overflows_on_one_rank_is_skipped_on_all_and_changes_nothing(engine: str):
-    for rank in seen(engine):
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_a_step_that_overflows_on_one_rank_is_skipped_on_all_and_changes_nothing(ranks: list[dict[str, Any]]):
+    for rank in ranks:
         assert [number for number, step in enumerate(rank["steps"]) if step["skipped"]] == SKIPPED
         for number in SKIPPED:
             before, after = rank["steps"][number - 1]["state"], rank["steps"][number]["state"]
@@ -182,37 +187,39 @@ def test_a_step_that_overflows_on_one_rank_is_skipped_on_all_and_changes_nothing
             assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_other_steps_match_fp32_even_if_the_scale_changes(engine: str):
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_other_steps_match_fp32_even_if_the_scale_changes(ranks: list[dict[str, Any]]):
     """Gradient norms, weights, momentum and averages match, with and without clipping."""
     norms, states = reference()
     assert min(norms) < MAX_NORM / 2 < 2 * MAX_NORM < max(norm for norm in norms if math.isfinite(norm))
-    for rank in seen(engine):
+    for rank in ranks:
         found = [step["norm"] if number not in SKIPPED else math.inf for number, step in enumerate(rank["steps"])]
         assert found == pytest.approx(norms, rel=5e-3)
     for number, expected in enumerate(states):
-        found = whole(engine, number)
+        found = whole(ranks, number)
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             change = value - states[number - 1][key] if number else value
             assert (found[key] - value).norm() <= 2e-3 * value.norm() + 0.05 * change.norm(), (number, key)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_loss_scale_halves_at_a_skipped_step_and_doubles_after_enough_good_steps(engine: str):
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_the_loss_scale_halves_at_a_skipped_step_and_doubles_after_enough_good_steps(
+    engine: str, ranks: list[dict[str, Any]]
+):
     expected = TORCH_SCALES if engine == "ddp" else DEEPSPEED_SCALES
-    assert [scales([step["scale"] for step in rank["steps"]]) for rank in seen(engine)] == [expected] * WORLD
+    assert [scales([step["scale"] for step in rank["steps"]]) for rank in ranks] == [expected] * WORLD
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_restored_loss_scale_continues_as_if_the_run_had_not_stopped(engine: str):
-    for rank in seen(engine):
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_a_restored_loss_scale_continues_as_if_the_run_had_not_stopped(ranks: list[dict[str, Any]]):
+    for rank in ranks:
         assert rank["resumed"] == [step["scale"] for step in rank["steps"][SAVED + 1 :]]
 
 
-@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine not in ("ddp", "zero0")])
-def test_an_overflow_at_the_smallest_scale_is_a_one_line_error_on_every_rank(engine: str):
-    for rank in seen(engine):
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine not in ("ddp", "zero0")], indirect=True)
+def test_an_overflow_at_the_smallest_scale_is_a_one_line_error_on_every_rank(ranks: list[dict[str, Any]]):
+    for rank in ranks:
         assert "no gradient is finite at fp16's smallest loss scale; train in bf16" in rank["error"]
         assert "\n" not in rank["error"]
 
