@@ -1,4 +1,4 @@
-"""Records which tests run which functions, in every process that a test starts. Used by `run.py`.
+"""Records which tests run which blocks of statements, in every process that a test starts. Used by `run.py`.
 
 As a pytest plugin (`-p hits`) it also records the seconds that each test takes. Both are appended to the file that
 CLOZE_HITS names, one line each, so that processes that are killed lose nothing.
@@ -11,30 +11,29 @@ import os
 from pathlib import Path
 
 import pytest
-from mutants import functions_of
+from mutants import blocks_of, functions_of
 
 _seen: set[tuple[str | None, str]] = set()
 _current: dict[str, list] = {}  # seconds and outcome of the test that runs, by its name
 
 
-def hit(function: str) -> None:
-    """Record that the current test, which pytest names in the environment, runs a function."""
+def hit(block: str) -> None:
+    """Record that the current test, which pytest names in the environment, runs a block of statements."""
     test = os.environ.get("PYTEST_CURRENT_TEST")
-    if test is None or (test, function) in _seen:
+    if test is None or (test, block) in _seen:
         return
-    _seen.add((test, function))
-    _append(f"hit\t{test}\t{function}")
+    _seen.add((test, block))
+    _append(f"hit\t{test}\t{block}")
 
 
 def instrumented(module: str, source: str) -> str:
-    """Return a module's source with a call of `hit` at the start of each function."""
+    """Return a module's source with a call of `hit` at the start of each block of a function."""
     tree = ast.parse(source)
-    wanted = {(node.lineno, node.name): name for name, node in functions_of(source)}
-    for node in ast.walk(tree):
-        name = wanted.get((getattr(node, "lineno", 0), getattr(node, "name", "")))
-        if isinstance(node, ast.FunctionDef) and name is not None:
-            call = ast.parse(f"__import__('hits').hit({f'{module} {name}'!r})").body[0]
-            node.body.insert(1 if ast.get_docstring(node) is not None else 0, call)
+    for name, function in list(functions_of(tree)):
+        for block, statements in blocks_of(name, function, source).items():
+            call = ast.parse(f"__import__('hits').hit({f'{module} {block}'!r})").body[0]
+            has_docstring = statements is function.body and ast.get_docstring(function) is not None
+            statements.insert(1 if has_docstring else 0, call)
     return ast.unparse(tree)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -47,6 +48,7 @@ class Mutant:
 
     module: str
     function: str  # "" at module level
+    block: str  # the innermost list of statements that it changes, as `blocks_of` names it; "" at module level
     line: int
     column: int
     end: tuple[int, int]
@@ -72,6 +74,7 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
     """Return the mutants of a module's source, in the order of its lines, without two of the same text."""
     tree, content, starts, lines = ast.parse(source), source.encode(), _line_starts(source), source.splitlines()
     found: dict[tuple[int, int, str, str], Mutant] = {}
+    blocks = {name: blocks_of(name, function, source) for name, function in functions_of(source)}
     for function, node, condition in _nodes(tree, ""):
         if not hasattr(node, "end_lineno"):
             continue
@@ -81,6 +84,7 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
             mutant = Mutant(
                 module,
                 function,
+                _block_at(node.lineno, blocks.get(function, {})),
                 node.lineno,
                 node.col_offset,
                 (node.end_lineno, node.end_col_offset),
@@ -97,8 +101,8 @@ def _line_starts(source: str) -> list[int]:
     return list(accumulate(map(len, source.encode().splitlines(keepends=True)), initial=0))
 
 
-def functions_of(source: str) -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Yield the dotted name and the node of every function of a module."""
+def functions_of(module: str | ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield the dotted name and the node of every function of a module (its source, or its tree)."""
 
     def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
         for child in ast.iter_child_nodes(node):
@@ -110,7 +114,31 @@ def functions_of(source: str) -> Iterator[tuple[str, ast.FunctionDef]]:
             else:
                 yield from walk(child, prefix)
 
-    yield from walk(ast.parse(source), "")
+    yield from walk(ast.parse(module) if isinstance(module, str) else module, "")
+
+
+def blocks_of(name: str, function: ast.FunctionDef, source: str) -> dict[str, list[ast.stmt]]:
+    """Return the lists of statements of a function: its body, and each branch of a condition or loop, without those of
+    functions inside it. Their names change if the function changes, but not if the rest of the module does."""
+    digest = hashlib.sha256((ast.get_source_segment(source, function) or "").encode()).hexdigest()[:8]
+    found = {}
+
+    def walk(node: ast.AST) -> None:
+        for _, value in ast.iter_fields(node):
+            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+                found[f"{name}@{digest}+{value[0].lineno - function.lineno}"] = value
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST) and not isinstance(child, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+                    walk(child)
+
+    walk(function)
+    return found
+
+
+def _block_at(line: int, blocks: dict[str, list[ast.stmt]]) -> str:
+    """Return the innermost block that contains a line; "" if none does."""
+    found = [name for name, block in blocks.items() if block[0].lineno <= line <= (block[-1].end_lineno or 0)]
+    return max(found, key=lambda name: blocks[name][0].lineno, default="")
 
 
 def _nodes(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST, str]]:

@@ -1,4 +1,5 @@
-"""Records which tests run which functions and how long each test takes; repeats only test files that changed."""
+"""Records which tests run which blocks of statements and how long each test takes; repeats only test files that
+changed."""
 
 from __future__ import annotations
 
@@ -23,16 +24,16 @@ SECONDS_PER_MUTANT = 60.0  # the limit for a mutant's tests, by their time witho
 
 @dataclass
 class Coverage:
-    """Which tests run which function, and how long each test takes in seconds."""
+    """Which tests run which block, and how long each test takes in seconds."""
 
-    tests: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by "module function"
+    tests: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by "module block"
     seconds: dict[str, float] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     marks: dict[str, str] = field(default_factory=dict)  # the digest of each test file when it was recorded
 
     @classmethod
     def read(cls, path: Path, root: Path = ROOT) -> Coverage:
-        """Read what `hits` recorded; if a file was recorded more than once, the last record counts. Functions that the
+        """Read what `hits` recorded; if a file was recorded more than once, the last record counts. Blocks that the
         setup of a test runs count for every test of its file. Tests that fail without a mutation are left out, and so
         are those of files that no longer exist below `root`."""
         lines = [line.split("\t") for line in path.read_text().splitlines()]
@@ -53,19 +54,22 @@ class Coverage:
                     shared[value].add(name)
         for test in coverage.failed:
             coverage.seconds.pop(test, None)
-        for function, files in shared.items():
-            coverage.tests[function] |= {test for test in coverage.seconds if test.partition("::")[0] in files}
+        for block, files in shared.items():
+            coverage.tests[block] |= {test for test in coverage.seconds if test.partition("::")[0] in files}
         return coverage
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Return the tests that run a mutant's function, or its module if the mutant is outside of functions.
+        """Return the tests that run a mutant's block; those that run its function if that has changed since it was
+        recorded, and those that run its module if the mutant is outside of functions.
 
         Those in the module's own test file and in the reference come first. The other files contribute their fastest
         test each, then their second fastest, and so on, because tests of one file have much in common.
         """
-        key = f"{mutant.module} {mutant.function}"
-        keys = [key] if key in self.tests else [other for other in self.tests if other.startswith(key)]
-        tests = {test for key in keys for test in self.tests[key]} & self.seconds.keys()
+        key, function = f"{mutant.module} {mutant.block}", mutant.block.rpartition("+")[0]
+        is_recorded = mutant.block and any(other.startswith(f"{mutant.module} {function}+") for other in self.tests)
+        start = f"{mutant.module} {mutant.function}{'@' if mutant.function else ''}"
+        keys = [key] if is_recorded else [other for other in self.tests if other.startswith(start)]
+        tests = {test for key in keys for test in self.tests.get(key, ())} & self.seconds.keys()
         own = (f"tests/unit/test_{mutant.module.rpartition('/')[2]}.py", "tests/reference/")
         order, of_file = [], Counter[str]()
         for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
@@ -99,7 +103,7 @@ def copy_of_package(folder: Path) -> dict[str, str]:
 
 
 def update_record(modules: tuple[str, ...], record: Path) -> None:
-    """Run the test files that are not yet in `record` or have changed, and append which functions they run.
+    """Run the test files that are not yet in `record` or have changed, and append which blocks they run.
 
     They run in an instrumented copy of the package. Tests that fail there (torch cannot compile a recording function)
     run again in a plain copy.
@@ -109,7 +113,7 @@ def update_record(modules: tuple[str, ...], record: Path) -> None:
     changed = [name for name, mark in marks.items() if f"file\t{name}\t{mark}" not in known]
     if not changed:
         return
-    print(f"recording which functions {len(changed)} test files run", flush=True)
+    print(f"recording which blocks {len(changed)} test files run", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         plain, instrumented = copy_of_package(Path(folder, "plain")), copy_of_package(Path(folder, "instrumented"))
         for module in modules:

@@ -4,10 +4,10 @@
     python tests/mutation/run.py train/schedule        # some of them
     python tests/mutation/run.py --sample 0.1          # a tenth of the mutants, always the same tenth
 
-First `record.py` records which tests run which functions. Then each mutant is written into a copy of the package, and
-the tests that run its function run there, the fastest first, until one fails. A test that also fails there without the
-mutation proves nothing and is ignored. `equivalent.txt` lists the mutants that no test could detect, with the reason.
-A mutant is tried again if its function has changed, or if it survived and its tests have changed.
+First `record.py` records which tests run which blocks of statements. Then each mutant is written into a copy of the
+package, and the tests that run its block run there, the fastest first, until one fails. A test that also fails there
+without the mutation proves nothing and is ignored. `equivalent.txt` lists the mutants that no test could detect, with
+the reason. A mutant is tried again if its function has changed, or if it survived and its tests have changed.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def main() -> int:
         parser.error(f"unknown modules: {', '.join(unknown)}; they are {', '.join(MODULES)}")
     arguments.answers.mkdir(parents=True, exist_ok=True)
     excused = equivalent()
-    update_record(MODULES, arguments.answers / "hits")
-    coverage = Coverage.read(arguments.answers / "hits")
+    update_record(MODULES, arguments.answers / "blocks")
+    coverage = Coverage.read(arguments.answers / "blocks")
     answers = Answers(arguments.answers / "answers")
     chosen = choose(arguments.modules, arguments.sample)
     tests = {key: coverage.of(mutant) for key, mutant in chosen.items()}

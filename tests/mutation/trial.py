@@ -71,6 +71,8 @@ class Trial:
 
         The tests of the first file run first, because collecting many files takes longer than most of their tests.
         """
+        if not tests:
+            return False
         first = [test for test in tests if test.partition("::")[0] == tests[0].partition("::")[0]]
         rest = [test for test in tests if test not in set(first)]
         return self._fails(mutant, first) or self._fails(mutant, rest)

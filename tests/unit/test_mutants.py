@@ -70,14 +70,33 @@ def test_mutants_are_valid_and_another_source():
             assert ast.dump(ast.parse(mutant.apply(source))) != tree
 
 
+BRANCHES = """
+def sign(value):
+    if value == 0:
+        return 0
+    elif value > 0:
+        found = 1
+    else:
+        found = -9
+        for _ in range(3):
+            found = max(found, -1)
+    return found
+"""
+
+
 def test_a_recorded_module_does_what_the_module_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CLOZE_HITS", str(tmp_path / "hits"))
     names: dict = {}
-    exec(compile(hits.instrumented("box", SOURCE), "box", "exec"), names)
-    assert names["Box"]().share([1, 4], 2) == 2.0
-    kind, test, function = (tmp_path / "hits").read_text().splitlines()[0].split("\t")
-    assert (kind, function) == ("hit", "box Box.share")
-    assert "test_a_recorded_module_does" in test
+    exec(compile(hits.instrumented("box", BRANCHES), "box", "exec"), names)
+    assert names["sign"](-2) == -1
+    lines = [line.split("\t") for line in (tmp_path / "hits").read_text().splitlines()]
+    assert all(kind == "hit" and "test_a_recorded_module_does" in test for kind, test, _ in lines)
+    run = [block.removeprefix("box ") for _, _, block in lines]
+    by_text = {mutant.text: mutant.block for mutant in mutants_of("box", BRANCHES)}
+    texts = ["if value == 0:", "elif value > 0:", "found = -9", "found = max(found, -1)"]
+    assert run == [by_text[text] for text in texts]
+    assert by_text["return 0"] not in run
+    assert by_text["found = 1"] not in run
 
 
 IMPORTED = """
@@ -115,24 +134,25 @@ def test_a_mutant_is_put_into_functions_that_are_already_imported(before: str, a
         assert (bound(1), box.size) == found
 
 
-RECORD = """\
+(SHARE,) = {one.block for one in mutants_of("box", SOURCE) if one.after == "min(values)"}
+RECORD = f"""\
 file\ttests/a.py\told
 passed\ttests/a.py::gone\t1.0
-hit\ttests/a.py::gone (call)\tbox Box.share
+hit\ttests/a.py::gone (call)\tbox {SHARE}
 file\ttests/a.py\tnew
-hit\ttests/a.py::slow (call)\tbox Box.share
+hit\ttests/a.py::slow (call)\tbox {SHARE}
 passed\ttests/a.py::slow\t2.0
-hit\ttests/a.py::fast (setup)\tbox Box.share
+hit\ttests/a.py::fast (setup)\tbox {SHARE}
 passed\ttests/a.py::fast\t0.5
 file\ttests/b.py\told
 passed\ttests/b.py::removed\t0.2
-hit\ttests/b.py::removed (call)\tbox Box.share
-hit\ttests/a.py::broken (call)\tbox Box.share
+hit\ttests/b.py::removed (call)\tbox {SHARE}
+hit\ttests/a.py::broken (call)\tbox {SHARE}
 failed\ttests/a.py::broken\t0.1
 """
 
 
-def test_a_mutant_is_tried_with_current_and_passing_tests_of_its_function_the_fastest_first(tmp_path: Path):
+def test_a_mutant_is_tried_with_current_and_passing_tests_of_its_block_the_fastest_first(tmp_path: Path):
     (tmp_path / "hits").write_text(RECORD)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "a.py").touch()
@@ -141,6 +161,9 @@ def test_a_mutant_is_tried_with_current_and_passing_tests_of_its_function_the_fa
     assert coverage.of(mutant) == ["tests/a.py::fast", "tests/a.py::slow"]
     (elsewhere,) = [one for one in mutants_of("other", SOURCE) if one.after == "min(values)"]
     assert coverage.of(elsewhere) == []
+    changed = SOURCE.replace("total: int = 4", "total: int = 5")
+    (mutant,) = [one for one in mutants_of("box", changed) if one.after == "min(values)"]
+    assert coverage.of(mutant) == ["tests/a.py::fast", "tests/a.py::slow"], "as its function was not recorded"
 
 
 def test_an_answer_is_kept_until_the_tests_of_a_surviving_mutant_change(tmp_path: Path):
