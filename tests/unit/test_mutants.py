@@ -190,7 +190,7 @@ import queue
 from pathlib import Path
 from mutants import Mutant
 from trial import work_on
-planted = Mutant("train/sums", "", 1, 0, (1, 3), "", "pass", "")  # not valid Python: the import fails
+planted = Mutant("train/sums", "", "", 1, 0, (1, 3), "", "pass", "")  # not valid Python: the import fails
 todo, answers = queue.Queue(), queue.Queue()
 todo.put((0, planted, ["test_it.py::test_broken"], 1.0))
 todo.put((1, planted, ["test_it.py::test_broken", "test_it.py::test_sound"], 1.0))
