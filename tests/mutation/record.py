@@ -28,6 +28,7 @@ class Coverage:
 
     tests: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by "module block"
     seconds: dict[str, float] = field(default_factory=dict)
+    setups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # tests whose setup runs a block
     failed: set[str] = field(default_factory=set)
     marks: dict[str, str] = field(default_factory=dict)  # the digest of each test file when it was recorded
 
@@ -38,7 +39,7 @@ class Coverage:
         are those of files that no longer exist below `root`."""
         lines = [line.split("\t") for line in path.read_text().splitlines()]
         begin = {name: number for number, (kind, name, _) in enumerate(lines) if kind == "file"}
-        coverage, shared = cls(marks={name: value for kind, name, value in lines if kind == "file"}), defaultdict(set)
+        coverage = cls(marks={name: value for kind, name, value in lines if kind == "file"})
         gone = {name for name in coverage.marks if not (root / name).exists()}
         for number, (kind, test, value) in enumerate(lines):
             name = test.partition("::")[0]
@@ -51,34 +52,39 @@ class Coverage:
                 test, _, phase = test.rpartition(" ")
                 coverage.tests[value].add(test)
                 if phase != "(call)":
-                    shared[value].add(name)
+                    coverage.setups[value].add(test)
         for test in coverage.failed:
             coverage.seconds.pop(test, None)
-        for block, files in shared.items():
-            coverage.tests[block] |= {test for test in coverage.seconds if test.partition("::")[0] in files}
+        of_file = defaultdict(set)
+        for test in coverage.seconds:
+            of_file[test.partition("::")[0]].add(test)
+        for block, tests in coverage.setups.items():
+            coverage.tests[block] |= {other for test in tests for other in of_file[test.partition("::")[0]]}
         return coverage
 
     def of(self, mutant: Mutant) -> list[str]:
         """Return the tests that run a mutant's block; those that run its function if that has changed since it was
         recorded, and those that run its module if the mutant is outside of functions.
 
-        Those in the module's own test file and in the reference come first. The other files contribute their fastest
-        test each, then their second fastest, and so on, because tests of one file have much in common.
+        Those in the module's own test file come first. The others are ordered by the seconds that
+        they and the earlier tests of their file take, because tests of one file have much in common; if a fixture runs
+        the block, the test whose setup made it is the first of its file.
         """
         key, function = f"{mutant.module} {mutant.block}", mutant.block.rpartition("+")[0]
         is_recorded = mutant.block and any(other.startswith(f"{mutant.module} {function}+") for other in self.tests)
         start = f"{mutant.module} {mutant.function}{'@' if mutant.function else ''}"
         keys = [key] if is_recorded else [other for other in self.tests if other.startswith(start)]
         tests = {test for key in keys for test in self.tests.get(key, ())} & self.seconds.keys()
-        own = (f"tests/unit/test_{mutant.module.rpartition('/')[2]}.py", "tests/reference/")
+        setups = {test for key in keys for test in self.setups.get(key, ())}
+        own = f"tests/unit/test_{mutant.module.rpartition('/')[2]}.py"
         order, of_file = [], Counter[str]()
-        for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
+        for test in sorted(tests, key=lambda test: (test not in setups, self.seconds[test], test)):
             name = test.partition("::")[0]
-            order.append((not name.startswith(own), of_file[name], self.seconds[test], test))
-            of_file[name] += 1
+            of_file[name] += self.seconds[test] + 0.05
+            order.append((name != own, of_file[name], test))
         total, chosen = 0.0, []
-        for _, _, seconds, test in sorted(order):
-            total += seconds + 0.02
+        for _, _, test in sorted(order):
+            total += self.seconds[test] + 0.02
             if total > SECONDS_PER_MUTANT and chosen:
                 break
             chosen.append(test)

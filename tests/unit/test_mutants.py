@@ -166,6 +166,22 @@ def test_a_mutant_is_tried_with_current_and_passing_tests_of_its_block_the_faste
     assert coverage.of(mutant) == ["tests/a.py::fast", "tests/a.py::slow"], "as its function was not recorded"
 
 
+def test_tests_of_one_file_give_way_to_cheaper_ones_of_others(tmp_path: Path):
+    seconds = {"a.py::one": 1.0, "a.py::two": 1.1, "b.py::one": 3.0, "b.py::two": 0.1, "c.py::one": 1.6}
+    lines = ["file\ta.py\tx", "file\tb.py\tx", "file\tc.py\tx"]
+    for test, value in seconds.items():
+        phase = "(setup)" if test == "b.py::one" else "(call)"
+        lines += [f"passed\t{test}\t{value}", f"hit\t{test} {phase}\tbox {SHARE}"]
+    (tmp_path / "hits").write_text("\n".join(lines))
+    for name in "abc":
+        (tmp_path / f"{name}.py").touch()
+    (mutant,) = [one for one in mutants_of("box", SOURCE) if one.after == "min(values)"]
+    order = ["a.py::one", "c.py::one", "a.py::two", "b.py::one", "b.py::two"]
+    assert Coverage.read(tmp_path / "hits", tmp_path).of(mutant) == order, (
+        "b.py's second test needs the first's fixture"
+    )
+
+
 def test_an_answer_is_kept_until_the_tests_of_a_surviving_mutant_change(tmp_path: Path):
     answers = Answers(tmp_path / "answers")
     answers.add("one", "tests-1", killed=True)
