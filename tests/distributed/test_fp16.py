@@ -66,7 +66,7 @@ def make_engine(accelerator: Any, scale_power: int = 10) -> Any:
     else:
         accelerator.state.deepspeed_plugin.deepspeed_config["fp16"]["initial_scale_power"] = scale_power
     config = TrainConfig(output_dir="", optim="sgd", optim_args="momentum=0.9", weight_decay=0.0)
-    model = make_model()
+    model = make_model().eval()  # as `from_pretrained` returns it
     optimizer, _ = build_optimizer(model, config, offload=False)
     layout = Layout(8, MICRO_STEPS, accelerator.process_index, WORLD)
     return prepare_engine(accelerator, model, optimizer, layout, MAX_NORM)
@@ -103,6 +103,7 @@ def record(name: str, folder: Path) -> None:
 
     accelerator = join(name)
     engine = make_engine(accelerator)
+    assert engine.module.training
     steps = []
     for step in range(len(SIZES)):
         norm, skipped = take_step(engine, step)

@@ -38,7 +38,8 @@ OPERATORS = {
 SWAPPED_NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "ceil": "floor", "floor": "ceil"}
 DROPPED_CALLS = ("sorted", "abs", "reversed")  # f(x) becomes x
 DROPPED_METHODS = ("float", "double", "clone", "detach", "contiguous", "abs", "long", "int", "bool")  # x.f() becomes x
-IRRELEVANT_KEYWORDS = ("non_blocking", "hint", "where", "flush", "exist_ok")  # words and speed
+# Words, speed, and what a machine without a GPU cannot notice.
+IRRELEVANT_KEYWORDS = ("hint", "where", "flush", "exist_ok", "non_blocking", "device", "pin_memory")
 MESSAGES = ("say", "warn", "complain", "show", "print", "isinstance", "TypeVar", "NewType", "cast")
 
 

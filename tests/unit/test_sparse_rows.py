@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +111,23 @@ def test_a_check_keeps_the_mode_of_the_model_and_skips_a_dense_head(training: bo
     head.sparse = False
     check_head(head, model, {}, "no")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: rows[:3], r"logits of shape \(3, 20\) for \(32, 20\)"),
+        (lambda rows: rows.flip(0), "logits differ by"),
+        (lambda rows: rows[99], "IndexError"),
+    ],
+)
+def test_a_head_that_mixes_up_rows_is_used_on_all_of_them(change: Any, says: str, monkeypatch, capsys):
+    model, (ids, _) = tiny().eval(), batch([])
+    head, logits = MaskedHead(model), MaskedHead.logits
+    monkeypatch.setattr(head, "logits", lambda *given: change(logits(head, *given)))
+    check_head(head, model, {"input_ids": ids}, "no")
+    assert not head.sparse
+    assert re.search(says, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("masked", [1, 2, 7, 8, 9, 16, 17, 24])
