@@ -104,6 +104,9 @@ def record(name: str, folder: Path) -> None:
     accelerator = join(name)
     engine = make_engine(accelerator)
     assert engine.module.training
+    exact = dict(make_model().named_parameters())
+    for (parameter, _, offset), values in held(engine).items():
+        assert torch.equal(values, exact[parameter].reshape(-1)[offset : offset + len(values)])  # not rounded to fp16
     steps = []
     for step in range(len(SIZES)):
         norm, skipped = take_step(engine, step)

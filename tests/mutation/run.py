@@ -70,7 +70,7 @@ def equivalent() -> dict[str, str]:
     found = {}
     for line in (HERE / "equivalent.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            name, separator, reason = line.partition("  # ")
+            name, separator, reason = line.rpartition("  # ")
             if not separator:
                 raise SystemExit(f"equivalent.txt: this line has no '  # reason': {line}")
             found[name] = reason

@@ -51,6 +51,10 @@ def test_the_batch_grows_in_a_line_and_steps_follow_each_other(full: int, start:
         assert needed == 0 or sizes.samples_before(needed - 1) < total
 
 
+def test_without_steps_of_growth_the_first_size_is_unused():
+    assert [BatchSizes(full=8, start=9).size(step) for step in range(3)] == [8, 8, 8]
+
+
 def test_a_run_of_any_length_is_a_matter_of_arithmetic():
     sizes = BatchSizes(full=10**6, start=1, warmup_steps=10**9)
     assert sizes.samples_before(10**9 + 7) - sizes.samples_before(10**9) == 7 * 10**6

@@ -37,6 +37,12 @@ def make(model_type: str, attention: str | None = "sdpa", **more: int):
     return model.eval()
 
 
+@pytest.mark.parametrize("pad", [0, 7])
+def test_the_check_of_masks_uses_no_padding(pad: int):
+    """With 8 tokens, every eighth token of the check would be padding, which has no position in RoBERTa."""
+    assert document_attention(make("roberta", vocab_size=8, pad_token_id=pad), 64, 8).form == "boolean"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", ["roberta", "bert", "electra", "modernbert", "albert", "xlm-roberta"])

@@ -173,6 +173,10 @@ def test_the_loss_is_checked_on_no_more_tokens_than_the_model_has_positions(posi
     assert sparse_head(model) is model
 
 
+def test_the_loss_of_a_model_without_padding_is_checked():
+    assert sparse_head(tiny(pad_token_id=None)).training
+
+
 def test_a_forward_pass_with_labels_that_fails_leaves_no_rows_for_the_next():
     model, (ids, labels) = sparse_head(tiny().train()), batch([3])
     with pytest.raises(IndexError):

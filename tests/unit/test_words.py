@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import sys
@@ -127,6 +128,15 @@ def test_words_of_real_threads_begin_where_the_real_tokenizers_have_them_begin(s
     same, total = agreement(tokenizer, [*ODD, *texts])
     assert same / total > (0.95 if name == "roberta-base" else 0.9999)
     figure(f"{name}: share of tokens of odd texts whose word start is not the tokenizer's", 1 - same / total)
+
+
+def test_an_added_token_with_characters_of_the_byte_alphabet_is_no_sequence_of_bytes(trained):
+    tokenizer = copy.deepcopy(trained["byte-level BPE"])
+    tokenizer.add_tokens(["é two", "日x"])
+    ids = tokenizer("one é two three日x", add_special_tokens=False)["input_ids"]
+    names, starts = tokenizer.convert_ids_to_tokens(ids), words_of(tokenizer).starts(np.array([ids]))[0]
+    assert {"é two", "日x"} <= set(names)
+    assert all(starts[names.index(name)] for name in ("é two", "日x"))
 
 
 def test_special_tokens_are_words_and_begin_one(trained):

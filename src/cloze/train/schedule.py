@@ -99,12 +99,12 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(functions))}"
         raise ConfigError(f"no schedule {name!r}", where="--lr_scheduler_type", hint=hint)
     known = inspect.signature(functions[name]).parameters
-    taken = sorted((set(known) - _GIVEN) | ({"num_stable_steps"} if name == WSD else set()))
+    taken = sorted(set(known) - _GIVEN)
     for key, value in arguments.items():
         if key not in taken:
             hint = f"it has {', '.join(taken)}" if taken else "leave them out"
             raise ConfigError(f"{name} has no argument {key!r}", where="--lr_scheduler_kwargs", hint=hint)
-        of = type(known[key].default) if key in known else float
+        of = type(known[key].default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if of in (int, float) and not is_number:
             raise ConfigError(f"{key} must be a finite number, not {value!r}", where="--lr_scheduler_kwargs")
