@@ -174,6 +174,13 @@ def test_steps_that_an_earlier_run_left_out_are_forgotten_by_a_new_run(tmp_path)
     assert not file.exists()
 
 
+@pytest.mark.parametrize("text", ["[0, -1]", "[1.0]", '["1"]', "{}", "[0"])
+def test_a_file_that_is_no_list_of_steps_is_refused(tmp_path, text: str):
+    (tmp_path / "left_out.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"left_out\.json: "):
+        steps_to_leave_out(tmp_path, tmp_path / "checkpoint-3")
+
+
 def only_rank_0_sees_files() -> None:
     """To be called in a rank: another rank's cache of the shared disk does not show left_out.json."""
     from cloze.train import nonfinite

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 from types import CodeType, FunctionType
 
 from mutants import Mutant
+
+CACHE = type(functools.cache(len))
 
 
 def function_of(mutant: Mutant, source: str) -> ast.FunctionDef | None:
@@ -31,7 +34,7 @@ def function_of(mutant: Mutant, source: str) -> ast.FunctionDef | None:
 def replace(mutant: Mutant, source: str) -> bool:
     """Replace the code of every function object that a mutant changes; return whether one was found.
 
-    `source`: the source of the mutant's module without the mutation.
+    `source`: the source of the mutant's module without the mutation. Cached results are forgotten.
     """
     function = function_of(mutant, source)
     assert function is not None
@@ -39,6 +42,9 @@ def replace(mutant: Mutant, source: str) -> bool:
     functions = [one for one in gc.get_objects() if type(one) is FunctionType and one.__code__ == old]
     for one in functions:
         one.__code__ = new
+    for one in gc.get_objects():
+        if type(one) is CACHE and (one.__module__ or "").startswith("cloze"):
+            one.cache_clear()
     return bool(functions)
 
 

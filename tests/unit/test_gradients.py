@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from cloze.config import TrainConfig
-from cloze.train.engine import Engine, loss_scale_state, restore_loss_scale
+from cloze.train.engine import Engine, loss_scale_state, restore_loss_scale, uses_offload
 from cloze.train.gradients import gradient_norm, sum_of_squares, use_exact_norms
 from cloze.train.optim import build_optimizer
 
@@ -98,6 +98,7 @@ def engine_of(optim: str, arguments: str | None) -> Engine:
     config = TrainConfig(dataset_name="", output_dir="", optim=optim, optim_args=arguments, weight_decay=0.1)
     optimizer, _ = build_optimizer(model, config, offload=False)
     accelerator = Accelerator(cpu=True)
+    assert not uses_offload(accelerator)
     return Engine(accelerator, model, optimizer, 1.0)
 
 

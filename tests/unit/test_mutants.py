@@ -100,8 +100,11 @@ def test_a_recorded_module_does_what_the_module_does(tmp_path: Path, monkeypatch
 
 
 IMPORTED = """
-from functools import cached_property
+from functools import cache, cached_property
 LIMIT = 3
+@cache
+def area():
+    return 3 * 7
 def bound(value=4):
     def inner(other):
         return other + 1
@@ -116,22 +119,24 @@ class Box:
 @pytest.mark.parametrize(
     ("before", "after", "found"),
     [
-        ("other + 1", "other - 1", (0, 10)),
-        ("2 * 5", "2 / 5", (2, 0.4)),
+        ("other + 1", "other - 1", (0, 10, 21)),
+        ("2 * 5", "2 / 5", (2, 0.4, 21)),
+        ("3 * 7", "3 / 7", (2, 10, 3 / 7)),
         ("LIMIT = 3", "", None),
         ("value=4", "", None),
     ],
 )
 def test_a_mutant_is_put_into_functions_that_are_already_imported(before: str, after: str, found: tuple | None):
-    names: dict = {}
+    names: dict = {"__name__": "cloze.box"}
     exec(compile(IMPORTED, "elsewhere", "exec"), names)
-    bound, box = names["bound"], names["Box"]()  # as if another module had imported them
+    bound, box, area = names["bound"], names["Box"](), names["area"]  # as if another module had imported them
+    assert area() == 21  # is cached
     mutants = [one for one in mutants_of("box", IMPORTED) if before in one.text and (not after or one.after == after)]
     if found is None:
         assert {function_of(one, IMPORTED) for one in mutants} == {None}
     else:
         assert replace(mutants[0], IMPORTED)
-        assert (bound(1), box.size) == found
+        assert (bound(1), box.size, area()) == found
 
 
 (SHARE,) = {one.block for one in mutants_of("box", SOURCE) if one.after == "min(values)"}

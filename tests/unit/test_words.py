@@ -108,7 +108,17 @@ def test_words_of_odd_texts_begin_there_too(trained, kind, figure):
 
 
 def test_white_space_and_contractions_are_cut_as_the_regular_expression_of_gpt_2_has_it(trained):
-    texts = [ODD[0], "a\n\nb \n c\t d  \n", "end \n\n", CONTRACTED[0], "it'sabc we'llama", "12ab34 a1.b"]
+    texts = [
+        ODD[0],
+        "a\n\nb",
+        "a   b",
+        "a\t\tb",
+        "a\n\nb \n c\t d  \n",
+        "end \n\n",
+        CONTRACTED[0],
+        "it'sabc we'llama",
+        "12ab34 a1.b",
+    ]
     for text in texts:
         same, total = agreement(trained["byte-level BPE"], [text])
         assert same == total, text

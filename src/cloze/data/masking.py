@@ -218,8 +218,6 @@ def span_variance(rate: float) -> float:
     Two words at a distance d are both in no span with the probability that the later one is in none, times the product
     over k < d of 1 - q * P(more than k): a span from before reaches the later one only through the earlier one.
     """
-    if rate >= 1.0:
-        return 1.0
     begins, free, total = float(span_rate(np.array([rate]))[0]), 1.0, 1.0
     for longer in LONGER[:-1]:
         free *= 1 - begins * longer
