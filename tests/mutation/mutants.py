@@ -76,16 +76,19 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
     tree, content, starts, lines = ast.parse(source), source.encode(), _line_starts(source), source.splitlines()
     found: dict[tuple[int, int, str, str], Mutant] = {}
     blocks = {name: blocks_of(name, function, source) for name, function in functions_of(source)}
-    for function, node, condition in _nodes(tree, ""):
+    for function, node, parent in _nodes(tree, ""):
         if not hasattr(node, "end_lineno"):
             continue
         before = content[starts[node.lineno - 1] + node.col_offset : starts[node.end_lineno - 1] + node.end_col_offset]
-        for changed in _changes(node, condition):
+        for changed in _changes(node, type(parent).__name__ if parent else ""):
+            # A condition that is never true changes what a test does only if the test runs what it guards.
+            never = parent is not None and isinstance(changed, ast.Constant) and changed.value is False
+            line = parent.body[0].lineno if never and isinstance(parent, ast.If | ast.While) else node.lineno
             after = "pass" if isinstance(changed, ast.Pass) else ast.unparse(changed)
             mutant = Mutant(
                 module,
                 function,
-                _block_at(node.lineno, blocks.get(function, {})),
+                _block_at(line, blocks.get(function, {})),
                 node.lineno,
                 node.col_offset,
                 (node.end_lineno, node.end_col_offset),
@@ -142,8 +145,8 @@ def _block_at(line: int, blocks: dict[str, list[ast.stmt]]) -> str:
     return max(found, key=lambda name: blocks[name][0].lineno, default="")
 
 
-def _nodes(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST, str]]:
-    """Yield each node that may change, its function, and the kind of statement that it is the condition of, or "".
+def _nodes(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST, ast.AST | None]]:
+    """Yield the function of each node that may change, the node, and what it is the condition of, or None.
 
     Annotations, messages and errors are left out.
     """
@@ -157,7 +160,7 @@ def _nodes(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST, str]]:
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
                 inside = f"{function}.{child.name}".lstrip(".")
             elif not isinstance(child, (ast.expr_context, ast.operator, ast.cmpop, ast.arguments)):
-                yield function, child, type(node).__name__ if name in ("test", "ifs") else ""
+                yield function, child, node if name in ("test", "ifs") else None
             yield from _nodes(child, inside)
 
 

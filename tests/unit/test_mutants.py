@@ -92,11 +92,14 @@ def test_a_recorded_module_does_what_the_module_does(tmp_path: Path, monkeypatch
     lines = [line.split("\t") for line in (tmp_path / "hits").read_text().splitlines()]
     assert all(kind == "hit" and "test_a_recorded_module_does" in test for kind, test, _ in lines)
     run = [block.removeprefix("box ") for _, _, block in lines]
-    by_text = {mutant.text: mutant.block for mutant in mutants_of("box", BRANCHES)}
+    mutants = mutants_of("box", BRANCHES)
+    never = [mutant.block for mutant in mutants if mutant.after == "False"]
+    by_text = {mutant.text: mutant.block for mutant in mutants if mutant.after != "False"}
     texts = ["if value == 0:", "elif value > 0:", "found = -9", "found = max(found, -1)"]
     assert run == [by_text[text] for text in texts]
     assert by_text["return 0"] not in run
     assert by_text["found = 1"] not in run
+    assert never == [by_text["return 0"], by_text["found = 1"]]
 
 
 IMPORTED = """

@@ -95,15 +95,16 @@ def fragments(module: torch.nn.Module, optimizer: Any, rank: int) -> list[Fragme
 
 
 def _locate(parameter: Any, zero: Any, rank: int) -> tuple[int, int, torch.Tensor, int] | None:
-    """(offset in the parameter, length, owner, start in the owner), None where this rank holds nothing of it."""
+    """Return (offset in the parameter, length, owner, start in the owner) of what this rank holds; None, or a length
+    below 1, if it holds nothing."""
     if isinstance(parameter, DTensor):
         offset, length = own_rows(parameter)
-        return (offset, length, parameter, 0) if length else None
+        return offset, length, parameter, 0
     if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter is cut into equal pieces, the last ones padded
         group, start, piece = zero.grad_position[zero.get_param_id(parameter)]
         offset = rank * parameter.ds_tensor.ds_numel
         length = min(piece, parameter.ds_numel - offset)
-        return (offset, length, zero.fp32_partitioned_groups_flat[group], start) if length > 0 else None
+        return offset, length, zero.fp32_partitioned_groups_flat[group], start
     if hasattr(parameter, "_hp_mapping"):  # ZeRO-1/2, and ZeRO-1 in bf16 (DeepSpeed's BF16_Optimizer)
         mapping = parameter._hp_mapping
         if mapping is None:
