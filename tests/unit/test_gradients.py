@@ -51,6 +51,10 @@ def test_the_sum_of_squares_is_right_for_parts_of_any_size_around_rows_of_1024(s
     assert float(sum_of_squares([values[0]])) == pytest.approx(values[0].item() ** 2, rel=3e-7)
 
 
+def test_the_sum_of_squares_of_fp64_values_is_not_that_of_rounded_ones():
+    assert float(sum_of_squares([torch.tensor([1e100, 3.0], dtype=torch.float64)])) == pytest.approx(1e200)
+
+
 def test_a_parameter_without_a_gradient_does_not_count_in_the_norm():
     parameters = [torch.nn.Parameter(torch.ones(3)), *with_gradients(torch.tensor([3.0]), torch.tensor(4.0))]
     norm = gradient_norm(parameters, divided=False)

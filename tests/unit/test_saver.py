@@ -14,9 +14,9 @@ import cloze.train.checkpoint as checkpoint_module
 from cloze.errors import CheckpointError, DiskError
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import MANIFEST, Position, find_checkpoint, list_checkpoints, read_manifest
-from cloze.train.restore import PieceReader
+from cloze.train.restore import PieceReader, load_state
 from cloze.train.snapshot import Training
-from cloze.train.state import EMA, Fragment, create_state
+from cloze.train.state import EMA, Fragment, create_state, fragments
 
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
 EXTRA = {"run": {}, "config": {}, "precision": "no"}
@@ -104,6 +104,18 @@ def test_a_save_that_fails_is_an_error_and_leaves_nothing(
         saver.wait()
 
 
+def test_a_tensor_that_is_stored_but_not_loaded_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    training = make_training()
+    take_step(training)
+    saver = CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False)
+    checkpoint = save(saver, tmp_path, 1)
+    with PieceReader(checkpoint, read_manifest(checkpoint)) as pieces:
+        load_state(make_training(), pieces)
+        monkeypatch.setattr(pieces, "keys", lambda name: ["exp_avg"])
+        with pytest.raises(CheckpointError, match=r"\(2 tensors, bias:exp_avg_sq first\)"):
+            load_state(make_training(), pieces)
+
+
 def test_a_save_deletes_checkpoints_beyond_the_newest(tmp_path: Path):
     saver = CheckpointSaver(make_training(), lambda folder: folder.mkdir(), in_background=False)
     for step in (1, 2, 3):
@@ -122,6 +134,22 @@ def test_without_an_undamaged_checkpoint_there_is_none_or_an_error(tmp_path: Pat
             assert find_checkpoint(tmp_path) == folders[0]
     with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         find_checkpoint(tmp_path)
+
+
+def test_a_fragment_knows_the_files_of_its_own_offloaded_weights():
+    """With DeepSpeed's attributes: fp32 copies of whole parameters, and records of files by the copies' ds_id."""
+    module = torch.nn.Linear(3, 2).bfloat16()
+    copies = [parameter.detach().float() for parameter in module.parameters()]
+    for number, copy in enumerate(copies):
+        copy.ds_id = 10 + number
+    zero = SimpleNamespace(
+        fp16_groups=[list(module.parameters())],
+        fp32_groups=[copies],
+        optimizer_swapper=SimpleNamespace(swap_params_info={10: "files of weight", 11: "files of bias"}),
+    )
+    found = fragments(module, zero, rank=0)
+    assert [(one.name, one.swap) for one in found] == [("weight", "files of weight"), ("bias", "files of bias")]
+    assert all(one.owner is copy for one, copy in zip(found, copies, strict=True))
 
 
 def test_the_average_of_offloaded_weights_is_a_file_beside_them_and_moments_are_deepspeeds(tmp_path: Path):
