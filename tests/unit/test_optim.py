@@ -193,6 +193,8 @@ def test_stable_adamw_is_adamw_until_a_gradient_is_larger_than_those_before():
         ({"optim": "sgd", "optim_args": "momentum=nan"}, "momentum must be at least 0 and below 1, not nan"),
         ({"optim": "sgd", "optim_args": "momentum=0.9,nesterov=maybe"}, "nesterov must be true or false, not 'maybe'"),
         ({"optim": "rmsprop", "optim_args": "eps=0"}, "eps must be at least 1e-30 and at most 1, not 0"),
+        ({"optim": "sgd", "optim_args": "momentum"}, "cannot read 'momentum'"),
+        ({"optim": "sgd", "optim_args": "0=1"}, "cannot read '0=1'"),
         ({"optim": "sgd", "optim_args": "momentum=["}, "--optim_args: not YAML"),
         ({"optim": "sgd", "optim_args": "momentum=!!python/name:os.system"}, "uses the tag"),
         ({"optim": "sgd", "optim_args": "momentum=-1"}, "momentum must be at least 0 and below 1, not -1"),

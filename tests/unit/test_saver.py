@@ -116,6 +116,14 @@ def test_a_tensor_that_is_stored_but_not_loaded_is_an_error(tmp_path: Path, monk
             load_state(make_training(), pieces)
 
 
+def test_a_save_that_takes_long_shows_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    training, beats = make_training(), []
+    take_step(training)
+    monkeypatch.setattr(checkpoint_module, "beat", lambda: beats.append(1))
+    save(CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False), tmp_path, 1)
+    assert len(beats) == 2 * len(KEYS)  # once for each tensor
+
+
 def test_a_save_deletes_checkpoints_beyond_the_newest(tmp_path: Path):
     saver = CheckpointSaver(make_training(), lambda folder: folder.mkdir(), in_background=False)
     for step in (1, 2, 3):
