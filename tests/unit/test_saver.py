@@ -14,6 +14,7 @@ import cloze.train.checkpoint as checkpoint_module
 from cloze.errors import CheckpointError, DiskError
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import MANIFEST, Position, find_checkpoint, list_checkpoints, read_manifest
+from cloze.train.ema import _weights
 from cloze.train.restore import PieceReader, load_state
 from cloze.train.snapshot import Training
 from cloze.train.state import EMA, Fragment, create_state, fragments
@@ -158,6 +159,15 @@ def test_a_fragment_knows_the_files_of_its_own_offloaded_weights():
     found = fragments(module, zero, rank=0)
     assert [(one.name, one.swap) for one in found] == [("weight", "files of weight"), ("bias", "files of bias")]
     assert all(one.owner is copy for one, copy in zip(found, copies, strict=True))
+
+
+def test_an_average_is_updated_with_the_weights_in_their_file(tmp_path: Path):
+    owner, values = torch.zeros(0), torch.tensor([1.0, -2.0, 3.0])
+    (tmp_path / "weight").write_bytes(values.numpy().tobytes())
+    files = [SimpleNamespace(compute_tensor=owner, swap_path=str(tmp_path / "weight"))]
+    swap = SimpleNamespace(numel=lambda: 3, dtype=lambda: torch.float32, tensors=files)
+    assert torch.equal(_weights(owner, swap), values)
+    assert torch.equal(_weights(values, None), values)
 
 
 def test_the_average_of_offloaded_weights_is_a_file_beside_them_and_moments_are_deepspeeds(tmp_path: Path):

@@ -109,6 +109,7 @@ def test_words_of_odd_texts_begin_there_too(trained, kind, figure):
 
 def test_white_space_and_contractions_are_cut_as_the_regular_expression_of_gpt_2_has_it(trained):
     texts = [
+        "ab\U00100000\U0010fffd cd",
         ODD[0],
         "a\n\nb",
         "a   b",
