@@ -164,6 +164,9 @@ def test_spans_that_overlap_are_told_apart_in_one_way():
     assert (span[0, 2:9] - (MAX_SPAN - 1)).tolist() == [2, 2, 2, 5, 5, 5, 5]
     drawn[0, 3] = limits[0, MAX_SPAN - 1] - np.uint64(1)  # six words before the block, ten words long
     covered, _ = choose_spans(np.ones((1, 14), bool), drawn, limits)
+    for shape in ((0, 14), (1, 0)):
+        none, span = choose_spans(np.ones(shape, bool), drawn[: shape[0]], limits)
+        assert none.shape == span.shape == shape
     assert np.flatnonzero(covered[0]).tolist() == list(range(9))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import cloze.train.checkpoint as checkpoint_module
+from cloze.consolidate.stored import own_source
 from cloze.errors import CheckpointError, DiskError
 from cloze.train.checkpoint import CheckpointSaver
 from cloze.train.checkpoint_files import MANIFEST, Position, find_checkpoint, list_checkpoints, read_manifest
@@ -123,6 +125,17 @@ def test_a_save_that_takes_long_shows_that_it_is_alive(tmp_path: Path, monkeypat
     monkeypatch.setattr(checkpoint_module, "beat", lambda: beats.append(1))
     save(CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False), tmp_path, 1)
     assert len(beats) == 2 * len(KEYS)  # once for each tensor
+
+
+def test_checkpoints_of_models_of_other_shapes_are_not_averaged(tmp_path: Path):
+    folders = []
+    for step, features in ((1, 4), (2, 2)):
+        module = torch.nn.Linear(3, features)
+        training = Training(module, torch.optim.AdamW(module.parameters()), [["weight", "bias"]], 0, 1)
+        saver = CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False)
+        folders.append(save(saver, tmp_path, step))
+    with ExitStack() as stack, pytest.raises(CheckpointError, match="has other parameters than checkpoint-2"):
+        own_source(folders, stack)
 
 
 def test_a_save_deletes_checkpoints_beyond_the_newest(tmp_path: Path):
