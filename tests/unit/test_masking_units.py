@@ -164,10 +164,14 @@ def test_spans_that_overlap_are_told_apart_in_one_way():
     assert (span[0, 2:9] - (MAX_SPAN - 1)).tolist() == [2, 2, 2, 5, 5, 5, 5]
     drawn[0, 3] = limits[0, MAX_SPAN - 1] - np.uint64(1)  # six words before the block, ten words long
     covered, _ = choose_spans(np.ones((1, 14), bool), drawn, limits)
-    for shape in ((0, 14), (1, 0)):
-        none, span = choose_spans(np.ones(shape, bool), drawn[: shape[0]], limits)
-        assert none.shape == span.shape == shape
     assert np.flatnonzero(covered[0]).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("shape", [(0, 14), (1, 0), (0, 0)])
+def test_without_tokens_there_are_no_spans(shape: tuple[int, int]):
+    drawn = np.zeros((shape[0], shape[1] + MAX_SPAN - 1), np.uint64)
+    covered, span = choose_spans(np.ones(shape, bool), drawn, np.ones((1, MAX_SPAN), np.uint64))
+    assert covered.shape == span.shape == shape
 
 
 @pytest.mark.parametrize("rate", [1e-6, 0.01, 0.15, 0.5, 0.9, 0.999, 1.0])

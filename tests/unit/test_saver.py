@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cloze.train.checkpoint as checkpoint_module
+import cloze.train.restore as restore_module
 from cloze.consolidate.stored import own_source
 from cloze.errors import CheckpointError, DiskError
 from cloze.train.checkpoint import CheckpointSaver
@@ -19,7 +20,7 @@ from cloze.train.checkpoint_files import MANIFEST, Position, find_checkpoint, li
 from cloze.train.ema import _weights
 from cloze.train.restore import PieceReader, load_state
 from cloze.train.snapshot import Training
-from cloze.train.state import EMA, Fragment, create_state, fragments
+from cloze.train.state import EMA, Fragment, buffers, create_state, fragments
 
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
 EXTRA = {"run": {}, "config": {}, "precision": "no"}
@@ -119,12 +120,22 @@ def test_a_tensor_that_is_stored_but_not_loaded_is_an_error(tmp_path: Path, monk
             load_state(make_training(), pieces)
 
 
-def test_a_save_that_takes_long_shows_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_saving_and_loading_show_that_they_are_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     training, beats = make_training(), []
     take_step(training)
     monkeypatch.setattr(checkpoint_module, "beat", lambda: beats.append(1))
-    save(CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False), tmp_path, 1)
+    monkeypatch.setattr(restore_module, "beat", lambda: beats.append(1))
+    checkpoint = save(CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False), tmp_path, 1)
     assert len(beats) == 2 * len(KEYS)  # once for each tensor
+    with PieceReader(checkpoint, read_manifest(checkpoint)) as pieces:
+        load_state(make_training(), pieces)
+    assert len(beats) == 2 * len(KEYS) + 2 + 2  # once for each fragment and each parameter
+
+
+def test_a_buffer_of_a_module_used_twice_is_stored_once():
+    shared = torch.nn.BatchNorm1d(2, affine=False)
+    names = [name for name, _ in buffers(torch.nn.ModuleDict({"one": shared, "other": shared}))]
+    assert names == ["one.running_mean", "one.running_var", "one.num_batches_tracked"]
 
 
 def test_checkpoints_of_models_of_other_shapes_are_not_averaged(tmp_path: Path):
