@@ -59,8 +59,9 @@ def test_every_engine_consolidates_to_the_training_models_answers(prepared: Path
     assert sorted(path.name for path in folder.iterdir() if "tmp" in path.name or "new" in path.name) == []
 
 
-def test_bf16_training_gives_fp32_weights(prepared: Path, tmp_path: Path):
-    folder = trained(prepared, tmp_path, "zero2", "--bf16")
+@pytest.mark.parametrize("engine", ["zero0", "zero1", "zero2"])  # three classes of DeepSpeed's
+def test_bf16_training_gives_fp32_weights(prepared: Path, tmp_path: Path, engine: str):
+    folder = trained(prepared, tmp_path, engine, "--bf16")
     consolidate(folder / "checkpoint-2", folder / "model", 10**9)
     weights = load_file(folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}

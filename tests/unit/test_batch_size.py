@@ -51,6 +51,14 @@ def test_the_batch_grows_in_a_line_and_steps_follow_each_other(full: int, start:
         assert needed == 0 or sizes.samples_before(needed - 1) < total
 
 
+def test_a_step_of_the_full_size_takes_all_micro_steps():
+    """Also if fewer would do; only a growing batch takes fewer."""
+    fixed = Layout(per_device=2, accumulation=3, rank=0, world_size=1, size=2)
+    growing = Layout(per_device=2, accumulation=3, rank=0, world_size=1, size=6, warmup_start=2, warmup_steps=2)
+    assert [fixed.micro_steps(step) for step in range(3)] == [3, 3, 3]
+    assert [growing.micro_steps(step) for step in range(3)] == [1, 2, 3]
+
+
 def test_without_steps_of_growth_the_first_size_is_unused():
     assert [BatchSizes(full=8, start=9).size(step) for step in range(3)] == [8, 8, 8]
 

@@ -27,7 +27,7 @@ from cloze.data.backend import NASTY_TEXTS
 from cloze.data.shards import open_prepared
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.train_tokenizer import SPECIAL_TOKENS, as_roberta
-from cloze.data.words import LONG_WORD, SPACELESS, Words, mean_word_length, words_of
+from cloze.data.words import LONG_WORD, SPACELESS, Words, _byte_level, mean_word_length, words_of
 from cloze.errors import ConfigError
 from cloze.sample import write_corpus
 from cloze.train.data import TrainData, words_for
@@ -148,6 +148,11 @@ def test_an_added_token_with_characters_of_the_byte_alphabet_is_no_sequence_of_b
     names, starts = tokenizer.convert_ids_to_tokens(ids), words_of(tokenizer).starts(np.array([ids]))[0]
     assert {"é two", "日x"} <= set(names)
     assert all(starts[names.index(name)] for name in ("é two", "日x"))
+
+
+def test_a_number_without_a_token_says_nothing_of_words():
+    edges = _byte_level(["", "a", "Ġb"])
+    assert (edges.begins.tolist(), edges.ends.any(), edges.lone.any()) == ([False, False, True], False, False)
 
 
 def test_special_tokens_are_words_and_begin_one(trained):
