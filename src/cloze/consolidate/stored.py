@@ -240,7 +240,8 @@ def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -
     with _computing(model):
         loss = probe_loss(model, probes[-1])
     # A moving average is behind the weights: early in a run it may know no more than to guess among all tokens.
-    worst = largest([*theirs, 0.0 if key == WEIGHT else math.log(probes[-1]["logits"].shape[-1])])
+    guessing = [] if key == WEIGHT else [math.log(probes[-1]["logits"].shape[-1])]
+    worst = largest([*theirs, *guessing])
     if not within(loss, worst + WORSE_NATS):
         raise CheckpointError(
             f"the average answers the stored batch with a loss of {loss:.4f}, where {worst:.4f} was expected at most",
