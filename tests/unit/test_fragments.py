@@ -111,6 +111,8 @@ def test_a_number_in_optimizer_state_is_not_taken_for_a_tensor_whatever_the_para
     )
     for fragment in held:
         assert tensor_keys(fragment, optimizer.state) == keys[optimizer_class.__name__]
+        more = {"other": torch.ones(7, 7), "text": "value", **optimizer.state[fragment.owner]}
+        assert tensor_keys(fragment, {fragment.owner: more}) == keys[optimizer_class.__name__]
         assert scalars(fragment.owner, optimizer.state) == numbers
         create_state(other, fragment, tensor_keys(fragment, optimizer.state), numbers)
         made = other.state[fragment.owner]

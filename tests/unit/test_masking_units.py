@@ -167,6 +167,14 @@ def test_spans_that_overlap_are_told_apart_in_one_way():
     assert np.flatnonzero(covered[0]).tolist() == list(range(9))
 
 
+def test_a_word_whose_draw_is_the_limit_begins_no_span():
+    limits = np.array([[8] + [0] * (MAX_SPAN - 1)], np.uint64)
+    drawn = np.full((1, 3 + MAX_SPAN - 1), 2**64 - 1, np.uint64)
+    drawn[0, MAX_SPAN - 1 :] = 8, 7, 9
+    covered, _ = choose_spans(np.ones((1, 3), bool), drawn, limits)
+    assert covered.tolist() == [[False, True, False]]
+
+
 @pytest.mark.parametrize("shape", [(0, 14), (1, 0), (0, 0)])
 def test_without_tokens_there_are_no_spans(shape: tuple[int, int]):
     drawn = np.zeros((shape[0], shape[1] + MAX_SPAN - 1), np.uint64)

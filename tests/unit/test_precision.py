@@ -13,6 +13,7 @@ from cloze.config import TrainConfig
 from cloze.distributed import make_deepspeed_plugin
 from cloze.errors import ConfigError
 from cloze.model.archs import NO_BF16
+from cloze.train import precision as precision_module
 from cloze.train.deepspeed_file import engine_settings
 from cloze.train.precision import choose_precision, left_by_deepspeed, precision_here
 
@@ -75,6 +76,13 @@ def test_precision_is_a_function_of_flags_launcher_machine_and_model(
     flags: dict, launcher: str | None, capability: tuple | None, model_type: str, settings: dict, expected: str
 ):
     assert chosen(flags, launcher, capability, model_type, settings) == expected
+
+
+def test_a_precision_that_depends_on_the_architecture_counts_as_none(monkeypatch: pytest.MonkeyPatch):
+    for special, expected in (("no", "no"), ("fp16", "no"), ("bf16", "bf16")):
+        of_model = lambda config, model_type, special=special: (special if model_type else "bf16", "")  # noqa: E731
+        monkeypatch.setattr(precision_module, "precision_here", of_model)
+        assert precision_module.precision_of_any_model(TrainConfig(output_dir="out")) == expected
 
 
 def test_a_launchers_precision_that_the_deepspeed_file_excludes_is_mentioned():

@@ -111,6 +111,9 @@ def test_a_step_that_was_stored_as_a_tensor_is_a_number(saved, tmp_path):
     manifest["pieces"].append({"name": "scalar", "key": "step", "offset": 0, "length": 1, "file": file, "sum": 1})
     old = tmp_path / "old"
     shutil.copytree(folder, old)
+    save_file({**load_file(folder / file), "scalar:step": torch.tensor([5.0])}, old / file)
+    with PieceReader(old, manifest) as pieces:
+        assert pieces.numbers("scalar") == {"step": 5.0}  # not that of other parameters
     save_file({**load_file(folder / file), "scalar:step": torch.tensor([2.0])}, old / file)
     held = training()
     with PieceReader(old, manifest) as pieces:

@@ -27,7 +27,17 @@ from cloze.data.backend import NASTY_TEXTS
 from cloze.data.shards import open_prepared
 from cloze.data.tokenize import load_tokenizer
 from cloze.data.train_tokenizer import SPECIAL_TOKENS, as_roberta
-from cloze.data.words import LONG_WORD, SPACELESS, Words, _byte_level, mean_word_length, words_of
+from cloze.data.words import (
+    ALONE,
+    LONG_WORD,
+    MARKS,
+    SPACELESS,
+    Words,
+    _byte_level,
+    _kind_of,
+    mean_word_length,
+    words_of,
+)
 from cloze.errors import ConfigError
 from cloze.sample import write_corpus
 from cloze.train.data import TrainData, words_for
@@ -282,6 +292,13 @@ SPACELESS_NAMES = (
     *("BOPOMOFO ", "CJK ", "YI ", "IDEOGRAPHIC ITERATION", "IDEOGRAPHIC CLOSING", "IDEOGRAPHIC NUMBER"),
     *("VERTICAL KANA", "VERTICAL IDEOGRAPHIC"),
 )
+
+
+def test_the_first_and_last_characters_of_scripts_without_spaces_are_words_of_their_own():
+    edges = [character for both in SPACELESS for character in map(chr, both)]
+    for character in edges:
+        kind = {"L": ALONE, "M": MARKS}.get(unicodedata.category(character)[0])
+        assert kind is None or _kind_of(character) == kind, hex(ord(character))
 
 
 def test_the_table_of_scripts_without_spaces_matches_unicode_names():
