@@ -15,7 +15,7 @@ import hits
 from mutants import mutants_of
 from patch import function_of, replace
 from record import ROOT, Coverage
-from run import MODULES, Answers
+from run import MODULES, Answers, equivalent
 
 SOURCE = '''"""A module."""
 LIMIT = 3
@@ -82,6 +82,15 @@ def sign(value):
             found = max(found, -1)
     return found
 """
+
+
+def test_every_line_of_equivalent_txt_names_a_mutant_that_exists():
+    named = equivalent()
+    modules = {name.partition(" ")[0] for name in named}
+    sources = {module: (ROOT / "src" / "cloze" / f"{module}.py").read_text() for module in modules}
+    exist = {mutant.name for module, source in sources.items() for mutant in mutants_of(module, source)}
+    assert named.keys() - exist == set()
+    assert all(named.values()), "each with a reason"
 
 
 def test_a_recorded_module_does_what_the_module_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
