@@ -213,6 +213,17 @@ def test_checkpoints_of_runs_with_other_options_are_not_averaged(long_run: Path,
         command.run(ConsolidateConfig(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "model"), average=2))
 
 
+def test_a_mean_is_not_compared_if_one_checkpoint_stored_no_answers(long_run: Path, tmp_path: Path, capsys):
+    for step in (3, 4):
+        shutil.copytree(long_run / f"checkpoint-{step}", tmp_path / "run" / f"checkpoint-{step}")
+    file = tmp_path / "run" / "checkpoint-3" / "probe.safetensors"
+    probe = load_file(file)
+    nothing = {**probe, **{name: probe[name][:0].clone() for name in ("rows", "labels", "logits")}}
+    replace(file, nothing, read_manifest(file.parent))
+    command.run(ConsolidateConfig(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "model"), average=2))
+    assert "the stored batch holds no masked position, so no answers were compared" in capsys.readouterr().out
+
+
 def test_weights_that_lie_too_far_apart_are_not_averaged(long_run: Path, tmp_path: Path):
     """Checkpoints that (by the answers stored with them) know the batch by heart, and a mean that does not: the model
     is refused before it has its name."""

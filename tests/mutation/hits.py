@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from mutants import blocks_of, functions_of
+from patch import CACHE
 
 _seen: set[tuple[str | None, str]] = set()
 _current: dict[str, list] = {}  # seconds and outcome of the test that runs, by its name
@@ -40,6 +42,9 @@ def instrumented(module: str, source: str) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
     _current[item.nodeid] = [0.0, "passed"]
+    for module in [one for name, one in sys.modules.items() if name.startswith("cloze.")]:
+        for cached in [value for value in vars(module).values() if type(value) is CACHE]:
+            cached.cache_clear()  # so that a function runs in each test that calls it
     result = yield
     seconds, outcome = _current.pop(item.nodeid)
     _append(f"{outcome}\t{item.nodeid}\t{seconds:.3f}")

@@ -71,11 +71,15 @@ class Coverage:
         the block, the test whose setup made it is the first of its file.
         """
         key, function = f"{mutant.module} {mutant.block}", mutant.block.rpartition("+")[0]
-        is_recorded = mutant.block and any(other.startswith(f"{mutant.module} {function}+") for other in self.tests)
         start = f"{mutant.module} {mutant.function}{'@' if mutant.function else ''}"
-        keys = [key] if is_recorded else [other for other in self.tests if other.startswith(start)]
-        tests = {test for key in keys for test in self.tests.get(key, ())} & self.seconds.keys()
-        setups = {test for key in keys for test in self.setups.get(key, ())}
+        keys = [other for other in self.tests if other.startswith(start)]
+        current = [other for other in keys if mutant.block and other.startswith(f"{mutant.module} {function}+")]
+        files = {test.partition("::")[0] for other in current for test in self.tests[other]}
+        tests = set(self.tests.get(key, ()))
+        for other in set(keys) - set(current):  # of the function as it was, or of all functions of the module
+            tests |= {test for test in self.tests[other] if test.partition("::")[0] not in files}
+        tests &= self.seconds.keys()
+        setups = {test for other in keys for test in self.setups.get(other, ())}
         own = f"tests/unit/test_{mutant.module.rpartition('/')[2]}.py"
         order, of_file = [], Counter[str]()
         for test in sorted(tests, key=lambda test: (test not in setups, self.seconds[test], test)):

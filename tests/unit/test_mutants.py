@@ -181,6 +181,12 @@ def test_a_mutant_is_tried_with_current_and_passing_tests_of_its_block_the_faste
     changed = SOURCE.replace("total: int = 4", "total: int = 5")
     (mutant,) = [one for one in mutants_of("box", changed) if one.after == "min(values)"]
     assert coverage.of(mutant) == ["tests/a.py::fast", "tests/a.py::slow"], "as its function was not recorded"
+    (tmp_path / "hits").write_text(f"{RECORD}file\ttests/c.py\tx\npassed\ttests/c.py::new\t0.1\n")
+    with (tmp_path / "hits").open("a") as file:
+        file.write(f"hit\ttests/c.py::new (call)\tbox {mutant.block}\n")
+    (tmp_path / "tests" / "c.py").touch()
+    found = Coverage.read(tmp_path / "hits", tmp_path).of(mutant)
+    assert found == ["tests/c.py::new", "tests/a.py::fast", "tests/a.py::slow"], "recorded for one file only"
 
 
 def test_tests_of_one_file_give_way_to_cheaper_ones_of_others(tmp_path: Path):

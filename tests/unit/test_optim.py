@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.model.depth import parameter_depths
-from cloze.train.optim import build_optimizer, check_optimizer, check_update, hidden_matrices
+from cloze.train.optim import _refused, build_optimizer, check_optimizer, check_update, hidden_matrices
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
 BART = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
@@ -260,6 +261,14 @@ def test_an_optimizer_that_needs_whole_tensors_gets_them_or_is_refused(stage, pr
     with pytest.raises(ConfigError, match=f"{optim} needs whole parameters, which {name} ") as caught:
         check_update(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_an_optimizer_without_arguments_is_raised_as_it_is():
+    config = TrainConfig(output_dir="out", optim="sgd")
+    with pytest.raises(ValueError, match=r"^no good$"):
+        raise _refused(ValueError("no good"), config)
+    with pytest.raises(ConfigError, match="--optim_args: no good; see the arguments of sgd"):
+        raise _refused(ValueError("no good\nat all"), replace(config, optim_args="momentum=0.9"))
 
 
 def test_a_decay_above_one_is_refused():
