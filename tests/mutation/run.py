@@ -8,6 +8,7 @@ First `record.py` records which tests run which blocks of statements. Then each 
 package, and the tests that run its block run there, the fastest first, until one fails. A test that also fails there
 without the mutation proves nothing and is ignored. `equivalent.txt` lists the mutants that no test could detect, with
 the reason. A mutant is tried again if its function has changed, or if it survived and its tests have changed.
+Ctrl-C ends a run early and prints the score of the mutants that have been tried so far.
 """
 
 from __future__ import annotations
@@ -169,7 +170,13 @@ def main() -> int:
             print(f"{tried} of {len(to_try)}, about {left / 60:.0f} min left", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        try_all([(chosen[key], tests[key], coverage.total(tests[key])) for key in to_try], Path(folder), note)
+        try:
+            try_all([(chosen[key], tests[key], coverage.total(tests[key])) for key in to_try], Path(folder), note)
+        except KeyboardInterrupt:
+            reached = max((key for key in to_try if verdicts[key] is not None), default="")
+            before = [key for key in sorted(chosen) if key <= reached]
+            chosen = {key: chosen[key] for key in before if verdicts[key] is not None or chosen[key].name in excused}
+            print(f"stopped: {len(chosen)} of the first {len(before)} mutants have been tried")
     return report(chosen, verdicts, excused)
 
 
