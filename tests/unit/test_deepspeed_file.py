@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from cloze.config import TrainConfig
@@ -23,6 +25,7 @@ from cloze.train.deepspeed_file import (
     settings_file,
 )
 from cloze.train.deepspeed_schema import schema
+from cloze.train.engine import fit_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = {  # as in transformers' documentation
@@ -233,3 +236,14 @@ def test_every_setting_that_the_installed_deepspeed_reads_is_known():
 )
 def test_settings_that_round_gradients_are_named(settings: dict, named: list[str]):
     assert rounding_settings(settings) == named
+
+
+@pytest.mark.parametrize(
+    ("config", "left"), [({}, {}), ({"hidden_sizes": [4]}, {"stage3_prefetch_bucket_size": "auto"})]
+)
+def test_sizes_that_accelerate_cannot_work_out_are_left_to_deepspeed(config: dict, left: dict):
+    model = torch.nn.Linear(3, 2)
+    model.config = SimpleNamespace(**config)
+    zero = {"stage3_prefetch_bucket_size": "auto", "reduce_bucket_size": 10**9}
+    fit_sizes(zero, model)
+    assert zero == {"reduce_bucket_size": 8, **left}  # no bucket is larger than the model

@@ -190,6 +190,10 @@ def test_stable_adamw_is_adamw_until_a_gradient_is_larger_than_those_before():
             "sgd takes no weight_decay here",
         ),
         ({"optim": "muon", "optim_args": "momentum=2"}, "momentum must be at least 0 and below 1, not 2"),
+        (
+            {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=yes"},
+            "yes in line 1 differs between YAML 1.1 and 1.2",
+        ),
         ({"optim": "muon", "optim_args": "adamw_lr=-1"}, "adamw_lr=-1 is not a learning rate"),
         ({"optim": "muon", "optim_args": "adamw_lr=1", "learning_rate": 0.0}, "adamw_lr=1 is not a learning rate"),
         ({"optim": "muon", "optim_args": "adamw_lr=fast"}, "adamw_lr must be a finite number, not 'fast'"),

@@ -44,6 +44,12 @@ def test_the_check_of_masks_uses_no_padding(pad: int):
     assert (found.form, found.first_position) == ("boolean", pad + 1)
 
 
+def test_a_model_without_padding_keeps_documents_apart():
+    model = make("bert")
+    model.config.pad_token_id = None
+    assert document_attention(model, 64, 300).form == "boolean"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", ["roberta", "bert", "electra", "modernbert", "albert", "xlm-roberta"])
