@@ -1,10 +1,13 @@
 """Masks: BERT's statistics, and a function of (seed, sample) alone."""
 
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from cloze.config import TrainConfig
+from cloze.data.collator import MaskingCollator
 from cloze.data.masking import IGNORE_INDEX, Masking
 
 MASKING = Masking(mask_token_id=4, vocab_size=1000, special_token_ids=(0, 1, 2, 3, 4), seed=7)
@@ -84,3 +87,12 @@ def test_the_masks_are_the_ones_of_every_earlier_version():
 
 
 MASKED_OF_SAMPLE_12345 = [0, 5, 10, 15, 18, 19, 23, 29, 34, 45, 49, 57, 59, 86, 108, 119, 127]
+
+
+@pytest.mark.parametrize("made", [Masking, Masking.from_manifest, MaskingCollator])
+def test_the_defaults_of_python_are_those_of_the_command_line(made):
+    ours = {name: one.default for name, one in inspect.signature(made).parameters.items()}
+    theirs = {field.name: field.default for field in fields(TrainConfig)}
+    shared = {name for name in ours.keys() & theirs.keys() if ours[name] is not inspect.Parameter.empty}
+    assert {"mlm_probability", "mask_replace_prob", "random_replace_prob"} <= shared
+    assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}

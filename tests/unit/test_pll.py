@@ -146,6 +146,8 @@ FRAMED = Sentence(np.array([0, 1, 2, 3, 4]), np.array([False, True, True, True, 
 def test_a_score_depends_on_the_sentence_only(given: list[Sentence], batch_size: int, word_l2r: bool):
     sizes: list[int] = []
     found = score_sentences(table_logits, given, MASK, batch_size, word_l2r, sizes.append)
+    if not word_l2r:
+        assert score_sentences(table_logits, given, MASK, batch_size) == found  # the default
     assert [one.num_tokens for one in found] == [int(sentence.scored.sum()) for sentence in given]
     expected = [one_by_one(sentence, word_l2r) for sentence in given]
     assert [one.pll for one in found] == pytest.approx(expected, rel=1e-5, abs=1e-5)
