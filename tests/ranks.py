@@ -96,8 +96,8 @@ def wait_for(
 
 
 def free_port() -> int:
-    """Return a port that nothing listens at, below those that Linux gives to outgoing connections and to port 0:
-    among these, another process may take it before a rank listens there."""
+    """Return a free port below Linux's ephemeral range. A port in that range may be taken by any outgoing connection
+    before a rank listens on it."""
     while True:
         port = random.SystemRandom().randrange(12_000, 32_000)
         with contextlib.suppress(OSError), socket.socket() as probe:

@@ -15,17 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def without_cpu_adam() -> None:
-    """Fail in a rank that uses DeepSpeed's CPU Adam, which is to replace torch's AdamW on a GPU machine only."""
+    """Make DeepSpeed's CPU Adam unusable in a rank: on a CPU, Cloze keeps torch's AdamW."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     DeepSpeedCPUAdam.__init__ = None
 
 
 def test_frozen_parameters_are_saved_after_a_forward_pass_without_a_backward_pass(prepared: Path, tmp_path: Path):
-    """An evaluation leaves parameters that ZeRO-3 has fetched ahead, and DeepSpeed does not gather those."""
+    """An evaluation leaves prefetched parameters, which DeepSpeed refuses to gather."""
     settings = json.loads((ROOT / "ds_configs" / "zero3_offload.json").read_text())
     for name in ("zero_force_ds_cpu_optimizer", "zero_allow_untested_optimizer", "steps_per_print"):
-        del settings[name]  # Cloze sets them, too
+        del settings[name]  # Cloze sets these itself
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     shape = "hidden_size=16,num_hidden_layers=3,num_attention_heads=2,intermediate_size=24,local_attention=8"
     model = ["--model_type", "modernbert", "--config_overrides", shape]

@@ -67,8 +67,8 @@ class Coverage:
         recorded, and those that run its module if the mutant is outside of functions.
 
         Those in the module's own test file come first. The others are ordered by the seconds that
-        they and the earlier tests of their file take, because tests of one file have much in common; if a fixture runs
-        the block, the test whose setup made it is the first of its file.
+        they and the earlier tests of their file take, because tests of one file have much in common. If a fixture runs
+        the block, the test that set it up comes first in its file.
         """
         key, function = f"{mutant.module} {mutant.block}", mutant.block.rpartition("+")[0]
         start = f"{mutant.module} {mutant.function}{'@' if mutant.function else ''}"

@@ -1,4 +1,4 @@
-"""A checkpoint holds the state at the moment of saving, whoever writes it, or a save fails and leaves nothing."""
+"""A save stores the state at the time of the call, also in the background; a failed save leaves no files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_written_in_the_background_is_the_one_written_at_once(
         found = stored(checkpoint)
         assert found.keys() == expected.keys() == {f"{name}:{key}" for name in ("weight", "bias") for key in KEYS}
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    later.wait()  # nothing is being written
+    later.wait()  # returns at once
 
 
 def no_space(folder: Path) -> None:
@@ -120,16 +120,16 @@ def test_a_tensor_that_is_stored_but_not_loaded_is_an_error(tmp_path: Path, monk
             load_state(make_training(), pieces)
 
 
-def test_saving_and_loading_show_that_they_are_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_saving_and_loading_send_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     training, beats = make_training(), []
     take_step(training)
     monkeypatch.setattr(checkpoint_module, "beat", lambda: beats.append(1))
     monkeypatch.setattr(restore_module, "beat", lambda: beats.append(1))
     checkpoint = save(CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False), tmp_path, 1)
-    assert len(beats) == 2 * len(KEYS)  # once for each tensor
+    assert len(beats) == 2 * len(KEYS)  # once per tensor
     with PieceReader(checkpoint, read_manifest(checkpoint)) as pieces:
         load_state(make_training(), pieces)
-    assert len(beats) == 2 * len(KEYS) + 2 + 2  # once for each fragment and each parameter
+    assert len(beats) == 2 * len(KEYS) + 2 + 2  # once per fragment and once per parameter
 
 
 def test_a_buffer_of_a_module_used_twice_is_stored_once():
@@ -170,7 +170,7 @@ def test_without_an_undamaged_checkpoint_there_is_none_or_an_error(tmp_path: Pat
 
 
 def test_a_fragment_knows_the_files_of_its_own_offloaded_weights():
-    """With DeepSpeed's attributes: fp32 copies of whole parameters, and records of files by the copies' ds_id."""
+    """Uses a stand-in with the attributes of DeepSpeed's optimizer: fp32 copies, and swap records by their ds_id."""
     module = torch.nn.Linear(3, 2).bfloat16()
     copies = [parameter.detach().float() for parameter in module.parameters()]
     for number, copy in enumerate(copies):
@@ -195,7 +195,8 @@ def test_an_average_is_updated_with_the_weights_in_their_file(tmp_path: Path):
 
 
 def test_the_average_of_offloaded_weights_is_a_file_beside_them_and_moments_are_deepspeeds(tmp_path: Path):
-    """A record of DeepSpeed's is replaced by its attributes: the real one needs a compiled operation."""
+    """Uses a stand-in for DeepSpeed's record of a swapped tensor: the real one, which `test_offload.py -m slow` uses,
+    needs a compiled extension."""
     owner = torch.zeros(0)
     owner.ds_id = 7
 

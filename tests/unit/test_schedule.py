@@ -104,6 +104,14 @@ def test_the_configuration_that_was_given_is_left_as_it_was():
             {"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"num_decay_steps": "all"}},
             "num_decay_steps must be a number of steps or a share of them, not 'all'",
         ),
+        (
+            {"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"num_decay_steps": True}},
+            "num_decay_steps must be a number of steps or a share of them, not True",
+        ),
+        (
+            {"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"num_decay_steps": -1}},
+            "num_decay_steps must be a number of steps or a share of them, not -1",
+        ),
         ({"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"decay_type": "slow"}}, "Unknown decay type: slow"),
         ({"lr_scheduler_type": "zigzag"}, "no schedule 'zigzag'; there are: "),
         ({"lr_scheduler_type": "cosin"}, "--lr_scheduler_type: no schedule 'cosin'; did you mean cosine?"),

@@ -29,12 +29,15 @@ from cloze.data.tokenize import load_tokenizer
 from cloze.data.train_tokenizer import SPECIAL_TOKENS, as_roberta
 from cloze.data.words import (
     ALONE,
+    LETTER,
     LONG_WORD,
     MARKS,
+    OTHER,
     SPACELESS,
     Words,
     _byte_level,
     _kind_of,
+    _kind_of_part,
     mean_word_length,
     words_of,
 )
@@ -292,6 +295,13 @@ SPACELESS_NAMES = (
     *("BOPOMOFO ", "CJK ", "YI ", "IDEOGRAPHIC ITERATION", "IDEOGRAPHIC CLOSING", "IDEOGRAPHIC NUMBER"),
     *("VERTICAL KANA", "VERTICAL IDEOGRAPHIC"),
 )
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"), [(b"\xdf", LETTER), (b"\xe0", LETTER), (b"\xef", LETTER), (b"\xf0", OTHER), (b"\xf4", OTHER)]
+)
+def test_the_first_byte_of_a_character_says_what_most_of_them_are(raw: bytes, kind: int):
+    assert _kind_of_part(raw) == kind
 
 
 def test_the_first_and_last_characters_of_scripts_without_spaces_are_words_of_their_own():

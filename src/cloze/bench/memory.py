@@ -133,7 +133,7 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
     if choice.stage is not None:
         settings["deepspeed"] = str(folder / "ds_config.json")
         write_json(settings["deepspeed"], ds_config(choice))
-    port = str(random.SystemRandom().randrange(20_000, 32_000))  # below those of outgoing connections
+    port = str(random.SystemRandom().randrange(20_000, 32_000))  # below Linux's ephemeral range
     world = {processes.WORLD_SIZE: str(ranks), processes.LOCAL_WORLD_SIZE: str(ranks)}
     world |= {processes.MASTER_ADDR: "127.0.0.1", processes.MASTER_PORT: port}
     if choice.fully_sharded:
