@@ -10,8 +10,8 @@ from cloze.config import PrepareConfig, TokenizerConfig
 
 def make_prepared(folder: Path, num_threads: int = 300, block_size: int = 32) -> Path:
     """`folder`/corpus.jsonl, /tokenizer and /prepared, made with Cloze's own commands."""
-    from cloze.commands import prepare, tokenizer
-    from cloze.sample import write_corpus
+    from cloze.cli.commands import prepare, tokenizer
+    from cloze.tools.demo.corpus import write_corpus
 
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "corpus.jsonl"

@@ -162,7 +162,7 @@ def fsdp_on_cpu() -> None:
     """Let accelerate's FSDP2 run here: it leaves FSDP out on a CPU, and all else of it works there."""
     from accelerate import Accelerator
 
-    from cloze.fully_sharded import keep_on_cpu
+    from cloze.distributed.fsdp_plugin import keep_on_cpu
 
     plain = Accelerator.__init__
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloze.config import PrepareConfig
-from cloze.data.prepare import prepare
+from cloze.data.prepare.pipeline import prepare
 
 # The vocabulary of ESM-2 (facebook/esm2_*), in its order.
 LETTERS = "LAGVSERTIDPKQNFYMHWCXBUZO.-"

@@ -43,8 +43,8 @@ def warm_up() -> None:
         "deepspeed.runtime.zero.muon.muon_optimizer",
         "accelerate",
         "transformers.models.roberta.modeling_roberta",
-        "cloze.commands.train",
-        "cloze.commands.evaluate",
+        "cloze.cli.commands.train",
+        "cloze.cli.commands.evaluate",
     ):
         importlib.import_module(name)
 
@@ -76,7 +76,7 @@ def _load_async_io() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    from cloze.train.ops import load_op
+    from cloze.training.engines.deepspeed_ops import load_op
 
     load_op(AsyncIOBuilder(), "tests")
 

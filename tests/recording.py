@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cloze.data.loader import Layout, step_batches
-from cloze.data.masking import Masking
-from cloze.data.shards import open_prepared
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.loader import step_batches
+from cloze.data.batches.masking import Masking
+from cloze.data.prepared.shards import open_prepared
 
 
 def record(folder: Path, disturb: Callable[[int, int], None] | None = None) -> Callable[[], None]:
@@ -23,7 +24,7 @@ def record(folder: Path, disturb: Callable[[int, int], None] | None = None) -> C
     """
 
     def install() -> None:
-        from cloze.train import trainer
+        from cloze.training import trainer
 
         plain = trainer.train_step
 

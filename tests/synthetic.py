@@ -34,9 +34,9 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
     """`folder`: a checkpoint-N of Cloze."""
     from transformers import AutoTokenizer
 
-    from cloze.train import checkpoint as saving
-    from cloze.train.checkpoint_files import PROBE, Position
-    from cloze.train.snapshot import Piece, Snapshot, Training, describe, frozen_tensors
+    from cloze.checkpoint.format import PROBE, Position
+    from cloze.training.checkpointing import saver as saving
+    from cloze.training.checkpointing.snapshot import Piece, Snapshot, Training, describe, frozen_tensors
 
     ids = torch.randint(5, 500, (2, 32))
     rows = torch.arange(16)

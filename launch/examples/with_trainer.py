@@ -77,7 +77,7 @@ def make_model(options: argparse.Namespace, dataset: cloze.PackedDataset) -> Any
 
 def prepare_sample(folder: Path, options: argparse.Namespace) -> cloze.Prepared:
     """The sample corpus as blocks of 64 tokens."""
-    from cloze.sample import write_corpus
+    from cloze.tools.demo.corpus import write_corpus
 
     corpus = folder / "corpus.jsonl"
     write_corpus(corpus, num_threads=options.num_threads)

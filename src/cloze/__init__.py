@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cloze.api import consolidate, evaluate, fill, prepare, push, tokenizer, train
-    from cloze.data.collator import MaskingCollator
-    from cloze.data.dataset import PackedDataset
-    from cloze.data.shards import Prepared
+    from cloze.data.batches.collator import MaskingCollator
+    from cloze.data.prepared.shards import Prepared
+    from cloze.data.prepared.torch_dataset import PackedDataset
     from cloze.errors import ClozeError, Stopped
+    from cloze.evaluation.results import Answer, Evaluation, Run
     from cloze.model.sparse_loss import documents_apart, sparse_head
-    from cloze.results import Answer, Evaluation, Run
 
 __version__ = "0.1.0"
 
@@ -54,11 +54,11 @@ __all__ = [
 
 _WHERE = {
     **dict.fromkeys(("consolidate", "evaluate", "fill", "prepare", "push", "tokenizer", "train"), "cloze.api"),
-    **dict.fromkeys(("Answer", "Evaluation", "Run"), "cloze.results"),
+    **dict.fromkeys(("Answer", "Evaluation", "Run"), "cloze.evaluation.results"),
     **dict.fromkeys(("ClozeError", "Stopped"), "cloze.errors"),
-    "MaskingCollator": "cloze.data.collator",
-    "PackedDataset": "cloze.data.dataset",
-    "Prepared": "cloze.data.shards",
+    "MaskingCollator": "cloze.data.batches.collator",
+    "PackedDataset": "cloze.data.prepared.torch_dataset",
+    "Prepared": "cloze.data.prepared.shards",
     "documents_apart": "cloze.model.sparse_loss",
     "sparse_head": "cloze.model.sparse_loss",
 }
@@ -75,7 +75,7 @@ def __dir__() -> list[str]:
 
 
 class _CallableModule(ModuleType):
-    """A module that has the name of a function of the API, and is that function too: `import cloze.train.trainer`
+    """A module that has the name of a function of the API, and is that function too: `import cloze.training.trainer`
     puts the package `cloze.train` where `cloze.train(...)` was."""
 
     @property

@@ -34,10 +34,10 @@ from cloze.config import (
     TrainConfig,
 )
 from cloze.errors import ConfigError, LaunchError, Stopped
-from cloze.results import Answer, Evaluation, Run
+from cloze.evaluation.results import Answer, Evaluation, Run
 
 if TYPE_CHECKING:
-    from cloze.data.shards import Prepared
+    from cloze.data.prepared.shards import Prepared
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,10 +109,10 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
 
         @functools.wraps(function)
         def call(*args: P.args, **flags: P.kwargs) -> R:
+            from cloze.config.parser import from_values
             from cloze.config.relations import ignored_options
-            from cloze.console import warn
-            from cloze.kernel import call_plainly, left_as_it_was
-            from cloze.options.flags import from_values
+            from cloze.tools.launch.notebook import call_plainly, left_as_it_was
+            from cloze.utils.terminal.console import warn
 
             if len(args) > len(places):
                 names = ", ".join(place.name for place in places) or "none"
@@ -151,8 +151,8 @@ def prepare(config: PrepareConfig, own: dict[str, Any]) -> Prepared:
     Returns a `cloze.Prepared`, which stands for its path. Worker processes read a script again that calls this: put
     the call under `if __name__ == "__main__":` there. Raises ClozeError.
     """
-    from cloze.commands.prepare import prepare_and_tell
-    from cloze.data.shards import open_prepared
+    from cloze.cli.commands.prepare import prepare_and_tell
+    from cloze.data.prepared.shards import open_prepared
 
     if not prepare_and_tell(config):
         hint = "start all of them, with the command `cloze prepare --shard_index i`"
@@ -168,7 +168,7 @@ def tokenizer(config: TokenizerConfig, own: dict[str, Any]) -> Path:
 
     Raises ClozeError.
     """
-    from cloze.commands.tokenizer import run
+    from cloze.cli.commands.tokenizer import run
 
     run(config)
     return Path(config.output)
@@ -194,13 +194,13 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
     A second Ctrl-C raises it at once. A SIGTERM or SIGUSR1, and the end of a job's time, end in `cloze.Stopped`
     likewise. Raises ClozeError.
     """
-    from cloze.kernel import is_launched
+    from cloze.tools.launch.notebook import is_launched
 
     num_processes = own.get("num_processes")
     if is_launched():
         _train_here(config, own_process=True)
     elif num_processes is not None or config.deepspeed is not None:
-        from cloze.processes import train_in_processes
+        from cloze.tools.launch.local_workers import train_in_processes
 
         train_in_processes(config, 1 if num_processes is None else num_processes)
     else:
@@ -210,8 +210,8 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
 
 def _train_here(config: TrainConfig, own_process: bool) -> None:
     """Train in this process."""
-    from cloze.commands.train import train_here
-    from cloze.environment.requests import wants_fsdp
+    from cloze.cli.commands.train import train_here
+    from cloze.utils.environment.requests import wants_fsdp
 
     if threading.current_thread() is not threading.main_thread():
         what, hint = "training listens to signals, which only the main thread can", "give num_processes=1"
@@ -236,7 +236,7 @@ def evaluate(config: EvaluateConfig, own: dict[str, Any]) -> Evaluation:
 
     The same number for any batch size and number of processes. Raises ClozeError.
     """
-    from cloze.commands.evaluate import evaluate as measure
+    from cloze.cli.commands.evaluate import evaluate as measure
 
     return Evaluation(measure(config))
 
@@ -249,7 +249,7 @@ def fill(config: FillConfig, own: dict[str, Any]) -> list[Answer]:
 
     Of several masks in a text, the answers for the first come first; the others stay in `text`. Raises ClozeError.
     """
-    from cloze.commands.fill import answers
+    from cloze.cli.commands.fill import answers
 
     return [answer for candidates in answers(config) for answer in candidates]
 
@@ -262,7 +262,7 @@ def consolidate(config: ConsolidateConfig, own: dict[str, Any]) -> Path:
 
     Raises ClozeError.
     """
-    from cloze.commands.consolidate import consolidate as write
+    from cloze.cli.commands.consolidate import consolidate as write
 
     return write(config)
 
@@ -275,6 +275,6 @@ def push(config: PushConfig, own: dict[str, Any]) -> None:
 
     Raises ClozeError.
     """
-    from cloze.commands.push import run
+    from cloze.cli.commands.push import run
 
     run(config)

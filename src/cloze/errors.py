@@ -76,7 +76,8 @@ class LostRank(ClozeError):
     """Another process of the run died, failed or hangs. Exit code 75 where starting again may help.
 
     `loud`: it was rank 0, so that another one has to say it. `lost`: what is known of it, as in error.json (see
-    `cloze.failures`); None where nobody knows which rank it was, or where this rank itself hangs.
+    `cloze.distributed.resilience.error_records`); None where nobody knows which rank it was, or where this rank itself
+    hangs.
     """
 
     exit_code = 75

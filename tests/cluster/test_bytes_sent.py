@@ -1,4 +1,5 @@
-"""What a step sends over the network, counted at the interfaces of two hosts, is what `cloze.wire` says."""
+"""What a step sends over the network, counted at the interfaces of two hosts, is what
+`cloze.tools.planning.communication` says."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from hosts import Hosts, why_not
 from ranks import cloze_ranks, succeed
 
-from cloze.wire import bytes_per_step, fsdp_bytes_per_step
+from cloze.tools.planning.communication import bytes_per_step, fsdp_bytes_per_step
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "hidden_size=192,num_hidden_layers=3,num_attention_heads=2,intermediate_size=768"
@@ -30,8 +31,8 @@ def counted(hosts: Hosts, folder: Path) -> Any:
     """To be called in a rank, one on each host: it writes what a step sent, and the model's size, into `folder`."""
 
     def install() -> None:
-        import cloze.train.trainer as trainer
-        from cloze.train.fsdp import units
+        import cloze.training.trainer as trainer
+        from cloze.training.engines.fsdp2 import units
 
         rank = int(os.environ["RANK"])
         hosts["ab"[rank]].move_in()

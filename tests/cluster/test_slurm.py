@@ -14,8 +14,8 @@ import pytest
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 
-from cloze.train.checkpoint_files import verify_checkpoint
-from cloze.train.restore import PieceReader
+from cloze.checkpoint.format import verify_checkpoint
+from cloze.checkpoint.reader import PieceReader
 from slurm import Cluster, make_workplace
 
 STEPS = 60
@@ -314,7 +314,7 @@ def test_restarts_that_bring_nothing_come_to_an_end(cluster: Cluster, blocks: Pa
     (blocks / "slurm").unlink()
     shutil.copytree(Path(__file__).resolve().parents[2] / "slurm", blocks / "slurm")
     (blocks / "broken").mkdir()
-    script = f'#!/bin/sh\ncase "$*" in *cloze.launcher*) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
+    script = f'#!/bin/sh\ncase "$*" in *cloze.tools.launch.launcher*) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
     (blocks / "broken" / "python").write_text(script)
     (blocks / "broken" / "python").chmod(0o755)
     (blocks / "slurm" / "site.env").write_text('export PATH="$PWD/broken:$PATH" MAX_RESTARTS=1\n')

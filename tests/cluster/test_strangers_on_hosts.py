@@ -148,9 +148,9 @@ def test_whoever_reaches_the_watch_neither_ends_nor_holds_up_a_start(
 
     def show_the_watch() -> None:
         """Rank 0 writes down where its watch listens, and gives strangers time to come first."""
-        from cloze.train import watch
+        from cloze.distributed.resilience import watchdog
 
-        plain = watch.listen
+        plain = watchdog.listen
 
         def listen(addresses: list[str]) -> tuple[socket.socket, str]:
             server, address = plain(addresses)
@@ -159,7 +159,7 @@ def test_whoever_reaches_the_watch_neither_ends_nor_holds_up_a_start(
             time.sleep(1)
             return server, address
 
-        watch.listen = listen
+        watchdog.listen = listen
 
     def attack() -> None:
         wait_for(where.exists)

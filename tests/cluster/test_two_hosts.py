@@ -116,7 +116,7 @@ def cut_after_a_while(host: Host) -> Callable[[], None]:
 @pytest.mark.parametrize("engine", ["zero2", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_a_cable_that_is_cut_in_a_step_is_named_on_both_sides(hosts, prepared, tmp_path, engine):
     """No packet tells of it, so that only time-outs can; the code says: start again."""
-    cut = at_call("cloze.train.trainer", "masked_loss_sum", 4, cut_after_a_while(hosts["b"]))
+    cut = at_call("cloze.training.trainer", "masked_loss_sum", 4, cut_after_a_while(hosts["b"]))
     argv = ["train", *flags(prepared, tmp_path / "run", 4, "--ddp_timeout", "8")]
     begin = time.monotonic()
     outcomes = cloze_ranks(argv, 2, engine, tmp_path / "log", on(hosts, cut), timeout=60)
@@ -147,7 +147,7 @@ def test_a_cable_that_is_put_back_in_time_ends_nothing(hosts: Hosts, prepared: P
         time.sleep(3)
         hosts["b"].mend()
 
-    before = on(hosts, at_call("cloze.train.trainer", "masked_loss_sum", 4, out_and_in))
+    before = on(hosts, at_call("cloze.training.trainer", "masked_loss_sum", 4, out_and_in))
     argv = ["train", *flags(prepared, tmp_path / "run", 4, "--ddp_timeout", "20")]
     succeed(cloze_ranks(argv, 2, "zero2", tmp_path / "log", before))
     assert_same_curve(curve(tmp_path / "run"), reference)

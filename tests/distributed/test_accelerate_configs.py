@@ -56,7 +56,7 @@ def test_zero3_starts_two_processes_with_deepspeed_stage_3():
 
 @pytest.mark.slow
 def test_fsdp2_is_dropped_by_plain_accelerate_where_no_gpu_is():
-    """Why `cloze.fully_sharded.keep_on_cpu` is there."""
+    """Why `cloze.distributed.fsdp_plugin.keep_on_cpu` is there."""
     world = {"ranks": [0, 1], "engine": "DistributedDataParallel", "stage": None, "device": "cpu"}
     assert worlds(launch("fsdp2")) == [world, world]
 

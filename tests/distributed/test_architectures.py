@@ -11,7 +11,7 @@ from ranks import cloze_ranks, succeed
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from cloze.errors import ConfigError
-from cloze.fill import fill
+from cloze.evaluation.fill_mask import fill
 
 ARCHITECTURES = sorted(config.model_type for config in MODEL_FOR_MASKED_LM_MAPPING)
 _BERT = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"

@@ -11,8 +11,8 @@ import pytest
 from corpus import TINY_MODEL
 from ranks import Outcome, at_call, cloze_ranks, entering, start_ranks, wait_for
 
-from cloze.lineage import from_mapping, read_record
-from cloze.train.checkpoint_files import list_checkpoints
+from cloze.checkpoint.format import list_checkpoints
+from cloze.checkpoint.lineage import from_mapping, read_record
 
 DERIVED = ("model", "eval.json", "report.html")  # what commands write into the folder of a run
 
@@ -68,7 +68,7 @@ def test_commands_beside_a_live_run_read_whole_checkpoints_and_leave_its_files_a
     prepared: Path, tmp_path: Path, count: int
 ):
     run, go = tmp_path / "run", tmp_path / "go"
-    pause = at_call("cloze.train.trainer", "train_step", 5, lambda: wait_for(go.exists, 300), rank=0)
+    pause = at_call("cloze.training.trainer", "train_step", 5, lambda: wait_for(go.exists, 300), rank=0)
     argv = training(prepared, run, "--max_steps", "6", "--save_steps", "2")
     (pid,), (log,) = start_ranks(entering(argv, "ddp", pause), 1, tmp_path / "train")
     wait_for(lambda: (run / "checkpoint-4" / "checkpoint.json").exists(), pids=[pid], logs=[log])

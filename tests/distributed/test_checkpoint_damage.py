@@ -14,8 +14,7 @@ import pytest
 from corpus import TINY_MODEL
 from ranks import cloze_ranks, succeed
 
-from cloze.errors import CheckpointError
-from cloze.train.checkpoint_files import (
+from cloze.checkpoint.format import (
     list_checkpoints,
     read_manifest,
     replace_checkpoint,
@@ -24,7 +23,8 @@ from cloze.train.checkpoint_files import (
     verify_checkpoint,
     write_manifest,
 )
-from cloze.train.restore import choose_checkpoint
+from cloze.errors import CheckpointError
+from cloze.training.checkpointing.restore import choose_checkpoint
 
 FLAGS = [*TINY_MODEL, "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2"]
@@ -124,7 +124,7 @@ def test_state_that_is_not_what_was_stored_is_refused(prepared: Path, whole: Pat
     """Files and manifest agree with each other, but a moment is not the one that was trained."""
     from safetensors.torch import load_file, save_file
 
-    from cloze.files import sha256
+    from cloze.utils.atomic_files import sha256
 
     shutil.copytree(whole, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoint-6"

@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 from test_architectures import _BERT, ARCHITECTURES, TINY
 from transformers import AutoModelForMaskedLM, BartConfig, pipeline
 
-from cloze.commands import consolidate as command
+from cloze.checkpoint.checksum import content_sum
+from cloze.checkpoint.format import read_manifest, write_manifest
+from cloze.checkpoint.probe import probe_difference
+from cloze.checkpoint.reader import PieceReader
+from cloze.cli.commands import consolidate as command
 from cloze.config import ConsolidateConfig, ModelConfig
-from cloze.consolidate.model_folder import DTYPES, choose_checkpoint, choose_last, consolidate, tidy_config
-from cloze.consolidate.stored import Stored
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
 from cloze.errors import CheckpointError, ConfigError
-from cloze.files import parse_size, sha256
+from cloze.export.consolidation.model_folder import DTYPES, choose_checkpoint, choose_last, consolidate, tidy_config
+from cloze.export.consolidation.stored import Stored
 from cloze.model.load import read_config
-from cloze.train.checkpoint_files import read_manifest, write_manifest
-from cloze.train.probe import probe_difference
-from cloze.train.restore import PieceReader
-from cloze.train.sums import content_sum
+from cloze.utils.atomic_files import parse_size, sha256
 
 
 def trained(prepared: Path, folder: Path, engine: str, *more: str) -> Path:

@@ -38,7 +38,7 @@ def write_dcp(model: Any, folder: Path) -> None:
 
 
 def consolidate(checkpoint: str, output: str, **more: str) -> None:
-    from cloze.commands import consolidate
+    from cloze.cli.commands import consolidate
     from cloze.config import ConsolidateConfig
 
     consolidate.run(ConsolidateConfig(checkpoint=checkpoint, output=output, **more))
@@ -53,7 +53,7 @@ def zero_to_fp32(checkpoint: str, output: str) -> None:
 
 def measured(work: Callable[..., None], report: str, **how: str) -> None:
     """In a process of its own: write down the bytes and seconds that a function took."""
-    from cloze.memory import PeakMemory
+    from cloze.utils.memory import PeakMemory
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)  # what is freed goes back to the system
     begin = time.monotonic()

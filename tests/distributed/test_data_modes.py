@@ -12,9 +12,9 @@ from flash_stand_in import NAME, install
 from ranks import cloze_ranks, succeed
 from test_resume import assert_same_checkpoint
 
-import cloze.train.equip
+import cloze.training.prepare_model
 from cloze.config import PrepareConfig
-from cloze.data.prepare import prepare
+from cloze.data.prepare.pipeline import prepare
 
 BATCH = ["--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "2", "--learning_rate", "1e-3"]
 BLOCKS = ["--block_size", "32", "--text_field", "answers.text", "--validation_split_percentage", "10"]
@@ -136,7 +136,7 @@ def flash_stands_in() -> None:
     """On a rank: flash attention with kernels in plain torch, on a CPU and in fp32."""
     install(pytest.MonkeyPatch())
     for check in ("check_attention", "check_half"):
-        setattr(cloze.train.equip, check, lambda *_: None)
+        setattr(cloze.training.prepare_model, check, lambda *_: None)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from corpus import TINY_MODEL
 from ranks import cloze_ranks
 
-from cloze.train.determinism import operation_without
+from cloze.training.determinism import operation_without
 
 
 class _Put(torch.autograd.Function):
@@ -30,9 +30,10 @@ def on_gpu_with(puts: Callable[[int], bool]) -> Callable[[], None]:
     `puts(n)`; each step prints whether torch is strict."""
 
     def install() -> None:
-        from cloze.train import determinism, equip, trainer, zero3
+        from cloze.training import build_model as run_model
+        from cloze.training import determinism, prepare_model, trainer
 
-        build, step, passes = zero3.build_model, trainer.train_step, []
+        build, step, passes = run_model.build_model, trainer.train_step, []
         wants = determinism.wants_same_bits
 
         def build_model(*arguments):
@@ -49,8 +50,8 @@ def on_gpu_with(puts: Callable[[int], bool]) -> Callable[[], None]:
             print("strict:", not torch.is_deterministic_algorithms_warn_only_enabled())
             return step(run, batch)
 
-        zero3.build_model, trainer.train_step = build_model, train_step
-        determinism.wants_same_bits = equip.wants_same_bits = lambda config, on_gpu: wants(config, True)
+        run_model.build_model, trainer.train_step = build_model, train_step
+        determinism.wants_same_bits = prepare_model.wants_same_bits = lambda config, on_gpu: wants(config, True)
 
     return install
 

@@ -13,7 +13,7 @@ import pytest
 from corpus import TINY_MODEL
 from ranks import cloze_ranks
 
-from cloze.train.checkpoint_files import verify_checkpoint
+from cloze.checkpoint.format import verify_checkpoint
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def filled_between(disk: Path, first: int, last: int) -> Callable[[], None]:
     """To be called in a rank: rank 0 fills the disk before step `first`, and makes room again before step `last`."""
 
     def install() -> None:
-        from cloze.train import trainer
+        from cloze.training import trainer
 
         plain, filler = trainer.train_step, disk / "filler"
 

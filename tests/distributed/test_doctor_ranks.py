@@ -39,9 +39,9 @@ def test_a_child_process_can_measure_and_a_rank_that_stays_away_is_an_error_of_i
     tmp_path: Path,
 ):
     def measure() -> None:
-        from cloze.doctor.links import measure_links
-        from cloze.doctor.meeting import join, part
-        from cloze.doctor.place import find_place
+        from cloze.tools.doctor.links import measure_links
+        from cloze.tools.doctor.meeting import join, part
+        from cloze.tools.doctor.place import find_place
 
         meeting = join(find_place(os.environ), 30)
         (link,) = measure_links(meeting, [[(0, 1)]], "gloo", 1, apart=True) or [{}]
@@ -60,9 +60,9 @@ def test_a_child_process_can_measure_and_a_rank_that_stays_away_is_an_error_of_i
 @pytest.mark.parametrize(("other", "code"), [("0123456789abcdef", 0), ("another-secret-text", 2), ("", 2)])
 def test_ranks_without_the_same_secret_tell_each_other_nothing(tmp_path: Path, other: str, code: int):
     def meet() -> None:
-        from cloze.doctor.meeting import join, part
-        from cloze.doctor.place import find_place
         from cloze.errors import LaunchError
+        from cloze.tools.doctor.meeting import join, part
+        from cloze.tools.doctor.place import find_place
 
         os.environ["CLOZE_SECRET"] = other if os.environ["RANK"] == "1" else "0123456789abcdef"
         try:

@@ -13,12 +13,12 @@ from recording import record, stop_at
 from test_nonfinite import poison
 from transformers import AutoModelForMaskedLM
 
-from cloze.commands import consolidate
+from cloze.checkpoint.format import read_manifest
+from cloze.checkpoint.reader import PieceReader
+from cloze.cli.commands import consolidate
 from cloze.config import ConsolidateConfig, TrainConfig
 from cloze.errors import ConfigError
 from cloze.model.load import build_model
-from cloze.train.checkpoint_files import read_manifest
-from cloze.train.restore import PieceReader
 
 STEPS, DECAY = 8, 0.6  # from step 5 on, (1 + step) / (10 + step) is larger
 REFUSED = (0, 3)

@@ -20,18 +20,18 @@ from transformers import AutoModelForMaskedLM
 
 import cloze
 from cloze.config import ConsolidateConfig
-from cloze.data.masking import Masking
-from cloze.data.shards import open_prepared
-from cloze.data.token_ids import vocabulary_size
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.batches.masking import Masking
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.token_ids import vocabulary_size
 
-METRICS = Path(cloze.__file__).parent / "metrics"
+METRICS = Path(cloze.__file__).parent / "evaluation" / "metrics"
 
 
 @pytest.fixture(scope="module")
 def run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A consolidated run of ten steps, evaluated during training."""
-    from cloze.commands import consolidate
+    from cloze.cli.commands import consolidate
 
     folder = tmp_path_factory.mktemp("evaluate")
     flags = [

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from test_architectures import _BERT, ARCHITECTURES, TINY
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.commands import consolidate
+from cloze.cli.commands import consolidate
 from cloze.config import ConsolidateConfig, ModelConfig
-from cloze.consolidate.foreign import expected_tensors
-from cloze.consolidate.zerofiles import ZeroFiles, verify_files
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
 from cloze.errors import CheckpointError, ClozeError, ConfigError, ModelError
+from cloze.export.consolidation.foreign import expected_tensors
+from cloze.export.consolidation.zerofiles import ZeroFiles, verify_files
 from cloze.model.load import read_config
 
 DECODER, EMBEDDINGS = "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"
@@ -148,7 +148,7 @@ def test_other_stages_of_trainer(tokenizer: Path, tmp_path: Path, stage: int, pr
 def test_neither_deepspeed_nor_accelerate_is_imported_or_needed(zero3: Path, tokenizer: Path, tmp_path: Path):
     script = (
         "import sys\nsys.modules['deepspeed'] = None\nfrom pathlib import Path\n"
-        "from cloze.consolidate.zerofiles import ZeroFiles\n"
+        "from cloze.export.consolidation.zerofiles import ZeroFiles\n"
         "files = ZeroFiles(Path(sys.argv[1]))\nassert len(files.trained) > 40\n"
         "assert 'accelerate' not in sys.modules\n"
     )

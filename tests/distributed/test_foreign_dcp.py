@@ -15,8 +15,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from test_foreign import DECODER, EMBEDDINGS, _Attack, assert_trained, convert, written
 
-from cloze.consolidate.dcpfiles import METADATA, DcpFiles, runs
 from cloze.errors import CheckpointError, ConfigError
+from cloze.export.consolidation.dcpfiles import METADATA, DcpFiles, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -15,7 +15,7 @@ from ranks import cloze_ranks, run_ranks, succeed
 from test_resume import assert_same_checkpoint
 
 from cloze.config import TrainConfig
-from cloze.data.loader import Layout
+from cloze.data.batches.layout import Layout
 from cloze.errors import TrainingError
 
 WORLD, MICRO_STEPS, LEARNING_RATE, DECAY, MAX_NORM = 2, 2, 0.1, 0.5, 1.0
@@ -48,7 +48,7 @@ def join(name: str) -> Any:
     """Join the ranks; return the Accelerator of an engine."""
     from deepspeed.accelerator import get_accelerator
 
-    from cloze.distributed import RunShape, start
+    from cloze.distributed.world import RunShape, start
 
     # DeepSpeed refuses CPUs without fp16 instructions, although torch can compute in fp16 on them.
     type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -57,8 +57,8 @@ def join(name: str) -> Any:
 
 
 def make_engine(accelerator: Any, scale_power: int = 10) -> Any:
-    from cloze.train.engine import prepare_engine
-    from cloze.train.optim import build_optimizer
+    from cloze.training.engines.engine import prepare_engine
+    from cloze.training.optim.optimizers import build_optimizer
 
     if accelerator.state.deepspeed_plugin is None:  # accelerate scales the loss on GPUs only
         accelerator.scaler = torch.amp.GradScaler("cpu", 2.0**scale_power, growth_interval=3)
@@ -85,7 +85,8 @@ def take_step(engine: Any, step: int) -> tuple[float, bool]:
 
 def held(engine: Any) -> State:
     """Return this rank's weights, momentum and averages."""
-    from cloze.train.state import WEIGHT, fragments, inner_optimizer, tensor_keys
+    from cloze.checkpoint.format import WEIGHT
+    from cloze.training.engines.sharded_state import fragments, inner_optimizer, tensor_keys
 
     state, found = inner_optimizer(engine.optimizer).state, {}
     for fragment in fragments(engine.module, engine.optimizer, engine.accelerator.process_index):
@@ -98,8 +99,8 @@ def record(name: str, folder: Path) -> None:
     """Take all steps on a rank, repeat the last ones with a restored loss scale, and write the results."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
-    from cloze.train.engine import loss_scale_state, restore_loss_scale
-    from cloze.train.state import zero_optimizer
+    from cloze.training.engines.engine import loss_scale_state, restore_loss_scale
+    from cloze.training.engines.sharded_state import zero_optimizer
 
     accelerator = join(name)
     engine = make_engine(accelerator)
@@ -232,7 +233,8 @@ def fp16_on_a_cpu() -> None:
     """Allow `cloze train --fp16` on this rank without a GPU, with a loss scale that is too large at first."""
     from deepspeed.accelerator import get_accelerator
 
-    from cloze.train import precision, setup
+    from cloze.training import setup
+    from cloze.training.engines import precision
 
     type(get_accelerator()).is_fp16_supported = lambda self: True
     precision._check_possible = lambda *_: None

@@ -15,13 +15,13 @@ from test_architectures import ARCHITECTURES
 from test_archs_table import without_dropout
 from test_sparse_head import build, first_batch, loss_and_gradients
 
-from cloze.data.masking import IGNORE_INDEX
+from cloze.data.batches.masking import IGNORE_INDEX
 from cloze.model.archs import GATHERED_AS_ONE, architectures, decoder_start
 from cloze.model.packed import model_inputs
 from cloze.model.sparse_head import MaskedHead
 from cloze.model.trained import freeze_unused
-from cloze.train.equip import enable_checkpointing
-from cloze.train.loss import masked_loss_sum
+from cloze.training.loss import masked_loss_sum
+from cloze.training.prepare_model import enable_checkpointing
 
 pytestmark = pytest.mark.slow
 WIDE = "hidden_size=512,num_hidden_layers=8,num_attention_heads=8,intermediate_size=2048,vocab_size=607"
@@ -32,15 +32,16 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     from torch.distributed.tensor import DTensor
 
+    from cloze.checkpoint.format import WEIGHT
     from cloze.config import TrainConfig
-    from cloze.data.loader import Layout
-    from cloze.distributed import RunShape, start
-    from cloze.memory import PeakMemory, anonymous_memory, give_back
+    from cloze.data.batches.layout import Layout
+    from cloze.distributed.world import RunShape, start
     from cloze.model.load import build_model
-    from cloze.train import state
-    from cloze.train.engine import prepare_engine
-    from cloze.train.gradients import gradient_norm
-    from cloze.train.optim import build_optimizer
+    from cloze.training.engines import sharded_state
+    from cloze.training.engines.engine import prepare_engine
+    from cloze.training.engines.gradients import gradient_norm
+    from cloze.training.optim.optimizers import build_optimizer
+    from cloze.utils.memory import PeakMemory, anonymous_memory, give_back
 
     config = TrainConfig(dataset_name="x", output_dir="y", model_type="roberta", config_overrides=overrides)
     accelerator = start(RunShape(use_cpu=True, precision="no"))
@@ -59,25 +60,25 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     assert not any(one() is not None for one in alive), "a whole weight is still there"
     parts = dict(engine.module.named_parameters())
     assert all(isinstance(part, DTensor) and part.dtype == torch.float32 for part in parts.values())
-    inner = state.inner_optimizer(engine.optimizer)
+    inner = sharded_state.inner_optimizer(engine.optimizer)
     assert {id(p) for group in inner.param_groups for p in group["params"]} == {id(p) for p in parts.values()}
     assert engine.module.get_input_embeddings().weight is engine.module.get_output_embeddings().weight
 
     covered = {name: torch.zeros(p.numel(), dtype=torch.int32) for name, p in expected.items()}
-    for one in state.fragments(engine.module, engine.optimizer, rank):
-        values = one.view(state.WEIGHT, inner.state)
+    for one in sharded_state.fragments(engine.module, engine.optimizer, rank):
+        values = one.view(WEIGHT, inner.state)
         assert torch.equal(values, expected[one.name].reshape(-1)[one.offset : one.offset + one.length]), one.name
         covered[one.name][one.offset : one.offset + one.length] += 1
     for name, count in covered.items():
         torch.distributed.all_reduce(count)
         assert (count == 1).all(), name
-        assert torch.equal(state.whole(parts[name]), expected[name]), name
+        assert torch.equal(sharded_state.whole(parts[name]), expected[name]), name
 
     ids = torch.arange(64).view(2, 32)
     with torch.no_grad():
         answers = engine.model(input_ids=ids).logits
     for name, part in engine.module.named_parameters():
-        state.refresh_model(part, expected[name] * 0.5, rank)
+        sharded_state.refresh_model(part, expected[name] * 0.5, rank)
     with torch.no_grad():
         assert not torch.equal(engine.model(input_ids=ids).logits, answers), "what was gathered is still there"
 
@@ -85,7 +86,7 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     gradients = {name: torch.randn(p.shape, generator=generator) for name, p in expected.items()}
     for name, part in engine.module.named_parameters():
         part.grad = torch.zeros_like(part)
-        state.refresh_model(part.grad, gradients[name], rank)
+        sharded_state.refresh_model(part.grad, gradients[name], rank)
     norm = gradient_norm(list(engine.module.parameters()), divided=True)
     torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), 1.0, norm)
     exact = sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5
@@ -93,7 +94,7 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     for gradient in gradients.values():
         gradient.mul_(1 / (exact + 1e-6))
     for name, part in engine.module.named_parameters():
-        assert torch.allclose(state.whole(part.grad), gradients[name], rtol=1e-5), name
+        assert torch.allclose(sharded_state.whole(part.grad), gradients[name], rtol=1e-5), name
     figures = {"whole": whole_bytes, "peak": peak.grown, "numel": sum(p.numel() for p in expected.values())}
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(figures))
     torch.distributed.destroy_process_group()
@@ -119,11 +120,11 @@ def every_architecture(prepared: str, folder: str, precision: str) -> None:
     it writes what it found, or why there is nothing."""
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     from cloze.config import TrainConfig
-    from cloze.data.loader import Layout
-    from cloze.distributed import RunShape, start
-    from cloze.train.engine import prepare_engine
-    from cloze.train.fsdp import units
-    from cloze.train.optim import build_optimizer
+    from cloze.data.batches.layout import Layout
+    from cloze.distributed.world import RunShape, start
+    from cloze.training.engines.engine import prepare_engine
+    from cloze.training.engines.fsdp2 import units
+    from cloze.training.optim.optimizers import build_optimizer
 
     without_dropout()
     accelerator = start(RunShape(use_cpu=True, precision=precision))

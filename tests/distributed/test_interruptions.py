@@ -16,7 +16,7 @@ import pytest
 from corpus import TINY_MODEL, make_prepared
 from ranks import Outcome, at_call, cloze_ranks, succeed
 
-from cloze.train.checkpoint_files import verify_checkpoint
+from cloze.checkpoint.format import verify_checkpoint
 
 FLAGS = [*TINY_MODEL, "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--eval_strategy", "steps", "--eval_steps", "3", "--per_device_train_batch_size", "2"]
@@ -75,10 +75,10 @@ def sent(*numbers: int) -> Callable[[], None]:
 
 
 PHASES = {
-    "loading": ("cloze.train.setup", "load_state", 1),
-    "training": ("cloze.train.trainer", "masked_loss_sum", 3),
+    "loading": ("cloze.training.setup", "load_state", 1),
+    "training": ("cloze.training.trainer", "masked_loss_sum", 3),
     "evaluating": ("cloze.evaluation.perplexity", "score_batch", 2),
-    "saving": ("cloze.train.checkpoint", "write_tensors", 1),
+    "saving": ("cloze.training.checkpointing.saver", "write_tensors", 1),
 }
 
 
@@ -106,7 +106,7 @@ def test_a_signal_to_one_rank_in_any_phase(prepared: Path, whole: Path, tmp_path
     """It comes twice; the second does no harm."""
     argv, run = flags(prepared, tmp_path / "run"), tmp_path / "run"
     if phase == "loading":
-        before = at_call("cloze.train.trainer", "train_step", 4, sent(signal.SIGUSR1))
+        before = at_call("cloze.training.trainer", "train_step", 4, sent(signal.SIGUSR1))
         assert interrupted(run, cloze_ranks(argv, 2, "zero2", tmp_path / "a", before)).name == "checkpoint-4"
     module, name, call = PHASES[phase]
     outcomes = cloze_ranks(argv, 2, "zero2", tmp_path / "b", at_call(module, name, call, sent(number, number)))
@@ -130,7 +130,7 @@ def test_ctrl_c_twice_stops_at_once(prepared: Path, whole: Path, tmp_path: Path)
 
     begin = time.monotonic()
     outcomes = cloze_ranks(
-        argv, 2, "zero2", tmp_path / "a", at_call("cloze.train.trainer", "train_step", 4, press_twice)
+        argv, 2, "zero2", tmp_path / "a", at_call("cloze.training.trainer", "train_step", 4, press_twice)
     )
     assert outcomes[1].code == 130
     assert "interrupted twice" in outcomes[1].output
@@ -146,7 +146,7 @@ def test_a_signal_while_the_corpus_is_prepared(tmp_path: Path):
     argv = ["train", *FLAGS, "--dataset_name", str(corpus / "corpus.jsonl"), "--text_field", "answers.text"]
     argv += ["--tokenizer_name", str(corpus / "tokenizer"), "--prepared_cache_dir", str(tmp_path / "cache")]
     argv += ["--output_dir", str(tmp_path / "run"), "--eval_strategy", "no", "--num_proc", "1"]
-    before = at_call("cloze.data.prepare", "do_units", 1, sent(signal.SIGTERM), rank=0)
+    before = at_call("cloze.data.prepare.pipeline", "do_units", 1, sent(signal.SIGTERM), rank=0)
     outcomes = cloze_ranks(argv, 1, "ddp", tmp_path / "a", before)
     assert outcomes[0].code == 75
     assert "SIGTERM: stopped before training began" in outcomes[0].output
@@ -161,7 +161,7 @@ def test_a_signal_while_waiting_for_a_rank_that_is_gone(prepared: Path, tmp_path
     def leave_or_get_a_signal() -> None:
         if os.environ["RANK"] == "1":
             os._exit(0)
-        joining = at_call("cloze.train.setup", "start", 1, later, rank=0)
+        joining = at_call("cloze.training.setup", "start", 1, later, rank=0)
         joining()
 
     def later() -> None:
@@ -190,7 +190,7 @@ def test_the_end_of_a_slurm_jobs_time(prepared: Path, whole: Path, tmp_path: Pat
 
 def test_consolidating_stops_without_leaving_anything(whole: Path, tmp_path: Path):
     shutil.copytree(whole / "checkpoint-6", tmp_path / "checkpoint-6")
-    before = at_call("cloze.consolidate.model_folder", "write_weights", 1, sent(signal.SIGTERM), rank=0)
+    before = at_call("cloze.export.consolidation.model_folder", "write_weights", 1, sent(signal.SIGTERM), rank=0)
     outcomes = cloze_ranks(["consolidate", str(tmp_path)], 1, "ddp", tmp_path / "log", before)
     assert outcomes[0].code == 75
     assert "Traceback" not in outcomes[0].output

@@ -30,14 +30,14 @@ FLAGS = [
 FLAGS += ["--per_device_train_batch_size", "2", "--learning_rate", "1e-3", "--weight_decay", "0.1"]
 # Functions of saving, in each of which a rank is killed, and how many ranks call it.
 INSIDE_A_SAVE = [
-    ("cloze.train.checkpoint", "write_tensors", 2),
-    ("cloze.train.checkpoint", "write_manifest", 1),
-    ("cloze.train.checkpoint", "replace_checkpoint", 1),
-    ("cloze.train.checkpoint_files", "publish", 1),
-    ("cloze.files", "sync", 1),
+    ("cloze.training.checkpointing.saver", "write_tensors", 2),
+    ("cloze.training.checkpointing.saver", "write_manifest", 1),
+    ("cloze.training.checkpointing.saver", "replace_checkpoint", 1),
+    ("cloze.checkpoint.format", "publish", 1),
+    ("cloze.utils.atomic_files", "sync", 1),
     ("os", "rename", 1),
     ("shutil", "rmtree", 1),
-    ("cloze.train.checkpoint", "rotate", 1),
+    ("cloze.training.checkpointing.saver", "rotate", 1),
 ]
 
 

@@ -36,8 +36,8 @@ def check_alone() -> None:
     import deepspeed
     from accelerate import Accelerator
 
-    from cloze.command_line import leave
-    from cloze.distributed import check_world, read_launcher
+    from cloze.cli.command_line import leave
+    from cloze.distributed.launch_check import check_world, read_launcher
 
     os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

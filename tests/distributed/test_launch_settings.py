@@ -12,7 +12,7 @@ from corpus import TINY_MODEL
 from ranks import cloze_ranks, run_ranks, succeed
 
 from cloze.cli import main
-from cloze.environment.processes import RANK_VARIABLES
+from cloze.utils.environment.processes import RANK_VARIABLES
 
 
 def setting(**variables: str) -> Callable[[], None]:

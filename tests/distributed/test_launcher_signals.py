@@ -14,7 +14,7 @@ import pytest
 from corpus import TINY_MODEL
 from ranks import wait_for
 
-from cloze.train.checkpoint_files import list_checkpoints, verify_checkpoint
+from cloze.checkpoint.format import list_checkpoints, verify_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [*TINY_MODEL, "--logging_steps", "1", "--save_steps", "100000", "--learning_rate", "1e-3"]
@@ -122,7 +122,7 @@ def test_our_launcher_lets_the_ranks_save_however_long_it_takes(
     """The ranks stand in for training that saves a large checkpoint: torch's launcher would kill them after 30 s, and
     accelerate starts a single one without torch's."""
     (tmp_path / "rank.py").write_text(RANK)
-    launch = [sys.executable, "-m", "cloze.launcher", "--num_processes", str(num_processes)]
+    launch = [sys.executable, "-m", "cloze.tools.launch.launcher", "--num_processes", str(num_processes)]
     if num_processes == 2:
         launch += ["--config_file", "launch/accelerate/zero2.yaml"]
     else:
@@ -144,7 +144,7 @@ def test_a_port_that_is_taken_on_the_first_of_two_machines_is_one_line():
         port = str(taken.getsockname()[1])
         flags = ["--config_file", "launch/accelerate/cpu.yaml", "--num_machines", "2", "--machine_rank", "0"]
         flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
-        start = [sys.executable, "-m", "cloze.launcher", *flags, "-m", "cloze", "train"]
+        start = [sys.executable, "-m", "cloze.tools.launch.launcher", *flags, "-m", "cloze", "train"]
         done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 75, done.stderr
     assert "Traceback" not in done.stderr

@@ -12,13 +12,13 @@ from huggingface_hub import ModelCard
 from ranks import cloze_ranks, succeed
 from safetensors.torch import load_file, save_file
 
+from cloze.checkpoint.format import read_manifest
+from cloze.checkpoint.lineage import from_mapping, of_checkpoint, read_record, same_weights
+from cloze.checkpoint.model_path import resolve_model
 from cloze.cli import main
-from cloze.commands.consolidate import consolidate
-from cloze.commands.evaluate import evaluate
+from cloze.cli.commands.consolidate import consolidate
+from cloze.cli.commands.evaluate import evaluate
 from cloze.config import ConsolidateConfig, EvaluateConfig
-from cloze.lineage import from_mapping, of_checkpoint, read_record, same_weights
-from cloze.model_path import resolve_model
-from cloze.train.checkpoint_files import read_manifest
 
 
 @pytest.fixture(scope="module")

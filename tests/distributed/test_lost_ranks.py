@@ -51,7 +51,7 @@ def killed_after_a_while() -> None:
 def test_a_killed_rank(prepared: Path, tmp_path: Path, engine: str, dead: int):
     """The others end in seconds with one line, no traceback, and a code that says: start again."""
     argv = flags(prepared, tmp_path / "run")
-    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, killed_after_a_while, rank=dead)
+    before = at_call("cloze.training.trainer", "masked_loss_sum", 4, killed_after_a_while, rank=dead)
     begin = time.monotonic()
     outcomes = cloze_ranks(argv, 3, engine, tmp_path / "a", before)
     assert time.monotonic() - begin < 60
@@ -79,7 +79,7 @@ def test_a_rank_that_fails_is_quoted(prepared: Path, tmp_path: Path):
     def fail() -> None:
         raise ValueError("no good")
 
-    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, fail)
+    before = at_call("cloze.training.trainer", "masked_loss_sum", 4, fail)
     outcomes = cloze_ranks(flags(prepared, tmp_path / "run"), 2, "zero2", tmp_path / "a", before)
     assert outcomes[1].code == 1
     assert "ValueError: no good" in outcomes[1].output
@@ -105,7 +105,7 @@ def test_an_error_of_all_ranks_at_once_is_told_once_by_rank_0(prepared: Path, tm
 
     def on_every_rank() -> None:
         for rank in range(2):
-            at_call("cloze.train.trainer", "train_step", 3, fail, rank)()
+            at_call("cloze.training.trainer", "train_step", 3, fail, rank)()
 
     outcomes = cloze_ranks(flags(prepared, tmp_path / "run"), 2, "ddp", tmp_path / "a", on_every_rank)
     expected = 2 if kind is TrainingError else 1
@@ -133,7 +133,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(prepared: Path, tmp_path: Path
 
     argv = flags(prepared, tmp_path / "run", "--hang_timeout", "5")
     begin = time.monotonic()
-    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, wait_for_ever_in_here, rank)
+    before = at_call("cloze.training.trainer", "masked_loss_sum", 4, wait_for_ever_in_here, rank)
     outcomes = cloze_ranks(argv, world_size, engine, tmp_path / "a", before)
     assert time.monotonic() - begin < 60
     assert {outcome.code for outcome in outcomes} == {75}, outcomes[0].output
@@ -156,7 +156,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(prepared: Path, tmp_path: Path
 def test_a_rank_that_does_not_answer_within_ddp_timeout(prepared: Path, tmp_path: Path):
     """It lives, and says so, but it waits for something else than the others do."""
     argv = flags(prepared, tmp_path / "run", "--ddp_timeout", "5")
-    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, wait_for_ever_in_here)
+    before = at_call("cloze.training.trainer", "masked_loss_sum", 4, wait_for_ever_in_here)
     outcomes = cloze_ranks(argv, 2, "ddp", tmp_path / "a", before, timeout=60)
     assert [outcome.code for outcome in outcomes] == [75, 75], outcomes[0].output
     told = errors(outcomes[0].output)
@@ -176,9 +176,9 @@ def frozen_after_a_while() -> None:
 
 def test_a_rank_that_was_frozen_is_missed(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its connection is open, but it says nothing: as when a machine is gone."""
-    monkeypatch.setattr("cloze.train.watch.SILENT_SECONDS", 4.0)
-    monkeypatch.setattr("cloze.train.watch.GRACE_SECONDS", 1.0)
-    before = at_call("cloze.train.trainer", "masked_loss_sum", 4, frozen_after_a_while)
+    monkeypatch.setattr("cloze.distributed.resilience.watchdog.SILENT_SECONDS", 4.0)
+    monkeypatch.setattr("cloze.distributed.resilience.watchdog.GRACE_SECONDS", 1.0)
+    before = at_call("cloze.training.trainer", "masked_loss_sum", 4, frozen_after_a_while)
     argv = flags(prepared, tmp_path / "run")
     pids, logs = start_ranks(entering(argv, "ddp", before), 2, tmp_path / "a")
     try:
@@ -208,16 +208,16 @@ def test_a_save_that_takes_longer_than_the_hang_timeout_is_no_hang(prepared: Pat
     """One rank's disk is slow, and the other waits for it."""
 
     def slow_disk() -> None:
-        from cloze import tensorfile
+        from cloze.checkpoint import safetensors_writer
 
-        plain = tensorfile.tensor_bytes
+        plain = safetensors_writer.tensor_bytes
 
         def tensor_bytes(tensor):
             if os.environ["RANK"] == "1":
                 time.sleep(0.3)
             return plain(tensor)
 
-        tensorfile.tensor_bytes = tensor_bytes
+        safetensors_writer.tensor_bytes = tensor_bytes
 
     argv = flags(prepared, tmp_path / "run", "--hang_timeout", "4", "--max_steps", "2", "--save_steps", "2", *more)
     succeed(cloze_ranks(argv, 2, "ddp", tmp_path / "log", slow_disk))

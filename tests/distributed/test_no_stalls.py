@@ -34,7 +34,7 @@ def counting(file: Path):
     """To be called in a rank: what each training step and its place in the log window read back is written down."""
 
     def install() -> None:
-        from cloze.train import trainer
+        from cloze.training import trainer
 
         mode = Counting()
         for name in ("tolist", "numpy", "cpu"):
@@ -78,7 +78,7 @@ def late(then):
     """To be called in a rank: results are read a step late, as on a GPU."""
 
     def install() -> None:
-        from cloze.train import setup
+        from cloze.training import setup
 
         plain = setup.steps_unread
 

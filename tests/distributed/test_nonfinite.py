@@ -15,8 +15,8 @@ from ranks import ENGINES, Outcome, cloze_ranks, succeed
 from safetensors.torch import load_file
 
 from cloze.errors import CheckpointError
-from cloze.replay import rebuild
-from cloze.train.nonfinite import left_out, steps_to_leave_out
+from cloze.tools.inspect.replay import rebuild
+from cloze.training.nonfinite import left_out, steps_to_leave_out
 
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
@@ -31,7 +31,7 @@ def poison(what: str = "loss", value: float = math.nan, steps: tuple[int, ...] =
     number."""
 
     def install() -> None:
-        from cloze.train import trainer
+        from cloze.training import trainer
 
         plain_step, plain_loss = trainer.train_step, trainer.masked_loss_sum
         now = {"step": -1, "calls": 0, "rank": -1}
@@ -133,7 +133,7 @@ def leaving_out(*steps: int) -> Callable[[], None]:
     """To be called in a rank: a new run leaves these steps (0-based) out."""
 
     def install() -> None:
-        from cloze.train import setup
+        from cloze.training import setup
 
         setup.steps_to_leave_out = lambda *_: list(steps)
 
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_list_of_steps_is_refused(tmp_path, text: str):
 
 def only_rank_0_sees_files() -> None:
     """To be called in a rank: another rank's cache of the shared disk does not show left_out.json."""
-    from cloze.train import nonfinite
+    from cloze.training import nonfinite
 
     if os.environ["RANK"] != "0":
         nonfinite.FILE = "unseen.json"
@@ -209,7 +209,7 @@ def test_a_damaged_list_of_steps_is_refused(tmp_path):
 
 
 def test_skipping_every_step_ends_the_run(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("cloze.train.milestones.MOST_SKIPPED", 5)
+    monkeypatch.setattr("cloze.training.step_actions.MOST_SKIPPED", 5)
     outcomes = train(prepared, tmp_path, "ddp", "skip", poison("gradient", steps=tuple(range(2, 8))))
     assert [outcome.code for outcome in outcomes] == [2, 2]
     assert "5 steps in a row were skipped" in outcomes[0].output + outcomes[1].output
@@ -220,7 +220,7 @@ def in_fp16(scale: float) -> Callable[[], None]:
     """To be called in a rank: torch's own loss scaling, which a CPU has too; and a gradient that is never finite."""
 
     def install() -> None:
-        from cloze.train import setup
+        from cloze.training import setup
 
         plain = setup.prepare_engine
 

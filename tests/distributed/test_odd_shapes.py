@@ -10,7 +10,7 @@ import torch
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 
-from cloze.train.checkpoint_files import read_manifest
+from cloze.checkpoint.format import read_manifest
 
 STEPS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-2"]
 SHAPES = {"one": (1,), "scalar": (), "empty": (0, 4)}
@@ -20,9 +20,9 @@ def with_parameters(*names: str):
     """To be called in a rank: the model's logits pass through parameters of odd shapes."""
 
     def install() -> None:
-        from cloze.train import zero3
+        from cloze.training import build_model as run_model
 
-        plain = zero3.build_model
+        plain = run_model.build_model
 
         def build_model(*arguments):
             model, tokenizer = plain(*arguments)
@@ -33,7 +33,7 @@ def with_parameters(*names: str):
             )
             return model, tokenizer
 
-        zero3.build_model = build_model
+        run_model.build_model = build_model
 
     return install
 

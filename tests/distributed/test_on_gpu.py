@@ -12,7 +12,7 @@ import torch
 from corpus import TINY_MODEL, make_prepared
 from test_resume import assert_same_checkpoint
 
-from cloze.commands.prepare import run as run_prepare
+from cloze.cli.commands.prepare import run as run_prepare
 from cloze.config import PrepareConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -13,7 +13,7 @@ from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 
 from cloze.config import TrainConfig, ranges
-from cloze.data.shards import open_prepared
+from cloze.data.prepared.shards import open_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--max_steps", "4", "--logging_steps", "1", "--save_strategy", "no", "--learning_rate", "1e-3"]
@@ -88,7 +88,7 @@ def test_the_resolved_configuration_is_kept_without_the_token(prepared: Path, tm
 
 def test_training_goes_on_from_a_consolidated_model(prepared: Path, tmp_path: Path):
     """`--model_name_or_path FOLDER` starts with that model's weights, on any number of ranks."""
-    from cloze.commands import consolidate
+    from cloze.cli.commands import consolidate
     from cloze.config import ConsolidateConfig
 
     more = ["--max_steps", "8", "--learning_rate", "1e-2", "--eval_strategy", "steps", "--eval_steps", "8"]

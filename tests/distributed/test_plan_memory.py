@@ -15,9 +15,9 @@ import yaml
 from corpus import TINY_MODEL
 from ranks import compile_async_io, run_ranks, succeed
 
-from cloze.bench.memory import FSDP, predict, recipe_of
-from cloze.files import write_json
-from cloze.planning.settings import Choice, ds_config
+from cloze.tools.bench.memory import FSDP, predict, recipe_of
+from cloze.tools.planning.settings import Choice, ds_config
+from cloze.utils.atomic_files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "hidden_size=128,num_hidden_layers=2,num_attention_heads=4,intermediate_size=512,vocab_size=6000"
@@ -26,8 +26,8 @@ slow = pytest.mark.slow
 
 
 def _measure(settings: dict[str, Any], unused: list[str], deepspeed: str | None, folder: str) -> None:
-    from cloze.bench.held import measure
-    from cloze.command_line import leave
+    from cloze.cli.command_line import leave
+    from cloze.tools.bench.held import measure
 
     os.environ |= FSDP if settings["fsdp2"] else {}
     recipe = recipe_of(settings)

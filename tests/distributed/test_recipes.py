@@ -13,11 +13,11 @@ import torch
 from ranks import cloze_ranks, succeed
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
-from cloze.bench.sizes import Size, make_data
-from cloze.commands import plan
+from cloze.cli.commands import plan
 from cloze.config import PrepareConfig, TrainConfig
+from cloze.config.parser import parse
 from cloze.model.load import read_config
-from cloze.options.flags import parse
+from cloze.tools.bench.sizes import Size, make_data
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch/recipes"
 # Parameters of the MLM model and tokens of its vocabulary, as published: the papers' round numbers in millions, or,

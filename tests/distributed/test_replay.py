@@ -13,10 +13,10 @@ from ranks import cloze_ranks, succeed
 from recording import digest, record, recorded_steps
 from safetensors.numpy import load_file
 
-from cloze.data.loader import IGNORE_INDEX
+from cloze.config.parser import parse
+from cloze.data.batches.loader import IGNORE_INDEX
 from cloze.errors import ConfigError, DataError
-from cloze.options.flags import parse
-from cloze.replay import rebuild, replay
+from cloze.tools.inspect.replay import rebuild, replay
 
 FLAGS = [*TINY_MODEL, "--num_train_epochs", "1.3", "--save_strategy", "epoch", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "13", "--mlm_probability", "0.2", "--random_replace_prob", "0.3"]

@@ -25,8 +25,8 @@ def measured(folder: Path) -> Callable[[], None]:
     """To be called in a rank: write down how much memory `load_state` took at the highest."""
 
     def install() -> None:
-        from cloze.memory import PeakMemory
-        from cloze.train import setup
+        from cloze.training import setup
+        from cloze.utils.memory import PeakMemory
 
         ctypes.CDLL(None).mallopt(
             M_MMAP_THRESHOLD, 1 << 20

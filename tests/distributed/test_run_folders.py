@@ -52,7 +52,7 @@ def copy_of(run: Path, folder: Path) -> Path:
 
 def test_a_second_start_beside_a_live_one_is_refused_and_touches_nothing(prepared: Path, tmp_path: Path):
     output, go = tmp_path / "run", tmp_path / "go"
-    pause = at_call("cloze.train.trainer", "train_step", 3, lambda: wait_for(go.exists), rank=0)
+    pause = at_call("cloze.training.trainer", "train_step", 3, lambda: wait_for(go.exists), rank=0)
     first = entering(flags(prepared, output), "ddp", pause)
     pids, logs = start_ranks(first, 2, tmp_path / "first")
     wait_for(lambda: (output / "checkpoint-2" / "checkpoint.json").exists(), pids=pids, logs=logs)
@@ -79,7 +79,7 @@ def test_a_start_that_lost_its_folder_ends_in_one_line_on_every_rank_and_writes_
         os.replace(output / "new", output / ".owner")
         (output / "before.json").write_text(json.dumps(sorted(path.name for path in output.iterdir())))
 
-    lose = at_call("cloze.train.trainer", "train_step", 4, take_over, rank=0)
+    lose = at_call("cloze.training.trainer", "train_step", 4, take_over, rank=0)
     outcomes = cloze_ranks(flags(prepared, output), 2, "ddp", tmp_path / "log", before=lose)
     assert [outcome.code for outcome in outcomes] == [2, 2]
     assert "does not own the run folder any more" in error_of(outcomes[0].output)
@@ -107,7 +107,7 @@ def test_resuming_an_older_checkpoint_moves_newer_ones_aside(prepared: Path, run
 def test_a_checkpoint_of_another_folder_begins_a_branch_that_resumes_by_itself(prepared, run, tmp_path):
     output, origin = tmp_path / "branch", run / "checkpoint-2"
     more = ["--resume_from_checkpoint", str(origin)]
-    die = at_call("cloze.train.trainer", "train_step", 2, lambda: os._exit(9), rank=0)
+    die = at_call("cloze.training.trainer", "train_step", 2, lambda: os._exit(9), rank=0)
     killed = cloze_ranks(flags(prepared, output, *more), 1, "ddp", tmp_path / "a", before=die)
     assert killed[0].code == 9
     assert steps_of(output) == [1, 2, 3]
@@ -183,7 +183,7 @@ def test_ranks_may_find_the_same_data_and_model_at_different_places(prepared: Pa
 @pytest.fixture(scope="module")
 def base(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained model."""
-    from cloze.commands import consolidate
+    from cloze.cli.commands import consolidate
     from cloze.config import ConsolidateConfig
 
     folder = tmp_path_factory.mktemp("base") / "base"
@@ -200,7 +200,7 @@ def test_a_run_resumes_when_its_base_model_has_moved_or_is_gone(prepared: Path, 
 
     whole, output = tmp_path / "whole", tmp_path / "run"
     succeed(cloze_ranks(argv(whole, first, "2"), 1, "ddp", tmp_path / "a"))
-    die = at_call("cloze.train.trainer", "train_step", 2, lambda: os._exit(9), rank=0)
+    die = at_call("cloze.training.trainer", "train_step", 2, lambda: os._exit(9), rank=0)
     assert cloze_ranks(argv(output, f"{first}/", "2"), 1, "ddp", tmp_path / "b", before=die)[0].code == 9
     cut = copy_of(output, tmp_path / "cut")
     moved = tmp_path / "second" / "model-of-another-name"
@@ -249,7 +249,7 @@ def test_a_run_folder_that_cannot_be_written_is_named_before_time_is_spent(prepa
 
 
 def test_a_model_folder_that_is_a_link_is_consolidated_into_again(run: Path, tmp_path: Path):
-    from cloze.commands.consolidate import consolidate
+    from cloze.cli.commands.consolidate import consolidate
     from cloze.config import ConsolidateConfig
 
     output = copy_of(run, tmp_path / "run")
@@ -268,18 +268,12 @@ def test_a_model_folder_that_is_a_link_is_consolidated_into_again(run: Path, tmp
 
 
 def test_a_checkpoint_that_rotation_deletes_while_it_is_read_is_one_line(run: Path, tmp_path: Path, monkeypatch):
-    from cloze.commands.consolidate import consolidate
+    from cloze.checkpoint.format import find_checkpoint, read_manifest, rotate, verify_checkpoint, write_manifest
+    from cloze.checkpoint.open_model import load_checkpoint
+    from cloze.cli.commands.consolidate import consolidate
     from cloze.config import ConsolidateConfig
-    from cloze.consolidate import model_folder
     from cloze.errors import CheckpointError
-    from cloze.opening import load_checkpoint
-    from cloze.train.checkpoint_files import (
-        find_checkpoint,
-        read_manifest,
-        rotate,
-        verify_checkpoint,
-        write_manifest,
-    )
+    from cloze.export.consolidation import model_folder
 
     output = copy_of(run, tmp_path / "run")
     write = model_folder.tidy_config
@@ -306,5 +300,5 @@ def test_a_checkpoint_that_rotation_deletes_while_it_is_read_is_one_line(run: Pa
             rotate(output, 1)
         return verify_checkpoint(folder, *args, **kwargs)
 
-    monkeypatch.setattr("cloze.train.checkpoint_files.verify_checkpoint", slow)
+    monkeypatch.setattr("cloze.checkpoint.format.verify_checkpoint", slow)
     assert find_checkpoint(output) == output / "checkpoint-8"

@@ -14,9 +14,9 @@ SECRET = "a long text that nobody guesses"
 
 def exchange() -> None:
     """On each rank: join, and send values of every kind."""
-    from cloze.collectives import agree, decide, gather, gather_to_main
-    from cloze.command_line import leave
-    from cloze.distributed import RunShape, start
+    from cloze.cli.command_line import leave
+    from cloze.distributed.collectives import agree, decide, gather, gather_to_main
+    from cloze.distributed.world import RunShape, start
     from cloze.errors import CheckpointError
 
     rank = start(RunShape(use_cpu=True, precision="no")).process_index

@@ -16,14 +16,16 @@ from test_architectures import _BERT, ALWAYS, ARCHITECTURES, TINY
 from torch._dynamo.utils import counters
 
 from cloze.config import ModelConfig
-from cloze.data.loader import Layout, fixed_capacity, step_batches
-from cloze.data.masking import IGNORE_INDEX, Masking
-from cloze.data.shards import open_prepared
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.loader import step_batches
+from cloze.data.batches.make_batch import fixed_capacity
+from cloze.data.batches.masking import IGNORE_INDEX, Masking
+from cloze.data.prepared.shards import open_prepared
 from cloze.model.archs import decoder_start
 from cloze.model.load import build_model
 from cloze.model.packed import model_inputs
 from cloze.model.sparse_head import MaskedHead, check_head
-from cloze.train.loss import masked_loss_sum
+from cloze.training.loss import masked_loss_sum
 
 
 def first_batch(prepared: Path, capacity: int = 0, global_step: int = 0) -> dict[str, torch.Tensor]:

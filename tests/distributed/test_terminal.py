@@ -61,7 +61,7 @@ def test_a_terminal_shows_training_and_is_in_order_after_ctrl_c_and_at_the_end(p
 
 
 def raise_at_step_5() -> None:
-    from cloze.train import trainer
+    from cloze.training import trainer
 
     plain = trainer.train_step
 
@@ -137,7 +137,16 @@ def test_ctrl_z_hands_the_terminal_to_the_shell_and_fg_draws_on(prepared: Path, 
 
 @pytest.mark.slow
 def test_the_launcher_puts_a_terminal_in_order_that_a_killed_rank_has_left(prepared: Path, tmp_path: Path):
-    words = [sys.executable, "-m", "cloze.launcher", "--num_processes", "1", "--num_machines", "1", "--cpu"]
+    words = [
+        sys.executable,
+        "-m",
+        "cloze.tools.launch.launcher",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--cpu",
+    ]
     words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "cloze"]
     argv = argv_of(prepared, tmp_path / "run", "--max_steps", "100000", "--save_steps", "4")
     terminal = Terminal(lambda: sys.exit(subprocess.run([*words, *argv]).returncode), columns=80, rows=24)

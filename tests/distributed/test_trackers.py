@@ -52,7 +52,7 @@ def before(argv: list[str], folder: Path, end: Callable[[], None] | None) -> Cal
         os.chdir(folder)  # some of mlflow's folders are made where one is
         sys.argv = ["cloze", *argv]
         if end is not None:
-            from cloze.train import trainer
+            from cloze.training import trainer
 
             plain = trainer.train_step
 

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, Trainer, TrainingArguments, set_seed
 
 import cloze
-from cloze.commands.prepare import run as prepare
+from cloze.cli.commands.prepare import run as prepare
 from cloze.config import PrepareConfig
-from cloze.data.loader import make_batch
-from cloze.data.masking import Masking
-from cloze.data.shards import open_prepared
+from cloze.data.batches.make_batch import make_batch
+from cloze.data.batches.masking import Masking
+from cloze.data.prepared.shards import open_prepared
 from cloze.errors import ConfigError, DataError, ModelError
 
 ROOT = Path(__file__).resolve().parents[2]

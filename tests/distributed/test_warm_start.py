@@ -19,9 +19,9 @@ from ranks import cloze_ranks, in_fresh_process, run_ranks, succeed
 from transformers import AutoModelForMaskedLM
 
 from cloze.config import GrowConfig
-from cloze.data.shards import open_prepared
-from cloze.data.tokenize import load_tokenizer
-from cloze.grow.warm_start import warm_start
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.tools.grow.warm_start import warm_start
 
 WIDE_AND_DEEP = "hidden_size=48,num_attention_heads=3,intermediate_size=96,num_hidden_layers=2"
 TWICE = "hidden_size=64,num_attention_heads=4,intermediate_size=128"
@@ -104,7 +104,7 @@ def make(folder: str, tokenizer: str, overrides: str) -> None:
 
 def measured(report: str, **how: str) -> None:
     """In a process of its own: write down the bytes that growing took."""
-    from cloze.memory import PeakMemory
+    from cloze.utils.memory import PeakMemory
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)  # what is freed goes back to the system
     with PeakMemory() as peak:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze.commands.init import FOLDERS, KIT, NOT_IN_A_WHEEL
+from cloze.cli.commands.init import FOLDERS, KIT, NOT_IN_A_WHEEL
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -63,8 +63,12 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path)
     tracked = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     expected = {name.removeprefix("src/") for name in tracked.split() if not (ROOT / name).is_symlink()}
     in_package = {name for name in names if name.startswith("cloze/")}
-    assert in_package == expected | {f"cloze/kit/{name}" for name in kit_files()}
-    assert {"cloze/py.typed", "cloze/sample/facts/planets.csv", "cloze/kit/slurm/train.sbatch"} <= in_package
+    assert in_package == expected | {f"cloze/tools/launch/kit/{name}" for name in kit_files()}
+    assert {
+        "cloze/py.typed",
+        "cloze/tools/demo/facts/planets.csv",
+        "cloze/tools/launch/kit/slurm/train.sbatch",
+    } <= in_package
     assert all(name.startswith("cloze-") and ".dist-info/" in name for name in names - in_package)
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
 

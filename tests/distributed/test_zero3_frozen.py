@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from ranks import cloze_ranks, succeed
 
-from cloze.train.checkpoint_files import read_manifest
-from cloze.train.restore import PieceReader
+from cloze.checkpoint.format import read_manifest
+from cloze.checkpoint.reader import PieceReader
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -26,13 +26,14 @@ def measured(folder: Path, to_the_end: bool) -> Callable[[], None]:
     after that."""
 
     def install() -> None:
-        from cloze.memory import PeakMemory
-        from cloze.train import engine, setup, state
+        from cloze.training import setup
+        from cloze.training.engines import engine, sharded_state
+        from cloze.utils.memory import PeakMemory
 
         ctypes.CDLL(None).mallopt(
             M_MMAP_THRESHOLD, 1 << 20
         )  # what is freed goes back to the system, and is not counted
-        build, cut, prepare = setup.zero3.build, engine.partition, setup.prepare_engine
+        build, cut, prepare = setup.build_run_model, engine.partition, setup.prepare_engine
         peak, found = PeakMemory(), {}
 
         def watched_build(config, data):
@@ -53,7 +54,7 @@ def measured(folder: Path, to_the_end: bool) -> Callable[[], None]:
             again = dict(found.pop("again")().named_parameters())
             half = made.accelerator.mixed_precision != "no"
             found["same"] = all(
-                torch.equal(state.whole(p).float(), (again[name].bfloat16() if half else again[name]).float())
+                torch.equal(sharded_state.whole(p).float(), (again[name].bfloat16() if half else again[name]).float())
                 for name, p in made.module.named_parameters()
             )
             (folder / f"memory-{os.environ['RANK']}.json").write_text(json.dumps(found))
@@ -62,7 +63,7 @@ def measured(folder: Path, to_the_end: bool) -> Callable[[], None]:
                 os._exit(0)
             return made
 
-        setup.zero3.build, engine.partition, setup.prepare_engine = watched_build, watched_cut, watched_prepare
+        setup.build_run_model, engine.partition, setup.prepare_engine = watched_build, watched_cut, watched_prepare
 
     return install
 

@@ -15,9 +15,10 @@ def compared() -> None:
     """In a rank: after the engine is ready, compare it with the model that a process alone makes."""
     from test_zero3_memory import build_plainly
 
-    from cloze.train import setup, state
+    from cloze.training import setup
+    from cloze.training.engines import sharded_state
 
-    build, prepare, alone = setup.zero3.build, setup.prepare_engine, []
+    build, prepare, alone = setup.build_run_model, setup.prepare_engine, []
 
     def remembering(config, data):
         alone.append((config, data))
@@ -31,14 +32,14 @@ def compared() -> None:
         assert here.keys() == weights.keys()
         assert all(hasattr(parameter, "ds_id") for parameter in here.values())
         for name, parameter in here.items():
-            whole = state.whole(parameter)
+            whole = sharded_state.whole(parameter)
             assert torch.equal(whole, weights[name]), name
         for name, buffer in engine.module.named_buffers():
             assert torch.equal(buffer, buffers[name]), name
         print(f"rank {os.environ['RANK']}: all {len(here)} are the same")
         return engine
 
-    setup.zero3.build, setup.prepare_engine = remembering, comparing
+    setup.build_run_model, setup.prepare_engine = remembering, comparing
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 from dataset_hub import DatasetHub
 
-from cloze.data.shards import open_prepared
+from cloze.data.prepared.shards import open_prepared
 
 TOKEN = "hf_read"
 

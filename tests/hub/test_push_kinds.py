@@ -12,9 +12,9 @@ from huggingface_hub import DatasetCard, ModelCard
 from local_hub import LocalHub, Repo
 from pushing import FINE, HOST, SCORES, STRANGER, WRITE, Client, accepted, everything, refused
 
-from cloze.data.shards import open_prepared
+from cloze.data.prepared.shards import open_prepared
 from cloze.errors import ClozeError, ConfigError
-from cloze.hub.blocks import find_blocks
+from cloze.export.hub.blocks import find_blocks
 
 PULL = """
 import json, sys
@@ -37,7 +37,7 @@ print(json.dumps([{split: kind[split]["input_ids"][:] for split in kind} for kin
 @pytest.fixture
 def blocks_run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained run, with a model to push."""
-    from cloze.commands.consolidate import consolidate
+    from cloze.cli.commands.consolidate import consolidate
     from cloze.config import ConsolidateConfig
 
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "six"))

@@ -23,9 +23,9 @@ from pushing import HOST, READ, RUN_FLAGS, WRITE, Client, everything
 from safetensors.torch import load
 from transformers import AutoModelForMaskedLM
 
-from cloze.train.checkpoint_files import read_manifest, verify_checkpoint
-from cloze.train.metrics import read_metrics
-from cloze.train.sessions import read_sessions
+from cloze.checkpoint.format import read_manifest, verify_checkpoint
+from cloze.training.logging.metrics import read_metrics
+from cloze.training.logging.sessions import read_sessions
 
 MODEL = {"README.md", "config.json", "loss.svg", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
@@ -60,7 +60,7 @@ class Follow:
         self.run.mkdir(parents=True)
         for name in ("config.yaml", "data.json", "metrics.jsonl", "sessions.json", "run.json"):
             shutil.copy(trained / name, self.run)
-        words = [sys.executable, "-m", "cloze.hub.pusher"]
+        words = [sys.executable, "-m", "cloze.export.hub.pusher"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(words, env=environment(hub, tmp_path), text=True, **pipes)
         self.say(json.dumps({"run_dir": str(self.run), "repo": "user/six", "strategy": strategy, "token": WRITE}))
@@ -103,7 +103,7 @@ def follow(hub: LocalHub, trained: Path, tmp_path: Path) -> Iterator[Callable[[s
 
 
 def weights(run: Path, step: int, tmp_path: Path) -> dict[str, torch.Tensor]:
-    from cloze.consolidate.model_folder import consolidate
+    from cloze.export.consolidation.model_folder import consolidate
 
     consolidate(run / f"checkpoint-{step}", tmp_path / f"model-{step}", 10**9)
     return dict(AutoModelForMaskedLM.from_pretrained(tmp_path / f"model-{step}").state_dict())
@@ -277,7 +277,7 @@ CHECK = """
 import sys
 from cloze.config import TrainConfig
 from cloze.errors import ClozeError
-from cloze.hub.follow import following
+from cloze.export.hub.follow import following
 for more in {"hub_token": sys.argv[1]}, {"hub_model_id": "somebody/x"}, {"save_strategy": "no"}:
     try:
         with following(TrainConfig(output_dir="runs/mine", push_to_hub=True, **more)):

@@ -12,8 +12,8 @@ from corpus import TINY_MODEL_NO_DROPOUT, make_prepared
 from ranks import cloze_ranks, succeed
 from recording import expected_steps, record, recorded_steps, stop_at
 
-from cloze.data.shards import open_prepared
-from cloze.train.checkpoint_files import read_manifest
+from cloze.checkpoint.format import read_manifest
+from cloze.data.prepared.shards import open_prepared
 
 STEPS, BATCH, SEED = 60, 8, 3
 FNET = "hidden_size=32,num_hidden_layers=2,intermediate_size=64,hidden_dropout_prob=0.0"

@@ -11,8 +11,8 @@ from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
 from recording import digest, record, recorded_steps, stop_at
 
-from cloze.data.batch_size import BatchSizes
-from cloze.replay import rebuild
+from cloze.data.batches.batch_size_warmup import BatchSizes
+from cloze.tools.inspect.replay import rebuild
 
 STEPS, SIZES = 12, BatchSizes(full=8, start=1, warmup_steps=8)
 FLAGS = [*TINY_MODEL_NO_DROPOUT, "--max_steps", str(STEPS), "--logging_steps", "1", "--learning_rate", "1e-3"]

@@ -14,9 +14,10 @@ from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import ENGINES, cloze_ranks, succeed
 
 from cloze.config import TrainConfig
-from cloze.data.loader import Layout, step_batches
-from cloze.data.masking import IGNORE_INDEX, Masking
-from cloze.data.shards import open_prepared
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.loader import step_batches
+from cloze.data.batches.masking import IGNORE_INDEX, Masking
+from cloze.data.prepared.shards import open_prepared
 from cloze.model.load import build_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,7 +1,7 @@
 """The mutation score: what share of small changes in the modules that determine a run's numbers some test notices.
 
     python tests/mutation/run.py                       # every module below; hours on two cores
-    python tests/mutation/run.py train/schedule        # some of them
+    python tests/mutation/run.py training/optim/lr_schedule      # some of them
     python tests/mutation/run.py --sample 0.1          # a tenth of the mutants, always the same tenth
 
 First `record.py` records which tests run which blocks of statements. Then each mutant is written into a copy of the
@@ -35,12 +35,38 @@ from record import HERE, ROOT, Coverage, update_record
 from trial import work_on
 
 MODULES = (
-    *("data/sampler", "data/masking", "data/packing", "data/loader", "data/collator", "data/words", "data/batch_size"),
-    *("train/schedule", "train/loss", "train/engine", "train/optim", "train/state", "train/restore"),
-    *("train/checkpoint", "train/checkpoint_files", "train/ema", "train/gradients", "train/sums", "train/nonfinite"),
-    "train/loss_scale",
-    *("evaluation/perplexity", "evaluation/pll", "evaluation/intervals", "evaluation/vocabulary"),
-    *("consolidate/stored", "model/sparse_head", "model/sparse_loss", "model/packed"),
+    "data/batches/sampler",
+    "data/batches/masking",
+    "data/prepared/packing",
+    "data/batches/loader",
+    "data/batches/make_batch",
+    "data/batches/layout",
+    "data/batches/collator",
+    "data/batches/collator",
+    "data/batches/word_boundaries",
+    "data/batches/batch_size_warmup",
+    "training/optim/lr_schedule",
+    "training/loss",
+    "training/engines/engine",
+    "training/optim/optimizers",
+    "training/engines/sharded_state",
+    "training/checkpointing/restore",
+    "checkpoint/reader",
+    "training/checkpointing/saver",
+    "checkpoint/format",
+    "training/engines/ema",
+    "training/engines/gradients",
+    "checkpoint/checksum",
+    "training/nonfinite",
+    "training/engines/loss_scale",
+    "evaluation/perplexity",
+    "evaluation/pll",
+    "evaluation/intervals",
+    "evaluation/vocabulary",
+    "export/consolidation/stored",
+    "model/sparse_head",
+    "model/sparse_loss",
+    "model/packed",
 )
 
 
@@ -134,7 +160,7 @@ def try_some(
 def main() -> int:
     """Run the command; return 1 if a mutant survives that `equivalent.txt` does not name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", default=MODULES, help="such as train/schedule; all of them if none")
+    parser.add_argument("modules", nargs="*", default=MODULES, help="such as training/loss; all of them if none")
     parser.add_argument("--sample", type=float, default=1.0, help="the share of the mutants to try")
     parser.add_argument("--answers", type=Path, default=ROOT / "build" / "mutation", help="folder of kept answers")
     arguments = parser.parse_args()

@@ -15,11 +15,11 @@ from ranks import cloze_ranks
 from recording import record, stop_at
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-from cloze.commands import prepare, tokenizer
+from cloze.checkpoint.format import read_manifest
+from cloze.checkpoint.reader import PieceReader
+from cloze.cli.commands import prepare, tokenizer
 from cloze.config import PrepareConfig, TokenizerConfig
-from cloze.sample import write_corpus
-from cloze.train.checkpoint_files import read_manifest
-from cloze.train.restore import PieceReader
+from cloze.tools.demo.corpus import write_corpus
 from reference.packing import Block, best_fit, concat
 
 BLOCK = 32

@@ -11,11 +11,11 @@ import pytest
 from proteins import ESM, sequences, write_esm
 from transformers import AutoTokenizer
 
-from cloze.data.collator import MaskingCollator
-from cloze.data.loader import Layout
-from cloze.data.masking import Masking
-from cloze.data.shards import open_prepared
-from cloze.data.words import words_of
+from cloze.data.batches.collator import MaskingCollator
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.masking import Masking
+from cloze.data.batches.word_boundaries import words_of
+from cloze.data.prepared.shards import open_prepared
 from reference.masks import Rule
 from reference.order import batch_size, samples_of, samples_of_rank
 from reference.packing import flat

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cloze.data.collator import MaskingCollator
-from cloze.data.masking import IGNORE_INDEX, LONGER, MAX_SPAN, Masking, choose_spans, span_variance
-from cloze.data.words import words_of
+from cloze.data.batches.collator import MaskingCollator
+from cloze.data.batches.masking import IGNORE_INDEX, LONGER, MAX_SPAN, Masking, choose_spans, span_variance
+from cloze.data.batches.word_boundaries import words_of
 from cloze.errors import ConfigError, DataError
 from reference.counter import draw, key_for, make_key
 from reference.masks import TRAINING, Rule, rate_of_beginnings, word_starts

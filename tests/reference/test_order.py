@@ -13,23 +13,15 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from cloze.config import TrainConfig
-from cloze.data import loader
-from cloze.data.batch_size import BatchSizes
-from cloze.data.hashing import make_key
-from cloze.data.loader import (
-    BlockOrder,
-    Layout,
-    TrainLoader,
-    count_masked,
-    document_offsets,
-    eval_batches,
-    fixed_capacity,
-    make_batch,
-    step_batches,
-)
-from cloze.data.masking import IGNORE_INDEX, Masking
-from cloze.data.sampler import block_indices, permute, step_samples
-from cloze.train.plan import Plan, fit_layout, plan_run, split_batch
+from cloze.data.batches import loader
+from cloze.data.batches.batch_size_warmup import BatchSizes
+from cloze.data.batches.counter_rng import make_key
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.loader import BlockOrder, TrainLoader, eval_batches, step_batches
+from cloze.data.batches.make_batch import count_masked, document_offsets, fixed_capacity, make_batch
+from cloze.data.batches.masking import IGNORE_INDEX, Masking
+from cloze.data.batches.sampler import block_indices, permute, step_samples
+from cloze.training.run_schedule import Plan, fit_layout, plan_run, split_batch
 from reference.order import batch_size, block_of, samples_of, samples_of_rank
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None)

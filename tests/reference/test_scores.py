@@ -11,10 +11,10 @@ from proteins import TINY_ESM, write_esm
 from ranks import cloze_ranks, succeed
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-from cloze.commands.evaluate import evaluate
+from cloze.cli.commands.evaluate import evaluate
 from cloze.config import EvaluateConfig
-from cloze.foreign.json_yaml import read_json
 from cloze.model.overrides import apply_overrides, parse_overrides
+from cloze.utils.foreign.json_yaml import read_json
 from reference.masks import Rule
 from reference.runs import BLOCK, KIND, Corpus, fill, load_model, make_model
 from reference.scores import perplexity, pseudo_log_likelihood

@@ -23,8 +23,8 @@ from recording import digest, recorded_steps
 
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
-from cloze.train.loss import masked_loss_sum
-from cloze.train.schedule import learning_rate_schedule
+from cloze.training.loss import masked_loss_sum
+from cloze.training.optim.lr_schedule import learning_rate_schedule
 from reference.masks import IGNORED, Rule
 from reference.order import batch_size
 from reference.runs import (

@@ -29,8 +29,8 @@ from ranks import cloze_ranks, succeed
 import cloze
 import cloze.api
 from cloze.config import TrainConfig
+from cloze.config.parser import COMMANDS, from_values, parse
 from cloze.errors import ConfigError
-from cloze.options.flags import COMMANDS, from_values, parse
 
 COMMAND_NAMES = [name for name in cloze.__all__ if name in COMMANDS]
 
@@ -66,10 +66,6 @@ def test_every_name_of_the_package_is_there_and_says_what_it_is():
 
 @pytest.mark.parametrize("name", COMMAND_NAMES)
 def test_a_function_takes_the_flags_of_its_command(name: str):
-    """Also where a module of that name has been imported, which the import system puts in the function's place."""
-    if name in ("train", "fill", "consolidate"):
-        __import__(f"cloze.{name}")
-        assert inspect.ismodule(getattr(cloze, name))
     parameters = inspect.signature(getattr(cloze, name)).parameters
     flags = inspect.signature(COMMANDS[name][0]).parameters
     assert set(parameters) - set(flags) == {"config"} | ({"num_processes"} if name == "train" else set())
@@ -175,7 +171,7 @@ def test_a_run_in_a_notebook_is_the_run_of_the_command_line(prepared: Path, tmp_
 
 def press_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> None:
     """Ctrl-C in the middle of a step, so many seconds in a row."""
-    from cloze.train import trainer
+    from cloze.training import trainer
 
     plain = trainer.train_step
 
@@ -219,7 +215,7 @@ def test_a_second_ctrl_c_does_not_wait_and_does_not_end_the_kernel(
 def test_an_error_that_a_notebook_remembers_does_not_hold_the_model(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from cloze.train import trainer
+    from cloze.training import trainer
 
     models = []
 
@@ -298,7 +294,7 @@ def test_type_checkers_see_the_flags_and_the_results(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-m", "mypy", str(file)], capture_output=True, text=True)
     lines = [line.removeprefix(f"{file}:") for line in done.stdout.splitlines()]
-    assert lines[0] == '3: note: Revealed type is "cloze.results.Run"'
+    assert lines[0] == '3: note: Revealed type is "cloze.evaluation.results.Run"'
     assert lines[1] == '4: note: Revealed type is "str"'
     assert lines[2].startswith('5: error: Unexpected keyword argument "learning_rat" for "train"; did you mean')
     assert any(line.startswith('6: error: Argument "draws" to "evaluate" has incompatible type') for line in lines)

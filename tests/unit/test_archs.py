@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-from cloze.commands.archs import run
+from cloze.cli.commands.archs import run
 from cloze.config import ArchsConfig
 from cloze.errors import ConfigError
 from cloze.model.archs import (

@@ -12,9 +12,8 @@ from flash_stand_in import install
 from test_packed import make
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from cloze.data.loader import document_offsets
+from cloze.data.batches.make_batch import document_offsets
 from cloze.errors import ConfigError, ModelError
-from cloze.foreign.pretrained import load_error
 from cloze.model.attention import (
     as_usual,
     attention_names,
@@ -30,6 +29,7 @@ from cloze.model.packed import (
     positions_in_documents,
     settle_attention,
 )
+from cloze.utils.foreign.pretrained import load_error
 
 CPU = torch.device("cpu")
 FAMILIES = ["bert", "roberta", "modernbert"]

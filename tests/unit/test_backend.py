@@ -9,10 +9,10 @@ import pytest
 from tokenizers import BertWordPieceTokenizer, Tokenizer, models, processors
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
-from cloze.data import encode
-from cloze.data.backend import NASTY_TEXTS, choose_encoder, reference, template
-from cloze.data.encode import Encoder, EncoderSpec
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.tokenizers import encoders
+from cloze.data.tokenizers.encoders import Encoder, EncoderSpec
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.select_encoder import NASTY_TEXTS, choose_encoder, reference, template
 from cloze.errors import ConfigError, ModelError
 
 TEXTS = ["The Milky Way is a spiral galaxy.", "", "naïve 🌌 日本語", "a <mask> b</s> <pad>[MASK] [CLS]x", "x" * 500]
@@ -70,7 +70,9 @@ def test_a_backend_that_cannot_encode_it_is_refused_with_the_reason(bert):
 def test_the_fastest_is_chosen_where_it_fits_and_not_where_it_is_missing(bpe, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("gigatoken")
     assert choose_encoder(bpe, "auto", False, TEXTS).backend == "gigatoken"
-    monkeypatch.setattr("cloze.data.backend.find_spec", lambda name: None if name == "gigatoken" else True)
+    monkeypatch.setattr(
+        "cloze.data.tokenizers.select_encoder.find_spec", lambda name: None if name == "gigatoken" else True
+    )
     assert choose_encoder(bpe, "auto", False, TEXTS).backend == "tokenizers"
     with pytest.raises(ConfigError, match=r"it is not installed \(pip install gigatoken\)"):
         choose_encoder(bpe, "gigatoken", False, TEXTS)
@@ -81,7 +83,7 @@ def test_a_backend_with_other_ids_is_never_used(bpe, monkeypatch: pytest.MonkeyP
     pytest.importorskip("gigatoken")
 
     def wrong(spec: EncoderSpec):
-        right = encode._tokenizers(spec)
+        right = encoders._tokenizers(spec)
 
         def encoded(texts: list[str]):
             ids, counts = right(texts)
@@ -91,12 +93,12 @@ def test_a_backend_with_other_ids_is_never_used(bpe, monkeypatch: pytest.MonkeyP
 
         return encoded
 
-    monkeypatch.setitem(encode.BACKENDS, "gigatoken", wrong)
+    monkeypatch.setitem(encoders.BACKENDS, "gigatoken", wrong)
     assert choose_encoder(bpe, "auto", False, [*TEXTS, "odd one"]).backend == "tokenizers"
     assert "gigatoken is not used: it gives other ids for 'odd one'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="it gives other ids for 'odd one'"):
         choose_encoder(bpe, "gigatoken", False, [*TEXTS, "odd one"])
-    monkeypatch.setitem(encode.BACKENDS, "tokenizers", wrong)
+    monkeypatch.setitem(encoders.BACKENDS, "tokenizers", wrong)
     with pytest.raises(ModelError, match="other tokens when it adds special ones"):
         choose_encoder(bpe, "auto", False, [*TEXTS, "odd one"])
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cloze.checkpoint.identity import RUN_KEYS, check_same_run, run_identity
 from cloze.config import TrainConfig
 from cloze.config.relations import check_relations
-from cloze.data.batch_size import BatchSizes
-from cloze.data.loader import BlockOrder, Layout, step_batches
-from cloze.data.masking import IGNORE_INDEX, Masking
-from cloze.data.sampler import block_indices, step_samples
+from cloze.data.batches.batch_size_warmup import BatchSizes
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.loader import BlockOrder, step_batches
+from cloze.data.batches.masking import IGNORE_INDEX, Masking
+from cloze.data.batches.sampler import block_indices, step_samples
+from cloze.data.train_data import streamed_step
 from cloze.errors import CheckpointError, ConfigError
-from cloze.train.data import streamed_step
-from cloze.train.identity import RUN_KEYS, check_same_run, run_identity
-from cloze.train.plan import describe_wide_steps, fit_layout, plan_run
+from cloze.training.run_schedule import describe_wide_steps, fit_layout, plan_run
 
 SIZES = [(1, 1, 0), (8, 1, 0), (8, 8, 5), (8, 1, 7), (24, 5, 3), (24, 3, 100), (7, 2, 1), (4096, 32, 2000)]
 KEEP = Masking(4, 10**6, (0, 1, 2, 3, 4), seed=1, mlm_probability=1.0, mask_replace_prob=0.0, random_replace_prob=0.0)
@@ -290,7 +291,7 @@ def test_a_checkpoint_from_before_a_flag_existed_belongs_to_runs_that_leave_the_
 
 
 def test_a_refused_step_names_the_samples_it_took():
-    from cloze.train.nonfinite import describe_step
+    from cloze.training.nonfinite import describe_step
 
     layout = Layout(4, 2, 0, 1, None, 2, 6)
     line = describe_step(layout, 3, [1.0, 1.0], float("nan"), scaled=False)

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 import cloze
-from cloze.bench import train
-from cloze.bench.sizes import SIZES, make_data, shares_of
-from cloze.bench.table import Table
-from cloze.bench.turns import OutOfMemory, PeerFailed, Turn, best_batch
 from cloze.cli import main
 from cloze.config import BenchConfig
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.verified import verify_prepared
+from cloze.data.prepared.verified import verify_prepared
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.tools.bench import train
+from cloze.tools.bench.sizes import SIZES, make_data, shares_of
+from cloze.tools.bench.table import Table
+from cloze.tools.bench.turns import OutOfMemory, PeerFailed, Turn, best_batch
 
 
 def bench(*argv: object) -> None:
@@ -102,7 +102,7 @@ sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.m
 SEARCHING = """
 import sys
 from functools import partial
-from cloze.bench import train, turns
+from cloze.tools.bench import train, turns
 from cloze.cli import main
 
 train.compare = partial(train.compare, search=True)

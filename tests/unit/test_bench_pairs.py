@@ -15,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze.bench import gate, train
-from cloze.bench.pairs import estimate, ratios, remark, steps_in_turn, turns
-from cloze.bench.turns import peer_environment
+from cloze.tools.bench import gate, train
+from cloze.tools.bench.pairs import estimate, ratios, remark, steps_in_turn, turns
+from cloze.tools.bench.turns import peer_environment
 
 COSTS = st.lists(st.floats(0.01, 100.0), min_size=2, max_size=4)
 

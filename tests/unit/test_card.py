@@ -10,9 +10,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from cloze.cards.metadata import Told, metadata_text
-from cloze.cards.model_card import MARKER, card_text, render_card, write_card
 from cloze.errors import HubError
+from cloze.export.cards.metadata import Told, metadata_text
+from cloze.export.cards.model_card import MARKER, card_text, render_card, write_card
 
 SCORES = {"perplexity": 6.5, "masked_accuracy": 0.61, "split": "validation", "mlm_probability": 0.15, "seed": 42}
 CONFIG = {

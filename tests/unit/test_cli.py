@@ -13,9 +13,9 @@ import yaml
 from transformers import TrainingArguments
 
 from cloze import config
-from cloze.command_line import main
+from cloze.cli.command_line import main
+from cloze.config.parser import COMMANDS, OLD_NAMES, parse
 from cloze.errors import ConfigError
-from cloze.options.flags import COMMANDS, OLD_NAMES, parse
 
 # Names of `cloze train` that TrainingArguments does not have: the model and data names of run_mlm.py, and our own.
 RUN_MLM = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import cloze
-from cloze.closeness import largest, relative_difference, within
-from cloze.consolidate.foreign import _difference
+from cloze.export.consolidation.foreign import _difference
+from cloze.utils.closeness import largest, relative_difference, within
 
 NAN = float("nan")
 PACKAGE = Path(cloze.__file__).parent

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import cloze
-from cloze.collectives import ERRORS, agree, decode, encode
+from cloze.distributed.collectives import ERRORS, agree, decode, encode
 from cloze.errors import CheckpointError, ClozeError, LaunchError, LostRank, Stopped
 
 

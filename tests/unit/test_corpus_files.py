@@ -16,13 +16,13 @@ import pytest
 import zstandard
 
 from cloze.config import SourceConfig
-from cloze.data import columns, content
-from cloze.data.content import content_digest, describe_contents
-from cloze.data.local_files import find_local, local_splits
-from cloze.data.sources import open_corpus
+from cloze.data.corpus import arrow_columns, content
+from cloze.data.corpus.content import content_digest, describe_contents
+from cloze.data.corpus.local_files import find_local, local_splits
+from cloze.data.corpus.sources import open_corpus
 from cloze.errors import DataError
-from cloze.foreign import arrow_batches
-from cloze.foreign.text_lines import read_lines
+from cloze.utils.foreign import arrow_batches
+from cloze.utils.foreign.text_lines import read_lines
 
 TEXTS = [f"Text number {number} of some." for number in range(60)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: 
     put(tmp_path / "corpus.jsonl"), put(tmp_path / "locked" / "more.jsonl")
     (tmp_path / "locked").chmod(0)
     if os.access(tmp_path / "locked", os.R_OK):
-        monkeypatch.setattr("cloze.data.find_files.MAX_ENTRIES", 1)
+        monkeypatch.setattr("cloze.data.corpus.find_files.MAX_ENTRIES", 1)
         assert "more than 1 files and folders" in refused(tmp_path)
     else:
         assert "locked: cannot be listed" in refused(tmp_path)
@@ -538,12 +538,14 @@ def test_a_dictionary_of_parquet_is_decoded_in_slices(tmp_path: Path, monkeypatc
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, store_schema=False, compression="zstd")
     assert path.stat().st_size < 100_000
     held: list[int] = []
-    plain = columns.documents
-    monkeypatch.setattr(columns, "documents", lambda batch, *more: held.append(batch.nbytes) or plain(batch, *more))
+    plain = arrow_columns.documents
+    monkeypatch.setattr(
+        arrow_columns, "documents", lambda batch, *more: held.append(batch.nbytes) or plain(batch, *more)
+    )
     seen = sum(1 for _ in open_corpus(SourceConfig(dataset_name=str(path))).documents())
     assert seen == 20_000
     assert max(held) < 1.1 * arrow_batches.BATCH_BYTES
-    monkeypatch.setattr("cloze.data.readers.MAX_RECORD_BYTES", 15_000)
+    monkeypatch.setattr("cloze.data.corpus.readers.MAX_RECORD_BYTES", 15_000)
     monkeypatch.setattr(arrow_batches, "BATCH_BYTES", 10_000)
     assert "row 0: larger than" in refused(path)
 

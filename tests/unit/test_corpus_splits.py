@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from cloze.data.local_files import find_local, local_splits
+from cloze.data.corpus.local_files import find_local, local_splits
 from cloze.errors import DataError
 
 LINE = json.dumps({"text": "a"}) + "\n"

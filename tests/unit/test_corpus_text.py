@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cloze.config import SourceConfig
-from cloze.data.sources import open_corpus
+from cloze.data.corpus.sources import open_corpus
 from cloze.errors import DataError
-from cloze.foreign.text_lines import read_lines
+from cloze.utils.foreign.text_lines import read_lines
 
 ROWS = "".join(f"{number},text {number}\n" for number in range(5))
 

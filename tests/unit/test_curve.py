@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cloze.cards.curve import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, loss_curve, thinned, ticks
+from cloze.export.cards.curve import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, loss_curve, thinned, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,8 +15,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
-from cloze.train import deepspeed_file
-from cloze.train.deepspeed_file import (
+from cloze.training.engines import deepspeed_file
+from cloze.training.engines.deepspeed_file import (
     KNOWN,
     asked_settings,
     check_settings,
@@ -24,8 +24,8 @@ from cloze.train.deepspeed_file import (
     rounding_settings,
     settings_file,
 )
-from cloze.train.deepspeed_schema import schema
-from cloze.train.engine import fit_sizes
+from cloze.training.engines.deepspeed_schema import schema
+from cloze.training.engines.engine import fit_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = {  # as in transformers' documentation

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 
 from cloze.errors import DiskError
-from cloze.files import append_text, auxiliary_write, disk_errors, write_text
-from cloze.output_file import check_output_file
-from cloze.train import metrics
-from cloze.train.metrics import MetricsLog
+from cloze.training.logging import metrics
+from cloze.training.logging.metrics import MetricsLog
+from cloze.utils.atomic_files import append_text, auxiliary_write, disk_errors, write_text
+from cloze.utils.output_file import check_output_file
 
 NOT_OF_DISKS = {errno.EPIPE, errno.ESHUTDOWN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECHILD}
 
@@ -136,7 +136,7 @@ def test_output_that_a_full_disk_does_not_take_is_an_error(words: list[str]):
 
 def test_output_that_one_command_lost_does_not_fail_the_next():
     from cloze.cli import main
-    from cloze.events import lost_output
+    from cloze.utils.terminal.json_events import lost_output
 
     lost_output[:] = [OSError(errno.EFBIG, os.strerror(errno.EFBIG))]
     with pytest.raises(SystemExit) as leaving:

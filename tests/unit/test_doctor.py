@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore
 
-from cloze.doctor import facts, folder
-from cloze.doctor.links import ALONE_LIMIT, measured_ranks, schedule
-from cloze.doctor.meeting import Meeting, compare_clocks
-from cloze.doctor.place import Place, find_place, first_host
-from cloze.doctor.report import judge, table
-from cloze.doctor.rows import Row
+from cloze.distributed.secret import secret_port
 from cloze.errors import LaunchError
-from cloze.secret import secret_port
+from cloze.tools.doctor import facts, folder
+from cloze.tools.doctor.links import ALONE_LIMIT, measured_ranks, schedule
+from cloze.tools.doctor.meeting import Meeting, compare_clocks
+from cloze.tools.doctor.place import Place, find_place, first_host
+from cloze.tools.doctor.report import judge, table
+from cloze.tools.doctor.rows import Row
 
 H100 = {"name": "H100", "memory_gib": 80.0, "used_gib": 0.5}
 OPS = {"compiler": True, "ninja": True, "cuda_toolkit": True, "cpu_adam": True, "async_io": True}

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, masking_utils
 from transformers.utils import import_utils
 
 from cloze.model.compiled import compile_backbone, eagerly
-from cloze.train.determinism import use_same_bits
+from cloze.training.determinism import use_same_bits
 
 
 def tiny():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cloze.early import is_importing, is_sent_again, leave_on_signals, signal_again
+from cloze.utils.early_signals import is_importing, is_sent_again, leave_on_signals, signal_again
 
 # A real signal to this process at an import, or at the end; the console script is these last two lines too.
 SCRIPT = """
@@ -39,9 +39,9 @@ def signalled(moment: str, number: int, *words: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("moment", "number", "words", "code", "line"),
     [
-        ("cloze.command_line", signal.SIGINT, ["--version"], 130, ""),
-        ("cloze.options.flags", signal.SIGINT, ["train", "--help"], 130, "cloze: interrupted\n"),
-        ("cloze.train.trainer", signal.SIGTERM, TRAIN, 75, "cloze: SIGTERM: stopped before it began\n"),
+        ("cloze.cli.command_line", signal.SIGINT, ["--version"], 130, "cloze: interrupted\n"),
+        ("cloze.config.parser", signal.SIGINT, ["train", "--help"], 130, "cloze: interrupted\n"),
+        ("cloze.training.trainer", signal.SIGTERM, TRAIN, 75, "cloze: SIGTERM: stopped before it began\n"),
         ("numpy", signal.SIGINT, TRAIN, 130, "cloze: interrupted\n"),
         ("end", signal.SIGINT, ["--version"], 0, ""),
     ],
@@ -55,9 +55,9 @@ def test_a_signal_during_imports_or_at_the_end_is_one_line_at_most(moment, numbe
 def test_a_signal_at_any_import_is_one_line_at_most(number: int):
     """Each signal comes at every 120th module that `cloze train` imports, from its own offset: some are in the middle
     of torch, numpy and transformers."""
-    listing = "import sys, cloze.commands.train\nprint(*sys.modules)"
+    listing = "import sys, cloze.cli.commands.train\nprint(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout.split()
-    first = names.index("cloze.commands")
+    first = names.index("cloze.cli.commands")
     offset = 40 * [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1].index(number)
     for name in names[first + offset :: 120]:
         code, said = signalled(name, number, *TRAIN)

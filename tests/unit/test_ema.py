@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloze.train.checkpoint import CheckpointSaver
-from cloze.train.checkpoint_files import Position, read_manifest
-from cloze.train.ema import MovingAverage, decay_at
-from cloze.train.restore import PieceReader, load_state
-from cloze.train.snapshot import Training
-from cloze.train.state import EMA
+from cloze.checkpoint.format import EMA, Position, read_manifest
+from cloze.checkpoint.reader import PieceReader
+from cloze.training.checkpointing.restore import load_state
+from cloze.training.checkpointing.saver import CheckpointSaver
+from cloze.training.checkpointing.snapshot import Training
+from cloze.training.engines.ema import MovingAverage, decay_at
 
 SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1), "frozen": (2,)}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import cloze
-from cloze.environment.no_effect import NO_EFFECT
-from cloze.environment.processes import device_index
-from cloze.environment.settle import settle
-from cloze.environment.table import RULES, rule_for
 from cloze.errors import LaunchError
+from cloze.utils.environment.no_effect import NO_EFFECT
+from cloze.utils.environment.processes import device_index
+from cloze.utils.environment.settle import settle
+from cloze.utils.environment.table import RULES, rule_for
 
 READERS = re.compile(r"(environ\.(get|pop|setdefault)|getenv|_from_env)$")
 FAMILY = re.compile(r"(ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM|OMPI_COMM_WORLD|PMI|MV2_COMM_WORLD)_[A-Z0-9_]+")
@@ -113,7 +113,7 @@ def test_every_variable_that_the_installed_library_reads_is_in_the_table(package
     found, unnamed = scan(source_of(package))
     assert {"accelerate": "ACCELERATE_DYNAMO_BACKEND", "deepspeed": "DS_ACCELERATOR"}[package] in found
     missing = {name for name in found if rule_for(name) is None and name not in NO_EFFECT}
-    assert not missing, f"{package} reads {sorted(missing)}: say in cloze/environment/table.py what happens to them"
+    assert not missing, f"{package} reads {sorted(missing)}: add them to utils/environment/table.py"
     assert not unnamed - UNNAMED, "which variables are read there?"
 
 

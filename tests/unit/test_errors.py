@@ -23,17 +23,20 @@ KINDS = {
 SAYS_WHAT_TO_DO = re.compile(r"\b(must|give|choose|needs)\b")
 # These lists only get shorter. What another rank said is passed on as it was; exit code 75 says "start again".
 WITHOUT_HINT = {
-    ("collectives.py", "rank 0 failed: {type(error).__name__}: {error}"),
-    ("train/link.py", "another rank ended while the processes were joining ({line[:200]})"),
-    ("train/watch.py", "{line}"),
-    ("train/watch.py", "{said['line']}"),
+    ("distributed/collectives.py", "rank 0 failed: {type(error).__name__}: {error}"),
+    ("distributed/resilience/json_socket.py", "another rank ended while the processes were joining ({line[:200]})"),
+    ("distributed/resilience/watchdog.py", "{line}"),
+    ("distributed/resilience/watchdog.py", "{said['line']}"),
 }
 # The place is in the message: which rank, on which host, in what.
 WITHOUT_PLACE = {
     *WITHOUT_HINT,
-    ("distributed.py", "accelerate sees {seen} processes, but {expected} were started (WORLD_SIZE)"),
-    ("distributed.py", "{launched.num_processes} processes{machines} were launched, but this world has {seen}"),
-    ("distributed.py", "every rank must be there once, but the ranks are {ranks}"),
+    ("distributed/launch_check.py", "accelerate sees {seen} processes, but {expected} were started (WORLD_SIZE)"),
+    (
+        "distributed/launch_check.py",
+        "{launched.num_processes} processes{machines} were launched, but this world has {seen}",
+    ),
+    ("distributed/launch_check.py", "every rank must be there once, but the ranks are {ranks}"),
 }
 PROPER_NAMES = ("DeepSpeed", "FSDP", "WORLD_SIZE", "HF_HUB_OFFLINE", "PyTorch", "CUDA", "SLURM", "ZeRO", "BPE")
 

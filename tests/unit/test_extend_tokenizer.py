@@ -13,14 +13,14 @@ import pytest
 from tokenizers import models
 
 from cloze.cli import main
-from cloze.commands import tokenizer as command
+from cloze.cli.commands import tokenizer as command
 from cloze.config import TokenizerConfig
-from cloze.data.backend import NASTY_TEXTS, choose_encoder
-from cloze.data.extend_tokenizer import Saving, extend_tokenizer
-from cloze.data.merges import learn_merges
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.train_tokenizer import train_tokenizer
-from cloze.sample import write_corpus
+from cloze.data.tokenizer_training.bpe_merges import learn_merges
+from cloze.data.tokenizer_training.extend import Saving, extend_tokenizer
+from cloze.data.tokenizer_training.train import train_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.select_encoder import NASTY_TEXTS, choose_encoder
+from cloze.tools.demo.corpus import write_corpus
 
 PARTS = ["cardio", "myo", "patho", "neuro", "itis", "ectomy", "osis", "gram", "logy", "pathy", "cyto", "hepato"]
 OTHER_TEXTS = ["The Milky Way is a spiral galaxy.", "naïve café 12.5 km, über 北京 🙂!", "don't   stop\nhere"]

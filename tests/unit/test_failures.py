@@ -14,12 +14,20 @@ from types import SimpleNamespace
 import pytest
 import ranks
 
-from cloze import console, telling
 from cloze.config import TrainConfig
+from cloze.distributed.resilience import report_error
+from cloze.distributed.resilience.error_records import (
+    FailureLog,
+    forget,
+    record_of,
+    secret_values,
+    summary,
+    timestamp,
+)
+from cloze.distributed.resilience.report_error import spans, tell
 from cloze.errors import ConfigError, DataError, LaunchError, LostRank, TrainingError, in_phase, phase_of
-from cloze.failures import FailureLog, forget, record_of, secret_values, summary, timestamp
-from cloze.telling import spans, tell
-from cloze.train.run_folder import kept_failures, open_run_folder
+from cloze.training.run_dir import kept_failures, open_run_folder
+from cloze.utils.terminal import console
 
 
 def lost(rank: int, when: float, kind: str = "LostRank", **more: object) -> dict:
@@ -170,9 +178,9 @@ def test_a_disk_that_fails_keeps_no_process_from_ending(tmp_path: Path, monkeypa
     (tmp_path / "errors").write_text("in the way")
     leave(tmp_path, 0, ValueError("no good")).publish()
     assert not (tmp_path / "error.json").exists()
-    monkeypatch.setattr("cloze.failures.DISK_SECONDS", 0.05)
+    monkeypatch.setattr("cloze.distributed.resilience.error_records.DISK_SECONDS", 0.05)
     answers = threading.Event()
-    monkeypatch.setattr("cloze.failures.sync", lambda path: answers.wait(30))
+    monkeypatch.setattr("cloze.distributed.resilience.error_records.sync", lambda path: answers.wait(30))
     (tmp_path / "errors").unlink()
     begin = time.monotonic()
     leave(tmp_path, 0, ValueError("no good"))
@@ -236,7 +244,7 @@ def test_many_ranks_are_named_in_few_words(numbers, text):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch):
     for name in ("FIRST_WORD_SECONDS", "ELSEWHERE_SECONDS", "SETTLE_SECONDS"):
-        monkeypatch.setattr(telling, name, 0.02)
+        monkeypatch.setattr(report_error, name, 0.02)
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
 
@@ -299,7 +307,7 @@ def test_other_ranks_let_only_errors_of_libraries_through():
 
     script = (
         "import sys, logging, warnings, threading\n"
-        "from cloze.console import silence_other_ranks, say, warn\n"
+        "from cloze.utils.terminal.console import silence_other_ranks, say, warn\n"
         "silence_other_ranks()\n"
         "import transformers\n"
         "log = transformers.utils.logging.get_logger('transformers.some')\n"

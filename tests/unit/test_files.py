@@ -12,7 +12,7 @@ import pytest
 
 import cloze
 from cloze.errors import DiskError
-from cloze.files import check_writable, remove_tree, replaced_folder
+from cloze.utils.atomic_files import check_writable, remove_tree, replaced_folder
 
 PACKAGE = Path(cloze.__file__).parent
 
@@ -114,4 +114,4 @@ def test_trees_are_removed_in_one_place():
     """`shutil.rmtree` refuses links, and with ignore_errors it goes on after it has failed."""
     for path in sorted(PACKAGE.rglob("*.py")):
         names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(ast.parse(path.read_text()))}
-        assert "rmtree" not in names or path.name == "files.py", path
+        assert "rmtree" not in names or path.name == "atomic_files.py", path

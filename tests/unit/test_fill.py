@@ -12,10 +12,10 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM, pipel
 
 from cloze.cli import main
 from cloze.errors import ClozeError
-from cloze.fill import fill
-from cloze.report.examples import fill_prompts
-from cloze.report.gather import gather_runs
-from cloze.report.page import render
+from cloze.evaluation.fill_mask import fill
+from cloze.tools.report.examples import fill_prompts
+from cloze.tools.report.gather import gather_runs
+from cloze.tools.report.page import render
 
 
 @pytest.fixture(scope="module")

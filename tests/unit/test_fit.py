@@ -14,7 +14,7 @@ from ranks import cloze_ranks, succeed
 
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
-from cloze.train import fit
+from cloze.training import find_batch_size
 
 CURVES: dict[str, Callable[[int], float]] = {
     "a line": lambda n: 1000 + 100 * n,
@@ -36,9 +36,9 @@ def test_as_few_passes_as_memory_allows(curve: str, available: int, share: int):
         taken = int(CURVES[curve](blocks))
         return taken if taken <= available else None
 
-    allowed = fit.SAFE_SHARE * available
+    allowed = find_batch_size.SAFE_SHARE * available
     best = max((n for n in range(1, share + 1) if CURVES[curve](n) <= allowed), default=0)
-    found = fit.most_blocks(peak, available, share)
+    found = find_batch_size.most_blocks(peak, available, share)
     assert found <= best
     assert (found == 0) == (best == 0)
     assert best == 0 or -(-share // found) == -(-share // best)
@@ -49,10 +49,10 @@ def test_as_few_passes_as_memory_allows(curve: str, available: int, share: int):
         good = max(good, blocks) if CURVES[curve](blocks) <= allowed else good
 
 
-def trial(prepared: Path, folder: Path, **values) -> fit.Trial:
+def trial(prepared: Path, folder: Path, **values) -> find_batch_size.Trial:
+    from cloze.data.train_data import masking_rule, open_data
     from cloze.model.load import build_model
-    from cloze.train.data import masking_rule, open_data
-    from cloze.train.equip import equip
+    from cloze.training.prepare_model import equip
 
     config = TrainConfig(
         dataset_name=str(prepared),
@@ -68,7 +68,9 @@ def trial(prepared: Path, folder: Path, **values) -> fit.Trial:
     accelerator = SimpleNamespace(
         device=torch.device("cpu"), mixed_precision="no", num_processes=1, distributed_type=DistributedType.NO
     )
-    return fit.Trial(model, head, documents, masking_rule(config, data.manifest, 1, None), data, config, accelerator)
+    return find_batch_size.Trial(
+        model, head, documents, masking_rule(config, data.manifest, 1, None), data, config, accelerator
+    )
 
 
 def count(model: torch.nn.Module, _: object) -> None:
@@ -83,8 +85,8 @@ def test_trials_leave_no_trace(prepared: Path, tmp_path: Path, monkeypatch: pyte
     one.model.eval()
     torch.manual_seed(7)
     random = torch.get_rng_state()
-    monkeypatch.setattr(fit, "_free", lambda device: 10**10)
-    found = fit.fit_memory(fit.Layout(4, 4, 0, 1), one)
+    monkeypatch.setattr(find_batch_size, "_free", lambda device: 10**10)
+    found = find_batch_size.fit_memory(find_batch_size.Layout(4, 4, 0, 1), one)
     assert (found.per_device, found.accumulation, found.global_batch) == (16, 1, 16)
     assert torch.equal(torch.get_rng_state(), random)
     assert not one.model.training
@@ -97,13 +99,13 @@ def test_more_memory_is_needed_for_more_blocks_and_none_is_one_line(
 ):
     one = trial(prepared, tmp_path)
     one.run(64)
-    small, large = fit.peak_bytes(one, 64), fit.peak_bytes(one, 256)
+    small, large = find_batch_size.peak_bytes(one, 64), find_batch_size.peak_bytes(one, 256)
     assert small is not None
     assert large is not None
     assert 2 < large / small < 6
-    monkeypatch.setattr(fit, "_free", lambda device: 1000)
+    monkeypatch.setattr(find_batch_size, "_free", lambda device: 1000)
     with pytest.raises(ConfigError, match="not even one block fits into memory"):
-        fit.fit_memory(fit.Layout(4, 4, 0, 1), one)
+        find_batch_size.fit_memory(find_batch_size.Layout(4, 4, 0, 1), one)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_room_is_kept_for_what_the_engine_will_hold(
     share = processes if stage or kind == DistributedType.FSDP else 1
     for ema_decay, more in ((None, 0), (0.999, 4 // share)):
         one = SimpleNamespace(model=model, accelerator=accelerator, config=SimpleNamespace(ema_decay=ema_decay))
-        assert fit.bytes_to_come(one) == 1000 * (bytes_per_element + more)
+        assert find_batch_size.bytes_to_come(one) == 1000 * (bytes_per_element + more)
 
 
 def test_a_split_that_was_found_is_the_run_of_the_same_split_given_by_hand(prepared: Path, tmp_path: Path):
@@ -144,8 +146,8 @@ def test_a_split_that_was_found_is_the_run_of_the_same_split_given_by_hand(prepa
     found, by_hand = tmp_path / "found", tmp_path / "hand"
 
     def room_for_36() -> None:
-        fit._free, fit.bytes_to_come = lambda device: 4000, lambda trial: 0
-        fit.peak_bytes = lambda trial, blocks: (trial.run(blocks), 100 * blocks)[1]
+        find_batch_size._free, find_batch_size.bytes_to_come = lambda device: 4000, lambda trial: 0
+        find_batch_size.peak_bytes = lambda trial, blocks: (trial.run(blocks), 100 * blocks)[1]
 
     split = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "32", "--auto_find_batch_size"]
     outcome = cloze_ranks([*flags, *split, "--output_dir", str(found)], 1, "single", tmp_path / "a", room_for_36)

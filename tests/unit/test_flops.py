@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
-from cloze.bench.sizes import make_tokenizer
 from cloze.config import ModelConfig
 from cloze.model.flops import block_flops, device_peak, step_flops
 from cloze.model.load import read_config
 from cloze.model.sparse_head import MaskedHead
+from cloze.tools.bench.sizes import make_tokenizer
 
 SIZE = {
     "hidden_size": 64,

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from cloze.cards.markdown import class_name, fenced, in_table, quoted
-from cloze.cards.metadata import with_values
-from cloze.cards.model_card import render_card
-from cloze.cards.reproduce import commands
-from cloze.console import complain, say, show, warn
 from cloze.errors import DataError, HubError
-from cloze.files import write_json
-from cloze.foreign.card_yaml import dump_yaml, with_names
-from cloze.foreign.paths import visible
+from cloze.export.cards.markdown import class_name, fenced, in_table, quoted
+from cloze.export.cards.metadata import with_values
+from cloze.export.cards.model_card import render_card
+from cloze.export.cards.reproduce import commands
+from cloze.utils.atomic_files import write_json
+from cloze.utils.foreign.card_yaml import dump_yaml, with_names
+from cloze.utils.foreign.paths import visible
+from cloze.utils.terminal.console import complain, say, show, warn
 
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
 RUN: dict[str, Any] = {

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cloze import files
+from cloze.config.parser import parse
 from cloze.errors import ConfigError, DataError, DiskError
-from cloze.files import write_json
-from cloze.foreign.json_yaml import (
+from cloze.utils import atomic_files
+from cloze.utils.atomic_files import write_json
+from cloze.utils.foreign.json_yaml import (
     MAX_YAML_BYTES,
     dump_json,
     parse_json,
@@ -23,8 +24,7 @@ from cloze.foreign.json_yaml import (
     read_yaml,
     yaml_names,
 )
-from cloze.foreign.paths import check_regular, open_regular, plain_name, plain_path, read_bytes
-from cloze.options.flags import parse
+from cloze.utils.foreign.paths import check_regular, open_regular, plain_name, plain_path, read_bytes
 
 NAMES = ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "a\0b", "a\x1bb", "a\nb", "x" * 300, None, 7, ["a"]]
 
@@ -235,18 +235,18 @@ def test_nothing_is_written_through_what_lies_under_a_temporary_name(tmp_path: P
         trap.write_text("untouched")
     else:
         os.mkfifo(trap)
-    monkeypatch.setattr(files, "temporary_name", lambda _: trap)
+    monkeypatch.setattr(atomic_files, "temporary_name", lambda _: trap)
     with pytest.raises(DiskError):
-        files.write_json(tmp_path / "eval.json", {"a": 1})
-    with pytest.raises(DiskError), files.staged_folder(tmp_path / "model"):
+        atomic_files.write_json(tmp_path / "eval.json", {"a": 1})
+    with pytest.raises(DiskError), atomic_files.staged_folder(tmp_path / "model"):
         pytest.fail("a folder was made there")
     assert not victim.exists() if kind == "dangling link" else victim.read_text() == "untouched"
     assert not (tmp_path / "eval.json").exists()
 
 
 def test_nobody_can_foresee_a_temporary_name(tmp_path: Path):
-    first, second = files.temporary_name(tmp_path / "a"), files.temporary_name(tmp_path / "a")
+    first, second = atomic_files.temporary_name(tmp_path / "a"), atomic_files.temporary_name(tmp_path / "a")
     assert first != second
     assert str(os.getpid()) != first.name.removeprefix("a.tmp-")
-    files.write_text(tmp_path / "a", "x")
+    atomic_files.write_text(tmp_path / "a", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from cloze.checkpoint.format import find_checkpoint, list_checkpoints, own_checkpoints, read_manifest
 from cloze.config import TrainConfig
 from cloze.errors import CheckpointError, ClozeError
-from cloze.foreign.folders import foreign_owner
-from cloze.train.checkpoint_files import find_checkpoint, list_checkpoints, own_checkpoints, read_manifest
-from cloze.train.restore import choose_checkpoint
-from cloze.train.run_folder import open_run_folder
+from cloze.training.checkpointing.restore import choose_checkpoint
+from cloze.training.run_dir import open_run_folder
+from cloze.utils.foreign.folders import foreign_owner
 
 TRAINER = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 OTHERS = {

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloze.data.blocks import Blocks
-from cloze.data.packing import Packed
-from cloze.data.shards import FORMAT_VERSION as DATA_VERSION
-from cloze.data.shards import ShardWriter, manifest_checksum, open_prepared
+from cloze.checkpoint.format import FORMAT_VERSION, read_manifest, signed, verify_checkpoint
+from cloze.data.prepared.blocks import Blocks
+from cloze.data.prepared.packing import Packed
+from cloze.data.prepared.shards import FORMAT_VERSION as DATA_VERSION
+from cloze.data.prepared.shards import ShardWriter, manifest_checksum, open_prepared
 from cloze.errors import CheckpointError, ConfigError, DataError, HubError
-from cloze.foreign.schema import COUNT, Each, check, optional
-from cloze.hub.publish import checkpoint_files, files_to_push, refuse_tokens
-from cloze.train.checkpoint_files import FORMAT_VERSION, read_manifest, signed, verify_checkpoint
+from cloze.export.hub.publish import checkpoint_files, files_to_push, refuse_tokens
+from cloze.utils.foreign.schema import COUNT, Each, check, optional
 
 SHA = "0" * 64
 CHECKPOINT: dict[str, Any] = {

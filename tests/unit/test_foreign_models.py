@@ -21,11 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
 from cloze.errors import ModelError
-from cloze.foreign import model_size
-from cloze.foreign.pretrained import from_config, from_pretrained
 from cloze.model.weights import load_weights
+from cloze.utils.foreign import model_size
+from cloze.utils.foreign.pretrained import from_config, from_pretrained
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
 
@@ -197,7 +197,7 @@ def test_code_for_a_known_architecture_is_not_asked_about_when_a_model_is_made(f
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
 def test_memory_that_runs_out_is_not_the_fault_of_a_model_folder(folder: Path, error: Exception):
-    """`cloze.train.zero3` reports it with what to do."""
+    """`cloze.training.engines.zero3` reports it with what to do."""
 
     class Loader:
         @staticmethod

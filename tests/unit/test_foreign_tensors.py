@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from cloze.consolidate.dcpfiles import METADATA, DcpFiles, runs
 from cloze.errors import CheckpointError, ClozeError, ConfigError
-from cloze.foreign.pickles import damaged_member, load_torch, load_torch_stream
-from cloze.foreign.safetensors_header import Header, load_tensors, open_tensors, read_header, shard_names
+from cloze.export.consolidation.dcpfiles import METADATA, DcpFiles, runs
+from cloze.utils.foreign.pickles import damaged_member, load_torch, load_torch_stream
+from cloze.utils.foreign.safetensors_header import Header, load_tensors, open_tensors, read_header, shard_names
 
 NOTHING = re.compile(r"nothing$")
 

@@ -16,10 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from cloze.checkpoint.format import WEIGHT
+from cloze.checkpoint.reader import PieceReader
 from cloze.errors import CheckpointError
-from cloze.train.restore import PieceReader
-from cloze.train.snapshot import Training, share_to_write
-from cloze.train.state import WEIGHT, create_state, fragments, own_rows, scalars, set_weights, tensor_keys
+from cloze.training.checkpointing.snapshot import Training, share_to_write
+from cloze.training.engines.sharded_state import create_state, fragments, own_rows, scalars, set_weights, tensor_keys
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 SHAPES = {"one": (1,), "row": (1, 3), "column": (3, 1), "matrix": (4, 2), "cube": (5, 1, 2), "empty": (0, 3)}

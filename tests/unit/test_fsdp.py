@@ -10,12 +10,12 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze import distributed
-from cloze.distributed import Launched, check_world, read_launcher
-from cloze.environment.settle import settle
+from cloze.distributed import launch_check
+from cloze.distributed.fsdp_plugin import fsdp_plugin
+from cloze.distributed.launch_check import Launched, check_world, read_launcher
 from cloze.errors import ConfigError, LaunchError
-from cloze.fully_sharded import fsdp_plugin
-from cloze.train.fsdp import check_fsdp, units
+from cloze.training.engines.fsdp2 import check_fsdp, units
+from cloze.utils.environment.settle import settle
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
 
@@ -75,7 +75,7 @@ def test_fsdp_that_was_dropped_is_noticed():
 )
 def test_what_the_launcher_was_asked_for_is_read(monkeypatch: pytest.MonkeyPatch, words: list[str], asked):
     line = ["python", "-m", "accelerate.commands.launch", *words, "--num_processes", "2", "-m", "cloze", "train"]
-    monkeypatch.setattr(distributed, "_ancestors", lambda: [line])
+    monkeypatch.setattr(launch_check, "_ancestors", lambda: [line])
     launched = read_launcher()
     assert (launched.deepspeed, launched.fsdp) == asked
 

@@ -24,10 +24,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cloze import command_line
+from cloze.cli import command_line
 from cloze.config import ranges
+from cloze.config.parser import COMMANDS
 from cloze.errors import ConfigError
-from cloze.options.flags import COMMANDS
 
 SECONDS = 20.0  # more than any of them takes on a busy machine, and far less than an alias bomb
 OFTEN = settings(max_examples=4000, deadline=None, suppress_health_check=list(HealthCheck))

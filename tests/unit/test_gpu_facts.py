@@ -13,20 +13,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cloze import collectives
 from cloze.config import TrainConfig
-from cloze.distributed import check_device
-from cloze.doctor.facts import find_gpus
-from cloze.environment import processes
+from cloze.distributed import collectives
+from cloze.distributed.world import check_device
 from cloze.errors import ConfigError, LaunchError
 from cloze.model.flops import peak_flops
-from cloze.planning.gpus import GPUS, this_machine
-from cloze.processes import launcher_flags
-from cloze.train import deepspeed_schema, fit, optim
-from cloze.train.equip import steps_unread
-from cloze.train.metrics import peak_memory
-from cloze.train.sessions import device_name
-from cloze.train.trainer import seed_dropout
+from cloze.tools.doctor.facts import find_gpus
+from cloze.tools.launch.local_workers import launcher_flags
+from cloze.tools.planning.gpus import GPUS, this_machine
+from cloze.training import find_batch_size
+from cloze.training.engines import deepspeed_schema
+from cloze.training.logging.metrics import peak_memory
+from cloze.training.logging.sessions import device_name
+from cloze.training.optim import optimizers
+from cloze.training.prepare_model import steps_unread
+from cloze.training.trainer import seed_dropout
+from cloze.utils.environment import processes
 
 GIB = 2**30
 CUDA = torch.device("cuda", 0)
@@ -106,7 +108,7 @@ def test_peak_memory_counts_tensors_and_free_memory_includes_what_torch_keeps_un
     gpus("NVIDIA L4", 4000)
     assert device_name(CUDA) == "NVIDIA L4"
     assert peak_memory(CUDA) == 900
-    assert fit._free(CUDA) == 1000 + 200
+    assert find_batch_size._free(CUDA) == 1000 + 200
 
 
 @pytest.mark.parametrize(
@@ -210,13 +212,13 @@ def test_gpu_direct_storage_needs_a_gpu(monkeypatch):
 @pytest.mark.parametrize("compiler", ["/usr/bin/g++", None])
 def test_offload_on_a_gpu_uses_deepspeeds_adam_if_it_can_be_compiled(gpus: Answer, monkeypatch, capsys, compiler):
     gpus("NVIDIA L4", 24 * GIB)
-    monkeypatch.setattr(optim.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(optimizers.shutil, "which", lambda name: compiler)
     compiled: list[str] = []
-    monkeypatch.setattr(optim, "load_op", lambda builder, why: compiled.append(type(builder).__name__))
+    monkeypatch.setattr(optimizers, "load_op", lambda builder, why: compiled.append(type(builder).__name__))
     config = TrainConfig(output_dir="", adam_beta2=0.95, adam_epsilon=1e-6)
-    make, arguments = optim._choose(config, offload=True)
+    make, arguments = optimizers._choose(config, offload=True)
     assert (arguments["betas"], arguments["eps"]) == ((0.9, 0.95), 1e-6)
     assert make.__name__ == ("DeepSpeedCPUAdam" if compiler else "AdamW")
     assert compiled == (["CPUAdamBuilder"] if compiler else [])
     assert ("no C++ compiler" in capsys.readouterr().err) is (compiler is None)
-    assert optim._choose(config, offload=False)[0] is torch.optim.AdamW
+    assert optimizers._choose(config, offload=False)[0] is torch.optim.AdamW

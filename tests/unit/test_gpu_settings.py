@@ -10,12 +10,12 @@ import torch
 from corpus import TINY_MODEL
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.bench.memory import recipe_of, settings_of
 from cloze.config import BenchConfig, TrainConfig
-from cloze.data.shards import open_prepared
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.train_data import TrainData
 from cloze.model.attention import FLEX_FROM
-from cloze.train import equip
-from cloze.train.data import TrainData
+from cloze.tools.bench.memory import recipe_of, settings_of
+from cloze.training import prepare_model
 
 
 def config(**flags: Any) -> TrainConfig:
@@ -26,7 +26,7 @@ def config(**flags: Any) -> TrainConfig:
 def strict(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """With which `strict` operations were asked to give the same bits."""
     asked: list[bool] = []
-    monkeypatch.setattr(equip, "use_same_bits", lambda strict: asked.append(strict))
+    monkeypatch.setattr(prepare_model, "use_same_bits", lambda strict: asked.append(strict))
     return asked
 
 
@@ -43,9 +43,9 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_bits_are_the_same_every_time_on_a_gpu_unless_it_is_turned_off(
     strict: list[bool], monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], gpu: bool, expected: list[bool]
 ):
-    monkeypatch.setattr(equip, "on_gpu", lambda config: gpu)
-    monkeypatch.setattr(equip, "precision_here", lambda config, model_type: ("bf16", None))
-    equip.check_machine(config(**flags))
+    monkeypatch.setattr(prepare_model, "on_gpu", lambda config: gpu)
+    monkeypatch.setattr(prepare_model, "precision_here", lambda config, model_type: ("bf16", None))
+    prepare_model.check_machine(config(**flags))
     assert strict == expected
 
 
@@ -55,13 +55,13 @@ def test_bits_are_the_same_every_time_on_a_gpu_unless_it_is_turned_off(
 def test_the_output_layer_is_aligned_on_a_gpu_in_half_precision(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, precision: str, aligned: bool
 ):
-    monkeypatch.setattr(equip, "on_gpu", lambda config: gpu)
-    monkeypatch.setattr(equip, "precision_here", lambda config, model_type: (precision, None))
+    monkeypatch.setattr(prepare_model, "on_gpu", lambda config: gpu)
+    monkeypatch.setattr(prepare_model, "precision_here", lambda config, model_type: (precision, None))
     sizes = {name: int(value) for name, value in (one.split("=") for one in TINY_MODEL[3].split(","))}
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("roberta", vocab_size=601, **sizes))
     opened = open_prepared(str(prepared))
     data = TrainData(opened.manifest, str(opened.tokenizer_dir), opened.blocks("train"), None)
-    _, head = equip.equip(model, config(), data)
+    _, head = prepare_model.equip(model, config(), data)
     ids = torch.full((1, 8), 7)
     logits = head.logits(model.eval(), {"input_ids": ids}, torch.tensor([1, 2]))
     assert (logits.stride(0) == 640) is aligned
@@ -71,17 +71,17 @@ def test_the_output_layer_is_aligned_on_a_gpu_in_half_precision(
 def test_the_length_of_packed_blocks_decides_what_computes_attention(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, length: int, first: str
 ):
-    monkeypatch.setattr(equip, "on_gpu", lambda config: True)
-    monkeypatch.setattr(equip, "precision_here", lambda config, model_type: ("bf16", None))
+    monkeypatch.setattr(prepare_model, "on_gpu", lambda config: True)
+    monkeypatch.setattr(prepare_model, "precision_here", lambda config, model_type: ("bf16", None))
     tried: list[str] = []
-    monkeypatch.setattr(equip, "settle_attention", lambda model, names, size, packed: tried.extend(names))
-    monkeypatch.setattr(equip, "choose_trained", lambda *_: None)
+    monkeypatch.setattr(prepare_model, "settle_attention", lambda model, names, size, packed: tried.extend(names))
+    monkeypatch.setattr(prepare_model, "choose_trained", lambda *_: None)
     model = AutoModelForMaskedLM.from_config(
         AutoConfig.for_model("modernbert", vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                              intermediate_size=32, pad_token_id=1)
     )  # fmt: skip
     manifest = {"block_size": length, "packing": "best_fit"}
-    equip.equip(model, config(), TrainData(manifest, "unused", None, None))
+    prepare_model.equip(model, config(), TrainData(manifest, "unused", None, None))
     assert tried[0] == first
 
 

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from cloze.config import TrainConfig
-from cloze.train.engine import Engine, loss_scale_state, restore_loss_scale, uses_offload
-from cloze.train.gradients import gradient_norm, sum_of_squares, use_exact_norms
-from cloze.train.optim import build_optimizer
+from cloze.training.engines.engine import Engine, loss_scale_state, restore_loss_scale, uses_offload
+from cloze.training.engines.gradients import gradient_norm, sum_of_squares, use_exact_norms
+from cloze.training.optim.optimizers import build_optimizer
 
 
 def with_gradients(*gradients: torch.Tensor) -> list[torch.nn.Parameter]:

@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForMaskedLM, BertModel
 
 from cloze.cli import main
-from cloze.commands import grow as command
+from cloze.cli.commands import grow as command
 from cloze.config import GrowConfig, ModelConfig, TokenizerConfig
-from cloze.data.extend_tokenizer import extend_tokenizer
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.train_tokenizer import train_tokenizer
+from cloze.data.tokenizer_training.extend import extend_tokenizer
+from cloze.data.tokenizer_training.train import train_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
 from cloze.errors import ConfigError, ModelError
-from cloze.grow.axes import Heads, tiled, width_of
-from cloze.grow.exact import shares
-from cloze.grow.vocabulary import token_texts, vocabulary_rows
-from cloze.grow.warm_start import NOTE, warm_start
 from cloze.model.load import build_model, read_config
 from cloze.model.overrides import parse_overrides
-from cloze.sample import write_corpus
+from cloze.tools.demo.corpus import write_corpus
+from cloze.tools.grow.axes import Heads, tiled, width_of
+from cloze.tools.grow.exact import shares
+from cloze.tools.grow.vocabulary import token_texts, vocabulary_rows
+from cloze.tools.grow.warm_start import NOTE, warm_start
 
 BERT = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
 BART = "d_model=32,encoder_attention_heads=2,decoder_attention_heads=2,encoder_ffn_dim=64,decoder_ffn_dim=64,"

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from ranks import run_ranks, succeed
 
-from cloze import tensorfile
-from cloze.files import sha256, sync_tree
-from cloze.heartbeat import Progress, beat, beats, join_progressing
-from cloze.tensorfile import Entry, write_tensors
+from cloze.checkpoint import safetensors_writer
+from cloze.checkpoint.safetensors_writer import Entry, write_tensors
+from cloze.utils.atomic_files import sha256, sync_tree
+from cloze.utils.heartbeat import Progress, beat, beats, join_progressing
 
 
 def here() -> int:
@@ -20,7 +20,7 @@ def here() -> int:
 
 def test_progress_is_made_when_any_source_has_given_a_new_sign(monkeypatch):
     progress = Progress()
-    monkeypatch.setattr("cloze.heartbeat.time.monotonic", lambda: 10.0**9)
+    monkeypatch.setattr("cloze.utils.heartbeat.time.monotonic", lambda: 10.0**9)
     progress.update(0, 0)
     progress.update(1, 0)
     assert progress.when < 10.0**9
@@ -34,7 +34,7 @@ def test_progress_is_made_when_any_source_has_given_a_new_sign(monkeypatch):
 
 
 def test_writing_and_checking_files_are_signs_of_progress(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(tensorfile, "_WRITTEN_AT_ONCE", 100)
+    monkeypatch.setattr(safetensors_writer, "_WRITTEN_AT_ONCE", 100)
     values = torch.arange(100.0)
     entries = [Entry(name, torch.float32, (100,), lambda: values) for name in ("a", "b")]
     before = here()
@@ -67,8 +67,8 @@ def test_the_signs_of_a_thread_that_is_waited_for_are_those_of_the_one_that_wait
 
 def every_group(seconds: int) -> None:
     """What a rank does: all process groups of a start wait as long, DeepSpeed's and the one of --async_save too."""
-    from cloze.collectives import make_group
-    from cloze.distributed import RunShape, start
+    from cloze.distributed.collectives import make_group
+    from cloze.distributed.world import RunShape, start
 
     start(RunShape(use_cpu=True, precision="no", timeout_seconds=seconds))
     make_group("gloo")

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from cloze import __version__, console, events
-from cloze.cli import main
+from cloze import __version__
+from cloze.cli import completion, main
+from cloze.cli.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
+from cloze.cli.help import help_text
+from cloze.config.options import options_of
+from cloze.config.parser import COMMANDS, build_parser, choose_log_format, parse
+from cloze.distributed.resilience.report_error import tell
 from cloze.errors import ConfigError, DataError
-from cloze.options import completion
-from cloze.options.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
-from cloze.options.fields import options_of
-from cloze.options.flags import COMMANDS, build_parser, choose_log_format, parse
-from cloze.options.helping import help_text
-from cloze.telling import tell
+from cloze.utils.terminal import console, json_events
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,7 +241,7 @@ def test_warnings_progress_and_bugs_are_objects_too(
     with console.progress("work", total=4, unit="MB") as advance:
         advance(1, note="slow")
     console.say("work", "done", result=Path("there"))
-    events.event("numbers", loss=float("nan"))
+    json_events.event("numbers", loss=float("nan"))
     tell(DataError("bad", where="x.jsonl"))
     tell(ZeroDivisionError("by nothing"))
     warning, progress, said, numbers, error, bug = map(json.loads, capsys.readouterr().out.splitlines())

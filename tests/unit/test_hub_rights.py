@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cloze.hub.client import Target, missing_right
+from cloze.export.hub.client import Target, missing_right
 
 TARGET, PR = Target("x"), Target("x", create_pr=True)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from cloze.checkpoint.identity import base_checksum, blocks_checksum, check_same_run, run_identity
 from cloze.config import TrainConfig
 from cloze.errors import CheckpointError, LaunchError
-from cloze.train.identity import base_checksum, blocks_checksum, check_same_run, run_identity
-from cloze.train.same_on_ranks import check_equal
+from cloze.training.same_on_ranks import check_equal
 
 MANIFEST = {
     "checksum": "m",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze.commands.init import FOLDERS, KIT, NOT_IN_A_WHEEL, run
+from cloze.cli.commands.init import FOLDERS, KIT, NOT_IN_A_WHEEL, run
 from cloze.config import InitConfig
 from cloze.errors import ConfigError
 

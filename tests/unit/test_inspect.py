@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from cloze.cli import main
 from cloze.config import PrepareConfig
-from cloze.data.prepare import prepare
-from cloze.data.shards import open_prepared
+from cloze.data.prepare.pipeline import prepare
+from cloze.data.prepared.shards import open_prepared
 
 
 def inspect(*argv: object) -> int:

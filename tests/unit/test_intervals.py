@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cloze.commands.compare import verdict_of
+from cloze.cli.commands.compare import verdict_of
 from cloze.evaluation.intervals import interval, median_interval, p_value, ratio_and_error
 
 

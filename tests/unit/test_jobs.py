@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cloze.commands import submit
+from cloze.cli.commands import submit
+from cloze.config.parser import parse
 from cloze.errors import ClozeError, LaunchError
-from cloze.jobs import count_start, main, newest_step
-from cloze.options.flags import parse
+from cloze.tools.launch.slurm_job import count_start, main, newest_step
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "launch/recipes/roberta-eli5-full.yaml"

@@ -18,8 +18,8 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from deepspeed.runtime.config import DeepSpeedConfig
 from packaging.requirements import Requirement
 
+from cloze.config.parser import parse
 from cloze.errors import ConfigError
-from cloze.options.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [ROOT / "launch/demo", ROOT / "launch/test", ROOT / "launch/test_lowest", ROOT / ".ci/run"]

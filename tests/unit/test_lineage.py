@@ -11,8 +11,8 @@ import pytest
 from numpy import arange, float32
 from safetensors.numpy import save_file
 
-from cloze.errors import CheckpointError, ModelError
-from cloze.lineage import (
+from cloze.checkpoint.format import verify_checkpoint, write_manifest
+from cloze.checkpoint.lineage import (
     Lineage,
     changed_file,
     from_mapping,
@@ -25,8 +25,8 @@ from cloze.lineage import (
     scores_of,
     write_record,
 )
-from cloze.model_path import newer_checkpoint, resolve_model
-from cloze.train.checkpoint_files import verify_checkpoint, write_manifest
+from cloze.checkpoint.model_path import newer_checkpoint, resolve_model
+from cloze.errors import CheckpointError, ModelError
 
 
 def manifest(pieces: list[tuple[str, int]], frozen: str = "f", step: int = 4, **run: Any) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def rotating(run: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
             shutil.rmtree(folder)
         return found or verify_checkpoint(folder, *arguments, **options)
 
-    for module in ("cloze.train.checkpoint_files", "cloze.model_path"):
+    for module in ("cloze.checkpoint.format", "cloze.checkpoint.model_path"):
         monkeypatch.setattr(f"{module}.verify_checkpoint", verify)
 
 

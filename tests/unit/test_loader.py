@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cloze.data.loader import BlockOrder, Layout, TrainLoader, step_batches
-from cloze.data.masking import Masking
-from cloze.data.sampler import block_indices
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.loader import BlockOrder, TrainLoader, step_batches
+from cloze.data.batches.masking import Masking
+from cloze.data.batches.sampler import block_indices
 
 MASKING = Masking(mask_token_id=4, vocab_size=200, special_token_ids=(0, 1, 2, 3, 4), seed=1, mlm_probability=1.0)
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cloze.data.masking import IGNORE_INDEX
-from cloze.train.loss import masked_loss_sum
+from cloze.data.batches.masking import IGNORE_INDEX
+from cloze.training.loss import masked_loss_sum
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,8 +10,8 @@ from deepspeed.runtime.fp16 import loss_scaler
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaleConfig, LossScaler
 from test_foreign_manifests import CHECKPOINT
 
-from cloze.train.checkpoint_schema import check_manifest
-from cloze.train.engine import loss_scale_state, restore_loss_scale
+from cloze.checkpoint.schema import check_manifest
+from cloze.training.engines.engine import loss_scale_state, restore_loss_scale
 
 
 @pytest.fixture(autouse=True)

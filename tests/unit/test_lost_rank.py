@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cloze.distributed.resilience.report_error import is_ours_to_tell
 from cloze.errors import LostRank
-from cloze.telling import is_ours_to_tell
 
 # rank and local rank of four ranks on two machines
 WORLD = [(0, 0), (1, 1), (2, 0), (3, 1)]

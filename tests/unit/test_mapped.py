@@ -17,7 +17,7 @@ from cloze.errors import ConfigError, DiskError
 from cloze.model import mapped
 from cloze.model.mapped import folder_for_weights, is_mapped, move_to_file, weights_in_files, zeros_in_file
 from cloze.model.trained import freeze_unused
-from cloze.train.zero3 import asked_stage, check_zero
+from cloze.training.engines.zero3 import asked_stage, check_zero
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 

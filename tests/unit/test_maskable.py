@@ -13,8 +13,8 @@ from ranks import cloze_ranks, succeed
 from test_tokenizer_files import saved, words
 
 from cloze.config import PrepareConfig
-from cloze.data.maskable import SAMPLE_BLOCKS, check_maskable, maskable_share
-from cloze.data.prepare import prepare
+from cloze.data.batches.maskable import SAMPLE_BLOCKS, check_maskable, maskable_share
+from cloze.data.prepare.pipeline import prepare
 from cloze.errors import DataError
 from cloze.evaluation.perplexity import Scores, perplexity
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cloze.config import TrainConfig
-from cloze.data.collator import MaskingCollator
-from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.batches.collator import MaskingCollator
+from cloze.data.batches.masking import IGNORE_INDEX, Masking
 
 MASKING = Masking(mask_token_id=4, vocab_size=1000, special_token_ids=(0, 1, 2, 3, 4), seed=7)
 

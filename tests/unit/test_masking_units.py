@@ -10,21 +10,13 @@ import pytest
 import torch
 
 from cloze.config import TrainConfig
-from cloze.data.hashing import draws, keys_for, make_key
-from cloze.data.loader import fixed_capacity
-from cloze.data.masking import (
-    IGNORE_INDEX,
-    LONGER,
-    MAX_SPAN,
-    Masking,
-    choose_spans,
-    span_rate,
-    span_variance,
-)
-from cloze.data.words import LETTER, Edges, words_of_edges
-from cloze.train.data import masking_rule
-from cloze.train.plan import fit_layout, plan_run
-from cloze.train.setup import head_capacity
+from cloze.data.batches.counter_rng import draws, keys_for, make_key
+from cloze.data.batches.make_batch import fixed_capacity
+from cloze.data.batches.masking import IGNORE_INDEX, LONGER, MAX_SPAN, Masking, choose_spans, span_rate, span_variance
+from cloze.data.batches.word_boundaries import LETTER, Edges, words_of_edges
+from cloze.data.train_data import masking_rule
+from cloze.training.run_schedule import fit_layout, plan_run
+from cloze.training.setup import head_capacity
 
 VOCABULARY, SPECIAL = 1000, (0, 1, 2, 3, 4)
 _LETTERS = np.full(VOCABULARY, LETTER, np.uint8)

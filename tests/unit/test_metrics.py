@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cloze.data.loader import Layout
+from cloze.data.batches.layout import Layout
+from cloze.distributed.resilience.stack_dump import write_stacks
 from cloze.errors import ClozeError, DiskError
-from cloze.files import append_text
-from cloze.train import metrics
-from cloze.train.metrics import Pace, Window
-from cloze.train.plan import Plan
-from cloze.train.stacks import write_stacks
+from cloze.training.logging import metrics
+from cloze.training.logging.metrics import Pace, Window
+from cloze.training.run_schedule import Plan
+from cloze.utils.atomic_files import append_text
 
 CPU = torch.device("cpu")
 PLAN = Plan(Layout(4, 1, 0, 2), num_blocks=1000, block_size=32, total_samples=10**6, total_steps=10**5)

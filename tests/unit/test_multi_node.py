@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from cloze.distributed import Launched, read_launcher
-from cloze.launcher import exit_code
-from cloze.options.flags import parse
-from cloze.secret import secret_port
+from cloze.config.parser import parse
+from cloze.distributed.launch_check import Launched, read_launcher
+from cloze.distributed.secret import secret_port
+from cloze.tools.launch.launcher import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "launch/recipes/distilroberta-eli5.yaml"
-# Takes the place of `python -m cloze.launcher`: notes its words, and does what the file `act-RANK` says.
+# Takes the place of `python -m cloze.tools.launch.launcher`: notes its words, and does what the file `act-RANK` says.
 LAUNCHER = """#!/bin/bash
 for ((i = 1; i <= $#; i++)); do [[ ${!i} == --machine_rank ]] && next=$((i + 1)); done
 rank=${!next}
@@ -114,7 +114,7 @@ def test_each_machine_gets_a_launch_command_that_accelerate_and_cloze_read():
         words = [*script, "--rank", str(rank), "--processes_per_node", "4", "--", RECIPE, "--run_name", "it's $HOME"]
         shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         command = shlex.split(shown)
-        assert command[:3] == ["python", "-m", "cloze.launcher"]
+        assert command[:3] == ["python", "-m", "cloze.tools.launch.launcher"]
         launched = launch_command_parser().parse_args(command[3:])
         assert (launched.machine_rank, launched.num_machines, launched.num_processes) == (rank, 3, 12)
         assert (launched.main_process_ip, launched.main_process_port) == ("first", 29511)
@@ -309,8 +309,16 @@ def test_the_launchers_exit_code_tells_what_its_ranks_ended_with(codes: list[int
 
 
 def test_what_was_launched_is_read_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPatch):
-    words = ["python", "-m", "cloze.launcher", "--config_file", str(ROOT / "launch/accelerate/multi_node.yaml")]
-    monkeypatch.setattr("cloze.distributed._ancestors", lambda: [["bash"], [*words, "--num_processes", "12", "a.py"]])
+    words = [
+        "python",
+        "-m",
+        "cloze.tools.launch.launcher",
+        "--config_file",
+        str(ROOT / "launch/accelerate/multi_node.yaml"),
+    ]
+    monkeypatch.setattr(
+        "cloze.distributed.launch_check._ancestors", lambda: [["bash"], [*words, "--num_processes", "12", "a.py"]]
+    )
     assert read_launcher() == Launched(num_processes=12, num_machines=2, deepspeed=True)
 
 
@@ -324,7 +332,15 @@ def test_the_launcher_passes_on_the_code_of_a_real_rank_without_a_traceback(
     script.write_text(f"raise SystemExit({code})\n")
     config = "launch/accelerate/cpu.yaml" if num_processes == "2" else tmp_path / "one.yaml"
     (tmp_path / "one.yaml").write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\n")
-    words = ["-m", "cloze.launcher", "--config_file", str(config), "--num_processes", num_processes, str(script)]
+    words = [
+        "-m",
+        "cloze.tools.launch.launcher",
+        "--config_file",
+        str(config),
+        "--num_processes",
+        num_processes,
+        str(script),
+    ]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

@@ -220,7 +220,7 @@ def test_an_answer_is_kept_until_the_tests_of_a_surviving_mutant_change(tmp_path
 @pytest.mark.slow
 def test_a_test_that_fails_without_the_mutation_does_not_kill_a_mutant(tmp_path: Path):
     (tmp_path / "test_it.py").write_text(
-        "def test_broken():\n    assert 1 + 1 == 3\ndef test_sound():\n    import cloze.train.sums\n"
+        "def test_broken():\n    assert 1 + 1 == 3\ndef test_sound():\n    import cloze.checkpoint.checksum\n"
     )
     script = f"""
 import sys
@@ -229,7 +229,7 @@ import queue
 from pathlib import Path
 from mutants import Mutant
 from trial import work_on
-planted = Mutant("train/sums", "", "", 1, 0, (1, 3), "", "pass", "")  # not valid Python: the import fails
+planted = Mutant("checkpoint/checksum", "", "", 1, 0, (1, 3), "", "pass", "")  # not valid Python: the import fails
 todo, answers = queue.Queue(), queue.Queue()
 todo.put((0, planted, ["test_it.py::test_broken"], 1.0))
 todo.put((1, planted, ["test_it.py::test_broken", "test_it.py::test_sound"], 1.0))

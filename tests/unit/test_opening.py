@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from test_tokenizer_files import saved, words
 from transformers import BertConfig, BertForMaskedLM
 
-from cloze.commands.evaluate import evaluate
+from cloze.checkpoint.model_path import ModelPath
+from cloze.checkpoint.open_model import load_model, open_tokenizer
+from cloze.cli.commands.evaluate import evaluate
 from cloze.config import EvaluateConfig
 from cloze.errors import CheckpointError, ModelError
-from cloze.fill import fill
+from cloze.evaluation.fill_mask import fill
 from cloze.model.weights import load_weights
-from cloze.model_path import ModelPath
-from cloze.opening import load_model, open_tokenizer
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from cloze.errors import ConfigError
-from cloze.train import ops
-from cloze.train.ops import is_held, load_op, wait_for_lock
+from cloze.training.engines import deepspeed_ops
+from cloze.training.engines.deepspeed_ops import is_held, load_op, wait_for_lock
 
 BUILD = """
 import sys
@@ -30,7 +30,7 @@ baton.release()
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where torch's lock of async_io would lie, on a disk of this machine."""
-    monkeypatch.setattr(ops, "file_system", lambda path: "ext4")
+    monkeypatch.setattr(deepspeed_ops, "file_system", lambda path: "ext4")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     (tmp_path / "async_io").mkdir()
     return tmp_path / "async_io" / "lock"
@@ -64,7 +64,7 @@ def test_a_build_under_way_is_waited_for(lock: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_lock_that_another_machine_may_hold_is_waited_for_as_long_as_something_is_written(lock: Path, monkeypatch):
-    monkeypatch.setattr(ops, "file_system", lambda path: "nfs4")
+    monkeypatch.setattr(deepspeed_ops, "file_system", lambda path: "nfs4")
     lock.touch()
     (lock.parent / "build.ninja").touch()
     for file in (lock, lock.parent / "build.ninja", lock.parent):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.model.depth import parameter_depths
-from cloze.train.optim import _refused, build_optimizer, check_optimizer, check_update, hidden_matrices
+from cloze.training.optim.optimizers import _refused, build_optimizer, check_optimizer, check_update, hidden_matrices
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
 BART = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}

@@ -1,4 +1,4 @@
-"""All output to the terminal goes through cloze.console, which escapes what a terminal would obey."""
+"""All output to the terminal goes through cloze.utils.terminal.console, which escapes what a terminal would obey."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from call_sites import call_sites, dotted
 from rich.table import Table
 
 import cloze
-from cloze import console
-from cloze.data.text_report import report_lines, warnings_of
-from cloze.doctor.report import show as show_rows
-from cloze.doctor.rows import Row
-from cloze.processes import _follow
+from cloze.data.prepared.text_report import report_lines, warnings_of
+from cloze.tools.doctor.report import show as show_rows
+from cloze.tools.doctor.rows import Row
+from cloze.tools.launch.local_workers import _follow
+from cloze.utils.terminal import console
 
 PACKAGE = Path(cloze.__file__).parent
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
+SIGNAL_HANDLER = "constants, in a signal handler, which must not wait for a lock"
 # Functions that write by themselves, and why.
 ALLOWED = {
-    "console.py:complain": "escapes",
-    "console.py:show": "escapes",
-    "console.py:show_coloured": "escapes",
-    "console.py:show_table": "draws into a string, which show_coloured escapes",
-    "events.py:event": "JSON in ASCII",
-    "screen.py:_write": "rows that train/live.py:render escapes",
-    "screen.py:put_in_order": "constants",
-    "train/live.py:render": "draws escaped pieces into a string",
-    "early.py:_write_line": "constants, in a signal handler, before the console is imported",
-    "train/signals.py:_listen": "constants, in a signal handler, which must not wait for a lock",
-    "train/signals.py:_leave_if_joining": "constants, in a signal handler, which must not wait for a lock",
-    "files.py:append_text": "writes a file",
-    "train/run_owner.py:_link": "writes a file",
-    "jobs.py:main": "a shell script reads the path, byte for byte",
-    "hub/pusher.py:tell": "JSON to the process that trains",
-    "bench/gate.py:report": "JSON to the process that measures",
+    "utils/terminal/console.py:complain": "escapes",
+    "utils/terminal/console.py:show": "escapes",
+    "utils/terminal/console.py:show_coloured": "escapes",
+    "utils/terminal/console.py:show_table": "draws into a string, which show_coloured escapes",
+    "utils/terminal/json_events.py:event": "JSON in ASCII",
+    "utils/terminal/screen.py:_write": "rows that training/live_view.py:render escapes",
+    "utils/terminal/screen.py:put_in_order": "constants",
+    "training/live_view.py:render": "draws escaped pieces into a string",
+    "utils/early_signals.py:_write_line": "constants, in a signal handler, before the console is imported",
+    "distributed/resilience/stop_signals.py:_listen": SIGNAL_HANDLER,
+    "distributed/resilience/stop_signals.py:_leave_if_joining": SIGNAL_HANDLER,
+    "utils/atomic_files.py:append_text": "writes a file",
+    "distributed/resilience/owner_file.py:create_lock": "writes a file",
+    "tools/launch/slurm_job.py:main": "a shell script reads the path, byte for byte",
+    "export/hub/pusher.py:tell": "JSON to the process that trains",
+    "tools/bench/gate.py:report": "JSON to the process that measures",
 }
 
 
@@ -69,7 +70,7 @@ def test_only_the_console_writes_to_the_terminal():
             used |= allowed
             if not allowed:
                 found.append(f"{name}:{line}: {text}")
-    assert not found, "use cloze.console (show, say, warn, show_table)"
+    assert not found, "use cloze.utils.terminal.console (show, say, warn, show_table)"
     assert used == set(ALLOWED), "allowed for nothing"
 
 
@@ -133,7 +134,7 @@ def test_what_libraries_log_is_escaped(capsys: pytest.CaptureFixture[str], monke
 @pytest.mark.slow  # imports every library in a process of its own
 def test_each_library_logs_through_the_escaping_record(capfd: pytest.CaptureFixture[str]):
     code = (
-        "import logging, warnings; from cloze.console import escape_library_output as escape; escape();"
+        "import logging, warnings; from cloze.utils.terminal.console import escape_library_output as escape; escape();"
         "import transformers, datasets, huggingface_hub, accelerate, torch;"
         "names = 'transformers', 'datasets', 'huggingface_hub', 'accelerate', 'torch', 'deepspeed';"
         "[logging.getLogger(f'{name}.x').warning('%s \\x1b[31mx', name) for name in names];"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cloze.commands import archs
+from cloze.cli.commands import archs
 from cloze.config import ArchsConfig
 from cloze.errors import DiskError
-from cloze.files import write_text
-from cloze.output_file import check_output_file
+from cloze.utils.atomic_files import write_text
+from cloze.utils.output_file import check_output_file
 
 
 def refused(path: Path, line: str) -> None:

@@ -12,11 +12,11 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM, PreTrainedToke
 
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError, ModelError
-from cloze.foreign.pretrained import from_pretrained
 from cloze.model.load import read_config
 from cloze.model.overrides import apply_overrides, first_forward, overrides_named, parse_overrides
 from cloze.model.trained import freeze_unused
 from cloze.model.weights import load_weights
+from cloze.utils.foreign.pretrained import from_pretrained
 
 
 def changed(model_type: str, text: str):

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
 from cloze.config import ModelConfig
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.own_tokenizer import check_own_tokenizer
 from cloze.errors import ModelError
 from cloze.model.load import build_model
-from cloze.model.own_tokenizer import check_own_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 

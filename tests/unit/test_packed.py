@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.data.loader import document_offsets
-from cloze.data.masking import IGNORE_INDEX
+from cloze.data.batches.make_batch import document_offsets
+from cloze.data.batches.masking import IGNORE_INDEX
 from cloze.errors import ModelError
 from cloze.model.packed import DocumentAttention, document_attention, model_inputs, positions_in_documents
 

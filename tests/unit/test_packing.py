@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import packing as reference
 from reference.packing import flat, room
 
-from cloze.data.packing import LEFT_BLOCKS, BestFit, Concat, best_fit
+from cloze.data.prepared.packing import LEFT_BLOCKS, BestFit, Concat, best_fit
 
 PAD = -1
 FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None)

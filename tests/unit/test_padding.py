@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from cloze.config import ModelConfig
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
 from cloze.errors import ModelError
 from cloze.model.archs import ENDS_AT_PADDING, PADDED, PADDING_ID, POSITIONS_AFTER_PADDING
 from cloze.model.load import read_config, usable_length

@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.batches.masking import IGNORE_INDEX, Masking
 from cloze.evaluation.perplexity import Interrupted, Scores, TokenFacts, perplexity, score_batch, score_blocks
 
 VOCABULARY, SIZE = 13, 5

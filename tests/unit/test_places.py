@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cloze.checkpoint.identity import check_same_run
 from cloze.config import TrainConfig
 from cloze.errors import CheckpointError
-from cloze.places import apart, is_place, portable, with_secrets, without_place
-from cloze.train.identity import check_same_run
+from cloze.utils.shareable import apart, is_place, portable, with_secrets, without_place
 
 
 def test_paths_keep_their_last_part_and_everything_else_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

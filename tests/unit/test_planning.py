@@ -18,25 +18,25 @@ from accelerate.utils import DeepSpeedPlugin
 from deepspeed.runtime.config import DeepSpeedConfig
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze.commands import plan as command
+from cloze.cli.commands import plan as command
 from cloze.config import PlanConfig, TrainConfig
+from cloze.config.parser import parse
 from cloze.errors import ConfigError, ModelError
 from cloze.model.sparse_head import MaskedHead
-from cloze.options.flags import parse
-from cloze.planning import activations, choose, shapes
-from cloze.planning.activations import Untraceable, trace_pass, untrained
-from cloze.planning.divided import fsdp_wire
-from cloze.planning.gpus import GPUS, parse_gpus
-from cloze.planning.memory import Memory, host_at_start, memory_of, overlapping, partition, parts_of
-from cloze.planning.offload import pinned
-from cloze.planning.parts import World
-from cloze.planning.recipe import read_recipe
-from cloze.planning.repeats import Repeats
-from cloze.planning.settings import Choice, all_choices, bucket_sizes, ds_config
-from cloze.planning.shapes import ModelFacts, Weight
-from cloze.planning.speed import Load, Pace, pace_of
-from cloze.planning.write import write_configs
-from cloze.train.loss import masked_loss_sum
+from cloze.tools.planning import activations, choose, model_shapes
+from cloze.tools.planning.activations import Untraceable, trace_pass, untrained
+from cloze.tools.planning.gpus import GPUS, parse_gpus
+from cloze.tools.planning.memory.fsdp2 import fsdp_wire
+from cloze.tools.planning.memory.parts import World
+from cloze.tools.planning.memory.per_rank import Memory, host_at_start, memory_of, overlapping, partition, parts_of
+from cloze.tools.planning.memory.zero_offload import pinned
+from cloze.tools.planning.meta_op_cache import Repeats
+from cloze.tools.planning.model_shapes import ModelFacts, Weight
+from cloze.tools.planning.recipe import read_recipe
+from cloze.tools.planning.settings import Choice, all_choices, bucket_sizes, ds_config
+from cloze.tools.planning.speed import Load, Pace, pace_of
+from cloze.tools.planning.write_configs import write_configs
+from cloze.training.loss import masked_loss_sum
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -578,7 +578,7 @@ def test_files_are_whole_or_not_there(planned: Any, tmp_path: Path, monkeypatch:
         raise RuntimeError("the machine stops here")
 
     plan, config = planned[:2]
-    monkeypatch.setattr("cloze.planning.write.write_text", fail)
+    monkeypatch.setattr("cloze.tools.planning.write_configs.write_text", fail)
     with pytest.raises(RuntimeError):
         write_configs(str(tmp_path / "made"), choose.choose(plan, "zero2"), plan, config)
     assert not list(tmp_path.iterdir())
@@ -590,7 +590,7 @@ def test_files_are_whole_or_not_there(planned: Any, tmp_path: Path, monkeypatch:
 def test_optimizers_keep_what_they_keep(tmp_path: Path):
     def moments(**train: Any) -> float:
         recipe = read_recipe(PlanConfig(recipe=recipe_file(tmp_path, **train)))
-        return shapes.moments_of(recipe, shapes.make_twin(recipe, torch.float32))
+        return model_shapes.moments_of(recipe, model_shapes.make_twin(recipe, torch.float32))
 
     assert (moments(), moments(optim="sgd"), moments(optim="sgd", optim_args="momentum=0.9")) == (2, 0, 1)
     assert (moments(optim="rmsprop"), moments(optim="rmsprop", optim_args="centered=true")) == (1, 2)

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cloze.config import ModelConfig
-from cloze.data.shards import open_prepared
+from cloze.data.prepared.shards import open_prepared
 from cloze.errors import ConfigError, ModelError
+from cloze.evaluation.fill_mask import best_words, masked_inputs
 from cloze.evaluation.pll import (
     Sentence,
     SentenceScore,
@@ -27,7 +28,6 @@ from cloze.evaluation.pll import (
     read_sentences,
     score_sentences,
 )
-from cloze.fill import best_words, masked_inputs
 from cloze.model.load import build_model
 from cloze.model.sparse_head import MaskedHead
 

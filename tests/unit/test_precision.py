@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from cloze.config import TrainConfig
-from cloze.distributed import make_deepspeed_plugin
+from cloze.distributed.world import make_deepspeed_plugin
 from cloze.errors import ConfigError
 from cloze.model.archs import NO_BF16
-from cloze.train import precision as precision_module
-from cloze.train.deepspeed_file import engine_settings
-from cloze.train.precision import choose_precision, left_by_deepspeed, precision_here
+from cloze.training.engines import precision as precision_module
+from cloze.training.engines.deepspeed_file import engine_settings
+from cloze.training.engines.precision import choose_precision, left_by_deepspeed, precision_here
 
 ROOT = Path(__file__).resolve().parents[2]
 VOLTA, TURING, AMPERE, ADA, HOPPER = (7, 0), (7, 5), (8, 0), (8, 9), (9, 0)

@@ -16,8 +16,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cloze.cli import main
-from cloze.data.shards import open_prepared
-from cloze.data.units import is_validation
+from cloze.data.prepare.unit import is_validation
+from cloze.data.prepared.shards import open_prepared
 
 WORDS = ["the", "a", "Milky", "Way", "is", "galaxy", "spiral", "water", "boils", "at", "hundred", "naïve", "🌌"]
 

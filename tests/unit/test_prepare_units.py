@@ -18,16 +18,17 @@ from typing import Any
 import pytest
 
 from cloze.config import PrepareConfig, TokenizerConfig
-from cloze.data import finalize, units, work
-from cloze.data.backend import choose_encoder
-from cloze.data.cache import open_or_prepare
-from cloze.data.prepare import prepare
-from cloze.data.shards import open_prepared
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.train_tokenizer import train_tokenizer
-from cloze.data.verified import verify_prepared
+from cloze.data.prepare import finalize, scheduler
+from cloze.data.prepare import unit as units
+from cloze.data.prepare.cache import open_or_prepare
+from cloze.data.prepare.pipeline import prepare
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.prepared.verified import verify_prepared
+from cloze.data.tokenizer_training.train import train_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.select_encoder import choose_encoder
 from cloze.errors import ConfigError, DataError
-from cloze.sample import write_corpus
+from cloze.tools.demo.corpus import write_corpus
 
 UNIT = "40KB"
 
@@ -236,7 +237,7 @@ def killed_many_times(corpus: Path, folder: Path, expected: dict[str, bytes], ki
 def chosen_before(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice of a backend takes longer than all the rest here; without it, kills hit the work."""
     spec = choose_encoder(load_tokenizer(str(tokenizer)), "tokenizers", False, [])
-    monkeypatch.setattr("cloze.data.prepare.choose_encoder", lambda *_: spec)
+    monkeypatch.setattr("cloze.data.prepare.pipeline.choose_encoder", lambda *_: spec)
 
 
 @pytest.mark.usefixtures("chosen_before")
@@ -396,7 +397,7 @@ def test_without_file_locks_each_machine_makes_the_cache(
     monkeypatch.setattr("fcntl.flock", no_locks)
     settings = config(corpus, tmp_path / "unused", unit_size="400KB")
     here: list[Any] = []
-    plain = work.do_units
+    plain = scheduler.do_units
 
     def together(*args: Any) -> None:
         """The other machine finishes, and removes the parts, while this one is at work."""
@@ -405,7 +406,7 @@ def test_without_file_locks_each_machine_makes_the_cache(
             here.append(open_or_prepare(settings, str(tokenizer), tmp_path / "cache"))
         plain(*args)
 
-    monkeypatch.setattr("cloze.data.prepare.do_units", together)
+    monkeypatch.setattr("cloze.data.prepare.pipeline.do_units", together)
     mine = open_or_prepare(settings, str(tokenizer), tmp_path / "cache")
     assert mine.manifest == here[1].manifest
     assert "its file system has no locks" in capsys.readouterr().err

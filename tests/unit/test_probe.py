@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from cloze.consolidate.stored import _check_logits, _check_loss
-from cloze.data.masking import Masking
+from cloze.checkpoint.format import PROBE
+from cloze.checkpoint.probe import probe_difference, stored_loss
+from cloze.data.batches.masking import Masking
 from cloze.errors import CheckpointError
+from cloze.export.consolidation.stored import _check_logits, _check_loss
 from cloze.model.sparse_head import MaskedHead, check_head, checked_length
-from cloze.train.checkpoint_files import PROBE
-from cloze.train.probe import MAX_ROWS, answer_probe, check_probe, make_probe, probe_difference, stored_loss
+from cloze.training.checkpointing.engine_probe import MAX_ROWS, answer_probe, check_probe, make_probe
 
 
 def masking(seed: int, rate: float = 0.15) -> Masking:

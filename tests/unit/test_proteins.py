@@ -12,10 +12,10 @@ from proteins import ESM, prepare_proteins, sequences, train_esm, write_esm
 from ranks import cloze_ranks, succeed
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from cloze.data.backend import choose_encoder, reference
-from cloze.data.encode import Encoder, character_table
-from cloze.data.shards import open_prepared
-from cloze.data.words import words_of
+from cloze.data.batches.word_boundaries import words_of
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.tokenizers.encoders import Encoder, character_table
+from cloze.data.tokenizers.select_encoder import choose_encoder, reference
 from cloze.errors import ConfigError
 from cloze.evaluation.vocabulary import token_bytes
 

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloze.config import PrepareConfig, SourceConfig
-from cloze.data import columns, json_array, readers
-from cloze.data.content import PART_BYTES, digest
-from cloze.data.fields import BadRecord, Document, Fields, hash_of
-from cloze.data.lines import parse_line
-from cloze.data.presets import PRESETS, with_preset
-from cloze.data.readers import Piece, pieces_of, place_of, read_piece
-from cloze.data.sources import document_of, open_corpus
+from cloze.data.corpus import arrow_columns, json_array, readers
+from cloze.data.corpus.content import PART_BYTES, digest
+from cloze.data.corpus.fields import BadRecord, Document, Fields, hash_of
+from cloze.data.corpus.jsonl import parse_line
+from cloze.data.corpus.presets import PRESETS, with_preset
+from cloze.data.corpus.readers import Piece, pieces_of, place_of, read_piece
+from cloze.data.corpus.sources import document_of, open_corpus
 from cloze.errors import DataError
 
 FIELDS = Fields.parse("text", None)
@@ -219,7 +219,7 @@ def test_columns_give_the_documents_that_rows_give(rows: list[dict], field: str)
         except BadRecord as error:
             return str(error)
 
-    assert [of(raw) for _, raw in columns.documents(batch, fields, 0)] == [of(row) for row in rows]
+    assert [of(raw) for _, raw in arrow_columns.documents(batch, fields, 0)] == [of(row) for row in rows]
 
 
 SHAPES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze.options.flags import COMMANDS, OLD_NAMES
+from cloze.config.parser import COMMANDS, OLD_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

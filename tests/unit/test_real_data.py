@@ -12,7 +12,7 @@ from ranks import cloze_ranks, succeed
 from transformers import AutoTokenizer
 
 from cloze.config import PrepareConfig
-from cloze.data.prepare import prepare
+from cloze.data.prepare.pipeline import prepare
 
 
 def prepare_threads(shared_data: Path, output: Path, tokenizer: str, split: str, block_size: int = 128) -> Path:
@@ -36,7 +36,7 @@ def test_blocks_of_real_threads_are_the_tutorials(shared_data: Path, tmp_path: P
         threads = json.load(file)[:300]
     encode = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / tokenizer)
     sides: dict[str, list[int]] = {"train": [], "validation": []}
-    from cloze.data.units import is_validation
+    from cloze.data.prepare.unit import is_validation
 
     for thread in threads:
         side = "validation" if is_validation(thread["q_id"], 5.0) else "train"

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.errors import ConfigError
-from cloze.train.equip import enable_checkpointing
+from cloze.training.prepare_model import enable_checkpointing
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
 

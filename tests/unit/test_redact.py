@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cloze import console
 from cloze.cli import main
 from cloze.config import PushConfig, TrainConfig
 from cloze.errors import ConfigError, HubError
-from cloze.hub.publish import refuse_tokens
-from cloze.redact import redacted, secret_in
+from cloze.export.hub.publish import refuse_tokens
+from cloze.utils.terminal import console
+from cloze.utils.terminal.redact import redacted, secret_in
 
 # In pieces, so that no scanner takes them for real ones.
 SECRETS = {
@@ -90,7 +90,7 @@ def test_no_secret_is_shown_by_any_way_to_the_terminal(kind: str, capsys: pytest
 def test_a_token_of_any_shape_that_was_given_is_not_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("cloze.redact._known", set())
+    monkeypatch.setattr("cloze.utils.terminal.redact._known", set())
     monkeypatch.setenv("MY_SERVICE_PASSWORD", "correct horse battery")
     PushConfig(path="runs/x", repo="me/x", token="no-known-shape-at-all")
     console.show("Bearer no-known-shape-at-all, correct horse battery")

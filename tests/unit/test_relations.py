@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from cloze import command_line
+from cloze.checkpoint.identity import check_same_run, run_identity
+from cloze.cli import command_line
 from cloze.config import EvaluateConfig, PrepareConfig, PushConfig, SubmitConfig, TokenizerConfig, TrainConfig
+from cloze.config.parser import overridden, parse
 from cloze.config.ranges import MAX_BATCH
 from cloze.config.relations import CONFLICTS, UNUSED, check_relations, effective_values, ignored_options
 from cloze.errors import CheckpointError, ConfigError
-from cloze.options.flags import overridden, parse
-from cloze.train.identity import check_same_run, run_identity
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "launch" / "recipes").glob("*.yaml"))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cloze.distributed.rendezvous import joining
 from cloze.errors import LaunchError
-from cloze.rendezvous import joining
 
 
 @pytest.fixture(autouse=True)

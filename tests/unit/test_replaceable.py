@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cloze.commands.consolidate import consolidate
+from cloze.cli.commands.consolidate import consolidate
 from cloze.config import ConsolidateConfig, TrainConfig
-from cloze.consolidate.model_folder import choose_checkpoint
-from cloze.consolidate.replaceable import check_replaceable
 from cloze.errors import CheckpointError, ConfigError
-from cloze.train.run_folder import check_run_folder
+from cloze.export.consolidation.model_folder import choose_checkpoint
+from cloze.export.consolidation.replaceable import check_replaceable
+from cloze.training.run_dir import check_run_folder
 
 OLD = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md")
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_one_whatever_it_is_called(tmp_path: Path, monkeypatch: 
     folder = make(tmp_path / name, "checkpoint.json")
     with pytest.raises(CheckpointError, match="format None is not known"):
         choose_checkpoint(folder)
-    monkeypatch.setattr("cloze.consolidate.model_folder.verify_checkpoint", lambda _: None)
+    monkeypatch.setattr("cloze.export.consolidation.model_folder.verify_checkpoint", lambda _: None)
     monkeypatch.chdir(folder)
     assert choose_checkpoint(Path(".")).parent == tmp_path
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cloze.commands import report
+from cloze.cli.commands import report
 from cloze.config import ReportConfig
+from cloze.config.parser import parse
 from cloze.errors import ClozeError, ConfigError, DataError, DiskError
-from cloze.options.flags import parse
-from cloze.report.curves import MOST_POINTS, clock_of, points_of, smoothed, thinned
-from cloze.report.gather import gather_runs, names_of, num_parameters, read_lines
-from cloze.report.page import embedded, render
+from cloze.tools.report.curves import MOST_POINTS, clock_of, points_of, smoothed, thinned
+from cloze.tools.report.gather import gather_runs, names_of, num_parameters, read_lines
+from cloze.tools.report.page import embedded, render
 
 CONFIG = {
     "model_type": "roberta",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from cloze.cards.reproduce import commands, launcher
 from cloze.config import TrainConfig
-from cloze.options.flags import parse
+from cloze.config.parser import parse
+from cloze.export.cards.reproduce import commands, launcher
 
 DATA = {
     "block_size": 64,

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from ranks import wait_for
 
+from cloze.distributed.resilience import owner_file
+from cloze.distributed.resilience.owner_file import LOCK, Owner, has_ended, read_owner, this_process
+from cloze.distributed.resilience.run_owner import RunOwner, check_owner, is_ours, own_run_folder
 from cloze.errors import CheckpointError, DiskError, OwnerError
-from cloze.train import owner_file
-from cloze.train.branch import branch_to_resume
-from cloze.train.owner_file import LOCK, Owner, has_ended, read_owner, this_process
-from cloze.train.run_owner import RunOwner, check_owner, is_ours, own_run_folder
+from cloze.training.branch import branch_to_resume
 
 
 class Start:

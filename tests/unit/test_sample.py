@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from cloze.errors import ConfigError
-from cloze.sample import DOMAINS, NUM_THREADS, threads, write_corpus
-from cloze.sample.phrasing import read_table, say, with_pronoun
+from cloze.tools.demo.corpus import DOMAINS, NUM_THREADS, threads, write_corpus
+from cloze.tools.demo.phrasing import read_table, say, with_pronoun
 
 TOPICS = [
     pytest.param(domain, topic, id=f"{domain.table}-{i}")
@@ -44,7 +44,8 @@ def sentences() -> list[str]:
 
 
 def test_the_corpus_is_the_same_bytes_twice_and_under_another_hash_seed(tmp_path):
-    code = "import sys; from cloze.sample import write_corpus; write_corpus(sys.argv[1], seed=3, num_threads=400)"
+    code = "import sys; from cloze.tools.demo.corpus import write_corpus as write; "
+    code += "write(sys.argv[1], seed=3, num_threads=400)"
     for hash_seed in ("1", "2"):
         subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / hash_seed)],
@@ -231,4 +232,4 @@ def test_what_the_demo_asks_for_is_said_often_and_never_contradicted(corpus):
 
 def test_the_facts_travel_with_the_package():
     pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    assert '"sample/facts/*.csv"' in pyproject
+    assert '"tools/demo/facts/*.csv"' in pyproject

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cloze.data.hashing import make_key
-from cloze.data.sampler import block_indices, permute, step_samples
+from cloze.data.batches.counter_rng import make_key
+from cloze.data.batches.sampler import block_indices, permute, step_samples
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 17, 63, 64, 65, 1000, 4097])

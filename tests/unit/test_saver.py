@@ -11,16 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import cloze.train.checkpoint as checkpoint_module
-import cloze.train.restore as restore_module
-from cloze.consolidate.stored import own_source
+import cloze.training.checkpointing.restore as restore_module
+import cloze.training.checkpointing.saver as checkpoint_module
+from cloze.checkpoint.format import EMA, MANIFEST, Position, find_checkpoint, list_checkpoints, read_manifest
+from cloze.checkpoint.reader import PieceReader
 from cloze.errors import CheckpointError, DiskError
-from cloze.train.checkpoint import CheckpointSaver
-from cloze.train.checkpoint_files import MANIFEST, Position, find_checkpoint, list_checkpoints, read_manifest
-from cloze.train.ema import _weights
-from cloze.train.restore import PieceReader, load_state
-from cloze.train.snapshot import Training
-from cloze.train.state import EMA, Fragment, buffers, create_state, fragments
+from cloze.export.consolidation.stored import own_source
+from cloze.training.checkpointing.restore import load_state
+from cloze.training.checkpointing.saver import CheckpointSaver
+from cloze.training.checkpointing.snapshot import Training
+from cloze.training.engines.ema import _weights
+from cloze.training.engines.sharded_state import Fragment, buffers, create_state, fragments
 
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
 EXTRA = {"run": {}, "config": {}, "precision": "no"}

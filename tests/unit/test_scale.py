@@ -15,19 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloze.checkpoint import format as checkpoint_files
+from cloze.checkpoint.format import read_manifest, write_manifest
 from cloze.config import TrainConfig
-from cloze.data import blocks as blocks_module
-from cloze.data.batch_size import BatchSizes
-from cloze.data.blocks import Blocks, find_rows
-from cloze.data.hashing import make_key
-from cloze.data.loader import BlockOrder, Layout
-from cloze.data.masking import Masking
-from cloze.data.packing import Packed
-from cloze.data.sampler import block_indices, permute
-from cloze.data.shards import ShardWriter
-from cloze.train import checkpoint_files
-from cloze.train.checkpoint_files import read_manifest, write_manifest
-from cloze.train.plan import plan_run
+from cloze.data.batches.batch_size_warmup import BatchSizes
+from cloze.data.batches.counter_rng import make_key
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.loader import BlockOrder
+from cloze.data.batches.masking import Masking
+from cloze.data.batches.sampler import block_indices, permute
+from cloze.data.prepared import blocks as blocks_module
+from cloze.data.prepared.blocks import Blocks, find_rows
+from cloze.data.prepared.packing import Packed
+from cloze.data.prepared.shards import ShardWriter
+from cloze.training.run_schedule import plan_run
 
 RANKS, BLOCKS, PER_DEVICE = 4096, 10**11, 4
 GLOBAL_BATCH = RANKS * PER_DEVICE
@@ -211,7 +212,7 @@ def test_a_manifest_of_many_pieces_is_compact_and_says_the_same(tmp_path: Path, 
 def test_a_process_asks_for_as_many_sockets_as_there_are_ranks():
     """Machines give 1,024 to a process that does not ask, too few for connections to 1,023 others."""
     script = (
-        "import resource\nfrom cloze.machine import allow_open_files\n"
+        "import resource\nfrom cloze.utils.system import allow_open_files\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "allow_open_files(1000)\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"

@@ -13,9 +13,9 @@ from reference.training import Options, factor, steps_of
 from transformers import get_scheduler
 
 from cloze.config import TrainConfig
+from cloze.config.parser import parse
 from cloze.errors import ConfigError
-from cloze.options.flags import parse
-from cloze.train.schedule import learning_rate_schedule
+from cloze.training.optim.lr_schedule import learning_rate_schedule
 
 
 def config(**values) -> TrainConfig:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from cloze.train import sessions
-from cloze.train.sessions import FILE, note_session, read_sessions
+from cloze.training.logging import sessions
+from cloze.training.logging.sessions import FILE, note_session, read_sessions
 
 
 def test_starts_whose_steps_are_done_again_are_dropped_and_hosts_have_no_names(

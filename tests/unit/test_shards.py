@@ -8,11 +8,11 @@ import datasets
 import numpy as np
 import pytest
 
-from cloze.data import shards
-from cloze.data.blocks import Blocks
-from cloze.data.packing import Packed
-from cloze.data.shards import ShardWriter, describe_split, open_prepared, shard_name, write_manifest
-from cloze.data.verified import verify_prepared
+from cloze.data.prepared import shards
+from cloze.data.prepared.blocks import Blocks
+from cloze.data.prepared.packing import Packed
+from cloze.data.prepared.shards import ShardWriter, describe_split, open_prepared, shard_name, write_manifest
+from cloze.data.prepared.verified import verify_prepared
 from cloze.errors import DataError
 
 BLOCK_SIZE = 16

@@ -15,9 +15,9 @@ import pytest
 import zstandard
 
 from cloze.config import PrepareConfig
-from cloze.data.fields import Fields
-from cloze.data.local_files import is_local, local_splits
-from cloze.data.sources import open_corpus
+from cloze.data.corpus.fields import Fields
+from cloze.data.corpus.local_files import is_local, local_splits
+from cloze.data.corpus.sources import open_corpus
 from cloze.errors import ConfigError, DataError
 
 RECORDS = [{"q_id": f"q{i}", "text": f"Text number {i}, with ünïcode 🌌 and\ttabs."} for i in range(20)]

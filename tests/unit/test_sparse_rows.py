@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from cloze.data.masking import IGNORE_INDEX
+from cloze.data.batches.masking import IGNORE_INDEX
 from cloze.errors import ModelError
 from cloze.model.sparse_head import MaskedHead, check_head, checked_length
 from cloze.model.sparse_loss import sparse_head

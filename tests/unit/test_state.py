@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from cloze.checkpoint.format import MANIFEST, Position, read_manifest
+from cloze.checkpoint.reader import PieceReader
 from cloze.errors import CheckpointError, ConfigError, LaunchError
-from cloze.train.checkpoint import CheckpointSaver
-from cloze.train.checkpoint_files import MANIFEST, Position, read_manifest
-from cloze.train.engine import check_fp8
-from cloze.train.restore import PieceReader, load_state
-from cloze.train.snapshot import Training, frozen_tensors
+from cloze.training.checkpointing.restore import load_state
+from cloze.training.checkpointing.saver import CheckpointSaver
+from cloze.training.checkpointing.snapshot import Training, frozen_tensors
+from cloze.training.engines.engine import check_fp8
 
 SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1)}
 

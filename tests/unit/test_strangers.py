@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch.distributed
 
-from cloze import rendezvous
+from cloze.distributed import rendezvous
+from cloze.distributed.resilience.joining import REQUEST_BYTES, accept_ranks, join_main, listen, resolve
+from cloze.distributed.resilience.json_socket import Link
+from cloze.distributed.secret import NONCE_BYTES, authenticate, check_secret, proof
 from cloze.errors import LaunchError
-from cloze.secret import NONCE_BYTES, authenticate, check_secret, proof
-from cloze.train.joining import REQUEST_BYTES, accept_ranks, join_main, listen, resolve
-from cloze.train.link import Link
 
 KEY = b"k" * 32
 WRONG = b"w" * 32
@@ -137,7 +137,7 @@ def test_strangers_neither_take_part_nor_hold_up_the_ranks():
 
 
 def test_a_crowd_of_silent_strangers_does_not_keep_a_rank_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("cloze.train.joining.MOST_STRANGERS", 3)
+    monkeypatch.setattr("cloze.distributed.resilience.joining.MOST_STRANGERS", 3)
     server, address = listen(["127.0.0.1"])
     port = server.getsockname()[1]
     crowd = [socket.create_connection((address, port)) for _ in range(40)]

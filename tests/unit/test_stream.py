@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from cloze.config import SourceConfig
-from cloze.data.backend import choose_encoder
-from cloze.data.encode import EncoderSpec
-from cloze.data.sources import open_corpus
-from cloze.data.stream import BlockStream
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.units import Recipe
+from cloze.data.corpus.sources import open_corpus
+from cloze.data.prepare.streaming import BlockStream
+from cloze.data.prepare.unit import Recipe
+from cloze.data.tokenizers.encoders import EncoderSpec
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.select_encoder import choose_encoder
 from cloze.errors import ConfigError, DataError
 
 UNIT = 6_000

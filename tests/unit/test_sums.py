@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloze.train.sums import add_sums, content_sum
+from cloze.checkpoint.checksum import add_sums, content_sum
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.int8]
 SIZE = 200_000  # more than three chunks

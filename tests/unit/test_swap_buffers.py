@@ -9,7 +9,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cloze.errors import ConfigError
-from cloze.train.swapped import fit_buffers
+from cloze.training.engines.nvme_offload import fit_buffers
 
 UNCHANGED = {"stage3_max_reuse_distance": 10**9, "stage3_prefetch_bucket_size": "auto"}
 READ_WHEN_NEEDED = {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}

@@ -10,16 +10,16 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cloze.commands.prepare import prepare_and_tell
+from cloze.cli.commands.prepare import prepare_and_tell
 from cloze.config import InspectConfig, PrepareConfig, TokenizerConfig
-from cloze.data import text_sketch
-from cloze.data.shards import open_prepared
-from cloze.data.text_report import report_lines, warnings_of
-from cloze.data.text_sketch import HashCounts, TextSketch, measure_sample, merge_samples
-from cloze.data.train_tokenizer import train_tokenizer
-from cloze.data.words import mean_word_length, words_of
-from cloze.inspection import inspect_prepared
-from cloze.report.sections import _data_facts
+from cloze.data.batches.word_boundaries import mean_word_length, words_of
+from cloze.data.prepare import text_sketch
+from cloze.data.prepare.text_sketch import HashCounts, TextSketch, measure_sample, merge_samples
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.prepared.text_report import report_lines, warnings_of
+from cloze.data.tokenizer_training.train import train_tokenizer
+from cloze.tools.inspect.prepared import inspect_prepared
+from cloze.tools.report.sections import _data_facts
 
 WORDS = ["the", "river", "stone", "garden", "letter", "winter", "market", "ladder", "naïve"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from ranks import run_ranks, succeed
 
-from cloze.kernel import left_as_it_was
-from cloze.machine import set_tf32
+from cloze.tools.launch.notebook import left_as_it_was
+from cloze.utils.system import set_tf32
 
 PLACES = ("fp32_precision", "cuda.matmul.fp32_precision", "cudnn.fp32_precision", "cudnn.conv.fp32_precision")
 USED = ["cuda.matmul.fp32_precision='tf32'", "fp32_precision='tf32'", "cudnn.conv.fp32_precision='ieee'"]

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from transformers import AutoTokenizer, BertTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
-from cloze.data.backend import choose_encoder
-from cloze.data.collator import MaskingCollator
-from cloze.data.masking import Masking
-from cloze.data.token_ids import missing_ids, unknown_id, vocabulary_size
-from cloze.data.tokenize import check_sample, describe, fingerprint, load_tokenizer
+from cloze.data.batches.collator import MaskingCollator
+from cloze.data.batches.masking import Masking
+from cloze.data.tokenizers.load import check_sample, describe, fingerprint, load_tokenizer
+from cloze.data.tokenizers.select_encoder import choose_encoder
+from cloze.data.tokenizers.token_ids import missing_ids, unknown_id, vocabulary_size
 from cloze.errors import ModelError
 
 TEXTS = ["the river follows a lantern near the harbour , in 1987 and 2023 ."] * 40
@@ -205,7 +205,7 @@ def test_nothing_is_sized_by_the_number_of_tokens_and_tokenizers_are_loaded_in_o
         if isinstance(call.func, ast.Name) and call.func.id == "len":
             assert not ast.unparse(call.args[0]).endswith("tokenizer"), f"{name_of(path)}: {text}"
         if "Tokenizer" in text.split(",")[0] and ast.unparse(call.func).endswith("from_pretrained"):
-            assert name_of(path) in ("data/tokenize.py", "data/encode.py"), text
+            assert name_of(path) in ("data/tokenizers/load.py", "data/tokenizers/encoders.py"), text
     attributes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     for node in attributes:
         assert ast.unparse(node) not in ("tokenizer.vocab_size", "self.tokenizer.vocab_size"), name_of(path)

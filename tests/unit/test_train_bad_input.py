@@ -90,7 +90,7 @@ def test_a_folder_that_is_not_prepared(prepared: Path, tmp_path: Path):
 
 
 def test_evaluation_without_validation_blocks(prepared: Path, tmp_path: Path):
-    from cloze.data.shards import manifest_checksum
+    from cloze.data.prepared.shards import manifest_checksum
 
     shutil.copytree(prepared, tmp_path / "train-only")
     manifest = json.loads((tmp_path / "train-only" / "manifest.json").read_text())

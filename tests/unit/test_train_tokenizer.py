@@ -14,15 +14,15 @@ from test_words import agreement
 
 from cloze.cli import main
 from cloze.config import PrepareConfig, TokenizerConfig
-from cloze.data.prepare import prepare
-from cloze.data.shards import open_prepared
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.train_tokenizer import train_tokenizer
-from cloze.data.unigram import best_cut, train_unigram
-from cloze.data.word_counts import count_words
+from cloze.data.prepare.pipeline import prepare
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.tokenizer_training.train import train_tokenizer
+from cloze.data.tokenizer_training.unigram import best_cut, train_unigram
+from cloze.data.tokenizer_training.word_counts import count_words
+from cloze.data.tokenizers.load import load_tokenizer
 from cloze.errors import DataError
 from cloze.evaluation.vocabulary import token_bytes
-from cloze.sample import write_corpus
+from cloze.tools.demo.corpus import write_corpus
 
 KINDS = ["bpe", "wordpiece", "unigram"]
 AROUND = {"bpe": ("<s>", "</s>"), "wordpiece": ("[CLS]", "[SEP]"), "unigram": ("<s>", "</s>")}

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from cloze import files
-from cloze.commands import compare, evaluate
+from cloze.cli.commands import compare, evaluate
 from cloze.config import CompareConfig, EvaluateConfig, PrepareConfig, TrainConfig
-from cloze.data import verified
-from cloze.data.blocks import open_shard
-from cloze.data.cache import open_or_prepare
-from cloze.data.dataset import PackedDataset
-from cloze.data.prepare import prepare
-from cloze.data.shards import manifest_checksum, open_prepared
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.verified import verify_for_use, verify_shards
-from cloze.data.written_tokenizer import read_written
+from cloze.data.prepare.cache import open_or_prepare
+from cloze.data.prepare.pipeline import prepare
+from cloze.data.prepared import verified
+from cloze.data.prepared.blocks import open_shard
+from cloze.data.prepared.shards import manifest_checksum, open_prepared
+from cloze.data.prepared.torch_dataset import PackedDataset
+from cloze.data.prepared.verified import verify_for_use, verify_shards
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.written_tokenizer import read_written
+from cloze.data.train_data import open_data
 from cloze.errors import DataError
-from cloze.train.data import open_data
+from cloze.utils import atomic_files
 
 OPTIONS = TrainConfig(output_dir="unused")
 
@@ -67,7 +67,7 @@ def test_token_ids_outside_of_the_vocabulary_are_named_before_training(copied: P
     content = bytearray(file.read_bytes())
     content[place : place + 4] = wrong.to_bytes(4, "little", signed=True)
     file.write_bytes(content)
-    shard["sha256"] = files.sha256(file)
+    shard["sha256"] = atomic_files.sha256(file)
     manifest["checksum"] = manifest_checksum(manifest)
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="it holds token ids outside of the vocabulary"):

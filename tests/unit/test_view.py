@@ -14,12 +14,12 @@ import pytest
 import torch
 from terminals import Terminal
 
-from cloze.data.loader import Layout
-from cloze.screen import Screen
-from cloze.telling import leave_code
-from cloze.train import live
-from cloze.train.live import Smoothed, View, next_due
-from cloze.train.plan import Plan
+from cloze.data.batches.layout import Layout
+from cloze.distributed.resilience.report_error import leave_code
+from cloze.training import live_view
+from cloze.training.live_view import Smoothed, View, next_due
+from cloze.training.run_schedule import Plan
+from cloze.utils.terminal.screen import Screen
 
 LINE = {
     "loss": 12.3456, "learning_rate": 0.000123456, "grad_norm": 1234.5678, "tokens_per_second": 12345678.9,
@@ -64,7 +64,7 @@ def test_every_field_is_whole_and_no_row_is_wider_than_the_terminal(view: View, 
 
 def test_without_colours_there_are_none(view: View, monkeypatch: pytest.MonkeyPatch):
     def colours() -> set[str]:
-        monkeypatch.setattr(live, "_console", None)
+        monkeypatch.setattr(live_view, "_console", None)
         codes = re.findall(r"\x1b\[([\d;]*)m", "".join(view.rows(80)))
         return {one for code in codes for one in code.split(";")} - {"", "0", "1", "2"}
 

@@ -13,8 +13,8 @@ from reference.test_masks import KINDS, tokenizer_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cloze.data.shards import open_prepared
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.tokenizers.load import load_tokenizer
 from cloze.evaluation.vocabulary import frequency_bands, token_bytes, token_counts, token_facts
 
 TEXTS = ["The Milky Way is a spiral galaxy.", "naïve café, 12.5 km — über 北京 🙂!", "don't   stop\nhere"]

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from test_structure import MODULES, name_of
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
+from cloze.checkpoint.model_path import resolve_model
 from cloze.config import ModelConfig
 from cloze.errors import ModelError
 from cloze.model.load import build_model, load_checked, load_pretrained
 from cloze.model.weights import load_weights
-from cloze.model_path import resolve_model
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from test_architectures import _BERT, TINY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloze.wire import bytes_per_step, fsdp_bytes_per_step
+from cloze.tools.planning.communication import bytes_per_step, fsdp_bytes_per_step
 
 
 @pytest.mark.parametrize(("stage", "units"), [(0, 2), (1, 3), (2, 3), (3, 3)])

@@ -23,11 +23,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
 from cloze.config import TrainConfig
-from cloze.data.backend import NASTY_TEXTS
-from cloze.data.shards import open_prepared
-from cloze.data.tokenize import load_tokenizer
-from cloze.data.train_tokenizer import SPECIAL_TOKENS, as_roberta
-from cloze.data.words import (
+from cloze.data.batches.word_boundaries import (
     ALONE,
     LETTER,
     LONG_WORD,
@@ -41,9 +37,13 @@ from cloze.data.words import (
     mean_word_length,
     words_of,
 )
+from cloze.data.prepared.shards import open_prepared
+from cloze.data.tokenizer_training.train import SPECIAL_TOKENS, as_roberta
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.select_encoder import NASTY_TEXTS
+from cloze.data.train_data import TrainData, words_for
 from cloze.errors import ConfigError
-from cloze.sample import write_corpus
-from cloze.train.data import TrainData, words_for
+from cloze.tools.demo.corpus import write_corpus
 
 NAMES = {"unk_token": "<unk>", "mask_token": "<mask>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 KINDS = {

@@ -9,14 +9,7 @@ from __future__ import annotations
 
 from cloze.config.data import BlocksConfig, InspectConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from cloze.config.grow import GrowConfig
-from cloze.config.machines import (
-    BenchConfig,
-    CompletionConfig,
-    DemoConfig,
-    DoctorConfig,
-    InitConfig,
-    SubmitConfig,
-)
+from cloze.config.machines import BenchConfig, CompletionConfig, DemoConfig, DoctorConfig, InitConfig, SubmitConfig
 from cloze.config.plan import PlanConfig
 from cloze.config.report import ReportConfig
 from cloze.config.train import ModelConfig, TrainConfig

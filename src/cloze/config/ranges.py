@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloze.errors import ConfigError
-from cloze.places import SECRETS
-from cloze.redact import remember, secret_in
+from cloze.utils.shareable import SECRETS
+from cloze.utils.terminal.redact import remember, secret_in
 
 # Technical limits. They are far above any use, and keep products of two options inside 64 bits.
 MAX_COUNT = 2**31 - 1

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloze.foreign.schema import COUNT, FILE, SHA256, TEXT, Each, check, optional
+from cloze.utils.foreign.schema import COUNT, FILE, SHA256, TEXT, Each, check, optional
 
 MAX_BLOCK_SIZE = 1 << 26
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
+MAX_MANIFEST_BYTES = 1 << 30
 
 
 def _AT_LEAST_1(value: Any) -> bool:

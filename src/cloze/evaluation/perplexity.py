@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from cloze.console import progress
-from cloze.data.loader import BlockSource, eval_batch_size, eval_batches
-from cloze.data.masking import IGNORE_INDEX, Masking
+from cloze.data.batches.loader import BlockSource, eval_batch_size, eval_batches
+from cloze.data.batches.masking import IGNORE_INDEX, Masking
 from cloze.evaluation.intervals import interval, ratio_and_error
+from cloze.utils.terminal.console import progress
 
 COLUMNS = LOSS, MASKED, RIGHT, RIGHT_IN_5, BYTES = range(5)  # of the table of blocks
 

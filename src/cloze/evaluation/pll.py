@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloze.console import warn
-from cloze.data.text_report import LIMITS
-from cloze.data.token_ids import unknown_id
+from cloze.data.prepared.text_report import LIMITS
+from cloze.data.tokenizers.token_ids import unknown_id
 from cloze.errors import ConfigError
 from cloze.evaluation.perplexity import perplexity
+from cloze.utils.terminal.console import warn
 
 Ints = NDArray[np.int64]
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloze.data.loader import BlockSource
-from cloze.data.token_ids import special_ids, token_names, vocabulary_size
+from cloze.data.batches.loader import BlockSource
+from cloze.data.tokenizers.token_ids import special_ids, token_names, vocabulary_size
 from cloze.evaluation.perplexity import TokenFacts
 
 BANDS = {"the 100 most frequent": 100, "the next 900": 1_000, "the next 9,000": 10_000, "all others": None}

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
-from cloze.console import warn
 from cloze.errors import ConfigError, ModelError
 from cloze.model.attention import supported
+from cloze.utils.terminal.console import warn
 
 # Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
 POSITIONS_AFTER_PADDING = {

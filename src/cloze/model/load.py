@@ -23,10 +23,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from cloze.config import ModelConfig
-from cloze.data.token_ids import vocabulary_size
-from cloze.data.tokenize import load_tokenizer
+from cloze.data.tokenizers.load import load_tokenizer
+from cloze.data.tokenizers.own_tokenizer import check_own_tokenizer
+from cloze.data.tokenizers.token_ids import vocabulary_size
 from cloze.errors import ConfigError, ModelError
-from cloze.foreign.pretrained import from_config, from_pretrained
 from cloze.model.archs import (
     PADDING_ID,
     POSITIONS_AFTER_PADDING,
@@ -43,8 +43,8 @@ from cloze.model.overrides import (
     overrides_named,
     parse_overrides,
 )
-from cloze.model.own_tokenizer import check_own_tokenizer
 from cloze.model.weights import load_weights, refuse_adapter
+from cloze.utils.foreign.pretrained import from_config, from_pretrained
 
 transformers_logging.disable_progress_bar()  # a bar of its own for every model that is loaded
 

@@ -2,7 +2,7 @@
 
     with weights_in_files(folder):
         model = AutoModelForMaskedLM.from_config(config)     # or from_pretrained
-    partition(model, settings, torch.float32)                # cloze.train.zero3: each file goes with its parameter
+    partition(model, settings, torch.float32)    # cloze.training.engines.zero3: each file goes with its parameter
 
 Every parameter gets a file as soon as a module registers it, so that at most one is in memory; transformers draws or
 loads the weights as ever, into the files. They are the same bits as without, for every architecture, and everything
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from cloze.files import disk_errors
-from cloze.foreign.paths import real_path
+from cloze.utils.atomic_files import disk_errors
+from cloze.utils.foreign.paths import real_path
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
 _ATTEMPTS = 100  # each rank removes the folder at most once

@@ -19,8 +19,8 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, Pret
 from cloze.config import ModelConfig
 from cloze.config.ranges import MIN_EPSILON
 from cloze.errors import ConfigError, DataError, ModelError
-from cloze.foreign.json_yaml import parse_yaml
-from cloze.foreign.pretrained import forward_errors, from_config
+from cloze.utils.foreign.json_yaml import parse_yaml
+from cloze.utils.foreign.pretrained import forward_errors, from_config
 
 _WHERE = "--config_overrides"
 _SIZE = re.compile(r"(^|_)(size|dim|layers|heads|groups|embeddings|model)$")

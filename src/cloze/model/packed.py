@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from cloze.closeness import relative_difference, within
-from cloze.console import say, warn
-from cloze.data.loader import document_offsets
-from cloze.data.masking import IGNORE_INDEX
+from cloze.data.batches.make_batch import document_offsets
+from cloze.data.batches.masking import IGNORE_INDEX
 from cloze.errors import ModelError
 from cloze.model.attention import as_usual, computed_plainly, is_flash, is_flex
+from cloze.utils.closeness import relative_difference, within
+from cloze.utils.terminal.console import say, warn
 
 TOLERANCE = 1e-4  # of the largest logit, fp32
 _MAX_CHECKED = 1024
@@ -54,7 +54,7 @@ class DocumentAttention:
 
     def inputs(self, segments: torch.Tensor, offsets: torch.Tensor) -> dict[str, Any]:
         """segments [B, S]: which document of its block each token belongs to; offsets [D] int32: see
-        `cloze.data.loader.document_offsets` -> the model's further inputs."""
+        `cloze.data.batches.make_batch.document_offsets` -> the model's further inputs."""
         found: dict[str, Any] = {}
         if self.form == "varlen":
             longest = segments.shape[1]  # a constant, so that torch.compile sees one value

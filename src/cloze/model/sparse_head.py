@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from cloze.closeness import relative_difference, within
-from cloze.collectives import gather
-from cloze.console import warn
+from cloze.distributed.collectives import gather
 from cloze.model.archs import FIXED_BLOCK_SIZE, LONG_BLOCKS_ONLY
 from cloze.model.compiled import eagerly
+from cloze.utils.closeness import relative_difference, within
+from cloze.utils.terminal.console import warn
 
 _CHECKED_ROWS = 32
 _MOST_SCORES, _LEAST_LENGTH = 1 << 25, 128  # 128 MiB in fp32; Nystromformer has 64 landmarks

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from cloze.closeness import within
-from cloze.data.dataset import PackedDataset
-from cloze.data.masking import IGNORE_INDEX
+from cloze.data.batches.masking import IGNORE_INDEX
+from cloze.data.prepared.torch_dataset import PackedDataset
 from cloze.errors import ModelError
 from cloze.model.archs import fixed_length
 from cloze.model.load import usable_length
 from cloze.model.packed import DocumentAttention, document_attention
 from cloze.model.sparse_head import MaskedHead
+from cloze.utils.closeness import within
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 TOLERANCE = 1e-5  # of the loss, fp32

@@ -21,13 +21,13 @@ import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import cached_file
 
-from cloze.console import warn
 from cloze.errors import ModelError
-from cloze.foreign.folders import foreign_owner
-from cloze.foreign.paths import printable
-from cloze.foreign.pretrained import CONFIG, from_pretrained
-from cloze.foreign.safetensors_header import read_header
 from cloze.model.overrides import check_reads_both_ways
+from cloze.utils.foreign.folders import foreign_owner
+from cloze.utils.foreign.paths import printable
+from cloze.utils.foreign.pretrained import CONFIG, from_pretrained
+from cloze.utils.foreign.safetensors_header import read_header
+from cloze.utils.terminal.console import warn
 
 # Parts that masked language modelling does not use: a model may lack them, or have them in addition.
 _UNUSED = re.compile(r"(^|\.)(pooler|contact_head|seq_relationship|sop_classifier)\.|position_ids$|\.inv_freq$")

@@ -1,0 +1,1 @@
+"""Checkpoints as files: format, checksums, readers. Nothing here trains."""

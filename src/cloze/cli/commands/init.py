@@ -1,0 +1,35 @@
+"""`cloze init DIR`: the recipes, configurations and scripts that the repository has, for a cloze that came as a wheel.
+
+They lie in `cloze/kit`: in the repository links to `launch`, `ds_configs` and `slurm`, in a wheel their files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cloze
+from cloze.config import InitConfig
+from cloze.errors import ConfigError
+from cloze.utils.atomic_files import disk_errors, staged_folder
+from cloze.utils.terminal.console import say
+
+KIT = Path(cloze.__file__).parent / "tools" / "launch" / "kit"
+FOLDERS = ("launch", "ds_configs", "slurm")
+# What works in the repository only, and what belongs to one site; a wheel does not have them.
+NOT_IN_A_WHEEL = ("demo", "test", "test_lowest", "env.sh", "site.env")
+
+
+def run(config: InitConfig) -> None:
+    """Write them into the folder, each of the three whole or not at all. Raises ConfigError where one is there
+    already, DiskError."""
+    folder = Path(config.folder)
+    for name in FOLDERS:
+        if (folder / name).exists():
+            raise ConfigError("is there already", where=folder / name, hint="give another folder, or move it away")
+    for name in FOLDERS:
+        with disk_errors(folder), staged_folder(folder / name) as staged:
+            ignored = shutil.ignore_patterns(*NOT_IN_A_WHEEL)
+            shutil.copytree(KIT / name, staged, ignore=ignored, dirs_exist_ok=True)
+    start = "start commands there, as in `cloze plan launch/recipes/NAME.yaml`"
+    say("init", f"{', '.join(FOLDERS)} -> {folder}; {start}", result=folder)

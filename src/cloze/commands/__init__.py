@@ -1,1 +1,0 @@
-"""One module per subcommand, each with `run(config)`; `cloze.command_line` imports the one that was asked for."""

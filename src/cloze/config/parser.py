@@ -1,0 +1,300 @@
+"""What can be typed: the commands and their options, from flags and --config YAML into a command's dataclass.
+
+    command, config = parse(["train", "--config", "recipe.yaml", "--max_steps", "10"])      # "train", TrainConfig(...)
+
+A name that is not known is one line with a suggestion. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import os
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cloze import __version__, config
+from cloze.config.ranges import allowed_values
+from cloze.config.relations import check_relations
+from cloze.config.yaml_guard import check_flow, check_number, check_recipe
+from cloze.errors import ConfigError
+from cloze.utils.foreign.paths import printable
+from cloze.utils.terminal.console import FORMAT_VARIABLE, FORMATS, log_format
+
+if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
+    import jsonargparse
+
+# command -> (its dataclass, one line of help, whether required fields are given by position)
+COMMANDS: dict[str, tuple[type, str, bool]] = {
+    "prepare": (config.PrepareConfig, "turn a corpus into fixed blocks of tokens", False),
+    "inspect": (config.InspectConfig, "show what is in a prepared folder", True),
+    "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus, or extend a pretrained one", False),
+    "plan": (config.PlanConfig, "tell what a run will take, before it is paid for", True),
+    "grow": (config.GrowConfig, "make a model to begin with out of a trained one", True),
+    "train": (config.TrainConfig, "train a model", False),
+    "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
+    "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
+    "compare": (config.CompareConfig, "tell which of two models is better", True),
+    "report": (config.ReportConfig, "curves and numbers of runs as one HTML file", True),
+    "fill": (config.FillConfig, "fill the mask in a text", True),
+    "push": (config.PushConfig, "publish a model on the Hub", True),
+    "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
+    "submit": (config.SubmitConfig, "submit a recipe to SLURM as a chain of jobs", True),
+    "init": (config.InitConfig, "write recipes, configurations and SLURM scripts into a folder", True),
+    "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
+    "bench": (config.BenchConfig, "measure speed beside other tools", True),
+    "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
+    "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
+    "completion": (config.CompletionConfig, "print what makes a shell complete commands and options", True),
+}
+
+# Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
+OLD_NAMES = {
+    "from": "use --weights",
+    "max_seq_length": "use --block_size",
+    "line_by_line": "dropped: documents are packed into blocks of block_size",
+    "pad_to_max_length": "dropped: blocks are always full",
+    "train_file": "use --dataset_name",
+    "validation_file": "use --validation_split on a folder with train and validation files",
+    "preprocessing_num_workers": "use --num_proc",
+    "overwrite_cache": "dropped: a changed corpus, tokenizer or setting is noticed",
+    "overwrite_output_dir": "choose another output_dir, or delete the old one",
+    "use_fast_tokenizer": "dropped: the fast tokenizer is always used",
+    "use_auth_token": "use --token",
+    "streaming": "`cloze prepare` always streams; to keep nothing on the disk use --streaming_train of `cloze train`",
+    "max_train_samples": "use a slice: --split 'train[:N]'",
+    "max_eval_samples": "use a slice: --validation_split 'validation[:N]'",
+    "low_cpu_mem_usage": "dropped",
+    "torch_dtype": "use --bf16 or --fp16",
+    "do_train": "dropped: `cloze train` trains",
+    "do_eval": "use --eval_strategy, or `cloze evaluate`",
+    "evaluation_strategy": "use --eval_strategy",
+    "per_gpu_train_batch_size": "use --per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
+    "no_cuda": "use --use_cpu",
+    "auto_batch_size": "use --auto_find_batch_size",
+    "warmup_ratio": "use --warmup_steps with a value below 1",
+    "hub_always_push": "dropped: a push that comes too late is left out, and the next one has all",
+    "local_rank": "start with `accelerate launch -m cloze train ...`",
+    "logging_dir": "trackers write into output_dir",
+}
+
+
+@functools.cache
+def build_parser(only: str | None = None) -> jsonargparse.ArgumentParser:
+    """The parser of all commands, or one that knows the options of a single one (made in a tenth of the time); raises
+    `jsonargparse.ArgumentError` instead of exiting."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog="cloze",
+        description="Distributed training of masked language models.",
+        version=__version__,
+        exit_on_error=False,
+    )
+    commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
+    for name, (dataclass, help_line, _) in COMMANDS.items():
+        sub = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
+        sub.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
+        if only in (None, name):
+            _add_options(sub, dataclass)
+        commands.add_subcommand(name, sub, help=help_line)
+    return parser
+
+
+def _add_options(parser: jsonargparse.ArgumentParser, dataclass: type) -> None:
+    """Add the fields of a dataclass. Types are resolved here, since the parser looks for the names in annotations of
+    inherited fields in the wrong module."""
+    hints = typing.get_type_hints(dataclass)
+    for field in dataclasses.fields(dataclass):
+        required = field.default is dataclasses.MISSING
+        given = {"required": True} if required else {"default": field.default}
+        parser.add_argument(f"--{field.name}", type=hints[field.name], **given)
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
+    import jsonargparse
+
+    words = _spell_out(_without_log_format(argv)[0])
+    first = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(first if first in COMMANDS and words[0] == first else None)
+    if first in COMMANDS:
+        _check_values(first, words)
+    try:
+        namespace = parser.parse_args(words)
+    except jsonargparse.ArgumentError as error:
+        raise _explain(str(error), argv) from None
+    except (RecursionError, ValueError):  # nested deeply, no spelling in UTF-8, an integer of 5,000 digits, ...
+        raise ConfigError("a value cannot be read", where=f"cloze {first}", hint="write plain values") from None
+    command = namespace.command
+    values = namespace[command].as_dict()
+    values.pop("config", None)
+    optional = {field.name for field in dataclasses.fields(COMMANDS[command][0]) if field.default == ""}
+    for name, value in values.items():
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+            raise ConfigError(
+                "is not UTF-8 text", where=f"--{name} {printable(value)}", hint="rename it, or leave it out"
+            )
+        if value == "" and name not in optional:
+            raise ConfigError("is empty", where=f"--{name}", hint="give a value, or leave it out")
+    made = COMMANDS[command][0](**values)
+    check_relations(made)
+    return command, made
+
+
+def overridden(argv: Sequence[str]) -> list[str]:
+    """Return a line for each option that a command line gives again with another value; the last one counts."""
+    words = _spell_out(_without_log_format(argv)[0])
+    last: dict[str, str] = {}
+    lines = []
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        name, equals, written = word.partition("=")
+        if name.startswith("--") and name != "--config" and not name.endswith("+"):
+            value = written if equals else value
+            if last.get(name, value) != value:
+                shown = ("***", "***") if name.endswith("token") else (printable(last[name]), printable(value))
+                lines.append(f"{name} {shown[0]} (given again: {shown[1]})")
+            last[name] = value
+    return lines
+
+
+def choose_log_format(argv: Sequence[str]) -> list[str]:
+    """Take --log_format out of a command line and into the environment, for this process and those it starts.
+
+    Raises ConfigError where it, or CLOZE_LOG_FORMAT, is none of `cloze.utils.terminal.console.FORMATS`.
+    """
+    words, chosen = _without_log_format(argv)
+    if chosen is not None:
+        os.environ[FORMAT_VARIABLE] = chosen
+    if log_format() not in FORMATS:
+        said, where = log_format(), "--log_format" if chosen is not None else FORMAT_VARIABLE
+        del os.environ[FORMAT_VARIABLE]
+        raise ConfigError(f"no such format: {said!r}", where=where, hint=f"one of {', '.join(FORMATS)}")
+    return words
+
+
+def _without_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The other words, and the last format that was given, if any; the flag may stand before the command, too."""
+    words, chosen, rest = [], None, list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--log_format":
+            chosen = rest.pop(0) if rest else ""
+        elif word.startswith("--log_format="):
+            chosen = word.partition("=")[2]
+        else:
+            words.append(word)
+    return words, chosen
+
+
+def from_values(command: str, values: Mapping[str, Any]) -> Any:
+    """A command's dataclass from Python values by the names of its flags, `config` among them: what the same flags on
+    the command line give. Raises ConfigError for a name or value that those would not take."""
+    fields = {field.name: str(field.type) for field in dataclasses.fields(COMMANDS[command][0])}
+    words = [command]
+    for name, value in values.items():
+        if name != "config" and name not in fields:
+            raise _unknown(command, name)
+        kinds = bool | int | float | str | os.PathLike
+        if not isinstance(value, dict if "dict" in fields.get(name, "") else kinds) and (
+            value is not None or "None" not in fields.get(name, "")
+        ):
+            hint = f"see cloze {command} --help"
+            raise ConfigError(f"{name} cannot be {value!r}", where=f"cloze {command}", hint=hint)
+        words.append(f"--{name}={_written(value)}")
+    return parse(words)[1]
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    return json.dumps(value)
+
+
+def _spell_out(argv: Sequence[str]) -> list[str]:
+    """Write short forms out for the parser: `--bf16` is `--bf16 true`, `fill MODEL` is `fill --model MODEL`."""
+    command = next((word for word in argv if not word.startswith("-")), None)
+    if command not in COMMANDS:
+        return list(argv)
+    at = list(argv).index(command) + 1
+    dataclass, _, takes_positions = COMMANDS[command]
+    fields = dataclasses.fields(dataclass)
+    known = {f.name for f in fields} | {"help", "print_config"}
+    booleans = {f"--{f.name}": "auto" if "auto" in str(f.type) else "" for f in fields if str(f.type)[:4] == "bool"}
+    positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
+    lists = {f.name for f in fields if str(f.type) == "list[str]"}
+    words, rest = list(argv[:at]), list(argv[at:])
+    files: list[str] = []  # --config comes first, so that flags win wherever they stand
+    while rest:
+        word = rest.pop(0)
+        if word == "--config" or word.startswith("--config="):
+            files += [word] if "=" in word or not rest else [word, rest.pop(0)]
+        elif not word.startswith("-") and positions and positions[0] in lists:
+            words += [f"--{positions[0]}+", word]
+        elif not word.startswith("-"):
+            words += [f"--{positions.pop(0)}", word] if positions else [word]
+        elif word in booleans:
+            said = rest and rest[0].lower() in ("true", "false", booleans[word])
+            value = rest.pop(0).lower() if said else "true"
+            words += [word, value]
+        else:
+            name = word.split("=")[0]
+            if name.startswith("--") and name[2:] not in known:
+                raise _unknown(command, name[2:])
+            words.append(word)
+            if word.startswith("--") and "=" not in word and word != "--help" and rest:
+                value = rest.pop(0)
+                if name.endswith("_flags"):  # they begin with a dash
+                    words[-1] = f"{word}={value}"
+                else:
+                    words.append(value)
+    return [*words[:at], *files, *words[at:]]
+
+
+def _check_values(command: str, words: Sequence[str]) -> None:
+    """Raise ConfigError for values that are no plain YAML, and for unknown names in a --config file."""
+    known = {field.name: str(field.type) for field in dataclasses.fields(COMMANDS[command][0])}
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        option, equals, given = word.partition("=")
+        given = given if equals else value
+        if option == "--config":
+            for name in check_recipe(given):
+                if name not in known:
+                    raise _unknown(command, name)
+        elif any(mark in word for mark in "[{&!"):
+            check_flow(given if equals and option.startswith("--") else word, word)
+        elif "str" not in known.get(option[2:], "str"):
+            check_number(given, option)
+
+
+def _explain(message: str, argv: Sequence[str]) -> ConfigError:
+    """One line for a parser's message, with a suggestion where a name is not known."""
+    command = next((word for word in argv if word in COMMANDS), None)
+    unknown = re.search(r"(?:unrecognized arguments: -*|does not accept (?:option|nested key) ')([\w.]+)", message)
+    if unknown and command:
+        return _unknown(command, unknown.group(1))
+    message = message.replace(f"{command}.", "")
+    wrong = re.search(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', message, re.DOTALL)
+    if wrong and command:
+        allowed = allowed_values(COMMANDS[command][0]).get(wrong[1])
+        if allowed is not None:
+            shown, hint = printable(" ".join(wrong[2].split())), allowed.hint(wrong[2])
+            hint = hint or f"see cloze {command} --help"
+            return ConfigError(f"must be {allowed.types}, not {shown}", where=f"--{wrong[1]}", hint=hint)
+    if len(message) > 1000:
+        message = f"{message[:1000]}..."
+    hint = f"see cloze {command} --help" if command else f"the commands are: {', '.join(COMMANDS)}"
+    return ConfigError(" ".join(message.split()), where=f"cloze {command}" if command else "cloze", hint=hint)
+
+
+def _unknown(command: str, name: str) -> ConfigError:
+    names = [field.name for field in dataclasses.fields(COMMANDS[command][0])] + ["log_format"]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
+    return ConfigError(f"unknown option {printable(name)}", where=f"cloze {command}", hint=hint)

@@ -1,0 +1,1 @@
+"""Choose the samples of a step, mask them, and build batches."""

@@ -1,0 +1,1 @@
+"""Read documents from local files and from datasets of the Hugging Face Hub."""

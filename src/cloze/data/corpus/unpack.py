@@ -1,0 +1,48 @@
+"""Recognise packed files, and unpack zstd, also the long windows and the many frames of public dumps, which pyarrow
+refuses."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from cloze.utils.foreign.text_lines import Blocks
+
+MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the largest that the format's own tool writes
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+_READ = 4096  # packed bytes at a time: at most 128 MiB come out of them
+
+
+def packed_as(path: Path) -> str | None:
+    """Return the suffix that matches a file's first bytes; None if it is not compressed or cannot be read."""
+    with suppress(OSError), open(path, "rb") as file:
+        head = file.read(4)
+        return next((suffix for magic, suffix in _MAGIC.items() if head.startswith(magic)), None)
+    return None
+
+
+def unpack_zstd(file: Any) -> Any:
+    """Return the unpacked bytes of a file. Reading raises OSError if it was cut short, or is not zstd."""
+    return io.BufferedReader(Blocks(_unpacked(file), file), 2**20)
+
+
+def _unpacked(file: Any) -> Iterator[bytes]:
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
+    frame, is_begun = decompressor.decompressobj(), False
+    try:
+        while packed := file.read(_READ):
+            while packed:
+                yield frame.decompress(packed)
+                packed, is_begun = frame.unused_data, not frame.eof
+                if frame.eof:
+                    frame = decompressor.decompressobj()
+    except zstandard.ZstdError as error:
+        raise OSError(str(error)) from None
+    if is_begun:
+        raise OSError("the file ends inside a frame")

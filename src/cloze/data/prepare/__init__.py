@@ -1,0 +1,1 @@
+"""Turn a corpus into a prepared folder, or into blocks during training."""

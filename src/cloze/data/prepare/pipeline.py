@@ -1,0 +1,231 @@
+"""From a corpus to a prepared folder, in bounded memory, on any number of processes and machines.
+
+documents -> token ids with special tokens -> blocks      unit by unit (cloze.data.prepare.unit), each a part of the
+corpus units -> shards and manifest                              once all are there (cloze.data.prepare.finalize)
+
+prepare(PrepareConfig(dataset_name="corpus.jsonl", tokenizer_name="roberta-base", output="prepared/corpus"))
+
+Until then the work is in OUTPUT.parts: plan.json (what is being made of what), the tokenizer, and the units.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cloze.config import BlocksConfig, PrepareConfig
+from cloze.config.relations import check_relations
+from cloze.data.corpus.fields import BadRecord
+from cloze.data.corpus.local_files import split_of
+from cloze.data.corpus.sources import Corpus, document_of, items_of, open_corpus
+from cloze.data.prepare.finalize import finalize
+from cloze.data.prepare.scheduler import Share, do_units, missing_units, owners, start_method
+from cloze.data.prepare.unit import Recipe, read_unit
+from cloze.data.prepare.work_dir import open_parts, read_plan, refuse_differences
+from cloze.data.prepared.shards import Prepared, open_prepared
+from cloze.data.prepared.text_report import warnings_of
+from cloze.data.tokenizers.encoders import backend_version
+from cloze.data.tokenizers.load import describe, load_tokenizer
+from cloze.data.tokenizers.select_encoder import choose_encoder
+from cloze.data.tokenizers.token_ids import unknown_id
+from cloze.errors import ClozeError, ConfigError, DataError
+from cloze.utils.atomic_files import parse_size, remove_tree
+from cloze.utils.terminal.console import say, warn
+
+SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 100_000
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a prepared folder is made of. `facts` is what its manifest says of that."""
+
+    tokenizer: Any
+    corpus: Corpus
+    facts: dict[str, Any]
+
+
+def open_inputs(config: BlocksConfig, tokenizer_name: str) -> Inputs:
+    """Open corpus and tokenizer, and say what is to be made of them. Raises ConfigError, DataError or ModelError."""
+    unit_bytes = parse_size(config.unit_size, "--unit_size")
+    tokenizer = load_tokenizer(tokenizer_name, config.trust_remote_code, config.token)
+    _check_tokenizer(config, tokenizer)
+    corpus = open_corpus(config, config.validation_split, unit_bytes, identify=True)
+    held_out = [name for name in corpus.splits if split_of(name) == "validation" and not config.split.startswith(name)]
+    if held_out and config.validation_split is None and config.validation_split_percentage:
+        hint = f"--validation_split {held_out[0]} takes it, --validation_split_percentage 0 takes none"
+        warn(f"the split {held_out[0]} is not used: validation documents are taken from {config.split}; {hint}")
+    facts: dict[str, Any] = {
+        "block_size": config.block_size,
+        "packing": config.packing,
+        "split_special_tokens": config.split_special_tokens,
+        "tokenizer": describe(tokenizer, tokenizer_name),
+        "source": corpus.description,
+        "split_rule": _split_rule(config),
+        "unit_size": unit_bytes,
+    }
+    return Inputs(tokenizer, corpus, facts)
+
+
+def make_recipe(config: BlocksConfig, inputs: Inputs, backend: str) -> Recipe:
+    """How documents become blocks, with the tokenizer backend that was asked for or is the fastest fit."""
+    encoder = choose_encoder(
+        inputs.tokenizer,
+        backend,
+        config.split_special_tokens,
+        sample_texts(inputs.corpus),
+        config.trust_remote_code,
+    )
+    return Recipe(
+        encoder=encoder,
+        fields=inputs.corpus.fields,
+        block_size=config.block_size,
+        packing=config.packing,
+        pad_token_id=inputs.tokenizer.pad_token_id,
+        validation_percentage=0.0 if config.validation_split else float(config.validation_split_percentage),
+        skip_bad_records=config.on_bad_record == "skip",
+        unk_token_id=unknown_id(inputs.tokenizer),
+    )
+
+
+def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, Any] | None:
+    """Make the prepared folder `config.output` and return its manifest; None while other shards' units are missing.
+
+    What is there already is kept: a folder of the same corpus and settings is done. Raises ConfigError, DataError,
+    ModelError or DiskError, in one line each; the folder is whole or not there.
+    """
+    output = Path(config.output)
+    parts = output.with_name(f"{output.name}.parts")
+    share = check_share(config)
+    num_proc = config.num_proc or usable_cores()
+    if num_proc > 1 and not output.exists():
+        start_method()  # in the background, while the tokenizer is loaded
+    inputs = inputs or open_inputs(config, config.tokenizer_name)
+    corpus, facts = inputs.corpus, inputs.facts
+    if output.exists():
+        return _done_meanwhile(config, output, parts, facts)
+    before = read_plan(parts)
+    if before is None and config.finalize:
+        raise DataError("nothing has been begun here", where=parts, hint="run without --finalize first")
+    # A backend that other shards have begun with is the one to go on with.
+    begun_with = str(before["tokenizer"]["backend"]).split()[0] if before else "auto"
+    recipe = make_recipe(
+        config, inputs, begun_with if config.tokenizer_backend == "auto" else config.tokenizer_backend
+    )
+    facts["tokenizer"]["backend"] = backend_version(recipe.encoder.backend)
+    if before is not None:
+        refuse_differences(parts, before, facts)
+    units = parts / "units"
+    try:
+        open_parts(parts, facts, inputs.tokenizer)
+        if output.exists():  # another process has made it meanwhile
+            return _done_meanwhile(config, output, parts, facts)
+        if not config.finalize:
+            say("prepare", f"{corpus.description['dataset_name']} with {facts['tokenizer']['backend']}")
+            do_units(recipe, corpus.tasks, units, num_proc, share, facts["unit_size"])
+        missing = missing_units(corpus.tasks, units)
+        if not missing:
+            named = config.validation_split is not None
+            manifest = finalize(parts, output, recipe, facts, named, corpus.tasks, inputs.tokenizer)
+            for line in warnings_of(manifest.get("text_report", {})):
+                warn(line)
+            return manifest
+    except (ClozeError, OSError):
+        if output.exists():  # another process has made it meanwhile, and removed what this one was working on
+            return _done_meanwhile(config, output, parts, facts)
+        if share.count == 1 and not any(read_unit(unit) for unit in units.glob("0*")):
+            remove_tree(parts, quietly=True)  # nothing was finished: nothing to go on from
+        raise
+    if output.exists():
+        return _done_meanwhile(config, output, parts, facts)
+    again = ", ".join(map(str, owners(corpus.tasks, missing, share.count)))
+    if config.finalize:
+        what = f"{len(missing)} of {len(corpus.tasks)} parts of the corpus are missing"
+        hint = f"run --shard_index {again} again" if share.count > 1 else "run without --finalize"
+        raise DataError(what, where=parts, hint=hint)
+    say("prepare", f"shard {share.index} of {share.count} is done; still to come from --shard_index {again}")
+    return None
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_share(config: PrepareConfig) -> Share:
+    """This run's share of the work. Raises ConfigError where there is no such share."""
+    check_relations(config)
+    if config.shard_index is None:
+        if config.num_shards > 1 and not config.finalize:
+            raise ConfigError("which of them is this?", where="--num_shards", hint="give --shard_index 0, 1, ...")
+        return Share(0, config.num_shards)
+    return Share(config.shard_index, config.num_shards)
+
+
+def _check_tokenizer(config: BlocksConfig, tokenizer: Any) -> None:
+    if config.block_size > tokenizer.model_max_length:
+        warn(f"blocks of {config.block_size} tokens, but the tokenizer is for models of {tokenizer.model_max_length}")
+    if config.packing == "best_fit" and tokenizer.pad_token_id is None:
+        raise ConfigError(
+            "needs a tokenizer with a padding token", where="--packing best_fit", hint="use --packing concat"
+        )
+
+
+def sample_texts(corpus: Corpus) -> list[str]:
+    """Some of the corpus's own texts, from its beginning, middle and end: what backends are compared on."""
+    texts: list[str] = []
+    places = {0, len(corpus.tasks) // 2, len(corpus.tasks) - 1} if corpus.tasks else set()
+    for number in sorted(places):
+        held = 0
+        for _, raw in islice(items_of(corpus.tasks[number], corpus.fields), SAMPLE_DOCUMENTS):
+            with suppress(BadRecord):
+                texts.append(document_of(raw, corpus.fields).text[:SAMPLE_CHARACTERS])
+                held += len(texts[-1])
+            if held >= SAMPLE_CHARACTERS:
+                break
+    return texts
+
+
+def _done_meanwhile(config: PrepareConfig, output: Path, parts: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a folder that is there, and remove what is left of making it."""
+    manifest = _same_as_before(config, output, facts)
+    remove_tree(parts, quietly=True)
+    return manifest
+
+
+def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder that is there. Raises ConfigError if it was made of, or with, something else."""
+    try:
+        found = open_prepared(output)
+    except DataError as error:
+        # It may be the corpus itself, or hold it: no hint to delete it.
+        what = f"exists already ({error.what})"
+        raise ConfigError(what, where=output, hint="choose another --output") from None
+    manifest = found.manifest
+    backend = manifest["tokenizer"].get("backend", "")
+    forced = config.tokenizer_backend not in ("auto", str(backend).split(" ")[0])
+    facts["tokenizer"]["backend"] = config.tokenizer_backend if forced else backend
+    refuse_differences(output, manifest, facts)
+    refuse_bad_records(config, found)
+    say("prepare", "done already; nothing to do")
+    return manifest
+
+
+def refuse_bad_records(config: BlocksConfig, prepared: Prepared) -> None:
+    """Raise DataError if records were left out of a prepared folder, and the options do not allow that."""
+    count = sum(prepared.manifest.get("bad_records", {}).values())
+    if count and config.on_bad_record != "skip":
+        raise DataError(
+            f"{count:,} bad records were left out when it was prepared",
+            where=prepared.folder,
+            hint="give --on_bad_record skip to use it, or correct the corpus",
+        )
+
+
+def _split_rule(config: BlocksConfig) -> dict[str, Any]:
+    if config.validation_split is not None:
+        return {"kind": "named", "validation": config.validation_split.strip()}
+    return {"kind": "hash of the document's id", "validation_percentage": float(config.validation_split_percentage)}

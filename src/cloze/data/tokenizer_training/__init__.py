@@ -1,0 +1,1 @@
+"""Train tokenizers on a corpus, and extend pretrained ones."""

@@ -1,0 +1,261 @@
+"""Why a run failed, as it is kept in the run's folder.
+
+runs/NAME/errors/rank-00003.json   what one failing rank knows of its own end, or of the rank whose end it noticed
+runs/NAME/error.json               made of these: the first failing rank in time, and the others
+
+Ranks may be on hosts that share nothing but this folder, and any of them may be dead. So every failing rank leaves a
+record of its own and makes error.json anew from all that are there, unless that names it already: any one of them
+that comes so far is enough, and the last one's file is the whole story. Files are there whole or not at all.
+
+    log = FailureLog(run_dir, rank, world_size, secrets)
+    log.leave(error)
+    log.publish()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from cloze.errors import ClozeError, LostRank, one_line, phase_of
+from cloze.utils.atomic_files import remove_tree, sync
+from cloze.utils.foreign.json_yaml import dump_json, read_json, read_mapping
+from cloze.utils.foreign.paths import write_new
+from cloze.utils.shareable import SECRETS
+from cloze.utils.terminal.redact import MIN_CHARACTERS, redacted
+
+FILE, FOLDER = "error.json", "errors"
+SHOWN = ("rank", "host", "phase", "step", "error", "kind", "exit_code", "time")
+SAME_MOMENT_SECONDS = 1.0  # clocks of hosts differ: within this nobody knows who was first, and it is the lowest rank
+DISK_SECONDS = 10.0  # a disk that does not answer must not keep a process from ending
+_CONNECTION = re.compile(r"[Cc]onnect|[Ss]ocket|[Tt]imed? ?out|gloo|NCCL|[Bb]roken pipe")
+# What gloo and NCCL say when another rank does not answer, or its connection is gone.
+_UNANSWERED = re.compile(r"gloo/transport|Timed out waiting|Connection (closed|reset) by|ncclRemoteError|Broken pipe")
+Record = dict[str, Any]
+
+
+def is_lost_connection(line: str) -> bool:
+    """Whether an error's line speaks of a connection that broke: rather the end of another rank than a cause."""
+    return _CONNECTION.search(line) is not None
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether an error is a collective operation's that other ranks did not take part in, or not any more."""
+    return isinstance(error, RuntimeError | OSError) and _UNANSWERED.search(str(error)) is not None
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch -> `2026-11-26T12:31:32.123+00:00`, which sorts as the times do."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def record_of(error: BaseException, rank: int, secrets: tuple[str, ...], now: float) -> Record:
+    """What a rank leaves of its end: SHOWN, and `follow_up` (rather another rank's fault), `lost` (whose)."""
+    phase, step = phase_of(error)
+    line = one_line(error)
+    lost = error.lost if isinstance(error, LostRank) else None
+    if lost is not None and lost["rank"] == rank:  # it hangs itself
+        return redacted_values({"follow_up": False, "lost": None, **lost}, secrets)
+    if isinstance(error, LostRank):
+        follow_up = True
+    else:
+        known = isinstance(error, ClozeError)
+        follow_up = line.startswith("rank 0 failed: ") if known else is_lost_connection(line)
+    return {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "phase": phase,
+        "step": step,
+        "error": redacted(line, secrets),
+        "kind": type(error).__name__,
+        "exit_code": exit_code_of(error),
+        "time": timestamp(now),
+        "follow_up": follow_up,
+        "lost": None if lost is None else redacted_values(lost, secrets),
+    }
+
+
+def lost_record(rank: int, where: dict[str, Any], line: str, kind: str, code: int, when: float) -> dict[str, Any]:
+    """What error.json says of a rank that may not speak for itself."""
+    place = {key: where[key] for key in ("host", "phase", "step")}
+    return {"rank": rank, **place, "error": line, "kind": kind, "exit_code": code, "time": timestamp(when)}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code a process ends with after an error: a ClozeError's own, 1 for anything else."""
+    return error.exit_code if isinstance(error, ClozeError) else 1
+
+
+def redacted_values(values: Record, secrets: tuple[str, ...]) -> Record:
+    """The same for the texts of a record."""
+    return {k: redacted(v, secrets) if isinstance(v, str) else v for k, v in values.items()}
+
+
+def secret_values(config: Any) -> tuple[str, ...]:
+    """Return the values of a configuration that are secret."""
+    named = [getattr(config, name, None) for name in SECRETS]
+    return tuple({value for value in named if isinstance(value, str) and len(value) >= MIN_CHARACTERS})
+
+
+def summary(records: list[Record]) -> dict[str, Any] | None:
+    """records of failed ranks -> what error.json says; None where there are none. A pure function.
+
+    The first in time comes first, causes before what followed from them. A rank that was killed leaves no record:
+    others name it (`lost`), and it takes its place with the time at which the first of them noticed.
+    """
+    order = in_order(records)
+    if not order:
+        return None
+    first, *others = [{key: record[key] for key in SHOWN} for record in order]
+    return {**first, "others": others}
+
+
+def in_order(records: list[Record]) -> list[Record]:
+    """Every failed rank once, the one to blame first (see `summary`)."""
+    own = {record["rank"]: record for record in records}
+    named: dict[int, Record] = {}
+    for record in records:
+        lost = record.get("lost")
+        if lost and lost["rank"] not in own:
+            other = named.get(lost["rank"])
+            if other is None or lost["time"] < other["time"]:
+                named[lost["rank"]] = {**lost, "follow_up": False}
+    order = sorted([*own.values(), *named.values()], key=lambda r: (r["follow_up"], r["time"], r["rank"]))
+    if order:
+        speaker = speaker_of(order, order[0])
+        order.sort(key=lambda record: record["rank"] != speaker)  # stable: the others stay as they are
+    return order
+
+
+def speaker_of(records: list[Record], one: Record) -> int:
+    """Which rank tells an error: the first that had it; of those that had it in the same moment the lowest."""
+    same = [r for r in records if is_same(r, one)]
+    begin = min(datetime.fromisoformat(r["time"]) for r in same)
+    return min(
+        r["rank"] for r in same if (datetime.fromisoformat(r["time"]) - begin).total_seconds() <= SAME_MOMENT_SECONDS
+    )
+
+
+def is_same(one: Record, other: Record) -> bool:
+    """Whether two ranks had the same error."""
+    return all(one[key] == other[key] for key in ("kind", "error", "follow_up"))
+
+
+@dataclass(frozen=True)
+class FailureLog:
+    """One rank's hand in a run's error.json. Nothing in here raises for a disk that fails: the error that is on its
+    way matters more."""
+
+    run_dir: Path
+    rank: int
+    world_size: int
+    secrets: tuple[str, ...] = ()
+    may_write: Callable[[], bool] = lambda: True  # False if another start owns the run's folder
+
+    def begin(self) -> None:
+        """A start that goes on with a run: forget what this rank left of the one before, and rank 0 the rest that no
+        rank of this start can have written."""
+        with contextlib.suppress(OSError):
+            if not self.may_write():
+                return
+            self._record.unlink(missing_ok=True)
+            if self.rank == 0:
+                (self.run_dir / FILE).unlink(missing_ok=True)
+                for path in (self.run_dir / FOLDER).iterdir():
+                    number = re.fullmatch(r"rank-(\d+)\.json", path.name)
+                    if number is None or int(number.group(1)) >= self.world_size:
+                        path.unlink(missing_ok=True)
+
+    def leave(self, error: BaseException) -> None:
+        """Leave this rank's record, once for each error."""
+        if recorded_in(error) is None:
+            error._cloze_log = self  # type: ignore[attr-defined]
+            record = record_of(error, self.rank, self.secrets, time.time())
+            _in_time(lambda: self._write(self._record, record))
+
+    def records(self) -> list[Record]:
+        """The records that are there; one that cannot be read is left out."""
+        found: list[Record] = []
+        for path in sorted((self.run_dir / FOLDER).glob("rank-*.json")):
+            record = read_mapping(path)
+            if {*SHOWN, "follow_up"} <= record.keys():
+                found.append(record)
+        return found
+
+    def publish(self) -> None:
+        """Make error.json of the records, unless it has this rank in it already: of a thousand ranks that fail, few
+        read the records of all."""
+        _in_time(self._publish)
+
+    def claim(self, record: Record) -> bool:
+        """Whether this rank is the one to tell an error: the first that asks."""
+        name = hashlib.sha256(f"{record['kind']} {record['error']}".encode()).hexdigest()[:16]
+        try:
+            os.close(os.open(self.run_dir / FOLDER / f"told-{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        except OSError:  # a full disk, ...: rather twice than never
+            return True
+        return True
+
+    def count(self) -> int:
+        """How many ranks have left a record."""
+        try:
+            return sum(name.startswith("rank-") and name.endswith(".json") for name in os.listdir(self._record.parent))
+        except OSError:
+            return 0
+
+    @property
+    def _record(self) -> Path:
+        return self.run_dir / FOLDER / f"rank-{self.rank:05d}.json"
+
+    def _publish(self) -> None:
+        with contextlib.suppress(ClozeError, KeyError, TypeError):
+            said = read_json(self.run_dir / FILE)
+            if self.rank in [said["rank"], *(other["rank"] for other in said["others"])]:
+                return
+        said = summary(self.records())
+        if said is not None:
+            self._write(self.run_dir / FILE, said)
+
+    def _write(self, path: Path, value: dict[str, Any]) -> None:
+        """As `files.write_json`, but the name it is written under is this rank's: process numbers of two hosts can be
+        equal. No folder is made where the run has none."""
+        staged = self.run_dir / FOLDER / f"{self.rank:05d}-{path.name}.tmp-{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            if not self.may_write():
+                return
+            staged.parent.mkdir(exist_ok=True)
+            write_new(staged, dump_json(value, indent=2) + "\n")
+            sync(staged)
+            os.replace(staged, path)
+
+
+def _in_time(act: Callable[[], None]) -> None:
+    """Do it, but go on after DISK_SECONDS whether it is done or not."""
+    worker = threading.Thread(target=act, name="failures", daemon=True)
+    worker.start()
+    worker.join(DISK_SECONDS)
+
+
+def forget(run_dir: Path) -> None:
+    """Remove what an earlier start left; rank 0 calls it when no rank of this start can have failed yet."""
+    with contextlib.suppress(OSError):
+        (run_dir / FILE).unlink(missing_ok=True)
+    remove_tree(run_dir / FOLDER, quietly=True)
+
+
+def recorded_in(error: BaseException) -> FailureLog | None:
+    """Where an error has left its record."""
+    return getattr(error, "_cloze_log", None)

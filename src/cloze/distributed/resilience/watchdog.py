@@ -1,0 +1,300 @@
+"""Notice in seconds that a rank has died or hangs, and say which, where, and in what.
+
+A collective operation waits for a dead rank until its time-out, half an hour by default. So every rank keeps a
+connection to rank 0, apart from the process group, and says each second what it does. The kernel closes a dead
+process's connection at once; a machine that is gone, or whose cable is cut, is missed after a minute, or after the
+collectives' time-out where that is shorter, on both sides. The survivors get one line, and end.
+
+    with Watch(rank, world_size, hang_timeout=600, ddp_timeout=1800, log=FailureLog(run_dir, ...)) as watch:
+        with watch.phase("evaluate"): ...
+        watch.step = 120        # any of these is a sign of progress
+
+Without progress for `hang_timeout` seconds, all ranks write the stacks of their threads into files, and end. However a
+rank ends, but in good order, it leaves a record (see `cloze.distributed.resilience.error_records`), once the run's
+folder is there (`opened`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cloze.distributed.collectives import decide, gather
+from cloze.distributed.resilience.error_records import FailureLog, is_lost_connection, is_unanswered, lost_record
+from cloze.distributed.resilience.joining import accept_ranks, join_main, listen, resolve
+from cloze.distributed.resilience.json_socket import Link
+from cloze.distributed.resilience.report_error import leave_code, tell
+from cloze.distributed.resilience.stack_dump import STACKS, waits_for_others, write_stacks
+from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
+from cloze.utils.environment import processes
+from cloze.utils.heartbeat import Progress, beat, beats
+from cloze.utils.terminal.console import warn
+
+INTERVAL_SECONDS = 1.0
+SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost; at most --ddp_timeout
+CONNECT_SECONDS = 20.0
+GRACE_SECONDS = 5.0  # for the main thread to come out of a collective by itself
+
+
+class Watch:
+    """One rank's part. Without other ranks it only looks for hangs. Both time-outs in seconds; `is_open`: the run's
+    folder is there already."""
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        hang_timeout: int | None,
+        ddp_timeout: int,
+        log: FailureLog,
+        is_open: bool = False,
+    ):
+        self.rank, self.world_size, self.host = rank, world_size, socket.gethostname()
+        self._hang_timeout, self._ddp_timeout = hang_timeout, ddp_timeout
+        self._log, self._is_open = log, is_open
+        self._stacks = log.run_dir / STACKS
+        self._phase, self._step, self._progress = "start", 0, Progress()
+        self._links: dict[int, Link] = {}
+        self._lost: LostRank | None = None
+        self._noticed, self._ended = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step = value
+        self.beat()
+
+    @property
+    def doing(self) -> tuple[str, int]:
+        """The phase it is in, and the steps done."""
+        return self._phase, self._step
+
+    def beat(self) -> None:
+        """Give a sign of progress; `heartbeat.beat` does the same."""
+        beat()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What this rank is doing."""
+        before = self._phase
+        self._enter(name)
+        try:
+            yield
+        except Exception as error:
+            note_phase(error, name, self._step)
+            raise
+        self._enter(before)  # not after an error: it happened in that phase
+
+    def opened(self, run_dir: Path) -> Path:
+        """The run's folder is there: from now on what goes wrong is kept in it."""
+        self._is_open = True
+        return run_dir
+
+    def _enter(self, name: str) -> None:
+        self._phase = name
+        self.beat()
+        self._tell()
+
+    def __enter__(self) -> Watch:
+        if self.world_size > 1:
+            self._connect()
+        threading.Thread(target=self._keep_watch, name="watch", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        """Say goodbye, or what went wrong; an error that comes from another rank's end becomes one line about it."""
+        if error is None or isinstance(error, Stopped):
+            self._end("bye")
+            return
+        note_phase(error, *self.doing)
+        if isinstance(error, KeyboardInterrupt):
+            self._end("failed", error, "interrupted", 130)
+            return
+        if self._comes_from_another(error):
+            assert self._lost is not None
+            self._end("bye")
+            note_phase(self._lost, *phase_of(error))
+            self._keep(self._lost)
+            raise self._lost from None
+        if self.world_size > 1 and is_unanswered(error):
+            lost = self._unanswered()
+            note_phase(lost, *phase_of(error))
+            self._keep(lost)
+            self._end("failed", lost, str(lost), lost.exit_code)
+            raise lost from error
+        self._keep(error)
+        self._end("failed", error, one_line(error), error.exit_code if isinstance(error, ClozeError) else 1)
+
+    def _comes_from_another(self, error: BaseException) -> bool:
+        """Whether an error is what another rank's end looks like from here; not where both ended of the same. A
+        broken connection may be noticed here before the watch hears of its cause."""
+        if isinstance(error, ClozeError) or self.world_size == 1:
+            return False
+        line = one_line(error)
+        heard = self._noticed.wait(GRACE_SECONDS / 2 if is_lost_connection(line) else GRACE_SECONDS / 10)
+        lost = self._lost.lost if heard and self._lost is not None else None
+        return heard and (lost is None or lost["error"] != line)
+
+    def _unanswered(self) -> LostRank:
+        """A collective got no answer, but all ranks that this one hears of are alive."""
+        now = time.monotonic()
+        others = [
+            f"rank {rank} on {link.about['host']}, {now - link.heard:.0f} s ago, in {link.about['phase']}, "
+            f"step {link.about['step']}"
+            for rank, link in sorted(self._links.items())
+        ]
+        line = (
+            f"rank {self.rank} on {self.host} got no answer from other ranks in {self._phase}, step {self._step} "
+            f"(--ddp_timeout {self._ddp_timeout}); last heard: {'; '.join(others) or 'nobody'}"
+        )
+        return LostRank(line, loud=True)
+
+    def _keep(self, error: BaseException) -> None:
+        if self._is_open:
+            self._log.leave(error)
+
+    def _end(self, kind: str, error: BaseException | None = None, line: str | None = None, code: int = 0) -> None:
+        self._ended.set()
+        about = self._where()
+        if error is not None:
+            about["phase"], step = phase_of(error)
+            about |= {"step": self._step if step is None else step, "class": type(error).__name__}
+        for link in self._links.values():
+            link.send({"kind": kind, "rank": self.rank, "line": line, "code": code, **about})
+
+    def _tell(self) -> None:
+        count = self._progress.total if self.rank == 0 else beats(threading.main_thread())
+        for link in self._links.values():
+            link.send({"kind": "alive", "beats": count, **self._where()})
+
+    def _where(self) -> dict[str, Any]:
+        return {"host": self.host, "phase": self._phase, "step": self._step}
+
+    def _connect(self) -> None:
+        """Connect the ranks to rank 0, which listens where they meet it; every rank calls it."""
+        host, own, hosts = processes.master()[0], resolve(processes.master()[0]), gather(self.host)
+        one_host = processes.is_one_host() and len(set(hosts)) == 1
+        addresses = list(dict.fromkeys(address for one in gather(own) for address in one))
+        server, address = None, ""
+        if self.rank == 0:
+            server, address = listen(["127.0.0.1"] if one_host else addresses)
+        here = server.getsockname()[1] if server is not None else 0
+        port, address, word = decide(lambda: (here, address, secrets.token_hex(32)))
+        key = word.encode() + (processes.secret() or "").encode()
+        try:
+            if server is not None:
+                with server:
+                    found = accept_ranks(server, key, self.world_size, CONNECT_SECONDS)
+                self._links = {rank: Link(connection) for rank, connection in found.items()}
+                if len(found) < self.world_size - 1:
+                    raise TimeoutError(f"{self.world_size - 1 - len(found)} did not connect")
+            else:
+                places = [*([address] if address else []), *own, host]
+                self._links[0] = Link(join_main(places, port, key, self.rank, self.world_size, CONNECT_SECONDS))
+        except OSError as error:
+            warn(f"ranks cannot watch each other ({error}); a dead one is noticed at --ddp_timeout only", True)
+        for rank, link in self._links.items():
+            link.about = {"host": hosts[rank], "phase": "start", "step": 0}
+            threading.Thread(target=self._listen, args=(rank, link), name=f"watch-{rank}", daemon=True).start()
+
+    def _listen(self, rank: int, link: Link) -> None:
+        """Hear what one rank says until it ends."""
+        while (said := link.receive()) is not None:
+            kind = said.pop("kind", "alive")
+            link.heard = time.monotonic()
+            if kind == "alive":
+                self._progress.update(rank, said.pop("beats", 0))  # a rank that waits for it makes progress too
+                link.about = said
+            elif kind == "bye":
+                link.gone = True
+                return
+            elif kind == "lost":
+                self._notice(LostRank(said["line"], exit_code=said["code"], lost=said["lost"]), pass_on=False)
+                return
+            elif kind == "hang":
+                self._notice(LostRank(said["line"], exit_code=said["code"]), pass_on=self.rank == 0, dump=True)
+                return
+            elif kind == "failed":
+                line = f"rank {rank} on {said['host']} failed in {said['phase']}, step {said['step']}: {said['line']}"
+                lost = lost_record(rank, said, said["line"], said["class"], said["code"], time.time())
+                self._notice(LostRank(line, exit_code=said["code"], lost=lost))
+                return
+        if not link.gone:
+            self._notice(self._about(rank, link, "died", time.time()))
+
+    def _about(self, rank: int, link: Link, what: str, when: float) -> LostRank:
+        about = link.about
+        line = f"rank {rank} on {about['host']} {what} in {about['phase']}, step {about['step']}"
+        return LostRank(
+            line,
+            hint="--resume_from_checkpoint auto goes on from the last checkpoint",
+            loud=rank == 0,
+            lost=lost_record(rank, about, line, LostRank.__name__, LostRank.exit_code, when),
+        )
+
+    def _notice(self, lost: LostRank, pass_on: bool = True, dump: bool = False) -> None:
+        """Another rank is lost: tell the others, and end this process unless its main thread does so itself."""
+        with self._lock:
+            if self._ended.is_set() or self._noticed.is_set():
+                return
+            self._lost = lost
+            self._noticed.set()
+        if self.rank == 0 and pass_on:
+            kind = "hang" if dump else "lost"
+            message = {"kind": kind, "line": str(lost), "code": lost.exit_code, "lost": lost.lost}
+            for link in self._links.values():
+                link.send(message)
+        if dump:
+            write_stacks(self._stacks, self.rank, f"rank {self.rank} on {self.host}, {self._phase}, step {self._step}")
+            lost.lost = self._own_hang()
+        elif self._ended.wait(GRACE_SECONDS):
+            return
+        note_phase(lost, *self.doing)
+        self._keep(lost)
+        code = tell(lost)
+        leave_code(code)
+        os._exit(code)
+
+    def _own_hang(self) -> dict[str, Any]:
+        """This rank's part in a hang: to blame unless it waits for others; as old as its last sign of progress."""
+        silent = time.monotonic() - self._progress.when
+        waits = self.world_size > 1 and waits_for_others()
+        line = f"no progress for {silent:.0f} s (--hang_timeout)" + (", waiting for other ranks" if waits else "")
+        about = lost_record(
+            self.rank, self._where(), line, LostRank.__name__, LostRank.exit_code, time.time() - silent
+        )
+        return {**about, "follow_up": waits}
+
+    def _keep_watch(self) -> None:
+        silence = min(SILENT_SECONDS, self._ddp_timeout)
+        while not self._ended.wait(INTERVAL_SECONDS):
+            self._tell()
+            for rank, link in self._links.items():
+                if not link.gone and time.monotonic() - link.heard > silence:
+                    heard = time.time() - (time.monotonic() - link.heard)
+                    self._notice(self._about(rank, link, f"said nothing for {silence:.0f} s", heard))
+            self._progress.update(self.rank, beats(threading.main_thread()))
+            waited = time.monotonic() - self._progress.when
+            if self._hang_timeout is not None and waited > self._hang_timeout:
+                line = (
+                    f"no progress for {self._hang_timeout} s (--hang_timeout) on rank {self.rank} on {self.host} in "
+                    f"{self._phase}, step {self._step}; the stacks of all ranks are in {self._stacks}"
+                )
+                lost = LostRank(line)
+                if self.rank != 0 and 0 in self._links:
+                    self._links[0].send({"kind": "hang", "line": str(lost), "code": lost.exit_code})
+                    if self._noticed.wait(GRACE_SECONDS):
+                        return
+                self._notice(lost, dump=True)

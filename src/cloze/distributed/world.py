@@ -1,0 +1,183 @@
+"""The processes of a run: start them as one world, check that it is the world that was launched, and describe it.
+
+Launchers fail silently: under some flags every rank believes to be alone and trains on the same data, DeepSpeed or
+FSDP is dropped, or two worlds of one process start instead of one of two. So `start` compares what it got with what
+the launcher was asked for, read from the launcher's own command line, and refuses to train otherwise.
+
+    accelerator = start(RunShape(use_cpu=True, precision="no", gradient_accumulation_steps=2))
+    say("world", describe(accelerator))     # 2 ranks on 1 host, DeepSpeed ZeRO-2, fp32, gloo
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+
+from cloze.distributed.collectives import gather, wait_in_new_groups
+from cloze.distributed.fsdp_plugin import fsdp_plugin, is_fsdp, keep_on_cpu
+from cloze.distributed.launch_check import check_world, read_launcher
+from cloze.distributed.rendezvous import authenticate_ranks, joining
+from cloze.errors import LaunchError
+from cloze.utils.environment import processes, requests
+from cloze.utils.environment.settle import own_device, settle
+from cloze.utils.system import allow_open_files
+from cloze.utils.terminal.console import warn
+
+# Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.
+SOCKETS_PER_RANK = 4
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What a command asks of its processes. `precision`: "no", "bf16", "fp16" or "fp8"; None takes the launcher's.
+    `deepspeed`: DeepSpeed's settings; None takes the launcher's ZeRO stage, if it asks for DeepSpeed."""
+
+    use_cpu: bool = False
+    precision: str | None = None
+    gradient_accumulation_steps: int = 1
+    deepspeed: Mapping[str, Any] | None = None
+    timeout_seconds: int = 1800
+    log_with: Sequence[str] = ()
+    project_dir: str | None = None
+
+
+def start(shape: RunShape) -> Accelerator:
+    """Join the processes and return accelerate's handle to them.
+
+    Raises LaunchError where the world differs from the one that was launched, or cannot do what is asked.
+    """
+    settle_environment()
+    allow_open_files(SOCKETS_PER_RANK * processes.world_size())
+    on_cpu = shape.use_cpu or not torch.cuda.is_available()
+    wants_deepspeed = shape.deepspeed is not None or requests.wants_deepspeed()
+    check_device(on_cpu, wants_deepspeed)
+    plugin = fsdp_plugin() if requests.wants_fsdp() else None
+    if wants_deepspeed and plugin is not None:
+        raise LaunchError("DeepSpeed and FSDP were asked for at once", where="accelerate launch", hint="choose one")
+    if on_cpu:
+        requests.run_deepspeed_on_cpu()
+    if on_cpu and wants_deepspeed:
+        _prepare_deepspeed_on_cpu()
+    if wants_deepspeed or plugin is not None or processes.is_launched():
+        processes.be_alone(os.environ)
+    # DeepSpeed still calls collectives by names that torch has deprecated; nobody who trains can do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    group = InitProcessGroupKwargs(
+        backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=shape.timeout_seconds)
+    )
+    if wants_deepspeed or processes.is_launched():
+        wait_in_new_groups(shape.timeout_seconds)
+    with joining():
+        accelerator = Accelerator(
+            cpu=on_cpu and not wants_deepspeed,
+            mixed_precision=shape.precision,
+            gradient_accumulation_steps=shape.gradient_accumulation_steps,
+            deepspeed_plugin=make_deepspeed_plugin(shape.deepspeed) if wants_deepspeed else None,
+            fsdp_plugin=plugin,
+            kwargs_handlers=[group] * (wants_deepspeed or processes.is_launched()) + _fp8_recipe(shape.precision),
+            log_with=list(shape.log_with) or None,
+            project_dir=shape.project_dir,
+            step_scheduler_with_optimizer=False,
+        )
+    authenticate_ranks(shape.timeout_seconds)
+    if plugin is not None:
+        keep_on_cpu(accelerator, plugin)
+    if accelerator.device.type != ("cpu" if on_cpu else "cuda"):
+        raise LaunchError(
+            f"accelerate chose the device {accelerator.device}, and Cloze trains on CPUs and on CUDA GPUs only",
+            where="accelerate launch",
+            hint="leave its device settings out, or give --use_cpu",
+        )
+    check_world(accelerator, read_launcher())
+    return accelerator
+
+
+def make_deepspeed_plugin(settings: Mapping[str, Any] | None) -> DeepSpeedPlugin:
+    """Make accelerate's handle to DeepSpeed from settings that were checked: it reads no file and no variable."""
+    os.environ.pop(requests.DEEPSPEED_FIELDS, None)  # else it refuses variables beside a file; see `check_settings`
+    settings = settings or {"zero_optimization": {"stage": requests.zero_stage()}}
+    plugin = DeepSpeedPlugin(hf_ds_config={"train_micro_batch_size_per_gpu": "auto", **settings})
+    plugin.deepspeed_config |= {name: settings[name] for name in ("steps_per_print",) if name in settings}
+    return plugin
+
+
+def settle_environment() -> None:
+    """Refuse or remove, with a line, settings in the environment that would change the run; see
+    `cloze.utils.environment.table`. Raises LaunchError."""
+    for line in settle(os.environ):
+        warn(line)
+
+
+def check_device(on_cpu: bool, wants_deepspeed: bool) -> None:
+    """Make libraries use the device of this run. Raises LaunchError if the environment asks for another one, and for
+    more processes than GPUs."""
+    if requests.wants_cpu() and wants_deepspeed:
+        raise LaunchError(
+            "accelerate was told to use the CPU and DeepSpeed at once, and would silently drop DeepSpeed",
+            where=f"{requests.USE_CPU} / use_cpu",
+            hint="leave use_cpu out: without a GPU, DeepSpeed runs on the CPU by itself",
+        )
+    if requests.wants_cpu() and not on_cpu:
+        hint = "add --use_cpu, or leave use_cpu out of accelerate's settings"
+        raise LaunchError("accelerate was told to use the CPU, and there is a GPU", where=requests.USE_CPU, hint=hint)
+    asked = requests.deepspeed_device()
+    if wants_deepspeed and asked is not None and (asked == "cpu") != on_cpu:
+        here = "the CPU" if on_cpu else "a GPU"
+        raise LaunchError(
+            f"is {asked}, and this run uses {here}", where=requests.DEEPSPEED_DEVICE, hint="leave it out"
+        )
+    if not on_cpu and processes.is_launched():
+        processes.present_device(own_device(torch.cuda.device_count()))
+
+
+def _fp8_recipe(precision: str | None) -> list[Any]:
+    """How accelerate makes linear layers compute in fp8: torchao, each tensor with a scale of its own, first and last
+    layer left out. Without FSDP's exchange in fp8, its default, which would put new parameters in the place of those
+    that the optimizer has."""
+    if precision != "fp8":
+        return []
+    from accelerate.utils import AORecipeKwargs
+
+    return [AORecipeKwargs(pad_inner_dim=True, enable_fsdp_float8_all_gather=False)]
+
+
+def _prepare_deepspeed_on_cpu() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives (37 s, needs g++); gloo does the same work."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def describe(accelerator: Accelerator) -> str:
+    """One line: ranks, hosts, engine, stage, precision, backend."""
+    world = accelerator.num_processes
+    hosts = len(set(gather(socket.gethostname())))
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
+    ranks = f"{world} rank{'s' * (world > 1)} on {hosts} host{'s' * (hosts > 1)}"
+    return f"{ranks}, {engine_name(accelerator)}, {precision}, {accelerator.device.type}, {backend}"
+
+
+def engine_name(accelerator: Accelerator) -> str:
+    """`DeepSpeed ZeRO-2`, `FSDP2`, `DDP` or `single process`."""
+    if is_fsdp(accelerator):
+        return "FSDP2"
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"DeepSpeed ZeRO-{zero_stage(accelerator)}"
+    return "DDP" if accelerator.num_processes > 1 else "single process"
+
+
+def zero_stage(accelerator: Accelerator) -> int | None:
+    """DeepSpeed's ZeRO stage, None without DeepSpeed."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return None
+    return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])

@@ -1,0 +1,1 @@
+"""Turn checkpoints into models, describe them, and publish them."""

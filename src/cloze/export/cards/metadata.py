@@ -1,0 +1,167 @@
+"""What the Hub reads of a card: the YAML between its `---` lines, from what a run leaves behind.
+
+data = model_metadata("demo", run_files(Path("runs/demo")), mask="<mask>", told=Told(license="mit"))
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from cloze.checkpoint.lineage import from_mapping
+from cloze.errors import HubError
+from cloze.utils.foreign.card_yaml import metadata_names, with_names
+from cloze.utils.foreign.json_yaml import read_mapping
+from cloze.utils.foreign.lenient_read import interval_of, is_number, part
+
+METRICS = {
+    "perplexity": "Perplexity (fixed masks)",
+    "masked_accuracy": "Masked accuracy",
+    "bits_per_byte": "Bits per byte",
+}
+_DATA_FILE = re.compile(r"\.(json|jsonl|parquet|arrow|csv|txt|gz|zst)$", re.IGNORECASE)
+_METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What only a person knows. `language`: codes separated by commas; `dataset`: where the blocks are published."""
+
+    license: str | None = None
+    language: str | None = None
+    dataset: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Fields of the metadata block; those that were not told are left out."""
+        languages = [code.strip() for code in str(self.language or "").split(",") if code.strip()]
+        return ({"license": self.license} if self.license else {}) | ({"language": languages} if languages else {})
+
+
+def run_files(run_dir: Path | None) -> dict[str, dict[str, Any]]:
+    """The mappings in a run's files by name; empty ones where there is no such file."""
+    names = ("config.yaml", "data.json", "eval.json", "sessions.json")
+    return {name: read_mapping(run_dir / name) if run_dir else {} for name in names}
+
+
+def base_and_dataset(run_dir: Path | None) -> tuple[str | None, str | None]:
+    """The names on the Hub of the model that a run began with and of its dataset, where they have such names."""
+    files = run_files(run_dir)
+    return hub_name(files["config.yaml"].get("model_name_or_path")), origin_of(files["data.json"])
+
+
+def told_by_run(run_dir: Path | None, told: Told) -> Told:
+    """`told`, and where it says nothing, what the run's own --license and --language said."""
+    config = run_files(run_dir)["config.yaml"]
+    return replace(
+        told, license=told.license or config.get("license"), language=told.language or config.get("language")
+    )
+
+
+def origin_of(data: dict[str, Any]) -> str | None:
+    """The name on the Hub of the dataset that blocks were made of, by their manifest; None for local files."""
+    source = part(data, "source")
+    return None if source.get("files") else hub_name(source.get("dataset_name"))
+
+
+def model_metadata(
+    name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str, told: Told
+) -> ModelCardData:
+    """The metadata block: library, task, widget, and where known base model, datasets, license, language, results."""
+    source, dataset = part(data, "source"), origin_of(data)
+    measured, local = dataset, last_part(source.get("dataset_name"))
+    if on_other_data(scores, data):
+        measured, local = None, last_part(scores.get("data"))
+    known: dict[str, Any] = told.values()
+    if base := hub_name(config.get("model_name_or_path")):
+        known["base_model"] = base
+    if datasets := [one for one in (dataset, told.dataset) if one]:
+        known["datasets"] = datasets
+    results = [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modeling",
+            dataset_type=measured or "text",
+            dataset_name=measured or local or "local text",
+            dataset_config=source.get("dataset_config_name") if measured else None,
+            dataset_revision=source.get("revision") if measured else None,
+            dataset_split=scores.get("split"),
+            metric_type=kind,
+            metric_name=metric,
+            metric_value=scores[kind],
+            metric_args=_measured_with(scores, kind),
+        )
+        for kind, metric in METRICS.items()
+        if is_number(scores.get(kind))
+    ]
+    if results:
+        known |= {"model_name": name, "eval_results": results}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["cloze", "fill-mask", "masked-lm"],
+        widget=[{"text": f"The Milky Way is a {mask} galaxy."}],
+        **known,
+    )
+
+
+def on_other_data(scores: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Return whether an evaluation is known to be on other blocks than those that the run was trained on."""
+    measured, trained = scores.get("data_checksum"), data.get("checksum")
+    return bool(measured and trained and measured != trained)
+
+
+def _measured_with(scores: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    """Return masks, weights and 95 % interval of a result, as far as they are known."""
+    found = {key: scores[key] for key in ("mlm_probability", "seed", "draws") if is_number(scores.get(key))}
+    if interval := interval_of(scores, kind):
+        found["interval_95"] = interval
+    if (lineage := from_mapping(scores)) is not None:
+        found |= {"weights": str(lineage), "weights_checksum": lineage.weights}
+    return found or None
+
+
+def metadata_text(card: str) -> str:
+    """The YAML at the top of a card; empty where there is none. Raises HubError where it is not a mapping."""
+    found = _METADATA.match(card)
+    if found is None:
+        return ""
+    try:
+        metadata_names(found[1])
+    except HubError as error:
+        raise HubError(
+            f"the metadata between the `---` lines is not YAML of names and values: {error.what}",
+            where="README.md",
+            hint="correct it, or delete the file, which is then made anew",
+        ) from None
+    return found[1]
+
+
+def with_values(card: str, values: dict[str, Any]) -> str:
+    """A card with some fields of its metadata set. Raises HubError where its metadata are no mapping."""
+    if not values or not (before := metadata_text(card)):
+        return card
+    return card.replace(before, with_names(before, values), 1)
+
+
+def hub_name(name: Any) -> str | None:
+    """`name` where it is one on the Hub; None for a path, and where in doubt (`demo/model`, something that exists)."""
+    if not isinstance(name, str) or _DATA_FILE.search(name) or Path(name).exists():
+        return None
+    if re.fullmatch(r"model|checkpoint-\d+|LOCAL_MODEL", name.split("/")[-1]):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def last_part(name: Any) -> str | None:
+    """The last part of a path; None for what is no text."""
+    return Path(name).name if isinstance(name, str) else None

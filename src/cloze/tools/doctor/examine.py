@@ -1,0 +1,92 @@
+"""The examination: every rank looks around, rank 0 puts together what all have found.
+
+findings = examine(config, meeting)     # on rank 0; {} elsewhere
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cloze.config import DoctorConfig
+from cloze.tools.doctor.facts import find_facts, find_hub
+from cloze.tools.doctor.folder import check_shared, measure_disk, nearest_folder
+from cloze.tools.doctor.links import measure_links, measured_ranks, schedule
+from cloze.tools.doctor.meeting import Meeting, compare_clocks
+from cloze.tools.doctor.place import Place
+
+
+def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
+    """All findings, as JSON values, on rank 0. Every rank of the meeting calls it; nothing is left on any disk.
+
+    A rank that falls silent on the way costs a time-out and is left out of what comes after.
+    """
+    place = meeting.place
+    told = meeting.gather("facts", find_facts(place))
+    ranks = [facts for facts in told.values() if facts is not None]
+    way = meeting.decide("way", lambda: _way(config, ranks))
+    meeting.ranks = way["ranks"]
+    hosts = {int(rank): host for rank, host in way["hosts"].items()}
+    leaders = [rank for rank in meeting.ranks if rank == min(r for r in meeting.ranks if hosts[r] == hosts[rank])]
+    clocks = compare_clocks(meeting, leaders)
+    path = nearest_folder(way["path"])
+    shared = check_shared(meeting, path)
+    disk = measure_disk(path, config.megabytes) if place.rank in leaders else {}
+    disks = meeting.gather("disk", disk)
+    meeting.ranks = meeting.decide("left", lambda: [rank for rank in meeting.ranks if rank not in meeting.silent])
+    rounds = schedule(measured_ranks(meeting.ranks, hosts))
+    links = []
+    for backend in way["backends"]:
+        links += measure_links(meeting, rounds, backend, config.megabytes, apart=backend == "nccl")
+    if place.rank:
+        return {}
+    return {
+        "world_size": place.world_size,
+        "launcher": place.launcher,
+        "head": place.head,
+        "port": place.port,
+        "timeout": meeting.timeout,
+        "ranks": ranks,
+        "missing": [rank for rank in range(place.world_size) if rank not in told],
+        "silent": meeting.silent,
+        "folder": str(path),
+        "shared_error": shared.error,
+        "shared": [{"rank": rank, "host": hosts[rank], **one} for rank, one in shared.ranks.items()],
+        "disks": [{"host": hosts[rank], **one} for rank, one in disks.items() if one],
+        "clocks": [{"host": hosts[rank], **(one or {})} for rank, one in clocks.items()],
+        "links": links,
+        "hub": find_hub(),
+    }
+
+
+def alone(config: DoctorConfig) -> dict[str, Any]:
+    """The findings of one process."""
+    path = nearest_folder(config.output_dir)
+    facts = find_facts(Place())
+    return {
+        "world_size": 1,
+        "launcher": "",
+        "head": "",
+        "port": 0,
+        "timeout": config.timeout,
+        "ranks": [facts],
+        "missing": [],
+        "silent": [],
+        "folder": str(path),
+        "shared_error": "",
+        "shared": [],
+        "disks": [{"host": facts["host"], **measure_disk(path, config.megabytes)}],
+        "clocks": [],
+        "links": [],
+        "hub": find_hub(),
+    }
+
+
+def _way(config: DoctorConfig, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all are to do, as rank 0 decides: who takes part, in which folder, over which backends."""
+    with_nccl = all("nccl" in one["versions"] and len(one["gpus"]) > one["local_rank"] for one in ranks)
+    return {
+        "ranks": [one["rank"] for one in ranks],
+        "hosts": {one["rank"]: one["host"] for one in ranks},
+        "path": str(nearest_folder(config.output_dir)),
+        "backends": ["gloo", "nccl"] if with_nccl else ["gloo"],
+    }

@@ -1,0 +1,1 @@
+"""Show what a prepared folder or a step of a run contains."""

@@ -1,0 +1,1 @@
+"""Estimate the memory of one rank for each engine."""

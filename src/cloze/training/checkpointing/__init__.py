@@ -1,0 +1,1 @@
+"""Save checkpoints of a live run, and restore them."""

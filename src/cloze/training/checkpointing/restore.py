@@ -1,0 +1,138 @@
+"""Choose a checkpoint together, and put its state into a live engine.
+
+Pieces are found by parameter name and offset, so the engine and the number of ranks that wrote them do not matter,
+and each rank reads its own share plus one tensor at a time.
+
+    folder = choose_checkpoint(output_dir, "auto", rank, world_size)
+    with PieceReader(folder, read_manifest(folder)) as pieces:
+        load_state(training, pieces)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloze.checkpoint.checksum import add_sums, content_sum
+from cloze.checkpoint.format import WEIGHT, Position, all_damaged, own_checkpoints, verify_checkpoint
+from cloze.checkpoint.reader import PieceReader
+from cloze.distributed.collectives import agree, decide, gather, gather_to_main
+from cloze.errors import CheckpointError, in_phase
+from cloze.training.checkpointing.snapshot import Training
+from cloze.training.engines import sharded_state
+from cloze.utils.heartbeat import beat
+from cloze.utils.terminal.console import warn
+
+
+@in_phase("resume")
+def choose_checkpoint(
+    output_dir: Path, choice: str | None, rank: int, world_size: int, at_most: int | None = None
+) -> Path | None:
+    """Return the checkpoint to resume from, the same on every rank; None to start from step 0. Every rank calls it and
+    reads its share of the files.
+
+    `choice`: a folder; "auto" for the newest one that all ranks find whole, if any was saved; None not to resume.
+    `at_most`: the latest step. Raises CheckpointError if the chosen one is damaged, or all of them are.
+    """
+    if choice is None:
+        return None
+    candidates = decide(lambda: own_checkpoints(output_dir, at_most)) if choice == "auto" else [Path(choice)]
+    for folder in reversed(candidates):
+        problem: CheckpointError | None = None
+        try:
+            verify_checkpoint(folder, share=(rank, world_size))
+        except CheckpointError as error:
+            problem = error
+        found = next((one for one in gather(problem) if one is not None), None)
+        if found is None:
+            return folder
+        if choice != "auto":
+            raise found
+        warn(f"{found}; trying the checkpoint before")
+    if candidates:
+        raise all_damaged(output_dir)
+    return None
+
+
+def load_state(training: Training, pieces: PieceReader) -> Position:
+    """Put weights, optimizer state and buffers into the live engine; every rank calls it.
+
+    Each rank reads its own slices, and whole parameters one at a time for the copy that the model computes with. What
+    the engine holds then is compared with the checkpoint's checksums. Raises CheckpointError where the checkpoint's
+    parameters are not this model's, or the engine does not hold what was stored.
+    """
+    manifest = pieces.manifest
+    _compare_parameters(training.module, manifest, pieces.folder)
+    inner = sharded_state.inner_optimizer(training.optimizer)
+    sharded_state.forget(training.optimizer)
+    held = sharded_state.fragments(training.module, training.optimizer, training.rank)
+    for fragment in held:  # what was read is not named: a name would keep it while the next is read
+        beat()
+        keys = pieces.keys(fragment.name)
+        sharded_state.create_state(inner, fragment, keys, pieces.numbers(fragment.name))
+        for key in [WEIGHT, *keys]:
+            fragment.view(key, inner.state).copy_(pieces.read(fragment.name, key, fragment.offset, fragment.length))
+    _restore_steps(training, manifest)
+    for name, parameter in training.module.named_parameters():
+        beat()
+        trained = manifest["parameters"][name]["trained"]
+        full = pieces.read(name, WEIGHT) if trained else pieces.frozen(name)
+        sharded_state.refresh_model(parameter, full, training.rank)
+        if (exact := training.frozen.get(name)) is not None:
+            exact.copy_(full)
+    for name, buffer in sharded_state.buffers(training.module):
+        buffer.copy_(pieces.frozen(name))
+    _check_contents(training, held, pieces)
+    return Position(**manifest["position"])
+
+
+def _restore_steps(training: Training, manifest: dict[str, Any]) -> None:
+    """Put back the steps that some optimizers count for each group, not for each parameter."""
+    saved = {name: group for group in manifest["optimizer"]["groups"] for name in group["params"]}
+    for names, group in zip(
+        training.group_names, sharded_state.inner_optimizer(training.optimizer).param_groups, strict=True
+    ):
+        group.pop("step", None)
+        if "step" in saved.get(names[0], {}):
+            group["step"] = saved[names[0]]["step"]
+
+
+def _check_contents(training: Training, held: list[sharded_state.Fragment], pieces: PieceReader) -> None:
+    """Compare the checksum of every tensor in the engine with the stored one (deepspeed issue 6691: weights that
+    were never loaded went unnoticed)."""
+    optimizer_state = sharded_state.inner_optimizer(training.optimizer).state
+    here = {
+        (f.name, key): content_sum(f.view(key, optimizer_state), f.offset)
+        for f in held
+        for key in [WEIGHT, *sharded_state.tensor_keys(f, optimizer_state)]
+    }
+    if sharded_state.is_partitioned(training.module):
+        parts = gather_to_main(here)  # under ZeRO-3 each has one of every tensor: too much for each to hear of all
+        if training.rank > 0:
+            agree(None)
+            return
+        here = {key: add_sums(part.get(key, 0) for part in parts) for key in {key for part in parts for key in part}}
+    stored = pieces.sums()
+    different = sorted(":".join(key) for key in here.keys() | stored.keys() if here.get(key) != stored.get(key))
+    problem = None
+    if different:
+        problem = CheckpointError(
+            f"the engine does not hold what the checkpoint stores ({len(different)} tensors, {different[0]} first)",
+            where=pieces.folder,
+            hint="this is a bug in Cloze; please report it with the engine and the architecture",
+        )
+    agree(problem)
+
+
+def _compare_parameters(module: torch.nn.Module, manifest: dict[str, Any], folder: Path) -> None:
+    here = {name: list(sharded_state.shape_of(p)) for name, p in module.named_parameters()}
+    there = {name: facts["shape"] for name, facts in manifest["parameters"].items()}
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise CheckpointError(
+                f"{name} has shape {there.get(name)} in the checkpoint and {here.get(name)} in this model",
+                where=folder,
+                hint="resume with the configuration of the run that wrote it",
+            )

@@ -1,0 +1,1 @@
+"""Run forward, backward and step with DDP, DeepSpeed or FSDP2."""

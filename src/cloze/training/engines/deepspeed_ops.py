@@ -1,0 +1,94 @@
+"""DeepSpeed's parts in C++, which are compiled on a machine when they are first used.
+
+    load_op(AsyncIOBuilder(), "offload to a disk")
+
+torch's builds are silent. And one that was killed leaves a lock behind, for which every later one waits for ever
+(torch.utils.file_baton): it goes when nobody holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from cloze.errors import ConfigError
+from cloze.model.mapped import file_system
+from cloze.utils.foreign.paths import real_path
+from cloze.utils.terminal.console import say
+
+SECONDS_WITHOUT_A_SIGN = 900.0  # a single file of CUDA code takes minutes
+_SEEN_BY_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs"}
+_LOADS_BEFORE = {"async_io": ("pin_memory",)}  # DeepSpeed 0.19: an op that its `load` loads first
+
+
+def load_op(builder: Any, what_for: str) -> Any:
+    """DeepSpeed's op that `builder` makes, compiled if need be. Raises ConfigError where another build has the lock
+    and shows no sign of life, and where it cannot be compiled."""
+    from deepspeed.git_version_info import installed_ops
+
+    root = _build_root()
+    for name in (builder.name, *_LOADS_BEFORE.get(builder.name, ())):
+        wait_for_lock(root / name / "lock")
+    if not installed_ops.get(builder.name) and not (root / builder.name / f"{builder.name}.so").exists():
+        say("compile", f"DeepSpeed's {builder.name} for {what_for}, once on this machine; some minutes")
+    try:
+        return builder.load(verbose=False)
+    except (RuntimeError, ImportError, OSError) as error:
+        line = " ".join(str(error).split())[:300]
+        what = f"DeepSpeed's {builder.name} cannot be compiled ({line})"
+        raise ConfigError(what, where=str(root / builder.name), hint="see `ds_report`") from None
+
+
+def wait_for_lock(lock: Path, seconds: float = SECONDS_WITHOUT_A_SIGN) -> None:
+    """Until a build that is under way has ended. A lock that a killed build has left is removed where this machine
+    alone can see it. Raises ConfigError after so many seconds in which nothing was written beside it."""
+    told = False
+    while lock.exists():
+        if file_system(real_path(lock)) in _SEEN_BY_ONE_MACHINE and not is_held(lock):
+            time.sleep(0.2)  # torch makes it and holds it in one call, but who reads /proc is slower
+            if not is_held(lock):
+                lock.unlink(missing_ok=True)
+                return
+        if not told:
+            say("compile", f"waiting for another process that builds {lock.parent.name}")
+            told = True
+        if time.time() - _last_written(lock.parent) > seconds:
+            raise ConfigError(
+                f"a build of DeepSpeed's {lock.parent.name} has its lock, and has written nothing for {seconds:.0f} s",
+                where=str(lock),
+                hint="remove that file, if no build is running on another machine",
+            )
+        time.sleep(0.5)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process of this machine has the file open, as torch's builds have (Linux). Processes of others cannot
+    be looked into: a lock of theirs counts as held."""
+    try:
+        if lock.stat().st_uid != os.getuid():
+            return True
+    except OSError:
+        return False
+    name = str(real_path(lock))
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(fd) == name:
+                return True
+    return not Path("/proc/self/fd").exists()
+
+
+def _last_written(folder: Path) -> float:
+    times = [folder.stat().st_mtime]
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):
+            times.append(file.stat().st_mtime)
+    return max(times)
+
+
+def _build_root() -> Path:
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return Path(_get_build_directory("async_io", verbose=False)).parent

@@ -1,0 +1,213 @@
+"""The largest micro-batch that fits into memory, found by trying (`--auto_find_batch_size`).
+
+    layout = fit_memory(layout, Trial(model, head, documents, masking, data, config, accelerator))
+
+Forward and backward of one block and of two, on the model that nothing wraps yet, make a line on which the number lies
+that fits beside what the optimizer will hold, with a tenth of the memory to spare. It is tried too, and the smallest
+of all ranks is taken. The global batch stays as it was: only its split into passes follows, as if given by hand. No
+trace is left of the trials: gradients, buffers and random state are as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from cloze.config import TrainConfig
+from cloze.data.batches.layout import Layout
+from cloze.data.batches.make_batch import fixed_capacity, make_batch
+from cloze.data.batches.masking import Masking
+from cloze.data.train_data import TrainData
+from cloze.distributed.collectives import agree, gather
+from cloze.distributed.fsdp_plugin import is_fsdp
+from cloze.distributed.world import zero_stage
+from cloze.errors import ConfigError
+from cloze.model.archs import decoder_start
+from cloze.model.compiled import eagerly
+from cloze.model.packed import DocumentAttention, model_inputs
+from cloze.model.sparse_head import MaskedHead
+from cloze.training.engines.engine import uses_offload
+from cloze.training.engines.optimizer_memory import optimizer_bytes
+from cloze.training.loss import masked_loss_sum
+from cloze.training.run_schedule import split_batch
+from cloze.utils.memory import PeakMemory, free_memory
+from cloze.utils.terminal.console import say
+
+SAFE_SHARE = 0.9  # of the memory that is free; the rest is for fragments, buckets and kernels' workspaces
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What it takes to try a micro-batch. `model` is bare, in fp32, with `head` and recomputation set up on it."""
+
+    model: Any
+    head: MaskedHead
+    documents: DocumentAttention | None
+    masking: Masking
+    data: TrainData
+    config: TrainConfig
+    accelerator: Accelerator
+
+    def batch(self, num_blocks: int) -> dict[str, torch.Tensor]:
+        """A micro-batch of the run's first blocks, repeated: input_ids and labels [num_blocks, S], as in training."""
+        ids, segments = self.data.first_blocks(self.config.seed), None
+        rows = np.arange(num_blocks) % len(ids)
+        if self.data.has_documents:  # all of a block as one document: masks have the same shape
+            segments = np.ones((num_blocks, ids.shape[1]), np.int32)
+        rate = max(self.config.mlm_probability, self.config.mlm_probability_end or 0.0)
+        capacity = fixed_capacity(num_blocks * ids.shape[1], rate, self.config.mask_unit)
+        return make_batch(ids[rows], segments, self.masking, np.arange(num_blocks), num_blocks, capacity)
+
+    def run(self, num_blocks: int) -> None:
+        """Forward and backward of a micro-batch; the gradients are cleared."""
+        device = self.accelerator.device
+        batch = self.batch(num_blocks)
+        dtype = _AUTOCAST.get(self.accelerator.mixed_precision)
+        divided = zero_stage(self.accelerator) == 3  # then nobody ever has all gradients at once
+        hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in self._trained() if divided]
+        try:
+            with eagerly(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                inputs = model_inputs(batch, device, self.documents, decoder_start(self.model.config))
+                logits = self.head.logits(self.model, inputs, batch["positions"].to(device))
+            masked_loss_sum(logits, batch["targets"].to(device)).backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.model.zero_grad(set_to_none=True)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def _let_go(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+@contextlib.contextmanager
+def borrowed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Have the model on a device, training, for a trial; weights, buffers and random states are as before after it."""
+    before, was_training = next(model.parameters()).device, model.training
+    states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    weights = [(p, p.data) for p in model.parameters()]
+    try:
+        model.to(device).train()
+        yield
+    finally:
+        for parameter, data in weights:  # where they were, which may be a mapped file
+            parameter.data = data
+        model.train(was_training).to(before)
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), (value for _, value in buffers), strict=True):
+                buffer.copy_(value)
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1], device)
+            torch.cuda.empty_cache()
+
+
+def fit_memory(layout: Layout, trial: Trial) -> Layout:
+    """The same global batch in as few passes as memory allows, where that is asked for; every rank calls it.
+
+    Raises ConfigError on every rank where not even one block fits.
+    """
+    if not trial.config.auto_find_batch_size:
+        return layout
+    device = trial.accelerator.device
+    share = -(-layout.global_batch // layout.world_size)
+    with borrowed(trial.model, device):
+        peak_bytes(trial, 1)  # libraries get their workspaces and threads at the first pass
+        free = _free(device)
+        blocks = most_blocks(lambda n: peak_bytes(trial, n), free - bytes_to_come(trial), share)
+    problem = None
+    if blocks < 1:
+        hint = "use --gradient_checkpointing, --bf16, a smaller --block_size, or ZeRO with a batch size given by hand"
+        problem = ConfigError("not even one block fits into memory", where="--auto_find_batch_size", hint=hint)
+    agree(problem)
+    found = split_batch(layout, layout.global_batch, min(gather(blocks)))
+    split = f"{found.world_size} x {found.per_device} x {found.accumulation} (ranks x batch x accumulation)"
+    say("memory", f"{split} fit; {free / 2**30:.1f} GiB were free on this rank")
+    return found
+
+
+def most_blocks(peak: Callable[[int], int | None], available: int, share: int) -> int:
+    """The most blocks, up to `share`, whose pass stays within a safe share of `available` bytes; 0 if none does.
+
+    `peak`: number of blocks -> bytes that a pass takes at its highest, None where there is no memory for it.
+    """
+    allowed = SAFE_SHARE * available
+    taken: dict[int, int] = {}
+
+    def fits(blocks: int) -> bool:
+        found = peak(blocks)
+        if found is not None:
+            taken[blocks] = found
+        return found is not None and found <= allowed
+
+    if not fits(1):
+        return 0
+    good, bad = 1, share + 1
+    straight = True
+    while -(-share // good) > -(-share // (bad - 1)):  # else more blocks would not save a pass
+        if len(taken) == 1 or not straight:
+            guess = min((good + bad) // 2, 2 * good)
+        else:  # two points make a line; but go far beyond what is known in steps
+            (n, bytes_n), (m, bytes_m) = sorted(taken.items())[-2:]
+            guess = good + int((allowed - bytes_m) * (m - n) / max(bytes_m - bytes_n, 1))
+            guess = max(good + 1, min(guess, bad - 1, 4 * good))
+        if fits(guess):
+            good = guess
+        else:
+            bad, straight = guess, False
+    return good
+
+
+def peak_bytes(trial: Trial, num_blocks: int) -> int | None:
+    """Bytes of the device's memory that a pass takes at its highest beside the model; None where it runs out."""
+    device = trial.accelerator.device
+    try:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            held = torch.cuda.memory_allocated(device)
+            trial.run(num_blocks)
+            return torch.cuda.max_memory_allocated(device) - held
+        with PeakMemory() as peak:
+            trial.run(num_blocks)
+        return peak.grown
+    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for CUDA only
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "memory" in str(error):
+            return None
+        raise
+
+
+def bytes_to_come(trial: Trial) -> int:
+    """What the engine will hold beside weights and gradients: two moments per trained element, in fp32, and the moving
+    average where one is kept; the fp32 weights that DeepSpeed has of its own; under DDP the buckets in which gradients
+    travel; under ZeRO-3 the gradients, of which trials keep none."""
+    accelerator = trial.accelerator
+    elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
+    stage, half = zero_stage(accelerator), accelerator.mixed_precision != "no"
+    whole = int(optimizer_bytes(elements, 2 + (trial.config.ema_decay is not None), stage, half))
+    if is_fsdp(accelerator):  # what it gathers is no more than the whole weights and gradients of the trial
+        return -(-whole // accelerator.num_processes)
+    if stage is None:
+        return whole + 4 * elements * (accelerator.num_processes > 1)
+    if uses_offload(accelerator) and accelerator.device.type != "cpu":
+        return 0
+    whole += 4 * elements * (stage == 3)
+    return whole if stage == 0 else -(-whole // accelerator.num_processes)
+
+
+def _free(device: torch.device) -> int:
+    if device.type != "cuda":
+        return free_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused

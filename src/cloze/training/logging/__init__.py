@@ -1,0 +1,1 @@
+"""Metrics, trackers and the record of sessions of a run."""

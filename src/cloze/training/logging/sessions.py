@@ -1,0 +1,62 @@
+"""What a run was computed on: one entry for each time it was started, in RUN/sessions.json.
+
+A run moves between machines, numbers of ranks and engines, and its result does not show it; the model card does.
+
+    note_session(output_dir, accelerator, first_step=120)
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from cloze.distributed.collectives import gather
+from cloze.distributed.resilience.run_owner import check_owner
+from cloze.distributed.world import engine_name
+from cloze.utils.atomic_files import auxiliary_write, write_json
+from cloze.utils.foreign.json_yaml import read_mapping
+from cloze.utils.system import processor, versions_of
+
+FILE = "sessions.json"
+LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed")
+
+
+def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) -> None:
+    """Add this start, from step `first_step` on, to RUN/sessions.json; every rank calls it.
+
+    Starts whose steps are all done again are dropped. Hosts are counted, not named.
+    """
+    everyone = gather((socket.gethostname(), device_name(accelerator.device)))
+    if not accelerator.is_main_process:
+        return
+    session = {
+        "first_step": first_step,
+        "ranks": accelerator.num_processes,
+        "hosts": len({host for host, _ in everyone}),
+        "devices": dict(Counter(device for _, device in everyone)),
+        "engine": engine_name(accelerator),
+        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "versions": versions_of(LIBRARIES),
+    }
+    check_owner(output_dir)
+    kept = [one for one in read_sessions(output_dir) if one["first_step"] < first_step]
+    with auxiliary_write(output_dir / FILE):
+        write_json(output_dir / FILE, {"sessions": [*kept, session]})
+
+
+def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
+    """The entries of RUN/sessions.json; none where there is no such file."""
+    sessions = read_mapping(run_dir / FILE).get("sessions")
+    return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
+
+
+def device_name(device: torch.device) -> str:
+    """`NVIDIA H100 80GB HBM3`, or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return processor() if device.type == "cpu" else device.type

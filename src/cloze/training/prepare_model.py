@@ -1,0 +1,210 @@
+"""What a run needs around its model, settled one by one before the first step.
+
+check_machine(config)                             # before any process has joined
+documents, head = equip(model, config, data)      # before the engine wraps the model
+choose_kernels(model, config, accelerator)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from cloze.config import TrainConfig
+from cloze.data.batches.make_batch import fixed_capacity
+from cloze.data.batches.masking import Masking
+from cloze.data.train_data import TrainData
+from cloze.distributed.collectives import gather
+from cloze.distributed.fsdp_plugin import is_fsdp
+from cloze.distributed.world import zero_stage
+from cloze.errors import ConfigError
+from cloze.model.aligned import align_output_layer
+from cloze.model.archs import check_kernels, check_precision
+from cloze.model.attention import as_usual, attention_names, check_attention, check_half
+from cloze.model.compiled import choose_compile, compile_backbone, compile_layers
+from cloze.model.flops import peak_flops, step_flops
+from cloze.model.overrides import first_forward, parse_overrides
+from cloze.model.packed import DocumentAttention, settle_attention
+from cloze.model.sparse_head import MaskedHead, check_head
+from cloze.model.trained import compile_pattern, freeze_matching, freeze_unused
+from cloze.training.checkpointing.engine_probe import make_probe
+from cloze.training.determinism import use_same_bits, wants_same_bits
+from cloze.training.engines.deepspeed_file import asked_settings, check_settings, rounding_settings, settings_file
+from cloze.training.engines.engine import Engine, check_fp8
+from cloze.training.engines.fsdp2 import check_fsdp, units
+from cloze.training.engines.precision import precision_here, precision_of_any_model
+from cloze.training.engines.zero3 import asked_stage, check_zero
+from cloze.training.logging.metrics import Pace
+from cloze.training.logging.trackers import check_trackers
+from cloze.training.optim.lr_schedule import check_schedule
+from cloze.training.optim.optimizers import check_optimizer, check_update
+from cloze.training.run_schedule import Plan
+from cloze.utils.environment import processes, requests
+from cloze.utils.system import set_tf32
+from cloze.utils.terminal.console import say, warn
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Raise ConfigError for what this machine cannot do."""
+    _check_deepspeed(config)
+    if config.save_before_time_limit is not None and processes.slurm_job_end() is None:
+        warn(f"ignored: --save_before_time_limit {config.save_before_time_limit} (SLURM says no end of a job here)")
+    precision_here(config, model_type="")
+    check_optimizer(config)
+    check_schedule(config)
+    parse_overrides(config.config_overrides)
+    if config.freeze is not None:
+        compile_pattern(config.freeze)
+    check_attention(config.attn_implementation, on_gpu(config))
+    check_zero(config.deepspeed, on_gpu(config))
+    stage, device_type = asked_stage(config.deepspeed), "cuda" if on_gpu(config) else "cpu"
+    check_together(config, stage, requests.wants_fsdp(), precision_of_any_model(config), "", device_type)
+    check_trackers(config)
+    if config.tf32 is not None:
+        set_tf32(config.tf32)
+    if wants_same_bits(config, on_gpu(config)):
+        use_same_bits(strict=False)  # see `settle_determinism`
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    """Raise ConfigError for a DeepSpeed configuration that cannot be used; report the parts without effect."""
+    settings, where = asked_settings(config.deepspeed), settings_file(config.deepspeed)
+    if settings is None or where is None:
+        return
+    if not on_gpu(config):
+        requests.run_deepspeed_on_cpu()
+    unused = check_settings(settings, where, config)
+    if unused:
+        warn(f"{where}: ignored: {', '.join(unused)}")
+    if rounding := rounding_settings(settings):
+        warn(f"{where}: {', '.join(rounding)} rounds gradients, so the numbers are not those of other engines")
+
+
+def on_gpu(config: TrainConfig) -> bool:
+    """Whether this run is to train on a GPU."""
+    return not config.use_cpu and torch.cuda.is_available()
+
+
+def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
+    """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
+    what is recomputed, and the masked-only head."""
+    check_kernels(model.config)
+    packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
+    length = data.block_size if packed else 0
+    names = attention_names(model, config.attn_implementation, length, on_gpu(config), half)
+    with first_forward(config):
+        documents = settle_attention(model, names, data.block_size, packed)
+        with as_usual(model):
+            choose_trained(model, config, data)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model, config.gradient_checkpointing_every_n_layers)
+    if half and on_gpu(config):
+        align_output_layer(model)
+    return documents, MaskedHead(model, config.sparse_head)
+
+
+def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
+    """Decide which parameters are trained, and say which are not."""
+    if config.freeze is not None:
+        say("model", f"{freeze_matching(model, config.freeze)} parameters are not trained (--freeze)")
+    unused = freeze_unused(model, data.first_blocks(config.seed))
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        say("model", f"{unused[0]}{more} have no part in the output, and are not trained")
+
+
+def enable_checkpointing(model: Any, every: int = 1) -> None:
+    """Recompute activations of every `every`-th layer in the backward pass. Raises ConfigError where the architecture
+    cannot, or not layer by layer."""
+    where = "--gradient_checkpointing"
+    if not model.supports_gradient_checkpointing:
+        hint = (
+            "save memory with a smaller --per_device_train_batch_size and more --gradient_accumulation_steps, or ZeRO"
+        )
+        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing", where=where, hint=hint)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if every == 1:
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if len(layers) < 2:
+        hint = "leave it out: all layers are recomputed then"
+        what = f"{type(model).__name__} recomputes all of its layers or none"
+        raise ConfigError(what, where=f"{where}_every_n_layers", hint=hint)
+    for place, layer in enumerate(layers):
+        layer.gradient_checkpointing = place % every == 0
+
+
+def check_together(
+    config: TrainConfig, stage: int | None, divided: bool, precision: str, model_type: str, device_type: str
+) -> str | None:
+    """Raise ConfigError for options that the engine does not support; return the mode of `choose_compile`. Called for
+    the requested engine before data are read, and later for the actual one. `stage`: the ZeRO stage, None without
+    DeepSpeed; `divided`: whether FSDP2 is used."""
+    check_update(config, stage, divided, precision)
+    check_fsdp(divided, precision)
+    check_fp8(stage, precision)
+    return choose_compile(config, model_type, device_type, stage, by_layer=divided)
+
+
+def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Compile the backbone where that pays, before the engine wraps the model; every rank calls it.
+
+    Raises ConfigError where model or optimizer cannot work as the processes are set up. On machines of several kinds
+    each rank would choose the precision of its own GPU.
+    """
+    check_precision(model.config, accelerator.mixed_precision)
+    check_half(model.config._attn_implementation, accelerator.mixed_precision)
+    stage, divided, precision = zero_stage(accelerator), is_fsdp(accelerator), accelerator.mixed_precision
+    mode = check_together(config, stage, divided, precision, model.config.model_type, accelerator.device.type)
+    found = sorted(set(gather(accelerator.mixed_precision)))
+    if len(found) > 1:
+        hint = "choose one with --precision"
+        raise ConfigError(f"the GPUs of this run differ ({', '.join(found)})", where="--precision", hint=hint)
+    if mode is not None and divided:
+        compile_layers(units(model), mode)
+        say("model", f"each layer of the {model.base_model_prefix} is compiled ({mode})")
+    elif mode is not None:
+        compile_backbone(model, mode)
+        say("model", f"the {model.base_model_prefix} is compiled ({mode})")
+
+
+def check_on_probe(
+    head: MaskedHead, engine: Engine, data: TrainData, masking: Masking, seed: int
+) -> dict[str, torch.Tensor]:
+    """The batch that is stored with checkpoints (see `make_probe`), after the masked-only head was tried on it."""
+    probe, accelerator = make_probe(data.first_blocks(seed), masking), engine.accelerator
+    ids = probe["input_ids"].to(accelerator.device)
+    check_head(head, engine.model, {"input_ids": ids}, accelerator.mixed_precision)
+    return probe
+
+
+def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> int:
+    """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
+    if accelerator.device.type != "cuda":
+        return 0
+    rates = config.mlm_probability, config.mlm_probability_end or config.mlm_probability
+    return max(fixed_capacity(plan.layout.per_device * plan.block_size, rate, config.mask_unit) for rate in rates)
+
+
+def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Plan, sparse: bool) -> Pace:
+    """What this run's speed is measured by, on one device."""
+    tokens = plan.layout.per_device * plan.block_size
+    rates = [rate for rate in (config.mlm_probability, config.mlm_probability_end) if rate is not None]
+    flops = step_flops(engine.module, tokens, plan.block_size, sum(rates) / len(rates), sparse)
+    return Pace(
+        token_flops=None if flops is None else flops / tokens / plan.layout.world_size,
+        peak_flops=peak_flops(engine.accelerator.mixed_precision),
+        filled=data.filled,
+    )
+
+
+def steps_unread(engine: Engine, config: TrainConfig) -> int:
+    """How far the host may run ahead of the device: one step on a GPU, where the engine refuses bad steps by itself.
+
+    To stop at a bad step means that no later one may touch the weights, though it is on its way already.
+    """
+    engine.hold_after_refusal = config.on_nonfinite == "stop"
+    return int(engine.deferred and engine.accelerator.device.type == "cuda")

@@ -1,0 +1,65 @@
+"""What a run works with: `Run`, and where it begins: `Start`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloze.config import TrainConfig
+from cloze.data.batches.masking import Masking
+from cloze.data.train_data import TrainData
+from cloze.distributed.resilience.stop_signals import StopSignals
+from cloze.distributed.resilience.watchdog import Watch
+from cloze.model.packed import DocumentAttention
+from cloze.model.sparse_head import MaskedHead
+from cloze.training.checkpointing.saver import CheckpointSaver
+from cloze.training.checkpointing.snapshot import Training
+from cloze.training.engines.engine import Engine
+from cloze.training.logging.metrics import Pace
+from cloze.training.run_schedule import Plan
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins: steps done, this rank's place in streamed data, whether that step is to be evaluated."""
+
+    step: int
+    place: dict[str, int] | None = None
+    evaluate: bool = False
+
+
+@dataclass
+class Run:
+    """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
+    and whether it was still to be evaluated; `left_out`: steps whose batches are left out; `capacity`: places to
+    predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`;
+    `steps_unread`: how many steps may be on their way before the host looks at the first one's result;
+    `refused_in_a_row`: how many of the last steps were refused."""
+
+    config: TrainConfig
+    output_dir: Path
+    data: TrainData
+    masking: Masking
+    plan: Plan
+    engine: Engine
+    training: Training
+    identity: dict[str, Any]
+    checkpoint: Path | None
+    saver: CheckpointSaver
+    schedule: Callable[[int], float]
+    probe: dict[str, torch.Tensor]
+    documents: DocumentAttention | None
+    head: MaskedHead
+    capacity: int
+    decoder_start: int | None
+    stop: StopSignals
+    watch: Watch
+    left_out: frozenset[int]
+    pace: Pace
+    steps_unread: int
+    saved: tuple[int, bool] | None = None
+    refused_in_a_row: int = 0

@@ -1,0 +1,140 @@
+"""A run's folder: what is in it before the first step, and whether a checkpoint belongs to it.
+
+runs/NAME/config.yaml     the resolved configuration runs/NAME/run.json        what makes it this run: hyperparameters,
+global batch, checksum of the data runs/NAME/data.json       the manifest of the prepared data runs/NAME/metrics.jsonl
+one line per logged step runs/NAME/sessions.json   each start: devices, ranks, engine, versions runs/NAME/status.json
+running, stopped, finished or failed runs/NAME/error.json      of a start that failed: the first failing rank, where
+and why (see cloze.distributed.resilience.error_records) runs/NAME/.owner          while it is trained: the process
+that does so (see cloze.distributed.resilience.run_owner) runs/NAME/checkpoint-N/   see
+cloze.training.checkpointing.saver
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cloze.checkpoint.format import MANIFEST, is_checkpoint_name, list_checkpoints, own_checkpoints
+from cloze.config import TrainConfig
+from cloze.distributed.resilience.error_records import FailureLog, forget, secret_values
+from cloze.distributed.resilience.run_owner import check_owner, is_ours
+from cloze.errors import ConfigError, OwnerError
+from cloze.training.branch import BRANCHED, IDENTITY_FILE, begin_branch, branch_of, is_in_run, set_aside_newer
+from cloze.training.logging.metrics import FILE as METRICS_FILE
+from cloze.utils.atomic_files import auxiliary_write, disk_errors, write_json, write_text
+from cloze.utils.environment import processes
+from cloze.utils.foreign.paths import real_path
+from cloze.utils.shareable import SECRETS
+from cloze.utils.terminal.console import is_main, own_rank
+
+STATUS_FILE = "status.json"
+
+
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as it is kept beside a run: every value but the tokens."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in SECRETS}
+
+
+def failure_log(config: TrainConfig) -> FailureLog:
+    """Return this rank's part of the run's error.json, which it writes only if this launch owns the folder."""
+    run_dir, world_size = Path(config.output_dir), processes.world_size()
+    return FailureLog(run_dir, own_rank(), world_size, secret_values(config), partial(is_ours, run_dir))
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether this start is to go on with a run whose folder is there; else the folder may be another run's."""
+    return config.resume_from_checkpoint is not None and (Path(config.output_dir) / IDENTITY_FILE).is_file()
+
+
+@contextlib.contextmanager
+def kept_failures(config: TrainConfig) -> Iterator[None]:
+    """What goes wrong before the ranks watch each other is kept too, where the run's folder is there already."""
+    log = failure_log(config) if goes_on(config) else None
+    if log is not None:
+        log.begin()
+    try:
+        yield
+    except Exception as error:
+        if log is not None:
+            log.leave(error)
+        raise
+
+
+def write_status(output_dir: Path, status: str, line: str) -> None:
+    """Write status.json: running, stopped (to be resumed), finished or failed, and one line about it; on rank 0 only,
+    and not in a folder that another start has taken over."""
+    if is_main():
+        with contextlib.suppress(OwnerError), auxiliary_write(output_dir / STATUS_FILE):
+            check_owner(output_dir)
+            write_json(output_dir / STATUS_FILE, {"status": status, "line": line})
+
+
+def check_run_folder(config: TrainConfig) -> None:
+    """Raise ConfigError if a start would write over a run in its output_dir that it does not resume, or into a model
+    folder or a checkpoint, which consolidation replaces and training deletes. Rank 0 calls it
+    before time is spent."""
+    output_dir, choice = Path(config.output_dir), config.resume_from_checkpoint
+    _check_place(config, output_dir)
+    if not list_checkpoints(output_dir) and not (output_dir / METRICS_FILE).exists():
+        return
+    hint = "continue it with --resume_from_checkpoint auto, or choose another --output_dir"
+    if choice is None:
+        if not (output_dir / METRICS_FILE).exists():
+            own_checkpoints(output_dir)  # says whose they are
+        raise ConfigError("holds a run already", where=output_dir, hint=hint)
+    if choice != "auto" and not is_in_run(Path(choice), output_dir):
+        branched = branch_of(output_dir)
+        if list_checkpoints(output_dir) or branched is None or real_path(branched) != real_path(choice):
+            raise ConfigError(f"holds a run already, and {choice} is of another", where=output_dir, hint=hint)
+
+
+def _check_place(config: TrainConfig, output_dir: Path) -> None:
+    hint = "choose another --output_dir"
+    folder = real_path(output_dir)
+    for one in (folder, *folder.parents):
+        in_run = (one.name == "model" or is_checkpoint_name(one.name)) and (one.parent / IDENTITY_FILE).is_file()
+        if in_run or (one / MANIFEST).is_file():
+            whose = f"the run {one.parent}" if in_run else "a checkpoint"
+            raise ConfigError(f"lies inside {one.name} of {whose}", where=output_dir, hint=hint)
+    if (folder / "config.json").is_file() and not (folder / IDENTITY_FILE).is_file():
+        raise ConfigError("is a model folder: there is a config.json", where=output_dir, hint=hint)
+    base = config.model_name_or_path
+    if base and config.resume_from_checkpoint is None and Path(base).is_dir() and real_path(base) == folder:
+        raise ConfigError("is the folder of the base model", where=output_dir, hint=hint)
+
+
+def open_run_folder(
+    config: TrainConfig,
+    manifest: dict[str, Any],
+    identity: dict[str, Any],
+    checkpoint: Path | None = None,
+    step: int = 0,
+) -> Path:
+    """Make the run's folder and describe the run in it; `identity` is that of `run_identity`.
+
+    `checkpoint`, `step`: what it resumes from. If that is of another run's folder, this one becomes a branch of it;
+    newer checkpoints in this folder are moved aside. Raises ConfigError if it holds another run.
+    """
+    output_dir = Path(config.output_dir)
+    check_run_folder(config)
+    with disk_errors(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+    described = dict(identity)
+    if checkpoint is not None and not is_in_run(checkpoint, output_dir):
+        described[BRANCHED] = begin_branch(checkpoint, step, output_dir)
+    elif branch_of(output_dir) is not None:
+        described[BRANCHED] = str(branch_of(output_dir))
+    if checkpoint is not None:
+        set_aside_newer(output_dir, step)
+    write_text(output_dir / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
+    write_json(output_dir / IDENTITY_FILE, described)
+    write_json(output_dir / "data.json", manifest)
+    forget(output_dir)
+    write_status(output_dir, "running", "")
+    return output_dir

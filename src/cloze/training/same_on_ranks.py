@@ -1,0 +1,131 @@
+"""Compare what the ranks of a run are about to train, before the first step: one run has one meaning.
+
+    base = compare_ranks(config, data, model, tokenizer, accelerator)      # LaunchError on every rank if they differ
+
+Compared are the options, versions and engine; the prepared data by the checksum of their manifest, since every host
+has verified the shards of its own copy against that (`cloze.data.prepared.verified`); the tokenizer by its
+fingerprint; the base model by the checksum of its files. What the processes of one host read from the same path is
+read once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from cloze.checkpoint.identity import base_checksum, base_folder, plain_config
+from cloze.config import TrainConfig
+from cloze.data.tokenizers.load import fingerprint
+from cloze.data.train_data import TrainData
+from cloze.distributed.collectives import agree, gather
+from cloze.distributed.world import engine_name, zero_stage
+from cloze.errors import ClozeError, LaunchError
+from cloze.utils.system import versions_of
+
+# Options that may differ between hosts: secrets, and paths whose content is compared instead.
+NOT_COMPARED = {
+    "token",
+    "hub_token",
+    "cache_dir",
+    "prepared_cache_dir",
+    "output_dir",
+    "dataset_name",
+    "tokenizer_name",
+    "model_name_or_path",
+    "config_name",
+    "deepspeed",
+    "resume_from_checkpoint",
+}
+
+
+def compare_ranks(
+    config: TrainConfig, data: TrainData, model: Any, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> str | None:
+    """Return the checksum of the base model (see `base_checksum`); every rank calls it.
+
+    Raises LaunchError, on every rank, naming the first rank whose values differ from those of rank 0.
+    """
+    host, problem = socket.gethostname(), None
+    folder = base_folder(config)
+    paths = {
+        "base_model": None if folder is None else os.path.realpath(folder),
+    }
+    everyone = gather((host, paths))
+    rank = accelerator.process_index
+    first = {name: _is_first(everyone, rank, name) for name in paths}
+    values = described(config, data, model, tokenizer, accelerator)
+    try:
+        values["base_model"] = base_checksum(config) if first["base_model"] else None
+    except ClozeError as error:
+        problem = error
+    except OSError as error:
+        problem = LaunchError(f"cannot be read ({error.strerror})", where=error.filename, hint="check the disk")
+    agree(problem)
+    found = gather(values)
+    check_equal([one for one, _ in everyone], found)
+    return next((one["base_model"] for one in found if one["base_model"] is not None), None)
+
+
+def _is_first(everyone: list[tuple[str, dict[str, str | None]]], rank: int, name: str) -> bool:
+    """Return whether no lower rank of the same host reads the same path."""
+    host, paths = everyone[rank]
+    return not any(other == host and theirs[name] == paths[name] for other, theirs in everyone[:rank])
+
+
+def described(
+    config: TrainConfig, data: TrainData, model: Any, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return what a rank is about to train, as JSON values."""
+    options = dataclasses.asdict(config)
+    stage, versions = zero_stage(accelerator), versions_of(["cloze", "torch", "transformers"])
+    resume = config.resume_from_checkpoint
+    return {
+        **{name: value for name, value in options.items() if name not in NOT_COMPARED},
+        "resume_from_checkpoint": None if resume is None else Path(resume).name,
+        "model": _digest(plain_config(json.loads(model.config.to_json_string(use_diff=False)))),
+        "engine": engine_name(accelerator),
+        "ZeRO": None if stage is None else accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"],
+        "precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+        "data": data.manifest["checksum"],
+        "tokenizer": fingerprint(tokenizer),
+        **{f"version of {name}": _minor(name, version) for name, version in versions.items()},
+    }
+
+
+def _minor(name: str, version: str) -> str:
+    return version if name == "cloze" else ".".join(version.split(".")[:2])
+
+
+def check_equal(hosts: list[str], found: list[dict[str, Any]]) -> None:
+    """Raise LaunchError naming the first rank and value that differ from rank 0's; None is compared with nothing in
+    what one rank of a host reads for all."""
+    for rank, values in enumerate(found):
+        for name in dict.fromkeys([*found[0], *values]):
+            value = values.get(name)
+            read_once = name == "base_model"
+            if value == found[0].get(name) or (read_once and None in (value, found[0].get(name))):
+                continue
+            raise LaunchError(
+                f"rank {rank} on {hosts[rank]} has {name} {_short(value)}, but rank 0 on {hosts[0]} has "
+                f"{_short(found[0].get(name))}",
+                where="the ranks of this run differ",
+                hint="give all of them the same options, files and packages",
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

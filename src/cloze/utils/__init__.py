@@ -1,0 +1,1 @@
+"""Files, terminal output, environment variables and foreign input. Knows nothing of models."""

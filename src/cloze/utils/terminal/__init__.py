@@ -1,0 +1,1 @@
+"""Print to a person, or as JSON to a program."""

@@ -1,0 +1,271 @@
+"""What a person sees: one line per stage, and a progress bar with an ETA (plain lines where there is no terminal).
+
+say("prepare", "12,000 blocks in prepared/eli5")
+say("train", "1,200 steps; the run is in runs/x", result="runs/x")     # the last word, also of a quiet command
+with progress("tokenize", total=5000, unit="documents") as advance:
+    advance(100, note="1.2 Mtok/s")
+
+Of many ranks only rank 0 speaks. What another has to say, an error, begins with `[rank 3 @ host]` in every line.
+--log_format (or CLOZE_LOG_FORMAT) says how: see FORMATS. `json` makes one object of each line
+(`cloze.utils.terminal.json_events`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+from cloze.utils.environment import processes
+from cloze.utils.foreign.json_yaml import on_left_out
+from cloze.utils.foreign.paths import visible, visible_in_colour
+from cloze.utils.terminal.json_events import event, is_json, put
+from cloze.utils.terminal.redact import redacted
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PLAIN_INTERVAL_SECONDS = 10.0
+FORMAT_VARIABLE = "CLOZE_LOG_FORMAT"
+FORMATS = {
+    "auto": "a live view on a terminal, lines elsewhere",
+    "plain": "lines",
+    "quiet": "warnings, errors, and where the result is",
+    "json": "one JSON object a line on stdout, errors too",
+}
+_answers: list[bool] = []
+# Who shows progress while something else is shown live: (stage, total, unit, start) -> advance.
+_shown: list[Callable[[str, int | None, str, int], Callable[..., None]]] = []
+
+
+def log_format() -> str:
+    """One of FORMATS."""
+    return os.environ.get(FORMAT_VARIABLE, "auto")
+
+
+def answer(yes: bool) -> None:
+    """Whether from now on what is said is what was asked for, which a quiet command says, too."""
+    _answers[:] = [True] * yes
+
+
+def is_quiet() -> bool:
+    """Whether only warnings, errors and results are to be shown."""
+    return log_format() == "quiet"
+
+
+def is_live() -> bool:
+    """Whether there is a terminal that can be drawn on, and it is to be drawn on."""
+    return log_format() == "auto" and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown")
+
+
+def own_rank() -> int:
+    """This process's rank as its launcher says it; 0 without one."""
+    return processes.rank()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that talks (rank 0, or the only one)."""
+    return processes.rank() == 0
+
+
+def front() -> str:
+    """What errors and warnings of this process begin with: `[rank 3 @ host] `; nothing where rank 0 is on the only
+    host."""
+    world = processes.world_size()
+    if is_main() and world == (processes.local_world_size() or world):
+        return ""
+    return f"[rank {own_rank()} @ {socket.gethostname()}] "
+
+
+def complain(text: str) -> None:
+    """Write one or more lines to stderr, on whatever rank, each with `front`. In one piece: lines of two ranks that
+    share a terminal must not mix. What no encoding has (a byte of an argument that is not UTF-8) is escaped."""
+    text = visible(redacted(text.encode("utf-8", "backslashreplace").decode("utf-8")))
+    put(sys.stderr, "".join(f"{front()}{line}\n" for line in text.splitlines()))
+
+
+def silence_other_ranks() -> None:
+    """On ranks other than 0, only errors of libraries are heard: no warnings, nothing of level info.
+
+    To be called before torch is imported, whose C++ part reads its level once.
+    """
+    if is_main():
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    threading.excepthook = _complain_of_thread
+
+
+def escape_library_output() -> None:
+    """Escape what a terminal would obey in the log lines and warnings of libraries: names in foreign files are in
+    them. For a process of Cloze's own, not for one that imports it."""
+    logging.setLogRecordFactory(_Record)
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *given, **named: visible(redacted(plain(*given, **named)))
+
+
+class _Record(logging.LogRecord):
+    """A log line without colours, which a foreign name may contain as well, and with its traceback escaped."""
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        if self.exc_info and self.exc_info[0] is not None:  # formatters use exc_text if it is set
+            self.exc_text = visible(redacted(logging.Formatter().formatException(self.exc_info)))
+        if self.stack_info:
+            self.stack_info = visible(redacted(self.stack_info))
+
+    def getMessage(self) -> str:
+        return visible(redacted(super().getMessage()))
+
+
+def _complain_of_thread(what: threading.ExceptHookArgs) -> None:
+    if what.exc_type is not SystemExit:
+        complain("".join(traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)))
+
+
+def say(stage: str, line: str, result: object = None) -> None:
+    """Print one line about a stage, on rank 0 only. `result`: where the command's result is, which a quiet command
+    says in place of the line; True where the line itself is the result."""
+    if not is_main():
+        return
+    if is_json():
+        event(stage, message=line, **({} if result in (None, True) else {"result": str(result)}))
+    elif not is_quiet() or _answers:
+        show(f"{stage:<12} {line}")
+    elif result is not None:
+        show(f"{stage:<12} {line if result is True else result}")
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Print a text of one or more lines (on stdout unless another stream is given) with everything escaped that a
+    terminal would obey, and without secrets: names and texts of files may hold them."""
+    put(stream or sys.stdout, visible(redacted(text)) + "\n")
+
+
+def show_coloured(text: str) -> None:
+    """Print a text on stdout as `show` does, but with its ANSI colours. Foreign parts of it must be `visible`."""
+    put(sys.stdout, visible_in_colour(redacted(text)) + "\n")
+
+
+def show_table(table: Table, width: int | None = None) -> None:
+    """Print a table of rich on stdout, at most `width` columns wide (None: as wide as the terminal). Its cells are
+    text, not rich's markup."""
+    from rich.console import Console
+
+    drawn = Console(width=width, markup=False, emoji=False, highlight=False)
+    with drawn.capture() as taken:
+        drawn.print(table)
+    show_coloured(taken.get().removesuffix("\n"))
+
+
+def warn(line: str, on_any_rank: bool = False) -> None:
+    """Print one warning line to stderr, on rank 0 only unless it is about this rank (`on_any_rank`)."""
+    if not (is_main() or on_any_rank):
+        return
+    if is_json():
+        event("warning", message=line)
+    else:
+        complain(f"cloze: warning: {line}")
+
+
+on_left_out.append(warn)
+
+
+def tell_end(line: str, exit_code: int) -> None:
+    """Say on rank 0 why the command ends before its time without an error: it was asked to."""
+    if is_main() and is_json():
+        event("stopped", message=line, exit_code=exit_code)
+    elif is_main():
+        show(f"{front()}cloze: {line}", sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`, `3675` -> `1:01:15`."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def progress(stage: str, total: int | None, unit: str = "", start: int = 0) -> Iterator[Callable[..., None]]:
+    """Yield `advance(n=1, note="")`. A rich bar on a terminal; elsewhere a plain line every 10 seconds."""
+    if not is_main() or is_quiet():
+        yield lambda n=1, note="": None
+    elif _shown:
+        yield _shown[-1](stage, total, unit, start)
+    elif is_live():
+        yield from _bar(stage, total, unit, start)
+    else:
+        yield from _plain(stage, total, unit, start)
+
+
+@contextlib.contextmanager
+def showing(part: Callable[[str, int | None, str, int], Callable[..., None]]) -> Iterator[None]:
+    """Within it, `part` shows what `progress` is asked to show: something live has the terminal."""
+    _shown.append(part)
+    try:
+        yield
+    finally:
+        _shown.remove(part)
+
+
+def _bar(stage: str, total: int | None, unit: str, start: int) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    # rich would send what goes to a file by `> log` to the terminal
+    lines = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=lines) as bar:
+        task = bar.add_task(stage, total=total, completed=start, note="")
+        yield lambda n=1, note="": bar.update(task, advance=n, note=escape(visible(note)))
+
+
+def _plain(stage: str, total: int | None, unit: str, start: int) -> Iterator[Callable[..., None]]:
+    begin = last = time.monotonic()
+    done = start
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last < PLAIN_INTERVAL_SECONDS:
+            return
+        last = now
+        seconds = now - begin
+        left = None if total is None else seconds / max(1, done - start) * (total - done)
+        if is_json():
+            event("progress", stage=stage, done=done, total=total, unit=unit, seconds=seconds, eta_seconds=left,
+                  note=note)  # fmt: skip
+            return
+        count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+        eta = "" if left is None else f"  ETA {duration(left)}"
+        show(f"{stage:<12} {count} {unit}  {duration(seconds)}{eta}  {note}".rstrip(), sys.stderr)
+
+    yield advance
