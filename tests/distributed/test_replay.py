@@ -14,7 +14,7 @@ from recording import digest, record, recorded_steps
 from safetensors.numpy import load_file
 
 from cloze.config.parser import parse
-from cloze.data.batches.loader import IGNORE_INDEX
+from cloze.data.batches.masking import IGNORE_INDEX
 from cloze.errors import ConfigError, DataError
 from cloze.tools.inspect.replay import rebuild, replay
 
