@@ -111,7 +111,7 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
         def call(*args: P.args, **flags: P.kwargs) -> R:
             from cloze.config.parser import from_values
             from cloze.config.relations import ignored_options
-            from cloze.tools.launch.notebook import call_plainly, left_as_it_was
+            from cloze.tools.launch.notebook import preserve_process_state, strip_traceback
             from cloze.utils.terminal.console import warn
 
             if len(args) > len(places):
@@ -128,10 +128,10 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
                 ignored = ignored_options(config)
                 if ignored and not own:  # processes that are started from here report it
                     warn(f"ignored: {'; '.join(ignored)}")
-                with left_as_it_was():
+                with preserve_process_state():
                     return function(config, own)
 
-            return call_plainly(run)
+            return strip_traceback(run)
 
         signature = inspect.signature(takes).replace(return_annotation=function.__annotations__["return"])
         call.__signature__ = signature  # type: ignore[attr-defined]

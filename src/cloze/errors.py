@@ -111,17 +111,17 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def in_phase(phase: str, step: int | None = None) -> Iterator[None]:
+def error_phase(phase: str, step: int | None = None) -> Iterator[None]:
     """An error that passes knows from then on in which phase of a run it happened (the innermost counts), and after
-    how many steps. Also a decorator: `@in_phase("data")`."""
+    how many steps. Also a decorator: `@error_phase("data")`."""
     try:
         yield
     except Exception as error:
-        note_phase(error, phase, step)
+        tag_phase(error, phase, step)
         raise
 
 
-def note_phase(error: BaseException, phase: str, step: int | None = None) -> None:
+def tag_phase(error: BaseException, phase: str, step: int | None = None) -> None:
     """Note where an error happened, unless that is known already."""
     if not hasattr(error, "_cloze_phase"):
         error._cloze_phase = (phase, step)  # type: ignore[attr-defined]
@@ -132,7 +132,7 @@ def phase_of(error: BaseException) -> tuple[str, int | None]:
     return getattr(error, "_cloze_phase", ("start", None))
 
 
-def note_common(error: BaseException) -> None:
+def mark_all_ranks(error: BaseException) -> None:
     """Note that every rank raises this error, at the same place."""
     error._cloze_common = True  # type: ignore[attr-defined]
 

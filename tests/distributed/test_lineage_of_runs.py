@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cloze.checkpoint.format import read_manifest
 from cloze.checkpoint.lineage import from_mapping, of_checkpoint, read_record, same_weights
-from cloze.checkpoint.model_path import resolve_model
+from cloze.checkpoint.model_path import resolve_model_path
 from cloze.cli import main
 from cloze.cli.commands.consolidate import consolidate
 from cloze.cli.commands.evaluate import evaluate
@@ -122,7 +122,7 @@ def test_averages_say_what_they_are(run: Path, flags: dict, told: str, again: st
     consolidate(ConsolidateConfig(checkpoint=str(run), **flags))
     assert f"| made of | {told} |" in card_of(run).text
     assert f"cloze consolidate runs/model {again} && cloze push" in card_of(run).text.replace("cloze-roberta", "model")
-    assert resolve_model(str(run)).folder == str(run / "model")
+    assert resolve_model_path(str(run)).folder == str(run / "model")
 
 
 def test_weights_that_were_replaced_by_hand_are_not_the_runs(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -131,11 +131,11 @@ def test_weights_that_were_replaced_by_hand_are_not_the_runs(run: Path, capsys: 
     tensors = load_file(file)
     next(iter(tensors.values())).add_(1.0)
     save_file(tensors, file, {"format": "pt"})
-    assert resolve_model(str(run)).folder == str(run / "checkpoint-4")
+    assert resolve_model_path(str(run)).folder == str(run / "checkpoint-4")
     assert "model.safetensors is not the file that consolidation wrote" in capsys.readouterr().err
     assert fails("push", run, "--repo", "user/demo", "--dry_run") == 2
     assert "so its weights are unknown" in capsys.readouterr().err
-    assert resolve_model(str(run / "model")).lineage is None
+    assert resolve_model_path(str(run / "model")).lineage is None
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_for_this_ones(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -80,13 +80,13 @@ def late(then):
     def install() -> None:
         from cloze.training import setup
 
-        plain = setup.steps_unread
+        plain = setup.configure_async_steps
 
-        def steps_unread(engine, config):
+        def configure_async_steps(engine, config):
             plain(engine, config)
             return int(engine.deferred)
 
-        setup.steps_unread = steps_unread
+        setup.configure_async_steps = configure_async_steps
         then()
 
     return install

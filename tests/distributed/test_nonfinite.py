@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from cloze.errors import CheckpointError
 from cloze.tools.inspect.replay import rebuild
-from cloze.training.nonfinite import left_out, steps_to_leave_out
+from cloze.training.nonfinite import excluded_steps, steps_to_leave_out
 
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
@@ -148,7 +148,7 @@ def test_rollback_goes_back_and_leaves_the_batch_out(prepared, tmp_path, engine)
     assert f"loss is nan at step {BAD + 1} (rank 1, samples 38-39); back to checkpoint-3" in outcomes[0].output
     assert "loss is nan at step 7 (rank 1, samples 54-55); back to checkpoint-6" in outcomes[0].output
     assert json.loads((tmp_path / "a" / "run" / "left_out.json").read_text()) == [BAD, 6]
-    assert rebuild(tmp_path / "a" / "run", BAD + 1).left_out
+    assert rebuild(tmp_path / "a" / "run", BAD + 1).excluded
     succeed(train(prepared, tmp_path / "b", engine, "rollback", leaving_out(BAD, 6)))
     one, other = (weights_of(tmp_path / name / "run" / "checkpoint-8") for name in "ab")
     assert one.keys() == other.keys()
@@ -205,7 +205,7 @@ def test_all_ranks_leave_out_what_rank_0_does(prepared, tmp_path):
 def test_a_damaged_list_of_steps_is_refused(tmp_path):
     (tmp_path / "left_out.json").write_text('["a"]')
     with pytest.raises(CheckpointError, match="not a list of steps"):
-        left_out(tmp_path)
+        excluded_steps(tmp_path)
 
 
 def test_skipping_every_step_ends_the_run(prepared, tmp_path, monkeypatch):

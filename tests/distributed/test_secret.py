@@ -15,7 +15,7 @@ SECRET = "a long text that nobody guesses"
 def exchange() -> None:
     """On each rank: join, and send values of every kind."""
     from cloze.cli.command_line import leave
-    from cloze.distributed.collectives import agree, decide, gather, gather_to_main
+    from cloze.distributed.collectives import gather, gather_to_main, raise_on_any_rank, run_on_main_and_broadcast
     from cloze.distributed.world import RunShape, start
     from cloze.errors import CheckpointError
 
@@ -23,9 +23,9 @@ def exchange() -> None:
     assert gather("x" * rank * 100) == ["", "x" * 100, "x" * 200]
     parts = gather_to_main((None, {("a", rank): Path("b")}))
     assert parts == ([(None, {("a", one): Path("b")}) for one in range(3)] if rank == 0 else [])
-    assert decide(lambda: (rank, Path("runs/x"))) == (0, Path("runs/x"))
+    assert run_on_main_and_broadcast(lambda: (rank, Path("runs/x"))) == (0, Path("runs/x"))
     with pytest.raises(CheckpointError, match="w: bad"):
-        agree(CheckpointError("bad", where="w") if rank == 1 else None)
+        raise_on_any_rank(CheckpointError("bad", where="w") if rank == 1 else None)
     leave(0)
 
 

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from cloze.errors import HubError
-from cloze.export.cards.metadata import Told, metadata_text
+from cloze.export.cards.metadata import CardInfo, metadata_text
 from cloze.export.cards.model_card import MARKER, card_text, render_card, write_card
 
 SCORES = {"perplexity": 6.5, "masked_accuracy": 0.61, "split": "validation", "mlm_probability": 0.15, "seed": 42}
@@ -92,7 +92,7 @@ def test_the_card_says_how_long_on_what_and_how_to_do_it_again(tmp_path: Path):
         {"step": 20, "samples_seen": 160, "loss": 6.5, "seconds": 20.0, "tokens_per_second": 500.0},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3')
-    text = write_card(model, run, "user/demo", Told(license="mit", language="en,de")).read_text()
+    text = write_card(model, run, "user/demo", CardInfo(license="mit", language="en,de")).read_text()
     for line in (
         "| steps | 20 |",
         "| tokens seen | 20480 |",
@@ -125,9 +125,9 @@ def test_intervals_and_bits_per_byte_are_told_where_they_were_measured(tmp_path:
 def test_what_a_run_was_told_of_its_license_is_on_the_card(tmp_path: Path):
     model, run = make(tmp_path, CONFIG | {"license": "mit", "language": "en"}, DATA, SCORES)
     assert ModelCard(render_card(model, run)).data.license == "mit"
-    assert ModelCard(render_card(model, run, told=Told(license="apache-2.0"))).data.license == "apache-2.0"
+    assert ModelCard(render_card(model, run, told=CardInfo(license="apache-2.0"))).data.license == "apache-2.0"
     write_card(model, run)
-    moved = card_text(model, None, None, Told(language="de"))
+    moved = card_text(model, None, None, CardInfo(language="de"))
     assert (ModelCard(moved).data.license, ModelCard(moved).data.language) == ("mit", ["de"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import cloze
-from cloze.distributed.collectives import ERRORS, agree, decode, encode
+from cloze.distributed.collectives import ERRORS, decode, encode, raise_on_any_rank
 from cloze.errors import CheckpointError, ClozeError, LaunchError, LostRank, Stopped
 
 
@@ -80,9 +80,9 @@ def test_what_cannot_be_sent_is_a_mistake_in_the_program():
 
 
 def test_a_problem_of_one_rank_is_raised():
-    agree(None)
+    raise_on_any_rank(None)
     with pytest.raises(CheckpointError, match="damaged"):
-        agree(CheckpointError("damaged"))
+        raise_on_any_rank(CheckpointError("damaged"))
 
 
 def test_no_pickles_are_exchanged():

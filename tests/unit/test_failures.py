@@ -15,7 +15,7 @@ import pytest
 import ranks
 
 from cloze.config import TrainConfig
-from cloze.distributed.resilience import report_error
+from cloze.distributed.resilience import report_error as reporting
 from cloze.distributed.resilience.error_records import (
     FailureLog,
     forget,
@@ -24,8 +24,8 @@ from cloze.distributed.resilience.error_records import (
     summary,
     timestamp,
 )
-from cloze.distributed.resilience.report_error import spans, tell
-from cloze.errors import ConfigError, DataError, LaunchError, LostRank, TrainingError, in_phase, phase_of
+from cloze.distributed.resilience.report_error import format_ranks, report_error
+from cloze.errors import ConfigError, DataError, LaunchError, LostRank, TrainingError, error_phase, phase_of
 from cloze.training.run_dir import kept_failures, open_run_folder
 from cloze.utils.terminal import console
 
@@ -37,7 +37,7 @@ def lost(rank: int, when: float, kind: str = "LostRank", **more: object) -> dict
 
 def record(rank: int, when: float, error: Exception | None = None, phase: str = "train") -> dict:
     try:
-        with in_phase(phase, 7):
+        with error_phase(phase, 7):
             raise error or ValueError("no good")
     except Exception as raised:
         return record_of(raised, rank, (), when)
@@ -219,16 +219,16 @@ def test_what_goes_wrong_before_the_ranks_have_joined_is_kept_where_a_run_goes_o
     for there in (False, True):
         if there:
             open_run_folder(going_on, {}, {})
-        with pytest.raises(DataError) as caught, kept_failures(going_on), in_phase("data"):
+        with pytest.raises(DataError) as caught, kept_failures(going_on), error_phase("data"):
             raise DataError("gone")
-        assert tell(caught.value) == 2
+        assert report_error(caught.value) == 2
         assert (tmp_path / "run").exists() == there
     kept = json.loads((tmp_path / "run" / "error.json").read_text())
     assert (kept["rank"], kept["phase"], kept["error"], kept["exit_code"]) == (0, "data", "gone", 2)
 
 
 def test_the_innermost_phase_of_an_error_counts():
-    with pytest.raises(DataError) as caught, in_phase("train", 3), in_phase("save", 4):
+    with pytest.raises(DataError) as caught, error_phase("train", 3), error_phase("save", 4):
         raise DataError("gone")
     assert phase_of(caught.value) == ("save", 4)
     assert phase_of(ValueError()) == ("start", None)
@@ -238,13 +238,13 @@ def test_the_innermost_phase_of_an_error_counts():
     ("numbers", "text"), [([1], "rank 1"), ([3, 1, 2], "ranks 1-3"), ([1, 2, 4, 6, 7], "ranks 1-2, 4, 6-7")]
 )
 def test_many_ranks_are_named_in_few_words(numbers, text):
-    assert spans(numbers) == text
+    assert format_ranks(numbers) == text
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch):
     for name in ("FIRST_WORD_SECONDS", "ELSEWHERE_SECONDS", "SETTLE_SECONDS"):
-        monkeypatch.setattr(report_error, name, 0.02)
+        monkeypatch.setattr(reporting, name, 0.02)
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
 
@@ -252,7 +252,7 @@ def say_on(rank: int, error: Exception, monkeypatch, capsys, **environment: str)
     for name, value in {"RANK": str(rank), "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("socket.gethostname", lambda: "far")
-    tell(error)
+    report_error(error)
     return str(capsys.readouterr().err)
 
 
@@ -263,9 +263,9 @@ def test_a_rank_alone_with_its_error_says_it_before_there_is_a_folder(quick, mon
     assert say_on(0, DataError("gone"), monkeypatch, capsys, **two_hosts) == "[rank 0 @ far] cloze: error: gone\n"
     common = DataError("gone")
     console_only = say_on(0, common, monkeypatch, capsys)
-    from cloze.errors import note_common
+    from cloze.errors import mark_all_ranks
 
-    note_common(common)
+    mark_all_ranks(common)
     assert console_only.count("gone") == 1
     assert say_on(3, common, monkeypatch, capsys) == ""  # rank 0 is known to have it too
 

@@ -49,10 +49,10 @@ def test_as_few_passes_as_memory_allows(curve: str, available: int, share: int):
         good = max(good, blocks) if CURVES[curve](blocks) <= allowed else good
 
 
-def trial(prepared: Path, folder: Path, **values) -> find_batch_size.Trial:
+def trial(prepared: Path, folder: Path, **values) -> find_batch_size.BatchProbe:
     from cloze.data.train_data import masking_rule, open_data
     from cloze.model.load import build_model
-    from cloze.training.prepare_model import equip
+    from cloze.training.prepare_model import prepare_model
 
     config = TrainConfig(
         dataset_name=str(prepared),
@@ -64,11 +64,11 @@ def trial(prepared: Path, folder: Path, **values) -> find_batch_size.Trial:
     )
     data = open_data(config)
     model, _ = build_model(config, data.tokenizer, data.block_size, config.seed)
-    documents, head = equip(model, config, data)
+    documents, head = prepare_model(model, config, data)
     accelerator = SimpleNamespace(
         device=torch.device("cpu"), mixed_precision="no", num_processes=1, distributed_type=DistributedType.NO
     )
-    return find_batch_size.Trial(
+    return find_batch_size.BatchProbe(
         model, head, documents, masking_rule(config, data.manifest, 1, None), data, config, accelerator
     )
 

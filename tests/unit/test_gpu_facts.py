@@ -26,7 +26,7 @@ from cloze.training.engines import deepspeed_schema
 from cloze.training.logging.metrics import peak_memory
 from cloze.training.logging.sessions import device_name
 from cloze.training.optim import optimizers
-from cloze.training.prepare_model import steps_unread
+from cloze.training.prepare_model import configure_async_steps
 from cloze.training.trainer import seed_dropout
 from cloze.utils.environment import processes
 
@@ -125,7 +125,7 @@ def test_the_host_runs_ahead_if_the_gpu_refuses_bad_steps_itself(
     deferred: bool, device: str, policy: str, unread: int
 ):
     engine = SimpleNamespace(deferred=deferred, accelerator=SimpleNamespace(device=torch.device(device)))
-    assert steps_unread(engine, TrainConfig(output_dir="", on_nonfinite=policy)) == unread
+    assert configure_async_steps(engine, TrainConfig(output_dir="", on_nonfinite=policy)) == unread
     assert engine.hold_after_refusal is (policy == "stop")
 
 

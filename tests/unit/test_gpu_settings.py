@@ -45,7 +45,7 @@ def test_bits_are_the_same_every_time_on_a_gpu_unless_it_is_turned_off(
 ):
     monkeypatch.setattr(prepare_model, "on_gpu", lambda config: gpu)
     monkeypatch.setattr(prepare_model, "precision_here", lambda config, model_type: ("bf16", None))
-    prepare_model.check_machine(config(**flags))
+    prepare_model.check_start(config(**flags))
     assert strict == expected
 
 
@@ -61,7 +61,7 @@ def test_the_output_layer_is_aligned_on_a_gpu_in_half_precision(
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("roberta", vocab_size=601, **sizes))
     opened = open_prepared(str(prepared))
     data = TrainData(opened.manifest, str(opened.tokenizer_dir), opened.blocks("train"), None)
-    _, head = prepare_model.equip(model, config(), data)
+    _, head = prepare_model.prepare_model(model, config(), data)
     ids = torch.full((1, 8), 7)
     logits = head.logits(model.eval(), {"input_ids": ids}, torch.tensor([1, 2]))
     assert (logits.stride(0) == 640) is aligned
@@ -81,7 +81,7 @@ def test_the_length_of_packed_blocks_decides_what_computes_attention(
                              intermediate_size=32, pad_token_id=1)
     )  # fmt: skip
     manifest = {"block_size": length, "packing": "best_fit"}
-    prepare_model.equip(model, config(), TrainData(manifest, "unused", None, None))
+    prepare_model.prepare_model(model, config(), TrainData(manifest, "unused", None, None))
     assert tried[0] == first
 
 

@@ -21,7 +21,7 @@ from cloze.cli.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
 from cloze.cli.help import help_text
 from cloze.config.options import options_of
 from cloze.config.parser import COMMANDS, build_parser, choose_log_format, parse
-from cloze.distributed.resilience.report_error import tell
+from cloze.distributed.resilience.report_error import report_error
 from cloze.errors import ConfigError, DataError
 from cloze.utils.terminal import console, json_events
 
@@ -242,8 +242,8 @@ def test_warnings_progress_and_bugs_are_objects_too(
         advance(1, note="slow")
     console.say("work", "done", result=Path("there"))
     json_events.event("numbers", loss=float("nan"))
-    tell(DataError("bad", where="x.jsonl"))
-    tell(ZeroDivisionError("by nothing"))
+    report_error(DataError("bad", where="x.jsonl"))
+    report_error(ZeroDivisionError("by nothing"))
     warning, progress, said, numbers, error, bug = map(json.loads, capsys.readouterr().out.splitlines())
     assert (warning["event"], warning["message"]) == ("warning", "beware")
     assert (progress["done"], progress["total"], progress["note"]) == (1, 4, "slow")

@@ -25,7 +25,7 @@ from cloze.checkpoint.lineage import (
     scores_of,
     write_record,
 )
-from cloze.checkpoint.model_path import newer_checkpoint, resolve_model
+from cloze.checkpoint.model_path import newer_checkpoint, resolve_model_path
 from cloze.errors import CheckpointError, ModelError
 
 
@@ -142,23 +142,23 @@ def test_a_model_without_a_record_is_not_pushed_as_that_of_a_run_whose_models_ha
         with pytest.raises(
             ModelError, match=r"does not record the checkpoint.*`cloze consolidate .*, or give .*model"
         ):
-            resolve_model(str(tmp_path / "run"), consolidated=True)
+            resolve_model_path(str(tmp_path / "run"), consolidated=True)
         assert capsys.readouterr().err == "", "the error says it, so no warning does"
     else:
-        assert resolve_model(str(tmp_path / "run"), consolidated=True).folder == str(model)
-    assert resolve_model(str(model), consolidated=True).folder == str(model)
-    assert resolve_model(str(checkpoint)).folder == str(checkpoint)
+        assert resolve_model_path(str(tmp_path / "run"), consolidated=True).folder == str(model)
+    assert resolve_model_path(str(model), consolidated=True).folder == str(model)
+    assert resolve_model_path(str(checkpoint)).folder == str(checkpoint)
     with pytest.raises(ModelError):
-        resolve_model(str(checkpoint), consolidated=True)
+        resolve_model_path(str(checkpoint), consolidated=True)
 
 
 def test_only_a_name_that_is_no_path_may_be_one_on_the_hub(tmp_path: Path):
-    assert resolve_model("user/demo").folder == "user/demo"
+    assert resolve_model_path("user/demo").folder == "user/demo"
     with pytest.raises(ModelError, match="not a model folder"):
-        resolve_model(str(tmp_path))
+        resolve_model_path(str(tmp_path))
     for name in ("./nowhere", "/nowhere", "runs/nowhere"):
         with pytest.raises(ModelError, match="no such folder"):
-            resolve_model(name)
+            resolve_model_path(name)
 
 
 def test_a_changed_model_of_a_run_without_checkpoints_is_used_with_a_warning(tmp_path: Path, capsys):
@@ -168,13 +168,13 @@ def test_a_changed_model_of_a_run_without_checkpoints_is_used_with_a_warning(tmp
     save_file({"a": arange(4, dtype=float32)}, model / "model.safetensors")
     record = Lineage("trained", None, (4,), "w")
     write_record(model, record)
-    assert resolve_model(str(model)).lineage == record  # of no run
+    assert resolve_model_path(str(model)).lineage == record  # of no run
     (tmp_path / "run" / "config.yaml").write_text("{}")
-    assert resolve_model(str(tmp_path / "run")).lineage == record
+    assert resolve_model_path(str(tmp_path / "run")).lineage == record
     assert not capsys.readouterr().err
     save_file({"a": arange(5, dtype=float32)}, model / "model.safetensors")
     for name in (tmp_path / "run", model):
-        found = resolve_model(str(name))
+        found = resolve_model_path(str(name))
         assert (found.folder, found.lineage) == (str(model), None)
         assert "so its weights are unknown; it is used as it is" in capsys.readouterr().err
 
@@ -200,7 +200,7 @@ def test_a_checkpoint_that_training_deletes_once_it_is_chosen_is_a_one_line_erro
     write_checkpoint(tmp_path / "run" / "checkpoint-4")
     rotating(tmp_path / "run", "after", monkeypatch)
     with pytest.raises(CheckpointError, match="checkpoint-4: was deleted while it was read"):
-        resolve_model(str(tmp_path / name))
+        resolve_model_path(str(tmp_path / name))
 
 
 def test_a_named_checkpoint_that_training_deletes_while_it_is_verified_is_a_one_line_error(
@@ -209,7 +209,7 @@ def test_a_named_checkpoint_that_training_deletes_while_it_is_verified_is_a_one_
     write_checkpoint(tmp_path / "run" / "checkpoint-4")
     rotating(tmp_path / "run", "before", monkeypatch)
     with pytest.raises(CheckpointError, match="checkpoint-4: was deleted while it was read"):
-        resolve_model(str(tmp_path / "run" / "checkpoint-4"))
+        resolve_model_path(str(tmp_path / "run" / "checkpoint-4"))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -13,7 +13,7 @@ from cloze.data.batches.layout import Layout
 from cloze.distributed.resilience.stack_dump import write_stacks
 from cloze.errors import ClozeError, DiskError
 from cloze.training.logging import metrics
-from cloze.training.logging.metrics import Pace, Window
+from cloze.training.logging.metrics import Throughput, Window
 from cloze.training.run_schedule import Plan
 from cloze.utils.atomic_files import append_text
 
@@ -38,7 +38,7 @@ def test_a_step_without_masked_tokens_has_no_loss():
     add(window, 0.0, False, 0)
     assert window.sums.tolist() == [0.0, 0.0, 0.0]
     add(window, 3.0, False, 40)
-    assert window.close(2, window.sums.tolist(), PLAN, Pace(None, None))["loss"] == 3.0
+    assert window.close(2, window.sums.tolist(), PLAN, Throughput(None, None))["loss"] == 3.0
 
 
 def test_speed_is_of_real_tokens_and_the_next_window_begins_anew(monkeypatch: pytest.MonkeyPatch):
@@ -46,14 +46,14 @@ def test_speed_is_of_real_tokens_and_the_next_window_begins_anew(monkeypatch: py
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     window = Window(10, CPU)
     line = window.close(
-        20, [30.0, 10.0, 400.0], PLAN, Pace(token_flops=2e12 * 10 / 2560, peak_flops=1e13, filled=0.75)
+        20, [30.0, 10.0, 400.0], PLAN, Throughput(token_flops=2e12 * 10 / 2560, peak_flops=1e13, filled=0.75)
     )
     assert line["loss"] == 3.0
     assert line["tokens_per_second"] == 10 * 8 * 32 * 0.75 / 10  # steps * blocks * tokens * filled / seconds
     assert line["masked_tokens_per_second"] == 40.0
     assert (line["tflops"], line["mfu"]) == (2.0, 0.2)
     assert line["memory_gib"] > 0
-    after = window.close(21, [0.0, 0.0, 0.0], PLAN, Pace(None, None))
+    after = window.close(21, [0.0, 0.0, 0.0], PLAN, Throughput(None, None))
     assert (after["loss"], after["tflops"], after["mfu"]) == (None, None, None)
     assert after["tokens_per_second"] == 8 * 32 / 2
 
@@ -66,7 +66,7 @@ def test_waiting_for_data_counts_as_such():
 
     window = Window(0, CPU)
     assert list(window.timed(Slow())) == ["batch"]
-    assert 0.5 < window.close(1, [1.0, 1.0, 1.0], PLAN, Pace(None, None))["data_wait"] <= 1.0
+    assert 0.5 < window.close(1, [1.0, 1.0, 1.0], PLAN, Throughput(None, None))["data_wait"] <= 1.0
 
 
 def test_a_resumed_run_reports_damaged_lines_and_keeps_the_file_that_had_them(tmp_path: Path, capsys):

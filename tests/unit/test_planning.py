@@ -34,7 +34,7 @@ from cloze.tools.planning.meta_op_cache import Repeats
 from cloze.tools.planning.model_shapes import ModelFacts, Weight
 from cloze.tools.planning.recipe import read_recipe
 from cloze.tools.planning.settings import Choice, all_choices, bucket_sizes, ds_config
-from cloze.tools.planning.speed import Load, Pace, pace_of
+from cloze.tools.planning.speed import Load, SpeedEstimate, pace_of
 from cloze.tools.planning.write_configs import write_configs
 from cloze.training.loss import masked_loss_sum
 
@@ -363,7 +363,7 @@ def test_every_gpu_has_whole_figures():
 
 
 def row(choice: Choice, speed: float | None, problem: str | None = None) -> choose.Row:
-    pace = None if speed is None else Pace((1, 1), (speed, speed), (0.3, 0.3), 0)
+    pace = None if speed is None else SpeedEstimate((1, 1), (speed, speed), (0.3, 0.3), 0)
     memory = Memory(1, 1, 1, 1, 1, 1, 1, 2**30, 1, 1, 0)
     return choose.Row(choice, 8, 1, 0 if problem else 8, memory, 0, 0, pace, problem, [])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks, succeed
 
-from cloze.tools.launch.notebook import left_as_it_was
+from cloze.tools.launch.notebook import preserve_process_state
 from cloze.utils.system import set_tf32
 
 PLACES = ("fp32_precision", "cuda.matmul.fp32_precision", "cudnn.fp32_precision", "cudnn.conv.fp32_precision")
@@ -34,7 +34,7 @@ def train_after(used: str) -> None:
     exec(f"torch.backends.{used}")
     before = shown()
     for on in (True, False):
-        with left_as_it_was():
+        with preserve_process_state():
             set_tf32(on)
             assert (torch.backends.cuda.matmul.fp32_precision == "tf32") is on
             assert (torch.backends.cudnn.conv.fp32_precision == "tf32") is on

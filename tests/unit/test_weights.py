@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_structure import MODULES, name_of
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from cloze.checkpoint.model_path import resolve_model
+from cloze.checkpoint.model_path import resolve_model_path
 from cloze.config import ModelConfig
 from cloze.errors import ModelError
 from cloze.model.load import build_model, load_checked, load_pretrained
@@ -118,7 +118,7 @@ def test_weights_without_a_place_are_named(model, tmp_path: Path, capsys):
 def test_an_adapter_is_one_line_that_says_how_to_merge_it(tmp_path: Path, prepared: Path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere/base"}')
     config = ModelConfig(model_name_or_path=str(tmp_path))
-    for load in (load_weights, resolve_model, lambda name: build_model(config, prepared / "tokenizer", 32, 0)):
+    for load in (load_weights, resolve_model_path, lambda name: build_model(config, prepared / "tokenizer", 32, 0)):
         with pytest.raises(ModelError, match=r"this is a PEFT adapter.*merge_and_unload\(\)"):
             load(str(tmp_path))
 

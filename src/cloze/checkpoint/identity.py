@@ -25,11 +25,11 @@ from transformers.utils import cached_file
 from cloze.config import TrainConfig
 from cloze.config.relations import effective_values
 from cloze.config.spellings import parse_arguments, schedule_name
-from cloze.errors import CheckpointError, ConfigError, in_phase
+from cloze.errors import CheckpointError, ConfigError, error_phase
 from cloze.model.overrides import parse_overrides
 from cloze.utils.atomic_files import sha256
 from cloze.utils.foreign.json_yaml import read_mapping
-from cloze.utils.shareable import without_place
+from cloze.utils.shareable import basename_paths
 from cloze.utils.terminal.console import warn
 
 # What decides the numbers a run computes. The split of the global batch is not among them.
@@ -163,7 +163,7 @@ def _arguments(text: str | None) -> dict[str, Any]:
         return {"text": text}
 
 
-@in_phase("resume")
+@error_phase("resume")
 def check_same_run(
     folder: Path, saved: dict[str, Any], here: dict[str, Any], model_config: dict[str, Any] | None = None
 ) -> None:
@@ -207,7 +207,7 @@ def _differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return [
         key
         for key in dict.fromkeys([*now, *there])
-        if key in here and there.get(key) not in (now.get(key), without_place(now.get(key)))
+        if key in here and there.get(key) not in (now.get(key), basename_paths(now.get(key)))
     ]
 
 
@@ -263,7 +263,7 @@ def _is_same_spelling(key: str, saved: dict[str, Any], here: dict[str, Any]) -> 
     was, now = saved[key], here[key]
     if key == "config_overrides" and isinstance(was, str | None) and isinstance(now, str | None):
         return was == now or parse_overrides(was) == parse_overrides(now)
-    return was in (now, without_place(now))
+    return was in (now, basename_paths(now))
 
 
 def _digest(value: Any) -> str:

@@ -6,7 +6,7 @@
   a consolidated model refuse it.
 - Anything else is a name on the Hub.
 
-    found = resolve_model("runs/mine")      # found.folder, found.tokenizer, found.lineage
+    found = resolve_model_path("runs/mine")      # found.folder, found.tokenizer, found.lineage
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ModelPath:
     lineage: Lineage | None = None
 
 
-def resolve_model(name: str, consolidated: bool = False) -> ModelPath:
+def resolve_model_path(name: str, consolidated: bool = False) -> ModelPath:
     """Return the model that `name` stands for. `consolidated`: it must be a model folder or a name on the Hub.
 
     Raises ModelError if there is no model, or RUN/model is not the run's newest and `consolidated`; CheckpointError

@@ -1,6 +1,6 @@
 """A model from whatever names one: a run's folder, a checkpoint, a consolidated folder, a name on the Hub.
 
-found = resolve_model("runs/mine/checkpoint-500")      # see cloze.checkpoint.model_path
+found = resolve_model_path("runs/mine/checkpoint-500")      # see cloze.checkpoint.model_path
 tokenizer = open_tokenizer(found)
 model = load_model(found.folder, tokenizer)             # ModelError if the two do not belong together
 """

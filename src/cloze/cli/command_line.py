@@ -26,7 +26,7 @@ from cloze import __version__
 from cloze.cli.help import show_help, wants_help
 from cloze.config.parser import choose_log_format, overridden, parse
 from cloze.config.relations import ignored_options
-from cloze.distributed.resilience.report_error import leave_code, tell
+from cloze.distributed.resilience.report_error import leave_code, report_error
 from cloze.errors import DiskError, Stopped
 from cloze.utils.early_signals import (
     EXIT_INTERRUPTED,
@@ -110,7 +110,7 @@ def _code_of(error: Exception) -> int:
     gone = isinstance(error, BrokenPipeError) and is_reader_gone()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         error = _output_error(error)
-    return 128 + signal.SIGPIPE if gone else tell(error)
+    return 128 + signal.SIGPIPE if gone else report_error(error)
 
 
 def is_reader_gone() -> bool:
@@ -137,7 +137,7 @@ def _code_of_output(code: int, only_log: bool) -> int:
         if error := _unwritable(stream):
             lost_output[:] = [error]
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return code if only_log or code or not lost_output else tell(_output_error(lost_output[0]))
+    return code if only_log or code or not lost_output else report_error(_output_error(lost_output[0]))
 
 
 def _unwritable(stream: TextIO) -> OSError | None:

@@ -40,7 +40,7 @@ from cloze.data.prepared.text_report import warnings_of
 from cloze.data.prepared.verified import verify_for_use
 from cloze.data.tokenizers.encoders import backend_version
 from cloze.data.tokenizers.load import load_tokenizer
-from cloze.errors import ConfigError, DataError, in_phase
+from cloze.errors import ConfigError, DataError, error_phase
 from cloze.utils.terminal.console import say, warn
 
 PROBE_BLOCKS, SAMPLE = 2, 16
@@ -156,7 +156,7 @@ def _spread(rows: NDArray[np.int32] | None, places: NDArray[np.bool_]) -> NDArra
     return spread
 
 
-@in_phase("data")
+@error_phase("data")
 def words_for(config: TrainConfig, data: TrainData) -> Words | None:
     """What `mask_unit` needs to know of the tokenizer. Raises ConfigError where that has no notion of a word."""
     if config.mask_unit == "token":
@@ -189,7 +189,7 @@ def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: i
     )
 
 
-@in_phase("data")
+@error_phase("data")
 def open_data(config: TrainConfig) -> TrainData:
     """Open, prepare or begin to stream what `dataset_name` means. Raises ConfigError, DataError, ModelError."""
     name = config.dataset_name

@@ -2,8 +2,8 @@
 
     hosts = gather(socket.gethostname())          # of every rank, on every rank
     parts = gather_to_main((problem, files))      # of every rank, on rank 0
-    folder = decide(lambda: open_folder(...))     # rank 0's result, or its ClozeError, on every rank
-    agree(problem)                                # the first rank's ClozeError, on every rank
+    folder = run_on_main_and_broadcast(lambda: open_folder(...))  # rank 0's result, or its ClozeError, on every rank
+    raise_on_any_rank(problem)                    # the first rank's ClozeError, on every rank
 
 Numbers, texts, None, lists, tuples, dictionaries, paths, ClozeErrors and Stopped can be sent, and arrive as what they
 were. An error is sent as the name of its class and its fields, and only classes of `cloze.errors` are made of it.
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from cloze import errors
-from cloze.errors import ClozeError, LaunchError, LostRank, Stopped, note_common
+from cloze.errors import ClozeError, LaunchError, LostRank, Stopped, mark_all_ranks
 
 T = TypeVar("T")
 ERRORS: dict[str, type[ClozeError]] = {
@@ -167,7 +167,7 @@ def make_group(backend: str) -> Any:
     return torch.distributed.new_group(backend=backend)
 
 
-def decide(choose: Callable[[], T], group: Any = None) -> T:
+def run_on_main_and_broadcast(choose: Callable[[], T], group: Any = None) -> T:
     """Return the result of `choose` on rank 0, on every rank; its ClozeError or Stopped is raised on all of them."""
     if not torch.distributed.is_initialized():
         return choose()
@@ -187,14 +187,14 @@ def decide(choose: Callable[[], T], group: Any = None) -> T:
         raise unexpected
     if problem is not None:
         problem = own[1] or problem  # on rank 0 with the notes that were made on it
-        note_common(problem)
+        mark_all_ranks(problem)
         raise problem
     return result
 
 
-def agree(problem: ClozeError | None) -> None:
+def raise_on_any_rank(problem: ClozeError | None) -> None:
     """Raise the first rank's problem on every rank, so that all of them stop at the same place."""
     for one in gather(problem):
         if one is not None:
-            note_common(one)
+            mark_all_ranks(one)
             raise one

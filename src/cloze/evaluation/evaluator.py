@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from cloze.checkpoint.lineage import Lineage
-from cloze.checkpoint.model_path import resolve_model
+from cloze.checkpoint.model_path import resolve_model_path
 from cloze.checkpoint.open_model import load_model, open_tokenizer
 from cloze.config import MeasureConfig
 from cloze.data.batches.maskable import check_maskable
@@ -56,7 +56,7 @@ def masks_of(config: MeasureConfig) -> Masks:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A model that is to be measured, on its device, with the tokenizer it came with. `run_dir`: the run that it
     belongs to, and `lineage`: the weights that it is made of, each None if unknown."""
 
@@ -125,12 +125,12 @@ class Subject:
 
 def open_subject(
     name: str, prepared: Prepared | None, split: str, accelerator: Accelerator, trust_remote_code: bool = False
-) -> Subject:
+) -> EvalModel:
     """Open a model and put it on the device. `prepared`: the blocks it is for, of which those of `split` are scored;
     None: it is for sentences. Raises ModelError where it is not one for them, DataError where there is no such split.
     """
     blocks = None if prepared is None else prepared.blocks(split)
-    found = resolve_model(name)
+    found = resolve_model_path(name)
     tokenizer = open_tokenizer(found, trust_remote_code)
     model = load_model(found.folder, tokenizer, trust_remote_code)
     documents = None
@@ -155,7 +155,7 @@ def open_subject(
     with forward_errors(name):
         check_head(head, model, {"input_ids": ids.to(accelerator.device)}, "no")
     start = decoder_start(model.config)
-    return Subject(found.folder, model, tokenizer, head, documents, start, accelerator, found.run_dir, found.lineage)
+    return EvalModel(found.folder, model, tokenizer, head, documents, start, accelerator, found.run_dir, found.lineage)
 
 
 def split_sentences(prepared: Prepared, split: str, tokenizer: Any) -> list[Sentence]:

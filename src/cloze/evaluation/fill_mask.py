@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cloze.checkpoint.model_path import resolve_model
+from cloze.checkpoint.model_path import resolve_model_path
 from cloze.checkpoint.open_model import load_model, open_tokenizer
 from cloze.errors import ConfigError
 from cloze.model.load import check_finite, usable_length
@@ -26,7 +26,7 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
     Raises ConfigError where `text` has no mask or is too long, ModelError or CheckpointError
     where the model cannot be loaded.
     """
-    found = resolve_model(name)
+    found = resolve_model_path(name)
     tokenizer = open_tokenizer(found, trust_remote_code)
     inputs, rows = masked_inputs(tokenizer, text)
     return best_words(load_model(found.folder, tokenizer, trust_remote_code), tokenizer, inputs, rows, top_k)

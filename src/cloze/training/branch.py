@@ -19,7 +19,7 @@ from cloze.training.logging.metrics import read_metrics
 from cloze.training.logging.sessions import FILE as SESSIONS_FILE
 from cloze.training.logging.sessions import read_sessions
 from cloze.training.nonfinite import FILE as EXCLUDED_FILE
-from cloze.training.nonfinite import left_out
+from cloze.training.nonfinite import excluded_steps
 from cloze.utils.atomic_files import disk_errors, write_json, write_text
 from cloze.utils.foreign.json_yaml import read_json, read_mapping
 from cloze.utils.foreign.paths import real_path
@@ -64,7 +64,7 @@ def begin_branch(checkpoint: Path, step: int, output_dir: Path) -> str:
     sessions = [one for one in read_sessions(origin) if one["first_step"] < step]
     if sessions:
         write_json(output_dir / SESSIONS_FILE, {"sessions": sessions})
-    if excluded := left_out(origin):
+    if excluded := excluded_steps(origin):
         write_json(output_dir / EXCLUDED_FILE, sorted(excluded))
     say("run", f"{output_dir} is a branch of {checkpoint}")
     return str(real_path(checkpoint))

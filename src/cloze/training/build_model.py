@@ -15,14 +15,14 @@ from cloze.checkpoint.format import list_checkpoints
 from cloze.checkpoint.identity import base_folder
 from cloze.config import TrainConfig
 from cloze.data.train_data import TrainData
-from cloze.errors import ModelError, in_phase
+from cloze.errors import ModelError, error_phase
 from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
 from cloze.training.engines.zero3 import asked_stage
 from cloze.utils.terminal.console import warn
 
 
-@in_phase("model")
+@error_phase("model")
 def build_run_model(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
     """Return the model in fp32 on the CPU and its tokenizer, as `build_model` makes them; under ZeRO-3 its weights lie
     in mapped files. Raises DiskError if the disk has no room for those, and ModelError if memory has none for a whole

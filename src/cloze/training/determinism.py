@@ -21,7 +21,7 @@ import torch
 from cloze.config import TrainConfig
 from cloze.distributed.collectives import gather
 from cloze.errors import ConfigError, TrainingError
-from cloze.training.find_batch_size import Trial, borrowed
+from cloze.training.find_batch_size import BatchProbe, borrowed
 from cloze.utils.terminal.console import warn
 
 _OP = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -42,7 +42,7 @@ def wants_same_bits(config: TrainConfig, on_gpu: bool) -> bool:
     return config.full_determinism is True or (config.full_determinism == "auto" and on_gpu)
 
 
-def settle_determinism(trial: Trial, per_device: int) -> None:
+def settle_determinism(trial: BatchProbe, per_device: int) -> None:
     """Become strict if the model needs no operation without a deterministic implementation; every rank calls it.
 
     Otherwise `auto` warns that the run is not bit-identical, and why; true raises ConfigError. A model that does not
@@ -66,7 +66,7 @@ def settle_determinism(trial: Trial, per_device: int) -> None:
         use_same_bits(strict=True)
 
 
-def unrepeatable_operations(trial: Trial, per_device: int) -> list[str] | None:
+def unrepeatable_operations(trial: BatchProbe, per_device: int) -> list[str] | None:
     """Return the operations of a forward and backward pass that have no deterministic implementation; None if there
     is not enough memory for a pass of the whole model."""
     try:

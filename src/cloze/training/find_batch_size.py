@@ -1,6 +1,6 @@
 """The largest micro-batch that fits into memory, found by trying (`--auto_find_batch_size`).
 
-    layout = fit_memory(layout, Trial(model, head, documents, masking, data, config, accelerator))
+    layout = fit_memory(layout, BatchProbe(model, head, documents, masking, data, config, accelerator))
 
 Forward and backward of one block and of two, on the model that nothing wraps yet, make a line on which the number lies
 that fits beside what the optimizer will hold, with a tenth of the memory to spare. It is tried too, and the smallest
@@ -24,7 +24,7 @@ from cloze.data.batches.layout import Layout
 from cloze.data.batches.make_batch import fixed_capacity, make_batch
 from cloze.data.batches.masking import Masking
 from cloze.data.train_data import TrainData
-from cloze.distributed.collectives import agree, gather
+from cloze.distributed.collectives import gather, raise_on_any_rank
 from cloze.distributed.fsdp_plugin import is_fsdp
 from cloze.distributed.world import zero_stage
 from cloze.errors import ConfigError
@@ -44,7 +44,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat1
 
 
 @dataclass(frozen=True)
-class Trial:
+class BatchProbe:
     """What it takes to try a micro-batch. `model` is bare, in fp32, with `head` and recomputation set up on it."""
 
     model: Any
@@ -113,7 +113,7 @@ def borrowed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def fit_memory(layout: Layout, trial: Trial) -> Layout:
+def fit_memory(layout: Layout, trial: BatchProbe) -> Layout:
     """The same global batch in as few passes as memory allows, where that is asked for; every rank calls it.
 
     Raises ConfigError on every rank where not even one block fits.
@@ -130,7 +130,7 @@ def fit_memory(layout: Layout, trial: Trial) -> Layout:
     if blocks < 1:
         hint = "use --gradient_checkpointing, --bf16, a smaller --block_size, or ZeRO with a batch size given by hand"
         problem = ConfigError("not even one block fits into memory", where="--auto_find_batch_size", hint=hint)
-    agree(problem)
+    raise_on_any_rank(problem)
     found = split_batch(layout, layout.global_batch, min(gather(blocks)))
     split = f"{found.world_size} x {found.per_device} x {found.accumulation} (ranks x batch x accumulation)"
     say("memory", f"{split} fit; {free / 2**30:.1f} GiB were free on this rank")
@@ -169,7 +169,7 @@ def most_blocks(peak: Callable[[int], int | None], available: int, share: int) -
     return good
 
 
-def peak_bytes(trial: Trial, num_blocks: int) -> int | None:
+def peak_bytes(trial: BatchProbe, num_blocks: int) -> int | None:
     """Bytes of the device's memory that a pass takes at its highest beside the model; None where it runs out."""
     device = trial.accelerator.device
     try:
@@ -188,7 +188,7 @@ def peak_bytes(trial: Trial, num_blocks: int) -> int | None:
         raise
 
 
-def bytes_to_come(trial: Trial) -> int:
+def bytes_to_come(trial: BatchProbe) -> int:
     """What the engine will hold beside weights and gradients: two moments per trained element, in fp32, and the moving
     average where one is kept; the fp32 weights that DeepSpeed has of its own; under DDP the buckets in which gradients
     travel; under ZeRO-3 the gradients, of which trials keep none."""

@@ -68,7 +68,7 @@ def nonfinite_error(why: str, output_dir: Path, global_step: int, hint: str) -> 
     return TrainingError(why, where=output_dir, hint=f"{look}; {hint}")
 
 
-def left_out(output_dir: Path) -> frozenset[int]:
+def excluded_steps(output_dir: Path) -> frozenset[int]:
     """Return the steps (0-based) whose batches are left out; one process reads them for all ranks, whose caches of a
     shared disk may differ. Raises CheckpointError if the file is damaged."""
     path = output_dir / FILE
@@ -84,7 +84,7 @@ def left_out(output_dir: Path) -> frozenset[int]:
 def leave_out(output_dir: Path, step: int) -> list[int]:
     """Remember a step whose batch is left out from now on; return all of them. On rank 0 only."""
     check_owner(output_dir)
-    steps = sorted(left_out(output_dir) | {step})
+    steps = sorted(excluded_steps(output_dir) | {step})
     write_json(output_dir / FILE, steps)
     return steps
 
@@ -95,4 +95,4 @@ def steps_to_leave_out(output_dir: Path, checkpoint: Path | None) -> list[int]:
     if checkpoint is None or real_path(checkpoint.parent) != real_path(output_dir):
         with disk_errors(output_dir / FILE):
             (output_dir / FILE).unlink(missing_ok=True)
-    return sorted(left_out(output_dir))
+    return sorted(excluded_steps(output_dir))

@@ -1,7 +1,7 @@
 """What a run needs around its model, settled one by one before the first step.
 
-check_machine(config)                             # before any process has joined
-documents, head = equip(model, config, data)      # before the engine wraps the model
+check_start(config)                             # before any process has joined
+documents, head = prepare_model(model, config, data)      # before the engine wraps the model
 choose_kernels(model, config, accelerator)
 """
 
@@ -37,7 +37,7 @@ from cloze.training.engines.engine import Engine, check_fp8
 from cloze.training.engines.fsdp2 import check_fsdp, units
 from cloze.training.engines.precision import precision_here, precision_of_any_model
 from cloze.training.engines.zero3 import asked_stage, check_zero
-from cloze.training.logging.metrics import Pace
+from cloze.training.logging.metrics import Throughput
 from cloze.training.logging.trackers import check_trackers
 from cloze.training.optim.lr_schedule import check_schedule
 from cloze.training.optim.optimizers import check_optimizer, check_update
@@ -47,7 +47,7 @@ from cloze.utils.system import set_tf32
 from cloze.utils.terminal.console import say, warn
 
 
-def check_machine(config: TrainConfig) -> None:
+def check_start(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
     _check_deepspeed(config)
     if config.save_before_time_limit is not None and processes.slurm_job_end() is None:
@@ -88,7 +88,7 @@ def on_gpu(config: TrainConfig) -> bool:
     return not config.use_cpu and torch.cuda.is_available()
 
 
-def equip(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
+def prepare_model(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
     """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
     what is recomputed, and the masked-only head."""
     check_kernels(model.config)
@@ -189,19 +189,19 @@ def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> 
     return max(fixed_capacity(plan.layout.per_device * plan.block_size, rate, config.mask_unit) for rate in rates)
 
 
-def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Plan, sparse: bool) -> Pace:
+def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Plan, sparse: bool) -> Throughput:
     """What this run's speed is measured by, on one device."""
     tokens = plan.layout.per_device * plan.block_size
     rates = [rate for rate in (config.mlm_probability, config.mlm_probability_end) if rate is not None]
     flops = step_flops(engine.module, tokens, plan.block_size, sum(rates) / len(rates), sparse)
-    return Pace(
+    return Throughput(
         token_flops=None if flops is None else flops / tokens / plan.layout.world_size,
         peak_flops=peak_flops(engine.accelerator.mixed_precision),
         filled=data.filled,
     )
 
 
-def steps_unread(engine: Engine, config: TrainConfig) -> int:
+def configure_async_steps(engine: Engine, config: TrainConfig) -> int:
     """How far the host may run ahead of the device: one step on a GPU, where the engine refuses bad steps by itself.
 
     To stop at a bad step means that no later one may touch the weights, though it is on its way already.

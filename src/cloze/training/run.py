@@ -19,7 +19,7 @@ from cloze.model.sparse_head import MaskedHead
 from cloze.training.checkpointing.saver import CheckpointSaver
 from cloze.training.checkpointing.snapshot import Training
 from cloze.training.engines.engine import Engine
-from cloze.training.logging.metrics import Pace
+from cloze.training.logging.metrics import Throughput
 from cloze.training.run_schedule import Plan
 
 
@@ -28,17 +28,17 @@ class Start:
     """Where training begins: steps done, this rank's place in streamed data, whether that step is to be evaluated."""
 
     step: int
-    place: dict[str, int] | None = None
+    stream_position: dict[str, int] | None = None
     evaluate: bool = False
 
 
 @dataclass
 class Run:
     """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
-    and whether it was still to be evaluated; `left_out`: steps whose batches are left out; `capacity`: places to
+    and whether it was still to be evaluated; `excluded_steps`: steps whose batches are left out; `capacity`: places to
     predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`;
-    `steps_unread`: how many steps may be on their way before the host looks at the first one's result;
-    `refused_in_a_row`: how many of the last steps were refused."""
+    `max_async_steps`: how many steps may be on their way before the host looks at the first one's result;
+    `nonfinite_in_a_row`: how many of the last steps were refused."""
 
     config: TrainConfig
     output_dir: Path
@@ -58,8 +58,8 @@ class Run:
     decoder_start: int | None
     stop: StopSignals
     watch: Watch
-    left_out: frozenset[int]
-    pace: Pace
-    steps_unread: int
+    excluded_steps: frozenset[int]
+    pace: Throughput
+    max_async_steps: int
     saved: tuple[int, bool] | None = None
-    refused_in_a_row: int = 0
+    nonfinite_in_a_row: int = 0

@@ -25,7 +25,7 @@ from cloze.checkpoint.identity import base_checksum, base_folder, plain_config
 from cloze.config import TrainConfig
 from cloze.data.tokenizers.load import fingerprint
 from cloze.data.train_data import TrainData
-from cloze.distributed.collectives import agree, gather
+from cloze.distributed.collectives import gather, raise_on_any_rank
 from cloze.distributed.world import engine_name, zero_stage
 from cloze.errors import ClozeError, LaunchError
 from cloze.utils.system import versions_of
@@ -68,7 +68,7 @@ def compare_ranks(
         problem = error
     except OSError as error:
         problem = LaunchError(f"cannot be read ({error.strerror})", where=error.filename, hint="check the disk")
-    agree(problem)
+    raise_on_any_rank(problem)
     found = gather(values)
     check_equal([one for one, _ in everyone], found)
     return next((one["base_model"] for one in found if one["base_model"] is not None), None)

@@ -22,7 +22,7 @@ from cloze.config import TrainConfig
 from cloze.config.relations import check_relations
 from cloze.data.batches.layout import Layout
 from cloze.data.train_data import TrainData, masking_rule, open_data, words_for
-from cloze.distributed.collectives import decide
+from cloze.distributed.collectives import run_on_main_and_broadcast
 from cloze.distributed.resilience.error_records import forget
 from cloze.distributed.resilience.json_socket import failure_reported, lost_while_joining
 from cloze.distributed.resilience.stop_signals import StopSignals
@@ -39,19 +39,19 @@ from cloze.training.determinism import settle_determinism
 from cloze.training.engines.deepspeed_file import engine_settings
 from cloze.training.engines.engine import prepare_engine, restore_loss_scale, uses_offload
 from cloze.training.engines.precision import precision_here, precision_name
-from cloze.training.find_batch_size import Trial, fit_memory
+from cloze.training.find_batch_size import BatchProbe, fit_memory
 from cloze.training.logging.trackers import begin_trackers, tracker_names
 from cloze.training.nonfinite import steps_to_leave_out
 from cloze.training.optim.lr_schedule import learning_rate_schedule
 from cloze.training.optim.optimizers import build_optimizer
 from cloze.training.prepare_model import (
-    check_machine,
     check_on_probe,
+    check_start,
     choose_kernels,
-    equip,
+    configure_async_steps,
     head_capacity,
     measure_pace,
-    steps_unread,
+    prepare_model,
 )
 from cloze.training.run import Run, Start
 from cloze.training.run_dir import failure_log, goes_on, open_run_folder, resolved
@@ -69,16 +69,14 @@ from cloze.utils.terminal.console import say, warn
 
 
 def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
-    """Check everything that can be checked, join the processes, build model, optimizer and engine.
-
-    `stack` is where the watch over the other ranks is put, to end with it.
-    """
+    """Check everything that can be checked, join the processes, and build model, optimizer and engine. The watch over
+    the other ranks ends with `stack`."""
     _check_options(config)
     with failure_reported():
         data = _open_data(config)
         words = words_for(config, data)
         model, tokenizer = build_run_model(config, data)
-        documents, head = equip(model, config, data)
+        documents, head = prepare_model(model, config, data)
     stop.hold()
     with lost_while_joining(config.ddp_timeout), stop.joining():
         accelerator = start(_run_shape(config, model.config.model_type))
@@ -87,17 +85,18 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     choose_kernels(model, config, accelerator)
     say("world", describe(accelerator))
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    decide(lambda: tidy(Path(config.output_dir)))
+    run_on_main_and_broadcast(lambda: tidy(Path(config.output_dir)))
     checkpoint = choose_checkpoint(Path(config.output_dir), resume_choice(config), rank, world_size)
     saved = None if checkpoint is None else read_manifest(checkpoint)
-    trial = Trial(model, head, documents, masking_rule(config, data.manifest, 1, words), data, config, accelerator)
+    rule = masking_rule(config, data.manifest, 1, words)
+    trial = BatchProbe(model, head, documents, rule, data, config, accelerator)
     layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
     settle_determinism(trial, layout.per_device)
     plan = _plan(config, layout, data)
-    schedule = learning_rate_schedule(config, plan.total_steps)
     identity = identify(config, data, plan, model, base, checkpoint)
     step = saved["position"]["global_step"] if saved else 0
-    output_dir = watch.opened(decide(lambda: open_run_folder(config, data.manifest, identity, checkpoint, step)))
+    open_folder = partial(open_run_folder, config, data.manifest, identity, checkpoint, step)
+    output_dir = watch.enable_error_log(run_on_main_and_broadcast(open_folder))
     optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
@@ -116,7 +115,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         identity=identity,
         checkpoint=checkpoint,
         saver=CheckpointSaver(training, partial(_save_model_files, engine.module, tokenizer), config.async_save),
-        schedule=schedule,
+        schedule=learning_rate_schedule(config, plan.total_steps),
         probe=probe,
         documents=None if documents is None else documents.in_dtype_of(engine.module),
         head=head,
@@ -124,9 +123,9 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         capacity=head_capacity(plan, config, accelerator),
         stop=stop,
         watch=watch,
-        left_out=frozenset(decide(partial(steps_to_leave_out, output_dir, checkpoint))),
+        excluded_steps=frozenset(run_on_main_and_broadcast(partial(steps_to_leave_out, output_dir, checkpoint))),
         pace=measure_pace(engine, config, data, plan, head.sparse),
-        steps_unread=steps_unread(engine, config),
+        max_async_steps=configure_async_steps(engine, config),
     )
 
 
@@ -138,7 +137,7 @@ def _check_options(config: TrainConfig) -> None:
 
 def _open_data(config: TrainConfig) -> TrainData:
     """Check this machine, which takes seconds; then open or prepare the data."""
-    check_machine(config)
+    check_start(config)
     data = open_data(config)
     check_validation(config, has_validation=data.validation is not None)
     check_length(config, data.num_blocks, processes.world_size())
@@ -158,7 +157,7 @@ def resume_choice(config: TrainConfig) -> str | None:
     """Return --resume_from_checkpoint; for `auto` in a branch that has no checkpoint yet, the one it begins with."""
     if config.resume_from_checkpoint != "auto":
         return config.resume_from_checkpoint
-    origin = decide(lambda: branch_to_resume(Path(config.output_dir)))
+    origin = run_on_main_and_broadcast(lambda: branch_to_resume(Path(config.output_dir)))
     return "auto" if origin is None else str(origin)
 
 

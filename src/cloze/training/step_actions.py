@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from cloze.checkpoint.format import checkpoint_path
-from cloze.distributed.collectives import decide, gather
+from cloze.distributed.collectives import gather, run_on_main_and_broadcast
 from cloze.distributed.world import engine_name
 from cloze.errors import DiskError, TrainingError
 from cloze.evaluation.perplexity import Interrupted, Scores, score_blocks
@@ -144,14 +144,14 @@ def stop_here(run: Run, global_step: int, place: Place, evaluation_pending: bool
     raise run.stop.stopped(f"after step {global_step:,}; {name} is saved, go on with --resume_from_checkpoint auto")
 
 
-def deal_with_refused_step(
+def handle_nonfinite_step(
     run: Run, log: MetricsLog, global_step: int, losses: Sequence[torch.Tensor], grad_norm: float, place: Place
 ) -> None:
     """Loss or gradient of a step are no numbers, and the weights are as they were before: do what --on_nonfinite says.
 
     `place`: where the step began in streamed data. Raises TrainingError or RollBack.
     """
-    run.refused_in_a_row += 1
+    run.nonfinite_in_a_row += 1
     scaled = run.engine.accelerator.mixed_precision == "fp16"
     why = describe_step(run.plan.layout, global_step, [float(loss) for loss in losses], grad_norm, scaled)
     if why is None:
@@ -180,15 +180,15 @@ def explain_scaled_step(run: Run, global_step: int, grad_norm: float) -> None:
     if scale < SMALLEST_SCALE:
         raise nonfinite_error(why, run.output_dir, global_step, "or train in bf16")
     end_if_all_are_skipped(run, global_step, why)
-    if run.refused_in_a_row in (1, TOLD_AGAIN):
-        in_a_row = f", {run.refused_in_a_row} in a row" if run.refused_in_a_row > 1 else ""
+    if run.nonfinite_in_a_row in (1, TOLD_AGAIN):
+        in_a_row = f", {run.nonfinite_in_a_row} in a row" if run.nonfinite_in_a_row > 1 else ""
         warn(f"{why}: the step is skipped{in_a_row}, as fp16 does now and then")
 
 
 def end_if_all_are_skipped(run: Run, global_step: int, why: str) -> None:
     """Raise TrainingError after MOST_SKIPPED skipped steps in a row: nothing is learned any more."""
-    if run.refused_in_a_row >= MOST_SKIPPED:
-        what = f"{why}; {run.refused_in_a_row} steps in a row were skipped"
+    if run.nonfinite_in_a_row >= MOST_SKIPPED:
+        what = f"{why}; {run.nonfinite_in_a_row} steps in a row were skipped"
         raise nonfinite_error(what, run.output_dir, global_step, "or lower the learning rate")
 
 
@@ -199,13 +199,13 @@ def roll_back(run: Run, back: RollBack) -> Start:
     found = choose_checkpoint(run.output_dir, "auto", layout.rank, layout.world_size, at_most=back.step)
     if found is None:
         raise nonfinite_error(str(back), run.output_dir, back.step, "there is no checkpoint to go back to")
-    if len(run.left_out) >= MOST_ROLLBACKS:
+    if len(run.excluded_steps) >= MOST_ROLLBACKS:
         raise TrainingError(
             f"{back}, after {MOST_ROLLBACKS} batches were left out",
             where=run.output_dir,
             hint="lower the learning rate, or look for what is wrong with the data",
         )
-    steps = decide(partial(leave_out, run.output_dir, back.step))
+    steps = run_on_main_and_broadcast(partial(leave_out, run.output_dir, back.step))
     warn(f"{back}; back to {found.name}, and the batch is left out from now on (--on_nonfinite)")
-    run.checkpoint, run.left_out, run.refused_in_a_row = found, frozenset(steps), 0
+    run.checkpoint, run.excluded_steps, run.nonfinite_in_a_row = found, frozenset(steps), 0
     return resume(run)

@@ -22,7 +22,7 @@ from cloze.config import TrainConfig
 from cloze.data.batches.counter_rng import make_key
 from cloze.data.batches.loader import StepBatches, TrainLoader
 from cloze.distributed.resilience.stop_signals import StopSignals
-from cloze.errors import LostRank, Stopped, note_phase, one_line
+from cloze.errors import LostRank, Stopped, one_line, tag_phase
 from cloze.model.packed import model_inputs
 from cloze.training.determinism import named_operations
 from cloze.training.engines.ema import decay_at
@@ -38,9 +38,9 @@ from cloze.training.run_dir import kept_failures, write_status
 from cloze.training.setup import resume, set_up
 from cloze.training.step_actions import (
     Place,
-    deal_with_refused_step,
     evaluate,
     finish_saving,
+    handle_nonfinite_step,
     roll_back,
     save,
     stop_here,
@@ -91,7 +91,7 @@ def train_safely(run: Run) -> None:
         with named_operations():
             train_to_the_end(run)
     except (Exception, Stopped) as error:
-        note_phase(error, *run.watch.doing)
+        tag_phase(error, *run.watch.doing)
         finish_saving(run, quietly=True)
         line = str(error) if isinstance(error, Stopped) else one_line(error)
         write_status(run.output_dir, "stopped" if isinstance(error, Stopped) else "failed", line)
@@ -128,12 +128,12 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
     """Steps `start.step` .. total_steps - 1, with logging, evaluation and checkpoints where they are due."""
     config, plan = run.config, run.plan
     if start.evaluate:
-        evaluate(run, log, start.step, start.place)
-    build = run.data.step_builder(run.masking, plan.layout, plan.total_samples, start.place, run.capacity)
+        evaluate(run, log, start.step, start.stream_position)
+    build = run.data.step_builder(run.masking, plan.layout, plan.total_samples, start.stream_position, run.capacity)
     device = run.engine.accelerator.device
     loader = TrainLoader(to_device(build, device), start.step, plan.total_steps)
     window, unread = Window(start.step, device), Unread()
-    place = start.place
+    place = start.stream_position
     run.watch.step = start.step
     with run.watch.phase("train"), training_view(run, start.step) as view:
         for batch in window.timed(loader):
@@ -144,14 +144,14 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
             save_it = config.save_strategy != "no" and (
                 last or plan.is_due(config.save_strategy, config.save_steps, done)
             )
-            if batch.global_step in run.left_out:
+            if batch.global_step in run.excluded_steps:
                 log.write({"step": done, "left_out": True})
             else:
                 result = train_step(run, batch)
                 window.add(result.loss, result.refused, result.num_masked)
                 unread.append((result, place))
-            stop = read_results(run, log, unread, 0 if log_it or evaluate_it or save_it else run.steps_unread)
-            if log_it and batch.global_step not in run.left_out:
+            stop = read_results(run, log, unread, 0 if log_it or evaluate_it or save_it else run.max_async_steps)
+            if log_it and batch.global_step not in run.excluded_steps:
                 view.log(log_step(run, log, window, result))
             place = batch.stream
             view.advance()
@@ -177,9 +177,9 @@ def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
         refused, votes = result.flags.read()
         stop = stop or votes > 0
         if not refused:
-            run.refused_in_a_row = 0
+            run.nonfinite_in_a_row = 0
         else:
-            deal_with_refused_step(run, log, result.global_step, result.losses, float(result.grad_norm), place)
+            handle_nonfinite_step(run, log, result.global_step, result.losses, float(result.grad_norm), place)
     return stop
 
 

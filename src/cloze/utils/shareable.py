@@ -1,6 +1,6 @@
-"""What is only true on this machine, and what nobody else may know: left out of what is told to others.
+"""Remove secrets, and what is true only on this machine, from what is shared with others.
 
-told = portable({"output_dir": "/home/me/runs/x", "model_name_or_path": "/home/me/start", "seed": 7})
+told = shareable_config({"output_dir": "/home/me/runs/x", "model_name_or_path": "/home/me/start", "seed": 7})
 # {"model_name_or_path": "start", "seed": 7}
 """
 
@@ -21,7 +21,7 @@ PLACES = ("output_dir", "cache_dir", "prepared_cache_dir", "resume_from_checkpoi
 _PATH = re.compile(r"[/~]|\.\.?/")
 
 
-def apart(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def split_secrets(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """A configuration without its secrets, and these as variables for the environment of a process of one's own,
     which takes them with `with_secrets`: a file outlives whoever is killed."""
     secrets = {_variable(name): config[name] for name in SECRETS if config.get(name)}
@@ -29,8 +29,8 @@ def apart(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def with_secrets(config: Config) -> Config:
-    """A command's configuration (a dataclass) with the secrets that `apart` left in the environment, which forgets
-    them."""
+    """Return a command's configuration with the secrets that `split_secrets` put into the environment, and remove them
+    from the environment."""
     found = {name: os.environ.pop(_variable(name), None) for name in SECRETS if hasattr(config, name)}
     return replace(config, **{name: value for name, value in found.items() if value})  # type: ignore[type-var]
 
@@ -46,15 +46,15 @@ def is_place(text: str) -> bool:
     return "/" in text and len(text) < 4096 and "\0" not in text and os.path.exists(text)
 
 
-def without_place(value: Any) -> Any:
+def basename_paths(value: Any) -> Any:
     """A value, also inside lists and mappings, with only the last part of every path."""
     if isinstance(value, dict):
-        return {key: without_place(one) for key, one in value.items()}
+        return {key: basename_paths(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [without_place(one) for one in value]
+        return [basename_paths(one) for one in value]
     return Path(value).name if isinstance(value, str) and is_place(value) else value
 
 
-def portable(config: dict[str, Any]) -> dict[str, Any]:
+def shareable_config(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration as others may see it: no secrets, no places, of other paths the last part."""
-    return {key: without_place(value) for key, value in config.items() if key not in SECRETS + PLACES}
+    return {key: basename_paths(value) for key, value in config.items() if key not in SECRETS + PLACES}

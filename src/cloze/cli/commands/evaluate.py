@@ -15,7 +15,7 @@ from cloze.checkpoint.lineage import describe as describe_lineage
 from cloze.config import EvaluateConfig
 from cloze.data.prepared.shards import Prepared, open_prepared
 from cloze.data.prepared.verified import verify_for_use
-from cloze.distributed.collectives import decide
+from cloze.distributed.collectives import run_on_main_and_broadcast
 from cloze.distributed.world import RunShape, start
 from cloze.errors import ConfigError, DataError
 from cloze.evaluation.evaluator import Masks, masks_of, open_subject, split_sentences
@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
     output = output_path(config, subject.run_dir)
     if output is not None:
-        decide(lambda: str(check_output_file(output, hint)))
+        run_on_main_and_broadcast(lambda: str(check_output_file(output, hint)))
     say("evaluate", f"{subject.name}: {describe_lineage(subject.lineage)}")
     begin = time.monotonic()
     if config.metric == "perplexity":

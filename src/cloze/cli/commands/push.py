@@ -10,11 +10,11 @@ from huggingface_hub import HfApi
 
 from cloze.config import PushConfig
 from cloze.export.cards.dataset_card import dataset_card
-from cloze.export.cards.metadata import Told, base_and_dataset, metadata_text, origin_of, told_by_run
+from cloze.export.cards.metadata import CardInfo, base_and_dataset, metadata_text, origin_of, told_by_run
 from cloze.export.cards.model_card import MARKER, card_text, write_card
 from cloze.export.cards.weights import excluded_scores
 from cloze.export.hub.client import Pushed, Target, check_access, connect, put_tag
-from cloze.export.hub.publish import files_to_push, find_model, push_model, with_license
+from cloze.export.hub.publish import files_to_push, model_to_publish, push_model, with_license
 from cloze.utils.atomic_files import check_writable
 from cloze.utils.foreign.paths import MAX_TEXT_BYTES, read_bytes
 from cloze.utils.terminal.console import say, show, warn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def run(config: PushConfig) -> None:
     """Bring the card up to date and push, or with --dry_run say what would be pushed and change nothing."""
-    found = find_model(Path(config.path))
+    found = model_to_publish(Path(config.path))
     model_dir, run_dir = Path(found.folder), found.run_dir
     if line := excluded_scores(model_dir, run_dir):
         warn(line)
@@ -35,7 +35,7 @@ def run(config: PushConfig) -> None:
         from cloze.export.hub.blocks import find_blocks  # it needs torch, a push without blocks does not
 
         blocks = find_blocks(run_dir)
-    told = told_by_run(run_dir, Told(config.license, config.language, config.dataset_repo))
+    told = told_by_run(run_dir, CardInfo(config.license, config.language, config.dataset_repo))
     metadata = metadata_text(card_text(model_dir, run_dir, config.repo, told))
     if config.dry_run:
         _show(config, model_dir, run_dir, told, blocks, metadata)
@@ -61,7 +61,7 @@ def run(config: PushConfig) -> None:
         say("push", f"tag {config.tag}")
 
 
-def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: Told) -> Told:
+def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: CardInfo) -> CardInfo:
     """Push the blocks first, so that the model's card can name them; return what it is to say."""
     from cloze.export.hub.blocks import push_blocks
 
@@ -74,7 +74,7 @@ def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: Told) -
 
 
 def _show(
-    config: PushConfig, model_dir: Path, run_dir: Path | None, told: Told, blocks: Prepared | None, metadata: str
+    config: PushConfig, model_dir: Path, run_dir: Path | None, told: CardInfo, blocks: Prepared | None, metadata: str
 ) -> None:
     """What would be pushed, with sizes in bytes."""
     card = card_text(model_dir, run_dir, config.repo, told).encode("utf-8", "surrogateescape")

@@ -23,7 +23,7 @@ from cloze.data.corpus.fields import BadRecord
 from cloze.data.corpus.local_files import split_of
 from cloze.data.corpus.sources import Corpus, document_of, items_of, open_corpus
 from cloze.data.prepare.finalize import finalize
-from cloze.data.prepare.scheduler import Share, do_units, missing_units, owners, start_method
+from cloze.data.prepare.scheduler import WorkerShard, do_units, missing_units, owners, start_method
 from cloze.data.prepare.unit import Recipe, read_unit
 from cloze.data.prepare.work_dir import open_parts, read_plan, refuse_differences
 from cloze.data.prepared.shards import Prepared, open_prepared
@@ -155,14 +155,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_share(config: PrepareConfig) -> Share:
+def check_share(config: PrepareConfig) -> WorkerShard:
     """This run's share of the work. Raises ConfigError where there is no such share."""
     check_relations(config)
     if config.shard_index is None:
         if config.num_shards > 1 and not config.finalize:
             raise ConfigError("which of them is this?", where="--num_shards", hint="give --shard_index 0, 1, ...")
-        return Share(0, config.num_shards)
-    return Share(config.shard_index, config.num_shards)
+        return WorkerShard(0, config.num_shards)
+    return WorkerShard(config.shard_index, config.num_shards)
 
 
 def _check_tokenizer(config: BlocksConfig, tokenizer: Any) -> None:

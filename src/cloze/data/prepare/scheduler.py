@@ -1,6 +1,6 @@
 """Who does which unit: the processes of one machine, and the tasks of an array job on many.
 
-    for documents, tokens in do_units(recipe, tasks, units, num_proc=8, share=Share(3, 16), ...):
+    for documents, tokens in do_units(recipe, tasks, units, num_proc=8, share=WorkerShard(3, 16), ...):
 
 Units are independent and published by one rename, so that any number of processes on any machines may work on the same
 folder, be killed at any moment, and be started again.
@@ -37,7 +37,7 @@ _MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerShard:
     """The units one of `count` array tasks does: those numbered `index`, `index + count`, ..."""
 
     index: int = 0
@@ -85,7 +85,9 @@ def owners(tasks: list[Task], missing: list[tuple[Task, int]], count: int) -> li
     )
 
 
-def do_units(recipe: Recipe, tasks: list[Task], units: Path, num_proc: int, share: Share, unit_bytes: int) -> None:
+def do_units(
+    recipe: Recipe, tasks: list[Task], units: Path, num_proc: int, share: WorkerShard, unit_bytes: int
+) -> None:
     """Do this share's units that are not there yet, with a progress bar. Raises DataError or DiskError."""
     jobs = _jobs(recipe.fields, tasks, units, share, unit_bytes)
     mine = [task for task in tasks if task.stream is not None or share.has(task.number)]
@@ -139,7 +141,7 @@ class _Tracker:
         self._shown = shown
 
 
-def _jobs(fields: Fields, tasks: list[Task], units: Path, share: Share, unit_bytes: int) -> Iterator[Job]:
+def _jobs(fields: Fields, tasks: list[Task], units: Path, share: WorkerShard, unit_bytes: int) -> Iterator[Job]:
     """The units of a share that are not there yet."""
     by_file = _streams_by_file(tasks, share.count)
     streams = 0

@@ -1,6 +1,6 @@
 """Say on the terminal what ended this process: once for all ranks that end of the same.
 
-    code = tell(error)      # and error.json in the run's folder: `cloze.distributed.resilience.error_records`
+    code = report_error(error)      # and error.json in the run's folder: `cloze.distributed.resilience.error_records`
 
 Ranks that meet in a run's folder agree there who speaks. Before there is one, rank 0 speaks, and another rank only
 where rank 0 seems to be well.
@@ -41,7 +41,7 @@ def told_of_a_path(error: Exception) -> Exception:
     return error
 
 
-def tell(error: Exception) -> int:
+def report_error(error: Exception) -> int:
     """Say on the terminal what ended this process, once for all ranks, and see to error.json; return the exit code.
 
     A ClozeError is one line; anything else a traceback, from the rank that had it first, and one line from others.
@@ -120,7 +120,7 @@ def _turn(rank: int) -> float:
 
 
 def _speak(error: Exception, others: list[int]) -> None:
-    also = f" (and on {spans(others)})" if others else ""
+    also = f" (and on {format_ranks(others)})" if others else ""
     if is_json():
         known = isinstance(error, ClozeError)
         event(
@@ -141,7 +141,7 @@ def _speak(error: Exception, others: list[int]) -> None:
     complain(text + (f"cloze: error: {one_line(error)}{also}" if also else ""))
 
 
-def spans(numbers: list[int]) -> str:
+def format_ranks(numbers: list[int]) -> str:
     """[1, 2, 3, 7] -> `ranks 1-3, 7`; [1] -> `rank 1`."""
     parts: list[list[int]] = []
     for number in sorted(numbers):

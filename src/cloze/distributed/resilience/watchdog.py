@@ -26,13 +26,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloze.distributed.collectives import decide, gather
+from cloze.distributed.collectives import gather, run_on_main_and_broadcast
 from cloze.distributed.resilience.error_records import FailureLog, is_lost_connection, is_unanswered, lost_record
 from cloze.distributed.resilience.joining import accept_ranks, join_main, listen, resolve
 from cloze.distributed.resilience.json_socket import Link
-from cloze.distributed.resilience.report_error import leave_code, tell
+from cloze.distributed.resilience.report_error import leave_code, report_error
 from cloze.distributed.resilience.stack_dump import STACKS, waits_for_others, write_stacks
-from cloze.errors import ClozeError, LostRank, Stopped, note_phase, one_line, phase_of
+from cloze.errors import ClozeError, LostRank, Stopped, one_line, phase_of, tag_phase
 from cloze.utils.environment import processes
 from cloze.utils.heartbeat import Progress, beat, beats
 from cloze.utils.terminal.console import warn
@@ -93,11 +93,11 @@ class Watch:
         try:
             yield
         except Exception as error:
-            note_phase(error, name, self._step)
+            tag_phase(error, name, self._step)
             raise
         self._enter(before)  # not after an error: it happened in that phase
 
-    def opened(self, run_dir: Path) -> Path:
+    def enable_error_log(self, run_dir: Path) -> Path:
         """The run's folder is there: from now on what goes wrong is kept in it."""
         self._is_open = True
         return run_dir
@@ -118,19 +118,19 @@ class Watch:
         if error is None or isinstance(error, Stopped):
             self._end("bye")
             return
-        note_phase(error, *self.doing)
+        tag_phase(error, *self.doing)
         if isinstance(error, KeyboardInterrupt):
             self._end("failed", error, "interrupted", 130)
             return
         if self._comes_from_another(error):
             assert self._lost is not None
             self._end("bye")
-            note_phase(self._lost, *phase_of(error))
+            tag_phase(self._lost, *phase_of(error))
             self._keep(self._lost)
             raise self._lost from None
         if self.world_size > 1 and is_unanswered(error):
             lost = self._unanswered()
-            note_phase(lost, *phase_of(error))
+            tag_phase(lost, *phase_of(error))
             self._keep(lost)
             self._end("failed", lost, str(lost), lost.exit_code)
             raise lost from error
@@ -191,7 +191,7 @@ class Watch:
         if self.rank == 0:
             server, address = listen(["127.0.0.1"] if one_host else addresses)
         here = server.getsockname()[1] if server is not None else 0
-        port, address, word = decide(lambda: (here, address, secrets.token_hex(32)))
+        port, address, word = run_on_main_and_broadcast(lambda: (here, address, secrets.token_hex(32)))
         key = word.encode() + (processes.secret() or "").encode()
         try:
             if server is not None:
@@ -261,9 +261,9 @@ class Watch:
             lost.lost = self._own_hang()
         elif self._ended.wait(GRACE_SECONDS):
             return
-        note_phase(lost, *self.doing)
+        tag_phase(lost, *self.doing)
         self._keep(lost)
-        code = tell(lost)
+        code = report_error(lost)
         leave_code(code)
         os._exit(code)
 

@@ -1,6 +1,6 @@
 """The card of a prepared folder that is published as a dataset.
 
-text = dataset_card("owner/name", manifest, Told(license="cc-by-4.0"))
+text = dataset_card("owner/name", manifest, CardInfo(license="cc-by-4.0"))
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from cloze.export.cards.markdown import fenced, in_table
-from cloze.export.cards.metadata import Told, hub_name, last_part, origin_of
+from cloze.export.cards.metadata import CardInfo, hub_name, last_part, origin_of
 from cloze.export.cards.reproduce import prepare_command
 from cloze.utils.foreign.card_yaml import dump_yaml
 from cloze.utils.foreign.lenient_read import part
 
 
-def dataset_card(repo: str, manifest: dict[str, Any], told: Told) -> str:
+def dataset_card(repo: str, manifest: dict[str, Any], told: CardInfo) -> str:
     """README.md for the blocks of a manifest: what `datasets` reads to open them, and what they are made of."""
     source = part(manifest, "source")
     splits = part(manifest, "splits")

@@ -1,6 +1,6 @@
 """What the Hub reads of a card: the YAML between its `---` lines, from what a run leaves behind.
 
-data = model_metadata("demo", run_files(Path("runs/demo")), mask="<mask>", told=Told(license="mit"))
+data = model_metadata("demo", run_files(Path("runs/demo")), mask="<mask>", told=CardInfo(license="mit"))
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Told:
+class CardInfo:
     """What only a person knows. `language`: codes separated by commas; `dataset`: where the blocks are published."""
 
     license: str | None = None
@@ -55,7 +55,7 @@ def base_and_dataset(run_dir: Path | None) -> tuple[str | None, str | None]:
     return hub_name(files["config.yaml"].get("model_name_or_path")), origin_of(files["data.json"])
 
 
-def told_by_run(run_dir: Path | None, told: Told) -> Told:
+def told_by_run(run_dir: Path | None, told: CardInfo) -> CardInfo:
     """`told`, and where it says nothing, what the run's own --license and --language said."""
     config = run_files(run_dir)["config.yaml"]
     return replace(
@@ -70,7 +70,7 @@ def origin_of(data: dict[str, Any]) -> str | None:
 
 
 def model_metadata(
-    name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str, told: Told
+    name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str, told: CardInfo
 ) -> ModelCardData:
     """The metadata block: library, task, widget, and where known base model, datasets, license, language, results."""
     source, dataset = part(data, "source"), origin_of(data)

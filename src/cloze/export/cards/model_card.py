@@ -16,7 +16,15 @@ from typing import Any
 from cloze.checkpoint.lineage import read_record, scores_of
 from cloze.export.cards.curve import CURVE, loss_curve
 from cloze.export.cards.markdown import class_name, fenced, in_table, quoted, sessions_of
-from cloze.export.cards.metadata import Told, hub_name, last_part, model_metadata, run_files, told_by_run, with_values
+from cloze.export.cards.metadata import (
+    CardInfo,
+    hub_name,
+    last_part,
+    model_metadata,
+    run_files,
+    told_by_run,
+    with_values,
+)
 from cloze.export.cards.reproduce import BLOCK_FLAGS, commands
 from cloze.export.cards.weights import evaluation_facts, number_in, read_lines, weights_facts
 from cloze.utils.atomic_files import write_text
@@ -24,7 +32,7 @@ from cloze.utils.foreign.card_yaml import dump_yaml
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.foreign.lenient_read import is_number, part
 from cloze.utils.foreign.paths import MAX_TEXT_BYTES, read_bytes
-from cloze.utils.shareable import portable
+from cloze.utils.shareable import shareable_config
 from cloze.utils.system import versions_of
 from cloze.utils.terminal.console import duration
 from cloze.utils.terminal.redact import redacted
@@ -64,10 +72,10 @@ HYPERPARAMETERS = (
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed", "datasets")
 MODEL_NAMES, LOCAL = ("model_name_or_path", "config_name", "tokenizer_name"), "LOCAL_MODEL"
 _SNIPPET_NAME = re.compile(r'pipeline\("fill-mask", "[^"\n]*"\)')
-_NOBODY = Told()
+_NOBODY = CardInfo()
 
 
-def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: Told = _NOBODY) -> Path:
+def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> Path:
     """Bring `model_dir`/README.md and the curve beside it up to date, unless somebody wrote the card by hand.
 
     `repo` is the name on the Hub where it is known. Returns the card's path. Raises DiskError.
@@ -82,7 +90,7 @@ def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, t
     return path
 
 
-def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: Told = _NOBODY) -> str:
+def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> str:
     """What README.md should hold: what was written by hand, else the card that Cloze makes.
 
     A card made earlier is made again only where the run's folder is at hand, for it holds what the run knew.
@@ -99,7 +107,7 @@ def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, to
     return with_values(text, told.values())
 
 
-def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: Told = _NOBODY) -> str:
+def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> str:
     """The text of a card that Cloze makes, from whatever is known."""
     model_config = read_mapping(model_dir / "config.json")
     files = run_files(run_dir)
@@ -201,7 +209,7 @@ def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]],
 
 def _config_section(config: dict[str, Any], data: dict[str, Any]) -> str:
     """config.yaml, without what has no say in a run on blocks that were there already: how blocks are made."""
-    told = portable(config)
+    told = shareable_config(config)
     if not data.get("streamed"):
         told = {name: value for name, value in told.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
     if not told:

@@ -15,7 +15,7 @@ from cloze.checkpoint.lineage import Lineage
 from cloze.config import BlocksConfig, PrepareConfig, TrainConfig
 from cloze.utils.atomic_files import parse_size
 from cloze.utils.foreign.lenient_read import is_number, part
-from cloze.utils.shareable import PLACES, SECRETS, without_place
+from cloze.utils.shareable import PLACES, SECRETS, basename_paths
 
 BLOCK_FLAGS = {field.name for field in dataclasses.fields(BlocksConfig)} | {"tokenizer_name"}
 _HUB = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license", "language")
@@ -113,7 +113,7 @@ def _flags(values: dict[str, Any], defaults: dict[str, Any]) -> str:
     for name, value in values.items():
         if name not in defaults or value is None or value == defaults[name]:
             continue
-        told = without_place(value)
+        told = basename_paths(value)
         text = json.dumps(told) if isinstance(told, dict | list | bool) else str(told)
         if text.isprintable():  # what is copied into a terminal holds no control characters
             words += [f"--{name}", shlex.quote(text)]

@@ -36,7 +36,7 @@ POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Order:
+class PushJob:
     """What the process that pushes is told, on its standard input; `token` goes nowhere else. `known`: checkpoints
     that were there before this start, as `identity` names them."""
 
@@ -78,7 +78,7 @@ def following(config: TrainConfig) -> Iterator[None]:
         follower.close()
 
 
-def _order(config: TrainConfig) -> Order:
+def _order(config: TrainConfig) -> PushJob:
     """Where to push, once that is known to be possible."""
     if config.save_strategy == "no":
         raise ConfigError("what is pushed are checkpoints", where="--push_to_hub", hint="set another --save_strategy")
@@ -87,7 +87,7 @@ def _order(config: TrainConfig) -> Order:
     target = Target(name, private=config.hub_private_repo, revision=config.hub_revision)
     repo = check_access(connect(token), target)
     say("push", f"to {repo}, {config.hub_strategy}")
-    return Order(
+    return PushJob(
         run_dir=config.output_dir,
         repo=repo,
         strategy=config.hub_strategy,
@@ -103,7 +103,7 @@ def _order(config: TrainConfig) -> Order:
 class Follower:
     """The process that pushes, as rank 0 sees it."""
 
-    def __init__(self, order: Order):
+    def __init__(self, order: PushJob):
         self._order = order
         self._note, self._shown = "", 0
         self._end: dict[str, Any] = {}

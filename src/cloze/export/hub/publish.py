@@ -3,7 +3,7 @@
 Only named files go up, never logs or pickles, and nothing that is only true on this machine: `checkpoint.json` loses
 its paths on the way, and gets a new checksum. Each push is one commit, so a repository is whole at any time.
 
-    model = find_model(Path("runs/demo"))
+    model = model_to_publish(Path("runs/demo"))
     pushed = push_model(api, Target("owner/name"), Path(model.folder), message="Upload model")
 """
 
@@ -19,16 +19,16 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from cloze.checkpoint.format import MANIFEST, read_manifest, signed
-from cloze.checkpoint.model_path import ModelPath, resolve_model
+from cloze.checkpoint.model_path import ModelPath, resolve_model_path
 from cloze.errors import CheckpointError, ConfigError, HubError
 from cloze.export.cards.curve import CURVE
-from cloze.export.cards.metadata import Told
+from cloze.export.cards.metadata import CardInfo
 from cloze.export.consolidation.replaceable import TOKENIZER_FILES
 from cloze.export.hub.client import Pushed, Target, ask, commit
 from cloze.utils.foreign.json_yaml import dump_json
 from cloze.utils.foreign.paths import check_regular, open_regular
 from cloze.utils.foreign.safetensors_header import INDEX, shard_names
-from cloze.utils.shareable import portable, without_place
+from cloze.utils.shareable import basename_paths, shareable_config
 from cloze.utils.terminal.redact import secret_in
 
 MODEL_FILES = (
@@ -45,7 +45,7 @@ _NUMBERS = (".safetensors", ".arrow")
 _SEARCHED_AT_ONCE = 1 << 24
 
 
-def find_model(path: Path) -> ModelPath:
+def model_to_publish(path: Path) -> ModelPath:
     """Return the consolidated model that a run's folder or a model folder stands for (see
     cloze.checkpoint.model_path).
 
@@ -53,7 +53,7 @@ def find_model(path: Path) -> ModelPath:
     """
     if not path.is_dir():
         raise ConfigError("no such folder", where=path, hint="give a run's folder or a consolidated model folder")
-    return resolve_model(str(path), consolidated=True)
+    return resolve_model_path(str(path), consolidated=True)
 
 
 def files_to_push(model_dir: Path) -> dict[str, Path]:
@@ -96,7 +96,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path | bytes]:
     A run goes on from what is pulled: see `cloze.checkpoint.identity.check_same_run`. Raises CheckpointError.
     """
     manifest = read_manifest(folder)
-    manifest |= {"config": portable(manifest["config"]), "run": without_place(manifest["run"])}
+    manifest |= {"config": shareable_config(manifest["config"]), "run": basename_paths(manifest["run"])}
     files: dict[str, Path | bytes] = {
         name: check_regular(folder / name, folder=folder, error=CheckpointError) for name in manifest["files"]
     }
@@ -122,7 +122,7 @@ def _secret_in(content: Path | bytes) -> str | None:
     return None
 
 
-def with_license(api: HfApi, told: Told, base: str | None, dataset: str | None) -> Told:
+def with_license(api: HfApi, told: CardInfo, base: str | None, dataset: str | None) -> CardInfo:
     """`told` with the license that the Hub knows of the base model, else of the dataset, where none was given."""
     for kind, name in (("model", base), ("dataset", dataset)):
         if told.license is None and name is not None:

@@ -1,7 +1,7 @@
 """The process beside a run that pushes its checkpoints: `python -m cloze.export.hub.pusher`, started by
 cloze.export.hub.follow.
 
-Reads an Order as a line of JSON from standard input, later the line `end`; ends at once where standard input does, as
+Reads a PushJob as a line of JSON from standard input, later the line `end`; ends at once where standard input does, as
 when training was killed. Writes {"note": what it does} and at last {"end": {"url" or "problem"}} as lines to standard
 output, warnings to standard error.
 """
@@ -20,9 +20,9 @@ from typing import Any
 
 from cloze.checkpoint.format import list_checkpoints
 from cloze.errors import ClozeError
-from cloze.export.cards.metadata import Told, base_and_dataset
+from cloze.export.cards.metadata import CardInfo, base_and_dataset
 from cloze.export.hub.client import HubBusy, Target, connect
-from cloze.export.hub.follow import POLL_SECONDS, Order, identity
+from cloze.export.hub.follow import POLL_SECONDS, PushJob, identity
 from cloze.utils.atomic_files import remove_tree
 from cloze.utils.terminal.console import warn
 
@@ -34,7 +34,7 @@ WORK = "push.tmp"
 
 def main() -> None:
     """Push until training ends and its last checkpoint is on the Hub, or cannot be brought there."""
-    order = Order(**json.loads(sys.stdin.readline()))
+    order = PushJob(**json.loads(sys.stdin.readline()))
     with contextlib.suppress(OSError):
         os.nice(10)
     ended = threading.Event()
@@ -64,11 +64,11 @@ def tell(line: dict[str, Any]) -> None:
 class Pusher:
     """Pushes the checkpoints of one run. `waiting`: seconds until the next try after one that failed."""
 
-    def __init__(self, order: Order, work: Path):
+    def __init__(self, order: PushJob, work: Path):
         self._order, self._work = order, work
         self._run = Path(order.run_dir)
         self._target = Target(order.repo, private=order.private, revision=order.revision)
-        self._told = Told(order.license, order.language)
+        self._told = CardInfo(order.license, order.language)
         self._api = connect(order.token, quiet=True)
         self._done = {(name, number) for name, number in order.known}
         self._pushed: tuple[str, int] | None = None

@@ -170,13 +170,13 @@ class BarePeer:
     def __init__(self, settings: dict[str, Any]):
         from cloze.data.train_data import open_data
         from cloze.model.load import build_model
-        from cloze.training.prepare_model import equip
+        from cloze.training.prepare_model import prepare_model
 
         self._gpu = settings["gpu"]
         config = cloze_config(settings, 8, torch_compile=False)
         self._data = open_data(config)
         self._model: Any = build_model(config, self._data.tokenizer, self._data.block_size, config.seed)[0]
-        self._documents, self._head = equip(self._model, config, self._data)
+        self._documents, self._head = prepare_model(self._model, config, self._data)
 
     def batches(self, batch: int) -> list[dict[str, torch.Tensor]]:
         """The first 16 batches of Cloze's own run."""

@@ -28,7 +28,7 @@ from cloze.data.corpus.jsonl import parse_line
 from cloze.data.corpus.readers import Piece, read_piece
 from cloze.data.corpus.sources import open_corpus
 from cloze.data.prepare.pipeline import make_recipe, open_inputs, prepare, usable_cores
-from cloze.data.prepare.scheduler import Share, do_units
+from cloze.data.prepare.scheduler import WorkerShard, do_units
 from cloze.data.prepared.packing import Concat
 from cloze.data.prepared.shards import ShardWriter
 from cloze.data.tokenizer_training.train import train_tokenizer
@@ -159,7 +159,7 @@ def _time_units(settings: PrepareConfig, tokenizer: str, folder: Path, num_proc:
     units = folder / "units"
     try:
         return _time(
-            lambda: do_units(recipe, inputs.corpus.tasks, units, num_proc, Share(), inputs.facts["unit_size"])
+            lambda: do_units(recipe, inputs.corpus.tasks, units, num_proc, WorkerShard(), inputs.facts["unit_size"])
         )
     finally:
         remove_tree(units, quietly=True)

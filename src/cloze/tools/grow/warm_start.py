@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from cloze.checkpoint.lineage import of_tensors, write_record
-from cloze.checkpoint.model_path import resolve_model
+from cloze.checkpoint.model_path import resolve_model_path
 from cloze.config import GrowConfig
 from cloze.data.tokenizers.load import load_tokenizer
 from cloze.errors import ConfigError, ModelError
@@ -36,7 +36,7 @@ from cloze.tools.grow.exact import LAST, before_decoder, check_possible, compare
 from cloze.tools.grow.vocabulary import Rows, special_tokens, vocabulary_rows
 from cloze.utils.atomic_files import parse_size, staged_folder, write_json
 from cloze.utils.foreign.pretrained import from_pretrained
-from cloze.utils.shareable import without_place
+from cloze.utils.shareable import basename_paths
 from cloze.utils.system import versions_of
 
 NOTE = "grown.json"
@@ -81,7 +81,7 @@ def warm_start(config: GrowConfig) -> Done:
     output, max_shard_bytes = Path(config.output), parse_size(config.max_shard_size, "--max_shard_size")
     if output.exists():
         raise ConfigError("exists already", where=output, hint="choose another --output")
-    folder = resolve_model(config.source, consolidated=True).folder
+    folder = resolve_model_path(config.source, consolidated=True).folder
     old = load_weights(folder, dtype="auto", token=config.token).eval()  # mapped from the files
     tokenizer = load_tokenizer(folder, token=config.token)
     new_tokenizer = tokenizer if config.tokenizer is None else load_tokenizer(config.tokenizer, token=config.token)
@@ -247,7 +247,7 @@ def _note(
     named = {name: getattr(config, name) for name in ("source", "tokenizer", "config_name", "config_overrides")}
     moved = {prefix: one.prefix for prefix, one in layers.items() if prefix != one.prefix}
     return {
-        **without_place({name: value for name, value in named.items() if value is not None}),
+        **basename_paths({name: value for name, value in named.items() if value is not None}),
         "method": config.method,
         "changed": {name: list(both) for name, both in changes.items()},
         "tokens": dict(rows.kinds) if rows else None,

@@ -28,7 +28,7 @@ from cloze.data.tokenizers.load import load_tokenizer
 from cloze.data.train_data import masking_rule, open_data, words_for
 from cloze.errors import ConfigError, DataError
 from cloze.training.branch import IDENTITY_FILE
-from cloze.training.nonfinite import left_out
+from cloze.training.nonfinite import excluded_steps
 from cloze.training.run_schedule import plan_run, warmup_of
 from cloze.utils.atomic_files import disk_errors
 from cloze.utils.foreign.json_yaml import read_json, read_yaml
@@ -47,7 +47,7 @@ class Replayed:
     labels: NDArray[np.int64]
     epoch: float
     tokenizer: str
-    left_out: bool
+    excluded: bool
 
     @property
     def checksum(self) -> str:
@@ -95,7 +95,7 @@ def rebuild(run: Path, step: int, data: str | None = None) -> Replayed:
         labels=batch["labels"].numpy()[here],
         epoch=plan.epoch(step - 1),
         tokenizer=found.tokenizer,
-        left_out=step - 1 in left_out(run),
+        excluded=step - 1 in excluded_steps(run),
     )
 
 
@@ -122,7 +122,7 @@ def replay(config: ReplayConfig) -> None:
         f"step {config.step:,} of {config.run}: samples {batch.samples[0]}-{batch.samples[-1]}, epoch "
         f"{batch.epoch:.3f}, {masked:,} masked tokens; sha256 {batch.checksum[:12]}",
     )
-    if batch.left_out:
+    if batch.excluded:
         say("replay", "this batch was left out after a rollback (--on_nonfinite)")
     tokenizer = load_tokenizer(batch.tokenizer)
     for row in range(min(config.samples, len(batch.samples))):

@@ -24,7 +24,7 @@ import yaml
 from cloze.config import TrainConfig
 from cloze.errors import ClozeError, ConfigError, Stopped, TrainingError
 from cloze.tools.launch.launcher import ENDS_WITH_PARENT, INTERRUPTED, START_AGAIN
-from cloze.utils.shareable import apart
+from cloze.utils.shareable import split_secrets
 from cloze.utils.terminal.console import show
 
 _ERROR = "cloze: error: "
@@ -37,7 +37,7 @@ def train_in_processes(config: TrainConfig, num_processes: int) -> None:
         raise ConfigError("must be at least 1", where="num_processes")
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:
         file = Path(folder) / "train.yaml"
-        values, secrets = apart(dataclasses.asdict(config))
+        values, secrets = split_secrets(dataclasses.asdict(config))
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = [sys.executable, "-m", "cloze.tools.launch.launcher", *launcher_flags(config, num_processes)]
         code, said = _follow([*words, "-m", "cloze", "train", "--config", str(file)], num_processes, secrets)

@@ -1,6 +1,6 @@
 """A process that is somebody's own, such as a notebook's kernel, in which training is one call among others.
 
-    with left_as_it_was():
+    with preserve_process_state():
         train(config, own_process=False)
 
 Training sets what a process has one of: random states, accelerate's state, the environment, warning filters, torch's
@@ -35,7 +35,7 @@ def is_launched() -> bool:
 
 
 @contextlib.contextmanager
-def left_as_it_was() -> Iterator[None]:
+def preserve_process_state() -> Iterator[None]:
     """What happens inside leaves nothing behind in this process but files."""
     if is_launched():
         join_as_rank()
@@ -77,7 +77,7 @@ def join_as_rank() -> None:
         torch.set_num_threads(1)
 
 
-def call_plainly(call: Callable[[], R]) -> R:
+def strip_traceback(call: Callable[[], R]) -> R:
     """`call()`; a ClozeError, Stopped or KeyboardInterrupt is raised from here, without the frames it came through:
     those hold the model in memory as long as a notebook remembers its last error, and tell its reader nothing."""
     try:

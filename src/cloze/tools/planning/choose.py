@@ -36,7 +36,7 @@ from cloze.tools.planning.meta_op_cache import Repeats
 from cloze.tools.planning.model_shapes import ModelFacts, freeze, make_twin, model_facts, precision_for
 from cloze.tools.planning.recipe import Recipe
 from cloze.tools.planning.settings import Choice, Sizes, all_choices, bucket_sizes, ds_config
-from cloze.tools.planning.speed import Load, Pace, pace_of, wire_bytes
+from cloze.tools.planning.speed import Load, SpeedEstimate, pace_of, wire_bytes
 from cloze.training.checkpointing.engine_probe import MAX_ROWS
 from cloze.training.find_batch_size import SAFE_SHARE
 from cloze.training.run_schedule import split_batch
@@ -59,7 +59,7 @@ class Row:
     memory: Memory
     host_node: float
     wire: float
-    pace: Pace | None
+    pace: SpeedEstimate | None
     problem: str | None
     flags: list[str]
 

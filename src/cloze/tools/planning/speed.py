@@ -46,7 +46,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Pace:
+class SpeedEstimate:
     """`seconds` of a step: fast, slow; tokens per second and MFU: low, high; `wire`: bytes a rank sends in a step."""
 
     seconds: Range
@@ -65,7 +65,7 @@ def wire_bytes(choice: Choice, facts: ModelFacts, world: World) -> float:
 
 def pace_of(
     choice: Choice, facts: ModelFacts, world: World, gpu: Gpu, load: Load, network: float, step_tokens: float
-) -> Pace | None:
+) -> SpeedEstimate | None:
     """None where the GPU's peak or the model's operations are not known. `network`: bytes per second between nodes;
     `step_tokens`: of the global batch."""
     if gpu.peak is None or facts.flops is None:
@@ -85,7 +85,7 @@ def pace_of(
     moved = _step_seconds(choice, facts, world, gpu)
     seconds = max(fast, talking) + moved[0], slow + talking + moved[1]
     flops = useful * world.accumulation
-    return Pace(
+    return SpeedEstimate(
         seconds=seconds,
         tokens_per_second=(step_tokens / seconds[1], step_tokens / seconds[0]),
         mfu=(flops / seconds[1] / gpu.peak, flops / seconds[0] / gpu.peak),

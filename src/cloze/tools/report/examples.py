@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cloze.checkpoint.model_path import resolve_model
+from cloze.checkpoint.model_path import resolve_model_path
 from cloze.checkpoint.open_model import load_model, open_tokenizer
 from cloze.errors import ClozeError
 from cloze.evaluation.fill_mask import best_words, masked_inputs
@@ -25,7 +25,7 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
     ModelError, CheckpointError where a run has no model that can be loaded."""
     filled: list[Filled] = []
     for number, run in enumerate(runs):
-        found = resolve_model(str(run.folder))
+        found = resolve_model_path(str(run.folder))
         tokenizer = open_tokenizer(found)
         model = load_model(found.folder, tokenizer)
         inputs = [masked_inputs(tokenizer, text) for text in texts]
@@ -48,12 +48,12 @@ def begun_with(run: Run, tokenizer: Any) -> tuple[Any, str] | None:
     machine, else its first checkpoint; None where neither is there, whole, and earlier than the model."""
     start = read_mapping(run.folder / "config.yaml").get("model_name_or_path")
     if isinstance(start, str) and (Path(start) / "config.json").is_file():
-        return load_model(resolve_model(start).folder, tokenizer), "the weights it began with"
+        return load_model(resolve_model_path(start).folder, tokenizer), "the weights it began with"
     if len(run.checkpoints) < 2:
         return None
     step = run.checkpoints[0].step
     try:
-        checkpoint = resolve_model(str(run.folder / f"checkpoint-{step}")).folder
+        checkpoint = resolve_model_path(str(run.folder / f"checkpoint-{step}")).folder
         return load_model(checkpoint, tokenizer), f"after {step:,} steps"
     except ClozeError:  # damaged: it is not what was asked for
         return None

@@ -21,7 +21,7 @@ from cloze.utils.foreign.json_yaml import read_json_lines, read_mapping
 from cloze.utils.foreign.lenient_read import is_number, part
 from cloze.utils.foreign.paths import real_path
 from cloze.utils.foreign.safetensors_header import read_header
-from cloze.utils.shareable import portable, without_place
+from cloze.utils.shareable import basename_paths, shareable_config
 
 METRICS = "metrics.jsonl"
 
@@ -112,8 +112,8 @@ def _gather(folder: Path, name: str) -> Run:
         name=name,
         lines=lines,
         damaged_lines=damaged,
-        config=portable(read_mapping(folder / "config.yaml")),
-        data=without_place(read_mapping(folder / "data.json")),
+        config=shareable_config(read_mapping(folder / "config.yaml")),
+        data=basename_paths(read_mapping(folder / "data.json")),
         scores=scores,
         scores_note=scores_note,
         sessions=[one for one in sessions or [] if isinstance(one, dict) and is_number(one.get("first_step"))]
@@ -130,7 +130,7 @@ def read_scores(folder: Path, checkpoints: Sequence[Path]) -> tuple[dict[str, An
 
     Those of another run are left out. `checkpoints`: the complete ones, oldest first.
     """
-    scores = without_place(read_mapping(folder / "eval.json"))
+    scores = basename_paths(read_mapping(folder / "eval.json"))
     if not is_number(scores.get("perplexity")):
         return scores, None
     measured, model, own = (

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cloze.checkpoint.format import PROBE
 from cloze.checkpoint.probe import TOLERANCE, _answers, not_finite, stored_loss
 from cloze.data.batches.masking import IGNORE_INDEX, Masking
-from cloze.distributed.collectives import agree
+from cloze.distributed.collectives import raise_on_any_rank
 from cloze.errors import CheckpointError
 from cloze.model.compiled import eagerly
 from cloze.model.sparse_head import MaskedHead
@@ -98,5 +98,5 @@ def check_probe(engine: Engine, head: MaskedHead, folder: Path, precision: str) 
             where=folder,
             hint="the state was not loaded as it was; please report it with the engine and the architecture",
         )
-    agree(problem)
+    raise_on_any_rank(problem)
     return here

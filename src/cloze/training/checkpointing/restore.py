@@ -18,15 +18,15 @@ import torch
 from cloze.checkpoint.checksum import add_sums, content_sum
 from cloze.checkpoint.format import WEIGHT, Position, all_damaged, own_checkpoints, verify_checkpoint
 from cloze.checkpoint.reader import PieceReader
-from cloze.distributed.collectives import agree, decide, gather, gather_to_main
-from cloze.errors import CheckpointError, in_phase
+from cloze.distributed.collectives import gather, gather_to_main, raise_on_any_rank, run_on_main_and_broadcast
+from cloze.errors import CheckpointError, error_phase
 from cloze.training.checkpointing.snapshot import Training
 from cloze.training.engines import sharded_state
 from cloze.utils.heartbeat import beat
 from cloze.utils.terminal.console import warn
 
 
-@in_phase("resume")
+@error_phase("resume")
 def choose_checkpoint(
     output_dir: Path, choice: str | None, rank: int, world_size: int, at_most: int | None = None
 ) -> Path | None:
@@ -38,7 +38,9 @@ def choose_checkpoint(
     """
     if choice is None:
         return None
-    candidates = decide(lambda: own_checkpoints(output_dir, at_most)) if choice == "auto" else [Path(choice)]
+    candidates = (
+        run_on_main_and_broadcast(lambda: own_checkpoints(output_dir, at_most)) if choice == "auto" else [Path(choice)]
+    )
     for folder in reversed(candidates):
         problem: CheckpointError | None = None
         try:
@@ -111,7 +113,7 @@ def _check_contents(training: Training, held: list[sharded_state.Fragment], piec
     if sharded_state.is_partitioned(training.module):
         parts = gather_to_main(here)  # under ZeRO-3 each has one of every tensor: too much for each to hear of all
         if training.rank > 0:
-            agree(None)
+            raise_on_any_rank(None)
             return
         here = {key: add_sums(part.get(key, 0) for part in parts) for key in {key for part in parts for key in part}}
     stored = pieces.sums()
@@ -123,7 +125,7 @@ def _check_contents(training: Training, held: list[sharded_state.Fragment], piec
             where=pieces.folder,
             hint="this is a bug in Cloze; please report it with the engine and the architecture",
         )
-    agree(problem)
+    raise_on_any_rank(problem)
 
 
 def _compare_parameters(module: torch.nn.Module, manifest: dict[str, Any], folder: Path) -> None:

@@ -37,7 +37,7 @@ from cloze.checkpoint.format import (
     write_manifest,
 )
 from cloze.checkpoint.safetensors_writer import Entry, write_tensors
-from cloze.distributed.collectives import decide, gather_to_main, make_group
+from cloze.distributed.collectives import gather_to_main, make_group, run_on_main_and_broadcast
 from cloze.distributed.resilience.run_owner import check_owner
 from cloze.errors import ClozeError, DiskError
 from cloze.training.checkpointing.snapshot import (
@@ -86,7 +86,7 @@ class CheckpointSaver:
         problems are raised by `wait`.
         """
         self.wait()
-        staged = folder.with_name(decide(lambda: _fresh_folder(folder)))
+        staged = folder.with_name(run_on_main_and_broadcast(lambda: _fresh_folder(folder)))
         snapshot = self._snapshot(folder, staged, position, probe, extra, keep)
         if not self._in_background:
             self._write(snapshot)
@@ -159,7 +159,7 @@ class CheckpointSaver:
         except ClozeError as error:
             problem = error
         parts = gather_to_main((problem, mine), self._group)
-        decide(lambda: _commit(snapshot, parts), self._group)
+        run_on_main_and_broadcast(lambda: _commit(snapshot, parts), self._group)
 
 
 def _fresh_folder(folder: Path) -> str:

@@ -142,7 +142,7 @@ class Window:
                 return
             yield batch
 
-    def close(self, done: int, sums: list[float], plan: Plan, pace: Pace) -> dict[str, float | None]:
+    def close(self, done: int, sums: list[float], plan: Plan, pace: Throughput) -> dict[str, float | None]:
         """The window's numbers, and the next window begins. `sums`: those of all ranks, as [loss, steps, masked]."""
         elapsed = max(time.perf_counter() - self._begin, 1e-9)
         tokens = plan.position(done).tokens_seen - plan.position(self.first_step).tokens_seen
@@ -163,7 +163,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """What speed is measured by. `token_flops`: floating-point operations of one device for each token of the global
     batch (see `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in a
     second, None where that is not known; `filled`: share of a block that is no padding."""

@@ -23,7 +23,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import LoggerType
 
 from cloze.config import TrainConfig
-from cloze.distributed.collectives import decide
+from cloze.distributed.collectives import run_on_main_and_broadcast
 from cloze.distributed.resilience.error_records import secret_values
 from cloze.errors import ConfigError, Stopped, one_line
 from cloze.utils.atomic_files import auxiliary_write, write_json
@@ -67,7 +67,7 @@ def begin_trackers(
     Raises ConfigError on every rank where a tracker does not start.
     """
     if tracker_names(config):
-        decide(lambda: _begin(accelerator, config, output_dir, values, first_step))
+        run_on_main_and_broadcast(lambda: _begin(accelerator, config, output_dir, values, first_step))
 
 
 def _begin(

@@ -29,7 +29,7 @@ MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 1 << 18
 MAX_JSON_DEPTH = 64
 MAX_YAML_DEPTH = 20
-on_left_out: list[Callable[[str], None]] = []  # what reports a line of `left_out`: see `cloze.utils.terminal.console`
+on_left_out: list[Callable[[str], None]] = []  # called by `left_out`; see cloze.utils.terminal.console
 _reported: set[str] = set()
 # Plain words that YAML 1.1 and YAML 1.2 read as different values.
 UNCLEAR = re.compile(
