@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for processes that tests 
 
 import pytest
 import torch
+from repository import ROOT
 
 # Who starts tests in the background of a script has Ctrl-C ignored in all of their processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -24,8 +25,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Threads of OpenMP do not survive a fork, and a rank that is forked would wait for them for ever: so this process,
 # whose forks the ranks are (see `ranks`), never has any.
 torch.set_num_threads(1)
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

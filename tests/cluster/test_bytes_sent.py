@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hosts import Hosts, why_not
 from ranks import cloze_ranks, succeed
+from repository import ROOT
 
 from cloze.tools.planning.communication import bytes_per_step, fsdp_bytes_per_step
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "hidden_size=192,num_hidden_layers=3,num_attention_heads=2,intermediate_size=768"
 BEGIN, END = 6, 14  # steps between which bytes are counted: DeepSpeed needs some to learn in what order it gathers
 

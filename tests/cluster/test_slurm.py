@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
+from repository import ROOT
 
 from cloze.checkpoint.format import verify_checkpoint
 from cloze.checkpoint.reader import PieceReader
@@ -312,7 +313,7 @@ def test_training_that_a_person_has_to_mend_is_not_tried_again(cluster: Cluster,
 def test_restarts_that_bring_nothing_come_to_an_end(cluster: Cluster, blocks: Path):
     """A launcher that fails each time, found through the site's settings."""
     (blocks / "slurm").unlink()
-    shutil.copytree(Path(__file__).resolve().parents[2] / "slurm", blocks / "slurm")
+    shutil.copytree(ROOT / "slurm", blocks / "slurm")
     (blocks / "broken").mkdir()
     script = f'#!/bin/sh\ncase "$*" in *cloze.tools.launch.launcher*) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
     (blocks / "broken" / "python").write_text(script)
@@ -328,7 +329,7 @@ def test_restarts_that_bring_nothing_come_to_an_end(cluster: Cluster, blocks: Pa
 def test_a_task_that_fails_is_queued_again_and_gives_up_in_the_end(cluster: Cluster, workplace: Path):
     """`cloze` is broken on the nodes: its exit code is 1, which may go well the next time."""
     (workplace / "slurm").unlink()
-    shutil.copytree(Path(__file__).resolve().parents[2] / "slurm", workplace / "slurm")
+    shutil.copytree(ROOT / "slurm", workplace / "slurm")
     (workplace / "broken").mkdir()
     (workplace / "broken" / "cloze").write_text("#!/bin/sh\nexit 1\n")
     (workplace / "broken" / "cloze").chmod(0o755)

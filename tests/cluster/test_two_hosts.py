@@ -17,8 +17,8 @@ import pytest
 from corpus import TINY_MODEL_NO_DROPOUT
 from hosts import Host, Hosts, wait_for, why_not
 from ranks import at_call, cloze_ranks, succeed
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10
 FLAGS = [*TINY_MODEL_NO_DROPOUT, "--max_steps", str(STEPS), "--logging_steps", "1", "--learning_rate", "1e-3"]
 

@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ranks import free_port
+from repository import HELPERS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).with_name("show_world.py")
+SCRIPT = HELPERS / "show_world.py"
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what the configurations do without a GPU")
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES, BERT, TINY
 from flash_stand_in import NAME, install
 from ranks import Outcome, cloze_ranks, succeed
-from test_architectures import _BERT, ARCHITECTURES, TINY
+from repository import ROOT
+from small_models import without_dropout
 
 from cloze.config import ModelConfig
 from cloze.errors import ModelError
@@ -19,17 +21,8 @@ from cloze.model.archs import UNUSED_PARAMETERS, Architecture, architectures
 from cloze.model.load import build_model
 from cloze.model.packed import document_attention
 
-ROOT = Path(__file__).resolve().parents[2]
 # In every run of the tests: one that bf16 is refused for, one that cannot recompute.
 ALWAYS = {"deberta"}
-
-
-def without_dropout() -> None:
-    """On a rank: the same numbers whatever the split."""
-    functional = torch.nn.functional
-    attention = functional.scaled_dot_product_attention
-    functional.dropout = lambda x, *_, **__: x
-    functional.scaled_dot_product_attention = lambda *a, dropout_p=0.0, **more: attention(*a, **more)
 
 
 def without_the_table() -> None:
@@ -43,7 +36,7 @@ class Trial:
 
     def __init__(self, model_type: str, prepared: Path, folder: Path):
         self.folder = folder
-        overrides = TINY.get(model_type, _BERT) + (",hash_seed=0" if model_type == "reformer" else "")
+        overrides = TINY.get(model_type, BERT) + (",hash_seed=0" if model_type == "reformer" else "")
         self.argv = ["train", "--model_type", model_type, "--config_overrides", overrides, "--max_steps", "2"]
         self.argv += ["--logging_steps", "1", "--save_strategy", "no", "--learning_rate", "1e-3"]
         self.argv += ["--dataset_name", str(prepared)]
@@ -113,7 +106,7 @@ def test_what_the_table_says_is_what_happens(prepared: Path, tmp_path: Path, mod
 def test_documents_are_kept_apart_where_the_table_says_so(prepared: Path, model_type: str, monkeypatch):
     """In every way of computing attention that the class has; flash attention with kernels that stand in."""
     (said,) = architectures(model_type)
-    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, _BERT))
+    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, BERT))
     model, _ = build_model(config, prepared / "tokenizer", 32, 0)
     for parameter in model.parameters():
         if parameter.dim() > 1:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_architectures import ARCHITECTURES
-from test_sparse_head import build, curve, first_batch, loss_and_gradients
+from architectures import ARCHITECTURES
+from small_models import build, curve, first_batch, loss_and_gradients
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 

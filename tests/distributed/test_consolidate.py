@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import synthetic
 import torch
+from architectures import ARCHITECTURES, BERT, TINY
 from corpus import TINY_MODEL
 from ranks import ENGINES, cloze_ranks, succeed
 from safetensors.torch import load_file, save_file
-from test_architectures import _BERT, ARCHITECTURES, TINY
 from transformers import AutoModelForMaskedLM, BartConfig, pipeline
 
 from cloze.checkpoint.checksum import content_sum
@@ -128,7 +128,7 @@ def test_half_precision_is_the_fp32_weights_rounded_once(run: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_architecture_in_half_precision(prepared: Path, tmp_path: Path, model_type: str):
-    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, _BERT))
+    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, BERT))
     tokenizer = prepared.parent / "tokenizer"
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(read_config(config, load_tokenizer(str(tokenizer)), 32)).eval()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import assert_same_checkpoint
 from corpus import TINY_MODEL, TINY_MODEL_NO_DROPOUT
 from flash_stand_in import NAME, install
 from ranks import cloze_ranks, succeed
-from test_resume import assert_same_checkpoint
 
 import cloze.training.prepare_model
 from cloze.config import PrepareConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from corpus import TINY_MODEL
+from poison import poison
 from ranks import ENGINES, cloze_ranks, succeed
 from recording import record, stop_at
-from test_nonfinite import poison
 from transformers import AutoModelForMaskedLM
 
 from cloze.checkpoint.format import read_manifest

@@ -4,7 +4,6 @@ DeepSpeed, without running anything that is in them; what is damaged or missing 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,9 @@ import foreign
 import pytest
 import synthetic
 import torch
-from ranks import run_ranks, succeed
+from architectures import ARCHITECTURES, BERT, TINY
+from foreign_conversion import DECODER, EMBEDDINGS, Attack, assert_trained, convert, written
 from safetensors.torch import load_file
-from test_architectures import _BERT, ARCHITECTURES, TINY
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.cli.commands import consolidate
@@ -27,30 +26,6 @@ from cloze.errors import CheckpointError, ClozeError, ConfigError, ModelError
 from cloze.export.consolidation.foreign import expected_tensors
 from cloze.export.consolidation.zerofiles import ZeroFiles, verify_files
 from cloze.model.load import read_config
-
-DECODER, EMBEDDINGS = "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"
-
-
-def written(function, folder: Path, world_size: int, **how) -> Path:
-    """The folder with what another tool wrote."""
-    succeed(run_ranks(function, world_size, folder / "log", folder=str(folder / "theirs"), **how))
-    return folder / "theirs"
-
-
-def convert(checkpoint: Path, output: Path, tokenizer: Path | None = None, config: Path | None = None, **more) -> None:
-    names = {"config_name": config, "tokenizer_name": tokenizer}
-    given = {name: str(path) for name, path in names.items() if path is not None}
-    consolidate.run(ConsolidateConfig(checkpoint=str(checkpoint), output=str(output), **given, **more))
-
-
-def assert_trained(model_folder: Path, theirs: Path) -> None:
-    """Every weight is the one training ended with, to the bit."""
-    truth = torch.load(theirs / "truth.pt")
-    weights = AutoModelForMaskedLM.from_pretrained(model_folder).state_dict()
-    assert truth.keys() & weights.keys() >= {EMBEDDINGS, foreign.FROZEN, "lm_head.bias"}
-    for name, tensor in truth.items():
-        if name in weights:  # the embeddings have a buffer that is not stored
-            assert torch.equal(weights[name], tensor), name
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +102,7 @@ def test_without_zero_the_engines_own_weights_are_taken_and_that_is_said(tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_architecture(prepared: Path, tokenizer: Path, tmp_path: Path, model_type: str):
-    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, _BERT))
+    config = ModelConfig(model_type=model_type, config_overrides=TINY.get(model_type, BERT))
     model = AutoModelForMaskedLM.from_config(read_config(config, load_tokenizer(str(tokenizer)), 32))
     synthetic.write_zero3(model, tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "model", tokenizer, tmp_path / "theirs" / "config")
@@ -256,18 +231,10 @@ def test_latest_that_names_nothing_is_named(tmp_path: Path):
         convert(tmp_path, tmp_path / "model")
 
 
-class _Attack:
-    def __init__(self, file: Path):
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
-
-
 def test_nothing_that_lies_in_a_file_is_run(zero1: Path, tmp_path: Path):
     files = copied(zero1, tmp_path)
     file = files / "mp_rank_00_model_states.pt"
-    torch.save({**torch.load(file, weights_only=False), "surprise": _Attack(tmp_path / "ran")}, file)
+    torch.save({**torch.load(file, weights_only=False), "surprise": Attack(tmp_path / "ran")}, file)
     with pytest.raises(ConfigError, match=r"rank 0's file holds a Python object, posix.system, and reading it could"):
         ZeroFiles(files)
     assert not (tmp_path / "ran").exists()

@@ -13,7 +13,7 @@ import foreign
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from test_foreign import DECODER, EMBEDDINGS, _Attack, assert_trained, convert, written
+from foreign_conversion import DECODER, EMBEDDINGS, Attack, assert_trained, convert, written
 
 from cloze.errors import CheckpointError, ConfigError
 from cloze.export.consolidation.dcpfiles import METADATA, DcpFiles, runs
@@ -91,9 +91,9 @@ def planted(folder: Path, file: str, ran: Path) -> None:
     """Put an object whose reading runs a command into a file of a checkpoint."""
     metadata = pickle.loads((folder / METADATA).read_bytes())
     if file == METADATA:
-        metadata.planner_data = _Attack(ran)
+        metadata.planner_data = Attack(ran)
     else:
-        torch.save({"tensor": torch.zeros(9000), "surprise": _Attack(ran)}, folder / file)
+        torch.save({"tensor": torch.zeros(9000), "surprise": Attack(ran)}, folder / file)
         next(iter(metadata.storage_data.values())).length = (folder / file).stat().st_size
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import assert_same_checkpoint
 from corpus import TINY_MODEL
 from ranks import cloze_ranks, run_ranks, succeed
-from test_resume import assert_same_checkpoint
 
 from cloze.config import TrainConfig
 from cloze.data.batches.layout import Layout

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from ranks import run_ranks, succeed
-from test_architectures import ARCHITECTURES
-from test_archs_table import without_dropout
-from test_sparse_head import build, first_batch, loss_and_gradients
+from small_models import build, first_batch, loss_and_gradients, without_dropout
 
 from cloze.data.batches.masking import IGNORE_INDEX
 from cloze.model.archs import GATHERED_AS_ONE, architectures, decoder_start

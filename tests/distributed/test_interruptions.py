@@ -9,12 +9,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL, make_prepared
-from ranks import Outcome, at_call, cloze_ranks, succeed
+from ranks import Outcome, at_call, cloze_ranks, sent, succeed
 
 from cloze.checkpoint.format import verify_checkpoint
 
@@ -64,14 +63,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in names:
         assert filecmp.cmp(one / "checkpoint-6" / name, other / "checkpoint-6" / name, shallow=False), name
     assert not [path.name for path in other.glob("checkpoint-*") if path.suffix]
-
-
-def sent(*numbers: int) -> Callable[[], None]:
-    def act() -> None:
-        for number in numbers:
-            os.kill(os.getpid(), number)
-
-    return act
 
 
 PHASES = {

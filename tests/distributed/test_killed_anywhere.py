@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from corpus import TINY_MODEL
-from ranks import at_call, cloze_ranks, entering, start_ranks, succeed, warm_up
-from test_interruptions import sent
+from ranks import at_call, cloze_ranks, entering, sent, start_ranks, succeed, warm_up
 
 STEPS = 10
 FLAGS = [

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from memory_limit import MemoryGroup, memory_group
 from ranks import compile_async_io, free_port
+from repository import ROOT
 
 # 429 million parameters: 5.1 GB of state. The largest tensor has 9.4 million elements.
 MODEL = ["--model_type", "roberta", "--config_overrides"]
@@ -32,7 +33,6 @@ MODEL += [
 ]
 PARAMETERS = 428_000_000
 LIMIT = 12 * PARAMETERS // 3
-ROOT = Path(__file__).resolve().parents[2]
 # From the third step on, unless a checkpoint interrupts it, DeepSpeed knows the order of the modules and plans by it.
 FLAGS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-4", "--seed", "1"]
 WORLD = 3

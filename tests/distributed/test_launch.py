@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from corpus import TINY_MODEL
 from ranks import cloze_ranks, run_ranks, succeed
+from repository import ROOT
 
 from cloze.errors import LaunchError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(launcher: list[str], script: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from corpus import TINY_MODEL
 from ranks import wait_for
+from repository import ROOT
 
 from cloze.checkpoint.format import list_checkpoints, verify_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [*TINY_MODEL, "--logging_steps", "1", "--save_steps", "100000", "--learning_rate", "1e-3"]
 
 

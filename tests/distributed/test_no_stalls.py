@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import weights_of
 from corpus import TINY_MODEL
+from poison import poison
 from ranks import cloze_ranks, succeed
-from test_nonfinite import poison, weights_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "100", "--logging_steps", "100", "--learning_rate", "1e-3"]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import weights_of
 from corpus import TINY_MODEL
+from poison import BAD, poison
 from ranks import ENGINES, Outcome, cloze_ranks, succeed
-from safetensors.torch import load_file
 
 from cloze.errors import CheckpointError
 from cloze.tools.inspect.replay import rebuild
@@ -23,44 +24,6 @@ FLAGS += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps",
 FEWER = ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero0", "zero1", "zero2", "fsdp2")), "zero3"]
 SLOW = [(engine, "fp32") for engine in ("zero0", "zero1", "zero2", "zero3", "fsdp2")]
 SLOW += [(engine, "bf16") for engine in ENGINES if engine != "zero3"]
-BAD = 4  # 0-based: "step 5" in messages
-
-
-def poison(what: str = "loss", value: float = math.nan, steps: tuple[int, ...] = (BAD,), rank: int = 1):
-    """To be called in a rank: the second micro-batch of some steps on one rank gives a loss, or a gradient, that is no
-    number."""
-
-    def install() -> None:
-        from cloze.training import trainer
-
-        plain_step, plain_loss = trainer.train_step, trainer.masked_loss_sum
-        now = {"step": -1, "calls": 0, "rank": -1}
-
-        def train_step(run, batch):
-            now.update(step=batch.global_step, calls=0, rank=run.plan.layout.rank)
-            return plain_step(run, batch)
-
-        def masked_loss_sum(logits, labels):
-            now["calls"] += 1
-            loss = plain_loss(logits, labels)
-            if now["step"] not in steps or now["rank"] != rank or now["calls"] != 2:
-                return loss
-            return loss * value if what == "loss" else loss + _BadGradient.apply(logits) * 0.0
-
-        trainer.train_step, trainer.masked_loss_sum = train_step, masked_loss_sum
-
-    return install
-
-
-class _BadGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits):
-        ctx.shape, ctx.dtype = logits.shape, logits.dtype
-        return logits.new_zeros(())
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return torch.full(ctx.shape, math.inf, dtype=ctx.dtype)
 
 
 def train(
@@ -72,13 +35,6 @@ def train(
 
 def lines_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for file in sorted(checkpoint.glob("rank-*.safetensors")):
-        tensors |= {f"{file.name}:{name}": value for name, value in load_file(file).items()}
-    return tensors
 
 
 @pytest.mark.parametrize(

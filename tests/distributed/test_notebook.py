@@ -25,10 +25,10 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from ranks import cloze_ranks, free_port, succeed, wait_for
+from repository import ROOT
 
 import cloze
 
-ROOT = Path(__file__).resolve().parents[2]
 TUTORIAL = ROOT / "launch" / "tutorial.ipynb"
 TINY = {**TINY_CALL, "use_cpu": True}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import cloze_ranks, compile_async_io, succeed
+from offload import settings
+from ranks import cloze_ranks, succeed
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed leaves tensors below 1 MiB in memory; a third of 9.4 MB is above it.
 MODEL = ["--model_type", "roberta", "--config_overrides"]
 MODEL += [
@@ -20,26 +20,6 @@ MODEL += [
 ]
 FLAGS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-4"]
 FLAGS += ["--ema_decay", "0.9", "--weight_decay", "0.1", "--resume_from_checkpoint", "auto"]
-
-
-def settings(name: str, folder: Path, sub_group_size: int = 1_000_000) -> str:
-    """A shipped configuration; on the disk, everything that can be there."""
-    found = json.loads((ROOT / "ds_configs" / f"{name.removesuffix('_hpz')}.json").read_text())
-    zero = found["zero_optimization"]
-    if name.endswith("_hpz"):
-        zero["zero_hpz_partition_size"] = 2
-    if name == "zero3_nvme":
-        compile_async_io()
-        zero["sub_group_size"] = sub_group_size
-        zero["offload_optimizer"] |= {"nvme_path": str(folder / "disk")}
-        zero["offload_param"] |= {"nvme_path": str(folder / "disk"), "buffer_size": 1_200_000}
-        zero["offload_param"]["max_in_cpu"] = 0
-    if zero["stage"] == 3:
-        zero["stage3_param_persistence_threshold"] = 0
-    path = folder / "settings.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
-    return str(path)
 
 
 def train(prepared: Path, folder: Path, world_size: int, *more: str) -> np.ndarray:

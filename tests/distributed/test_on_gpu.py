@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import assert_same_checkpoint
 from corpus import TINY_MODEL, make_prepared
-from test_resume import assert_same_checkpoint
+from repository import ROOT
 
 from cloze.cli.commands.prepare import run as run_prepare
 from cloze.config import PrepareConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [*TINY_MODEL, "--max_steps", "8", "--save_steps", "4", "--logging_steps", "1", "--learning_rate", "1e-3"]
 FLAGS += ["--per_device_train_batch_size", "16", "--eval_strategy", "no"]
 

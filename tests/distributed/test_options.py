@@ -11,31 +11,10 @@ import pytest
 import yaml
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import cloze_ranks, succeed
+from short_runs import SHORT, train
 
 from cloze.config import TrainConfig, ranges
 from cloze.data.prepared.shards import open_prepared
-
-ROOT = Path(__file__).resolve().parents[2]
-SHORT = ["--max_steps", "4", "--logging_steps", "1", "--save_strategy", "no", "--learning_rate", "1e-3"]
-
-
-def train(prepared: Path, folder: Path, engine: str, world_size: int, *more: str) -> list[dict]:
-    """Run and give the lines of metrics.jsonl."""
-    argv = [
-        "train",
-        *TINY_MODEL_NO_DROPOUT,
-        "--dataset_name",
-        str(prepared),
-        "--output_dir",
-        str(folder / "run"),
-        *more,
-    ]
-    succeed(cloze_ranks(argv, world_size, engine, folder / "log"))
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-
-
-def curve(lines: list[dict]) -> np.ndarray:
-    return np.array([(line["loss"], line["grad_norm"]) for line in lines if "loss" in line])
 
 
 def test_an_epoch_is_every_block_once_and_its_end_evaluates_and_saves(prepared: Path, tmp_path: Path):

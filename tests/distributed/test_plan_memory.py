@@ -14,12 +14,12 @@ import torch
 import yaml
 from corpus import TINY_MODEL
 from ranks import compile_async_io, run_ranks, succeed
+from repository import ROOT
 
 from cloze.tools.bench.memory import FSDP, predict, recipe_of
 from cloze.tools.planning.settings import Choice, ds_config
 from cloze.utils.atomic_files import write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = "hidden_size=128,num_hidden_layers=2,num_attention_heads=4,intermediate_size=512,vocab_size=6000"
 FSDP2 = Choice(None, fully_sharded=True)
 slow = pytest.mark.slow

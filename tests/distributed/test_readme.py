@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from ranks import cloze_ranks
+from repository import ROOT
 
 from cloze.config.parser import COMMANDS, parse
 from cloze.tools.demo.corpus import write_corpus
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import cloze_ranks, succeed
+from repository import ROOT
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
 from cloze.cli.commands import plan
@@ -19,7 +20,7 @@ from cloze.config.parser import parse
 from cloze.model.load import read_config
 from cloze.tools.bench.sizes import Size, make_data
 
-RECIPES = Path(__file__).resolve().parents[2] / "launch/recipes"
+RECIPES = ROOT / "launch/recipes"
 # Parameters of the MLM model and tokens of its vocabulary, as published: the papers' round numbers in millions, or,
 # where the Hub shows them, all digits.
 PUBLISHED = {

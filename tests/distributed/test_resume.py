@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 from pathlib import Path
 
 import pytest
+from checkpoints import assert_same_checkpoint
 from corpus import TINY_MODEL
 from ranks import ENGINES, cloze_ranks, succeed
 
 STEPS = ["--max_steps", "6", "--save_steps", "2", "--logging_steps", "1", "--learning_rate", "1e-3"]
 BATCH = ["--weight_decay", "0.1", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
-
-
-def assert_same_checkpoint(one: Path, other: Path) -> None:
-    """Weights, optimizer state and the probe's answers are the same bytes."""
-    files = sorted(path.name for path in one.glob("*.safetensors"))
-    assert len(files) >= 3
-    assert files == sorted(path.name for path in other.glob("*.safetensors"))
-    for name in files:
-        assert filecmp.cmp(one / name, other / name, shallow=False), name
-    manifests = [json.loads((folder / "checkpoint.json").read_text()) for folder in (one, other)]
-    for key in ("position", "parameters", "optimizer", "pieces"):
-        assert manifests[0][key] == manifests[1][key], key
 
 
 SLOW = [("zero0", "bf16"), ("zero1", "bf16"), ("zero3", "bf16"), ("fsdp2", "fp32"), ("fsdp2", "bf16")]

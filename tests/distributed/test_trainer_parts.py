@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_sparse_head import build
+from repository import ROOT
+from small_models import build
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, Trainer, TrainingArguments, set_seed
 
@@ -24,8 +25,6 @@ from cloze.data.batches.make_batch import make_batch
 from cloze.data.batches.masking import Masking
 from cloze.data.prepared.shards import open_prepared
 from cloze.errors import ConfigError, DataError, ModelError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +201,7 @@ def test_a_model_whose_loss_would_be_another_is_refused_and_left_as_it_was(prepa
 @pytest.mark.slow
 def test_the_loss_is_the_models_own_for_every_architecture(prepared: Path, figure: Any):
     """Or it is refused: of those without an encoder-decoder, none is."""
-    from test_architectures import ARCHITECTURES
+    from architectures import ARCHITECTURES
 
     for model_type in ARCHITECTURES:
         model = build(prepared, model_type)

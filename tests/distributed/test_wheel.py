@@ -13,10 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from cloze.cli.commands.init import FOLDERS, KIT, NOT_IN_A_WHEEL
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_offload import settings
-from test_options import SHORT, curve, train
+from offload import settings
+from short_runs import SHORT, curve, train
 
 # DeepSpeed leaves tensors below 1 MiB in memory, whatever the settings say: of the model of the other tests nothing
 # would reach the disk. Half of a matrix of this one is 1.2 MB; they are more than there are buffers for them.

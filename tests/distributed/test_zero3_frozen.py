@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from ranks import cloze_ranks, succeed
+from repository import ROOT
 
 from cloze.checkpoint.format import read_manifest
 from cloze.checkpoint.reader import PieceReader
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def without_cpu_adam() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import cloze_ranks, in_fresh_process, run_ranks, succeed
+from small_models import build_plainly
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 # 40 M parameters: 161 MB of fp32, 17 MB in the largest tensor.
@@ -66,15 +67,6 @@ def measured(folder: Path, to_the_end: bool) -> Callable[[], None]:
         setup.build_run_model, engine.partition, setup.prepare_engine = watched_build, watched_cut, watched_prepare
 
     return install
-
-
-def build_plainly(config, data):
-    """The model as every other engine has it, in memory."""
-    from cloze.model.flops import undivided
-    from cloze.model.load import build_model
-
-    with undivided():
-        return build_model(config, data.tokenizer, data.block_size, config.seed)[0]
 
 
 def train(

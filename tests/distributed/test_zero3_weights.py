@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, BERT, TINY
 from ranks import cloze_ranks, succeed
-from test_architectures import _BERT, ARCHITECTURES, TINY
 
 
 def compared() -> None:
     """In a rank: after the engine is ready, compare it with the model that a process alone makes."""
-    from test_zero3_memory import build_plainly
+    from small_models import build_plainly
 
     from cloze.training import setup
     from cloze.training.engines import sharded_state
@@ -45,7 +45,7 @@ def compared() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_an_architecture_begins_with_the_same_bits_under_zero3(prepared: Path, tmp_path: Path, model_type: str):
-    overrides = TINY.get(model_type, _BERT) + (",hash_seed=0" if model_type == "reformer" else "")
+    overrides = TINY.get(model_type, BERT) + (",hash_seed=0" if model_type == "reformer" else "")
     argv = ["train", "--model_type", model_type, "--config_overrides", overrides, "--max_steps", "1"]
     argv += ["--save_strategy", "no", "--dataset_name", str(prepared), "--output_dir", str(tmp_path / "run")]
     outcomes = cloze_ranks(argv, 2, "zero3", tmp_path / "log", compared)

@@ -18,8 +18,8 @@ from corpus import TINY_MODEL
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from pushing import WRITE
+from repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 NARROW = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
 SENTENCE = "The Milky Way is a <mask> galaxy."
 PULL = """

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("", "helpers")]
 
 import conftest  # noqa: F401  (its environment)
 from ranks import cloze_ranks, succeed

@@ -12,6 +12,7 @@ import pytest
 import torch
 from corpus import TINY_MODEL_NO_DROPOUT
 from ranks import ENGINES, cloze_ranks, succeed
+from repository import ROOT
 
 from cloze.config import TrainConfig
 from cloze.data.batches.layout import Layout
@@ -20,7 +21,6 @@ from cloze.data.batches.masking import IGNORE_INDEX, Masking
 from cloze.data.prepared.shards import open_prepared
 from cloze.model.load import build_model
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
 SLOW = pytest.mark.slow
 # ranks x blocks per device x accumulation: a global batch of 8. tests/pairwise covers other splits on each engine

@@ -80,7 +80,8 @@ class Coverage:
             tests |= {test for test in self.tests[other] if test.partition("::")[0] not in files}
         tests &= self.seconds.keys()
         setups = {test for other in keys for test in self.setups.get(other, ())}
-        own = f"tests/unit/test_{mutant.module.rpartition('/')[2]}.py"
+        folder, slash, module = mutant.module.rpartition("/")
+        own = f"tests/unit/{folder}{slash}test_{module}.py"
         order, of_file = [], Counter[str]()
         for test in sorted(tests, key=lambda test: (test not in setups, self.seconds[test], test)):
             name = test.partition("::")[0]

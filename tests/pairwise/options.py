@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reference.runs import Split
+from repository import ROOT
 
 from pairwise.covering import Row
 
-ROOT = Path(__file__).resolve().parents[2]
 GLOBAL_BATCH = 8
 Flags = dict[str, Any]
 

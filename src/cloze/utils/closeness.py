@@ -1,6 +1,6 @@
 """Comparisons with a tolerance that a NaN cannot pass, as it does `if difference > allowed: raise` and `max(0, nan)`.
 
-Every comparison of numbers with a tolerance goes through here; tests/unit/test_closeness.py looks for others.
+Every comparison of numbers with a tolerance goes through here; tests/unit/utils/test_closeness.py looks for others.
 
     within(difference, 1e-4)                    # False for NaN
     relative_difference(logits, stored)         # infinity if either is not finite
