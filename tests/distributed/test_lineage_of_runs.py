@@ -16,9 +16,9 @@ from cloze.checkpoint.format import read_manifest
 from cloze.checkpoint.lineage import from_mapping, of_checkpoint, read_record, same_weights
 from cloze.checkpoint.model_path import resolve_model_path
 from cloze.cli import main
-from cloze.cli.commands.consolidate import consolidate
-from cloze.cli.commands.evaluate import evaluate
 from cloze.config import ConsolidateConfig, EvaluateConfig
+from cloze.evaluation.evaluate import evaluate
+from cloze.export.consolidation.consolidate import consolidate
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import pytest
 from ranks import cloze_ranks
 from repository import ROOT
 
-from cloze.config.parser import COMMANDS, parse
+from cloze.config.commands import COMMANDS
+from cloze.config.parser import parse
 from cloze.tools.demo.corpus import write_corpus
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -249,8 +249,8 @@ def test_a_run_folder_that_cannot_be_written_is_named_before_time_is_spent(prepa
 
 
 def test_a_model_folder_that_is_a_link_is_consolidated_into_again(run: Path, tmp_path: Path):
-    from cloze.cli.commands.consolidate import consolidate
     from cloze.config import ConsolidateConfig
+    from cloze.export.consolidation.consolidate import consolidate
 
     output = copy_of(run, tmp_path / "run")
     (output / "checkpoint-6").rename(tmp_path / "checkpoint-on-a-big-disk")
@@ -270,10 +270,10 @@ def test_a_model_folder_that_is_a_link_is_consolidated_into_again(run: Path, tmp
 def test_a_checkpoint_that_rotation_deletes_while_it_is_read_is_one_line(run: Path, tmp_path: Path, monkeypatch):
     from cloze.checkpoint.format import find_checkpoint, read_manifest, rotate, verify_checkpoint, write_manifest
     from cloze.checkpoint.open_model import load_checkpoint
-    from cloze.cli.commands.consolidate import consolidate
     from cloze.config import ConsolidateConfig
     from cloze.errors import CheckpointError
     from cloze.export.consolidation import model_folder
+    from cloze.export.consolidation.consolidate import consolidate
 
     output = copy_of(run, tmp_path / "run")
     write = model_folder.tidy_config

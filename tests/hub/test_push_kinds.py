@@ -37,8 +37,8 @@ print(json.dumps([{split: kind[split]["input_ids"][:] for split in kind} for kin
 @pytest.fixture
 def blocks_run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained run, with a model to push."""
-    from cloze.cli.commands.consolidate import consolidate
     from cloze.config import ConsolidateConfig
+    from cloze.export.consolidation.consolidate import consolidate
 
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "six"))
     consolidate(ConsolidateConfig(checkpoint=str(run)))

@@ -11,8 +11,8 @@ from proteins import TINY_ESM, write_esm
 from ranks import cloze_ranks, succeed
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-from cloze.cli.commands.evaluate import evaluate
 from cloze.config import EvaluateConfig
+from cloze.evaluation.evaluate import evaluate
 from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.utils.foreign.json_yaml import read_json
 from reference.masks import Rule

@@ -27,10 +27,11 @@ from corpus import TINY_CALL as TINY
 from ranks import cloze_ranks, succeed
 
 import cloze
-import cloze.api
 from cloze.config import TrainConfig
-from cloze.config.parser import COMMANDS, from_values, parse
+from cloze.config.commands import COMMANDS
+from cloze.config.parser import from_values, parse
 from cloze.errors import ConfigError
+from cloze.tools.api import functions
 
 COMMAND_NAMES = [name for name in cloze.__all__ if name in COMMANDS]
 
@@ -48,12 +49,19 @@ def run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> cloze.Run:
 def test_import_cloze_loads_nothing_beside_the_standard_library():
     script = (
         "import sys\nbefore = set(sys.modules)\nimport cloze\n"
-        "print({name.split('.')[0] for name in set(sys.modules) - before} - {'cloze'} - sys.stdlib_module_names)\n"
+        "print(*[name for name in set(sys.modules) - before if name.split('.')[0] not in sys.stdlib_module_names])\n"
         "cloze.train, cloze.Run\n"
         "print({'torch', 'transformers', 'accelerate', 'jsonargparse'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("set()\nset()\n", "")
+    assert (done.stdout, done.stderr) == ("cloze\nset()\n", "")
+
+
+def test_no_module_of_the_package_has_the_name_of_a_function():
+    """The import system sets a submodule as an attribute of its package, in the place of the function."""
+    folder = Path(cloze.__file__).parent
+    assert {path.stem for path in folder.iterdir()} & set(cloze.__all__) == set()
+    assert type(cloze) is type(sys)
 
 
 def test_every_name_of_the_package_is_there_and_says_what_it_is():
@@ -278,8 +286,8 @@ def test_results_say_what_they_are(prepared: Path, run: cloze.Run, tmp_path: Pat
 
 
 def test_the_examples_in_the_docstrings_are_right():
-    assert doctest.testmod(cloze.api).failed == 0
-    assert doctest.testmod(cloze.api).attempted == 2
+    assert doctest.testmod(functions).failed == 0
+    assert doctest.testmod(functions).attempted == 2
 
 
 @pytest.mark.slow
@@ -294,7 +302,7 @@ def test_type_checkers_see_the_flags_and_the_results(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-m", "mypy", str(file)], capture_output=True, text=True)
     lines = [line.removeprefix(f"{file}:") for line in done.stdout.splitlines()]
-    assert lines[0] == '3: note: Revealed type is "cloze.evaluation.results.Run"'
+    assert lines[0] == '3: note: Revealed type is "cloze.checkpoint.run_folder.Run"'
     assert lines[1] == '4: note: Revealed type is "str"'
     assert lines[2].startswith('5: error: Unexpected keyword argument "learning_rat" for "train"; did you mean')
     assert any(line.startswith('6: error: Argument "draws" to "evaluate" has incompatible type') for line in lines)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import shlex
 
+from cloze.config.commands import COMMANDS
 from cloze.config.options import Option, options_of
-from cloze.config.parser import COMMANDS
 from cloze.utils.terminal.console import FORMATS
 
 SHELLS = ("bash", "zsh", "fish")

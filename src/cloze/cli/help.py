@@ -15,8 +15,8 @@ import textwrap
 from collections.abc import Sequence
 
 from cloze.cli.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
+from cloze.config.commands import COMMANDS
 from cloze.config.options import Option, options_of
-from cloze.config.parser import COMMANDS
 from cloze.utils.terminal.console import FORMAT_VARIABLE, FORMATS, show_coloured
 
 _COLUMN = 26  # where the text beside an option begins, if the terminal is wide enough

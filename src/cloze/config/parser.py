@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cloze import __version__, config
+from cloze import __version__
+from cloze.config.commands import COMMANDS, OLD_NAMES
 from cloze.config.ranges import allowed_values
 from cloze.config.relations import check_relations
 from cloze.config.yaml_guard import check_flow, check_number, check_recipe
@@ -27,61 +27,6 @@ from cloze.utils.terminal.console import FORMAT_VARIABLE, FORMATS, log_format
 
 if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
     import jsonargparse
-
-# command -> (its dataclass, one line of help, whether required fields are given by position)
-COMMANDS: dict[str, tuple[type, str, bool]] = {
-    "prepare": (config.PrepareConfig, "turn a corpus into fixed blocks of tokens", False),
-    "inspect": (config.InspectConfig, "show what is in a prepared folder", True),
-    "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus, or extend a pretrained one", False),
-    "plan": (config.PlanConfig, "tell what a run will take, before it is paid for", True),
-    "grow": (config.GrowConfig, "make a model to begin with out of a trained one", True),
-    "train": (config.TrainConfig, "train a model", False),
-    "consolidate": (config.ConsolidateConfig, "turn a checkpoint into a model folder", True),
-    "evaluate": (config.EvaluateConfig, "measure perplexity and masked accuracy", True),
-    "compare": (config.CompareConfig, "tell which of two models is better", True),
-    "report": (config.ReportConfig, "curves and numbers of runs as one HTML file", True),
-    "fill": (config.FillConfig, "fill the mask in a text", True),
-    "push": (config.PushConfig, "publish a model on the Hub", True),
-    "replay": (config.ReplayConfig, "rebuild and show the batch of one step", True),
-    "submit": (config.SubmitConfig, "submit a recipe to SLURM as a chain of jobs", True),
-    "init": (config.InitConfig, "write recipes, configurations and SLURM scripts into a folder", True),
-    "archs": (config.ArchsConfig, "show the architectures and what works for each", False),
-    "bench": (config.BenchConfig, "measure speed beside other tools", True),
-    "doctor": (config.DoctorConfig, "tell whether these machines are fit to train on", False),
-    "demo": (config.DemoConfig, "the whole job on the sample corpus, in minutes", False),
-    "completion": (config.CompletionConfig, "print what makes a shell complete commands and options", True),
-}
-
-# Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
-OLD_NAMES = {
-    "from": "use --weights",
-    "max_seq_length": "use --block_size",
-    "line_by_line": "dropped: documents are packed into blocks of block_size",
-    "pad_to_max_length": "dropped: blocks are always full",
-    "train_file": "use --dataset_name",
-    "validation_file": "use --validation_split on a folder with train and validation files",
-    "preprocessing_num_workers": "use --num_proc",
-    "overwrite_cache": "dropped: a changed corpus, tokenizer or setting is noticed",
-    "overwrite_output_dir": "choose another output_dir, or delete the old one",
-    "use_fast_tokenizer": "dropped: the fast tokenizer is always used",
-    "use_auth_token": "use --token",
-    "streaming": "`cloze prepare` always streams; to keep nothing on the disk use --streaming_train of `cloze train`",
-    "max_train_samples": "use a slice: --split 'train[:N]'",
-    "max_eval_samples": "use a slice: --validation_split 'validation[:N]'",
-    "low_cpu_mem_usage": "dropped",
-    "torch_dtype": "use --bf16 or --fp16",
-    "do_train": "dropped: `cloze train` trains",
-    "do_eval": "use --eval_strategy, or `cloze evaluate`",
-    "evaluation_strategy": "use --eval_strategy",
-    "per_gpu_train_batch_size": "use --per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
-    "no_cuda": "use --use_cpu",
-    "auto_batch_size": "use --auto_find_batch_size",
-    "warmup_ratio": "use --warmup_steps with a value below 1",
-    "hub_always_push": "dropped: a push that comes too late is left out, and the next one has all",
-    "local_rank": "start with `accelerate launch -m cloze train ...`",
-    "logging_dir": "trackers write into output_dir",
-}
 
 
 @functools.cache
@@ -97,42 +42,53 @@ def build_parser(only: str | None = None) -> jsonargparse.ArgumentParser:
         exit_on_error=False,
     )
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
-    for name, (dataclass, help_line, _) in COMMANDS.items():
-        sub = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
-        sub.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
-        if only in (None, name):
-            _add_options(sub, dataclass)
-        commands.add_subcommand(name, sub, help=help_line)
+    for name, (_, help_line, _) in COMMANDS.items():
+        commands.add_subcommand(name, _command_parser(name, with_options=only in (None, name)), help=help_line)
     return parser
 
 
-def _add_options(parser: jsonargparse.ArgumentParser, dataclass: type) -> None:
-    """Add the fields of a dataclass. Types are resolved here, since the parser looks for the names in annotations of
-    inherited fields in the wrong module."""
+def _command_parser(command: str, with_options: bool = True) -> jsonargparse.ArgumentParser:
+    """Return a parser of `--config` and the fields of a command's dataclass. Types are resolved here: jsonargparse
+    looks for the names in annotations of inherited fields in the wrong module."""
+    import jsonargparse
+
+    dataclass = COMMANDS[command][0]
+    parser = jsonargparse.ArgumentParser(description=dataclass.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="read values from this file first")
     hints = typing.get_type_hints(dataclass)
-    for field in dataclasses.fields(dataclass):
+    for field in dataclasses.fields(dataclass) if with_options else ():
         required = field.default is dataclasses.MISSING
         given = {"required": True} if required else {"default": field.default}
         parser.add_argument(f"--{field.name}", type=hints[field.name], **given)
+    return parser
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
-    import jsonargparse
-
     words = _spell_out(_without_log_format(argv)[0])
     first = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(first if first in COMMANDS and words[0] == first else None)
     if first in COMMANDS:
         _check_values(first, words)
+    namespace = _in_one_line(lambda: parser.parse_args(words), argv, first)
+    command = namespace.command
+    return command, _configured(command, namespace[command].as_dict())
+
+
+def _in_one_line(read: Callable[[], Any], argv: Sequence[str], command: str | None) -> Any:
+    """Return `read()`; what jsonargparse refuses in it is a ConfigError."""
+    import jsonargparse
+
     try:
-        namespace = parser.parse_args(words)
+        return read()
     except jsonargparse.ArgumentError as error:
         raise _explain(str(error), argv) from None
     except (RecursionError, ValueError):  # nested deeply, no spelling in UTF-8, an integer of 5,000 digits, ...
-        raise ConfigError("a value cannot be read", where=f"cloze {first}", hint="write plain values") from None
-    command = namespace.command
-    values = namespace[command].as_dict()
+        raise ConfigError("a value cannot be read", where=f"cloze {command}", hint="write plain values") from None
+
+
+def _configured(command: str, values: dict[str, Any]) -> Any:
+    """Return a command's dataclass with these values. Raises ConfigError for values that no option can have."""
     values.pop("config", None)
     optional = {field.name for field in dataclasses.fields(COMMANDS[command][0]) if field.default == ""}
     for name, value in values.items():
@@ -144,7 +100,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
             raise ConfigError("is empty", where=f"--{name}", hint="give a value, or leave it out")
     made = COMMANDS[command][0](**values)
     check_relations(made)
-    return command, made
+    return made
 
 
 def overridden(argv: Sequence[str]) -> list[str]:
@@ -196,7 +152,7 @@ def from_values(command: str, values: Mapping[str, Any]) -> Any:
     """A command's dataclass from Python values by the names of its flags, `config` among them: what the same flags on
     the command line give. Raises ConfigError for a name or value that those would not take."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(COMMANDS[command][0])}
-    words = [command]
+    given: dict[str, Any] = {"config": values["config"]} if "config" in values else {}
     for name, value in values.items():
         if name != "config" and name not in fields:
             raise _unknown(command, name)
@@ -206,15 +162,20 @@ def from_values(command: str, values: Mapping[str, Any]) -> Any:
         ):
             hint = f"see cloze {command} --help"
             raise ConfigError(f"{name} cannot be {value!r}", where=f"cloze {command}", hint=hint)
-        words.append(f"--{name}={_written(value)}")
-    return parse(words)[1]
+        given[name] = _plain(value)
+        if isinstance(given[name], str):
+            _check_values(command, [f"--{name}={given[name]}"])
+    parser = _command_parser(command)
+    return _configured(command, _in_one_line(lambda: parser.parse_object(given), [command], command).as_dict())
 
 
-def _written(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, str | os.PathLike):
+def _plain(value: Any) -> Any:
+    """Return a value as YAML can hold it: a path is a text, and a numpy.float64 is a float."""
+    if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return json.dumps(value)
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return float(value) if isinstance(value, float) else value
 
 
 def _spell_out(argv: Sequence[str]) -> list[str]:

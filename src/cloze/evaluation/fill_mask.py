@@ -7,17 +7,38 @@ A run answers with its newest weights (see cloze.checkpoint.model_path).
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 
 from cloze.checkpoint.model_path import resolve_model_path
 from cloze.checkpoint.open_model import load_model, open_tokenizer
+from cloze.config import FillConfig
 from cloze.errors import ConfigError
+from cloze.evaluation.results import Answer
 from cloze.model.load import check_finite, usable_length
 from cloze.utils.foreign.pretrained import forward_errors
 
 MASK_SPELLINGS = ("<mask>", "[MASK]")
+
+
+def answers(config: FillConfig) -> list[list[Answer]]:
+    """Return for each mask in the text the answers, the most likely first. Raises as `fill` does."""
+    found = fill(config.model, config.text, config.top_k, config.trust_remote_code)
+    return [
+        [Answer(score, token, _put(token, number, config.text)) for token, score in candidates]
+        for number, candidates in enumerate(found)
+    ]
+
+
+def _put(token: str, number: int, text: str) -> str:
+    """Return the text with a token in place of its mask `number`, counted from 0; unchanged if the tokenizer spells
+    masks in another way."""
+    masks = list(re.finditer("|".join(map(re.escape, MASK_SPELLINGS)), text))
+    if number >= len(masks):
+        return text
+    return text[: masks[number].start()] + token + text[masks[number].end() :]
 
 
 def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> list[list[tuple[str, float]]]:

@@ -1,18 +1,9 @@
-"""What the functions of `cloze.api` give: small values that say what they are.
-
-run = cloze.Run("runs/mine")        # also of a run that was made on the command line
-run.metrics[-1]["loss"]
-"""
+"""What `cloze.evaluate` and `cloze.fill` return: small values that say what they are."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from cloze.errors import ConfigError
-from cloze.utils.foreign.json_yaml import read_json_lines, read_mapping
 
 
 class Answer(NamedTuple):
@@ -21,64 +12,6 @@ class Answer(NamedTuple):
     score: float
     token: str
     text: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run's folder, which stands for the run wherever a path does: `cloze.fill(run, ...)`, `open(run
-    / ...)`.
-
-    Raises ConfigError where `folder` holds no run.
-    """
-
-    folder: Path
-
-    def __init__(self, folder: str | os.PathLike[str]):
-        object.__setattr__(self, "folder", Path(folder))
-        if not (self.folder / "config.yaml").is_file():
-            raise ConfigError("holds no run", where=self.folder, hint="give the output_dir of `cloze.train`")
-
-    def __fspath__(self) -> str:
-        return str(self.folder)
-
-    def __truediv__(self, name: str) -> Path:
-        return self.folder / name
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, as `pandas.DataFrame` takes them: `step` with `loss` (nats), `learning_rate`,
-        `grad_norm`, `tokens_per_second`, ..., or with `eval_loss`, `eval_perplexity`, ..."""
-        path = self.folder / "metrics.jsonl"
-        return read_json_lines(path, "step")[0] if path.is_file() else []
-
-    @property
-    def status(self) -> str:
-        """`running`, `finished`, `stopped` (go on with resume_from_checkpoint="auto") or `failed`."""
-        return str(self._said().get("status", "running"))
-
-    @property
-    def checkpoints(self) -> list[Path]:
-        """The folders of its checkpoints, the oldest first."""
-        found = [path for path in self.folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-        return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-    def _said(self) -> dict[str, Any]:
-        return read_mapping(self.folder / "status.json")
-
-    def __repr__(self) -> str:
-        parts = [f"{str(self.folder)!r}: {self.status}"]
-        metrics = self.metrics
-        losses = [line for line in metrics if line.get("loss") is not None]
-        measured = [line for line in metrics if line.get("eval_perplexity") is not None]
-        if metrics:
-            parts.append(f"step {metrics[-1]['step']:,}")
-        if losses:
-            parts.append(f"loss {losses[-1]['loss']:.4f}")
-        if measured:
-            step = measured[-1]["step"]
-            at = "" if step == metrics[-1]["step"] else f" at step {step:,}"
-            parts.append(f"perplexity {measured[-1]['eval_perplexity']:.4f}{at}")
-        return f"Run({', '.join(parts)})"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cloze.checkpoint.model_path import ModelPath
 from cloze.checkpoint.open_model import load_model, open_tokenizer
-from cloze.cli.commands.evaluate import evaluate
 from cloze.config import EvaluateConfig
 from cloze.errors import CheckpointError, ModelError
+from cloze.evaluation.evaluate import evaluate
 from cloze.evaluation.fill_mask import fill
 from cloze.model.weights import load_weights
 

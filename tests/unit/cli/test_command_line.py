@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 
 from cloze import config
 from cloze.cli.command_line import main
-from cloze.config.parser import COMMANDS, OLD_NAMES, parse
+from cloze.config.commands import COMMANDS, OLD_NAMES
+from cloze.config.parser import parse
 from cloze.errors import ConfigError
 
 # Names of `cloze train` that TrainingArguments does not have: the model and data names of run_mlm.py, and our own.

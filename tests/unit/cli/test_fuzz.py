@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from cloze.cli import command_line
 from cloze.config import ranges
-from cloze.config.parser import COMMANDS
+from cloze.config.commands import COMMANDS
 from cloze.errors import ConfigError
 
 SECONDS = 20.0  # more than any of them takes on a busy machine, and far less than an alias bomb

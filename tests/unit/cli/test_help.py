@@ -20,8 +20,9 @@ from cloze import __version__
 from cloze.cli import completion, main
 from cloze.cli.examples import COMMAND_GROUPS, EXAMPLES, GROUP_BEGINS
 from cloze.cli.help import help_text
+from cloze.config.commands import COMMANDS
 from cloze.config.options import options_of
-from cloze.config.parser import COMMANDS, build_parser, choose_log_format, parse
+from cloze.config.parser import build_parser, choose_log_format, parse
 from cloze.distributed.resilience.report_error import report_error
 from cloze.errors import ConfigError, DataError
 from cloze.utils.terminal import console, json_events

@@ -84,7 +84,6 @@ LOCK = "a lock or an owner's file, without following links"
 # Functions that open, parse or start something themselves, and why.
 ALLOWED = {
     "__init__.py:__getattr__": "a module of the package",
-    "__init__.py:_function": "a module of the package",
     "cli/command_line.py:_run_command": "a command, which the parser knows",
     "cli/commands/bench.py:run": "a module of the package, which the parser knows",
     "tools/bench/gate.py:_cpu_seconds": PROC,
@@ -104,7 +103,7 @@ ALLOWED = {
     "cli/command_line.py:is_reader_gone": "/dev/null",
     "cli/command_line.py:_code_of_output": "/dev/null",
     "distributed/collectives.py:decode": RANKS,
-    "cli/commands/submit.py:submit": START,
+    "tools/launch/slurm_chain.py:submit": START,
     "data/prepared/blocks.py:open_shard": "blocks, whose sizes and checksums the manifest has",
     "data/corpus/content.py:digest": "a checksum of the corpus",
     "data/corpus/content.py:_part_digest": "a checksum of the corpus",
@@ -159,7 +158,7 @@ ALLOWED = {
     "model/mapped.py:file_system": PROC,
     "model/mapped.py:is_mapped": PROC,
     "config/options.py:_classes": "the source of the package",
-    "tools/launch/local_workers.py:_follow": START,
+    "tools/api/local_workers.py:_follow": START,
     "tools/report/page.py:_file": "a file of the package",
     "tools/demo/phrasing.py:read_table": "a file of the package",
     "checkpoint/identity.py:model_differences": "its own values, as JSON would give them back",

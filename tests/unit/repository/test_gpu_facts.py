@@ -18,8 +18,8 @@ from cloze.distributed import collectives
 from cloze.distributed.world import check_device
 from cloze.errors import ConfigError, LaunchError
 from cloze.model.flops import peak_flops
+from cloze.tools.api.local_workers import launcher_flags
 from cloze.tools.doctor.facts import find_gpus
-from cloze.tools.launch.local_workers import launcher_flags
 from cloze.tools.planning.gpus import GPUS, this_machine
 from cloze.training import find_batch_size
 from cloze.training.engines import deepspeed_schema

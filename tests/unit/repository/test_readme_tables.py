@@ -8,7 +8,7 @@ import re
 import pytest
 from repository import ROOT
 
-from cloze.config.parser import COMMANDS, OLD_NAMES
+from cloze.config.commands import COMMANDS, OLD_NAMES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "launch/MEASURED.md", "launch/GPU.md", "launch/SCALING.md"]

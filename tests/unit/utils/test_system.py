@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks, succeed
 
-from cloze.tools.launch.notebook import preserve_process_state
+from cloze.tools.api.process_state import preserve_process_state
 from cloze.utils.system import set_tf32
 
 PLACES = ("fp32_precision", "cuda.matmul.fp32_precision", "cudnn.fp32_precision", "cudnn.conv.fp32_precision")

@@ -1,172 +1,41 @@
-"""`cloze evaluate`: perplexity on fixed masks, or pseudo-log-likelihood of sentences.
-
-Under `accelerate launch` the blocks or sentences are shared between the processes; the result is the same.
-"""
+"""`cloze evaluate`: print what was measured."""
 
 from __future__ import annotations
 
-import math
 import time
-from pathlib import Path
 from typing import Any
 
-from cloze.checkpoint.lineage import KEY as LINEAGE
-from cloze.checkpoint.lineage import describe as describe_lineage
 from cloze.config import EvaluateConfig
-from cloze.data.prepared.shards import Prepared, open_prepared
-from cloze.data.prepared.verified import verify_for_use
-from cloze.distributed.collectives import run_on_main_and_broadcast
-from cloze.distributed.world import RunShape, start
-from cloze.errors import ConfigError, DataError
-from cloze.evaluation.evaluator import Masks, masks_of, open_subject, split_sentences
-from cloze.evaluation.perplexity import Scores
-from cloze.evaluation.pll import pseudo_perplexity
-from cloze.evaluation.vocabulary import BANDS
-from cloze.utils.atomic_files import write_json
-from cloze.utils.foreign.text_lines import read_lines
-from cloze.utils.output_file import check_output_file
-from cloze.utils.terminal.console import duration, is_main, say
+from cloze.evaluation.evaluate import evaluate
+from cloze.utils.terminal.console import duration, say
 
 
 def run(config: EvaluateConfig) -> None:
-    """Evaluate, print what was found, write eval.json."""
-    evaluate(config)
-
-
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The same; returns what eval.json says, on every rank."""
-    check(config)
-    hint = "put the result elsewhere with --output FILE"
-    if config.output and is_main():
-        check_output_file(config.output, hint)
-    prepared = None if config.data is None else open_prepared(config.data)
-    if prepared is not None:
-        prepared.blocks(config.split)
-        verify_for_use(prepared, [config.split], config)
-    lines = None if config.sentences is None else read_sentences(config.sentences)
-    accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
-    subject = open_subject(config.model, prepared, config.split, accelerator, config.trust_remote_code)
-    output = output_path(config, subject.run_dir)
-    if output is not None:
-        run_on_main_and_broadcast(lambda: str(check_output_file(output, hint)))
-    say("evaluate", f"{subject.name}: {describe_lineage(subject.lineage)}")
+    """Evaluate, and print the numbers."""
     begin = time.monotonic()
-    if config.metric == "perplexity":
-        assert prepared is not None
-        masks = masks_of(config)
-        scores = subject.score_split(prepared, config.split, masks)
-        values = {**describe(scores), **about_masks(masks), **about_data(config.data, config.split, prepared)}
-        told = tell(scores)
-    else:
-        if lines is not None:
-            sentences = subject.read_sentences(lines)
-        else:
-            assert prepared is not None
-            sentences = split_sentences(prepared, config.split, subject.tokenizer)
-        word_l2r = config.metric == "pll_word_l2r"
-        found = subject.score_sentences(sentences, config.per_device_eval_batch_size, word_l2r)
-        total = math.fsum(one.pll for one in found)
-        values = {
-            "metric": config.metric,
-            "pll": total,
-            "pseudo_perplexity": pseudo_perplexity(found),
-            "tokens": sum(one.num_tokens for one in found),
-            "sentences": [{"pll": one.pll, "tokens": one.num_tokens} for one in found],
-        }
-        told = [
-            f"{config.metric} {total:.4f}, pseudo-perplexity {values['pseudo_perplexity']:.4f} over {len(found):,} "
-            f"sentences, {values['tokens']:,} tokens"
+    values = evaluate(config)
+    first, *rest = lines_of(values)
+    for line in (f"{first}; {duration(time.monotonic() - begin)}", *rest):
+        say("evaluate", line, result=True)
+
+
+def lines_of(values: dict[str, Any]) -> list[str]:
+    """Return the lines that describe the values of eval.json."""
+    if "pll" in values:
+        return [
+            f"{values['metric']} {values['pll']:.4f}, pseudo-perplexity {values['pseudo_perplexity']:.4f} over "
+            f"{len(values['sentences']):,} sentences, {values['tokens']:,} tokens"
         ]
-    values[LINEAGE] = None if subject.lineage is None else subject.lineage.as_mapping()
-    if accelerator.is_main_process:
-        told[0] += f"; {duration(time.monotonic() - begin)}"
-        for line in told:
-            say("evaluate", line, result=True)
-        if output is not None:
-            write_json(check_output_file(output, hint), values)
-            say("evaluate", f"written to {output}", result=output)
-    return values
-
-
-def check(config: EvaluateConfig) -> None:
-    """Raise ConfigError for values that cannot be used."""
-    if config.metric == "perplexity" and (config.data is None or config.sentences is not None):
-        raise ConfigError(
-            "perplexity is measured on prepared blocks",
-            where="--data",
-            hint="give --data FOLDER; for a file of sentences use --metric pll",
-        )
-    if config.metric != "perplexity" and (config.data is None) == (config.sentences is None):
-        raise ConfigError("give one of --data and --sentences", where=f"--metric {config.metric}")
-
-
-def read_sentences(path: str) -> list[str]:
-    """Return the sentences of a file, one a line, empty lines left out. Raises DataError."""
-    lines = read_lines(path)
-    if not lines:
-        raise DataError("holds no sentence", where=path, hint="one on each line")
-    return lines
-
-
-def describe(scores: Scores) -> dict[str, Any]:
-    """The numbers of eval.json."""
-    return {
-        "perplexity": scores.perplexity,
-        "perplexity_interval": list(scores.perplexity_interval),
-        "loss": scores.loss,
-        "loss_interval": list(scores.loss_interval),
-        "masked_accuracy": scores.masked_accuracy,
-        "masked_accuracy_top5": scores.masked_accuracy_top5,
-        "bits_per_byte": scores.bits_per_byte,
-        "masked_tokens": scores.masked_tokens,
-        "blocks": scores.blocks,
-        "bands": {
-            name: {
-                "loss": loss / count if count else None,
-                "masked_accuracy": right / count if count else None,
-                "masked_tokens": int(count),
-            }
-            for name, (loss, count, right) in zip(BANDS, scores.bands.tolist(), strict=True)
-        },
-    }
-
-
-def tell(scores: Scores) -> list[str]:
-    """What a person reads."""
-    low, high = scores.perplexity_interval
-    bits = "" if scores.bits_per_byte is None else f", {scores.bits_per_byte:.4f} bits per byte"
+    low, high = values["perplexity_interval"]
+    bits = "" if values["bits_per_byte"] is None else f", {values['bits_per_byte']:.4f} bits per byte"
     bands = "; ".join(
-        f"{name} {loss / count:.3f}, {right / count:.4f}"
-        for name, (loss, count, right) in zip(BANDS, scores.bands.tolist(), strict=True)
-        if count
+        f"{name} {band['loss']:.3f}, {band['masked_accuracy']:.4f}"
+        for name, band in values["bands"].items()
+        if band["masked_tokens"]
     )
     return [
-        f"perplexity {scores.perplexity:.4f} (95 %: {low:.4f} to {high:.4f}), masked accuracy "
-        f"{scores.masked_accuracy:.4f} on {scores.masked_tokens:,} masked tokens of {scores.blocks:,} blocks",
-        f"right among the five best {scores.masked_accuracy_top5:.4f}{bits}",
+        f"perplexity {values['perplexity']:.4f} (95 %: {low:.4f} to {high:.4f}), masked accuracy "
+        f"{values['masked_accuracy']:.4f} on {values['masked_tokens']:,} masked tokens of {values['blocks']:,} blocks",
+        f"right among the five best {values['masked_accuracy_top5']:.4f}{bits}",
         f"loss and accuracy of tokens by frequency: {bands}",
     ]
-
-
-def about_masks(masks: Masks) -> dict[str, Any]:
-    """How blocks were masked."""
-    return {"mlm_probability": masks.mlm_probability, "seed": masks.seed, "draws": masks.draws}
-
-
-def about_data(folder: str | None, split: str, prepared: Prepared) -> dict[str, Any]:
-    """What was scored."""
-    return {
-        "split": split,
-        "block_size": prepared.block_size,
-        "data": Path(folder or "").name,
-        "data_checksum": prepared.manifest["checksum"],
-    }
-
-
-def output_path(config: EvaluateConfig, run_dir: Path | None) -> Path | None:
-    """Return --output, else eval.json in the run's folder for the perplexity of its model, else None."""
-    if config.output:
-        return Path(config.output)
-    if config.metric != "perplexity" or run_dir is None or (Path(config.model) / "checkpoint.json").is_file():
-        return None
-    return run_dir / "eval.json"

@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-from pathlib import Path
-
 from cloze.config import ReportConfig
-from cloze.errors import ConfigError
-from cloze.tools.report.gather import gather_runs, read_prompts
-from cloze.tools.report.page import render
-from cloze.tools.report.scores import Filled
-from cloze.utils.atomic_files import write_text
-from cloze.utils.output_file import check_output_file
-from cloze.utils.terminal.console import say, warn
-
-FILE = "report.html"
+from cloze.tools.report.write import write_report
+from cloze.utils.terminal.console import say
 
 
 def run(config: ReportConfig) -> None:
-    """Write the report, and say where. Raises ConfigError, DataError, DiskError; with --prompts also ModelError and
-    CheckpointError."""
-    if not config.runs:
-        raise ConfigError("give a run's folder", where="cloze report", hint="cloze report runs/mine")
-    gc.disable()  # of some 100,000 mappings none is in a cycle, and looking for cycles takes a fifth of the time
-    try:
-        _write(config)
-    finally:
-        gc.enable()
-
-
-def _write(config: ReportConfig) -> None:
-    hint = "put it elsewhere with --output FILE"
-    if config.output:
-        check_output_file(config.output, hint)
-    runs = gather_runs(config.runs)
-    output = Path(config.output) if config.output else runs[0].folder / FILE
-    file = check_output_file(output, hint)
-    for one in runs:
-        if one.scores_note and (one.measured or not one.scores):  # a record of older versions says nothing
-            warn(f"{one.folder}: {one.scores_note}")
-    filled: list[Filled] = []
-    if texts := read_prompts(config.prompts) if config.prompts else []:
-        from cloze.tools.report.examples import fill_prompts  # loads torch, which nothing else here does
-
-        filled = fill_prompts(runs, texts)
-    text = render(runs, filled)
-    write_text(file, text)
-    lines = sum(len(one.lines) for one in runs)
-    say("report", f"{lines:,} lines of metrics -> {output}, {len(text.encode()) / 1000:,.0f} kB", result=output)
+    """Write the report, and print where it is."""
+    file, size, lines = write_report(config)
+    say("report", f"{lines:,} lines of metrics -> {file}, {size / 1000:,.0f} kB", result=file)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import time
 
 from cloze.config import TokenizerConfig
-from cloze.data.tokenizer_training.extend import extend_tokenizer
-from cloze.data.tokenizer_training.train import train_tokenizer
-from cloze.utils.atomic_files import check_writable
+from cloze.data.tokenizer_training.extend import make_tokenizer
 from cloze.utils.terminal.console import duration, say
 
 
 def run(config: TokenizerConfig) -> None:
-    """Train or extend, then say what there is now."""
+    """Train or extend, and print what was made."""
     begin = time.monotonic()
-    check_writable(config.output)
-    if config.extend is None:
-        tokenizer = train_tokenizer(config)
-    else:
-        tokenizer, saving = extend_tokenizer(config)
+    tokenizer, saving = make_tokenizer(config)
+    if saving is not None:
         less = 100 * (1 - saving.after / saving.before)
         say(
             "tokenizer",

@@ -33,7 +33,7 @@ from cloze.data.tokenizers.load import describe, load_tokenizer
 from cloze.data.tokenizers.select_encoder import choose_encoder
 from cloze.data.tokenizers.token_ids import unknown_id
 from cloze.errors import ClozeError, ConfigError, DataError
-from cloze.utils.atomic_files import parse_size, remove_tree
+from cloze.utils.atomic_files import check_writable, parse_size, remove_tree
 from cloze.utils.terminal.console import say, warn
 
 SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 100_000
@@ -97,7 +97,18 @@ def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, An
     What is there already is kept: a folder of the same corpus and settings is done. Raises ConfigError, DataError,
     ModelError or DiskError, in one line each; the folder is whole or not there.
     """
+    manifest = _prepare(config, inputs)
+    if manifest is not None and (bad := manifest.get("bad_records")):
+        warn(f"left out: {', '.join(f'{count:,} records ({reason})' for reason, count in bad.items())}")
+        for line in manifest["bad_record_examples"][:3]:
+            warn(f"  {line}")
+    return manifest
+
+
+def _prepare(config: PrepareConfig, inputs: Inputs | None) -> dict[str, Any] | None:
     output = Path(config.output)
+    if not output.exists():
+        check_writable(output)
     parts = output.with_name(f"{output.name}.parts")
     share = check_share(config)
     num_proc = config.num_proc or usable_cores()

@@ -31,12 +31,12 @@ from transformers import PreTrainedTokenizerFast
 from cloze.config import TokenizerConfig
 from cloze.data.corpus.sources import open_corpus
 from cloze.data.tokenizer_training.bpe_merges import learn_merges
-from cloze.data.tokenizer_training.train import Texts, check_new, warn_of_unknown_text
+from cloze.data.tokenizer_training.train import Texts, check_new, train_tokenizer, warn_of_unknown_text
 from cloze.data.tokenizer_training.word_counts import count_words
 from cloze.data.tokenizers.load import load_tokenizer
 from cloze.data.tokenizers.token_ids import token_names
 from cloze.errors import ConfigError, DataError, ModelError
-from cloze.utils.atomic_files import staged_folder
+from cloze.utils.atomic_files import check_writable, staged_folder
 
 # How much likelier (in nats) a Unigram piece is than the pieces it is made of: less than any two ways to cut a word
 # differ in practice, and more than rounding.
@@ -52,6 +52,15 @@ class Saving:
     before: int
     after: int
     added: int
+
+
+def make_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, Saving | None]:
+    """Train a tokenizer, or extend one if `config.extend` names it; return it, and what the extension saves.
+
+    Raises as `train_tokenizer` and `extend_tokenizer` do, and DiskError.
+    """
+    check_writable(config.output)
+    return (train_tokenizer(config), None) if config.extend is None else extend_tokenizer(config)
 
 
 def extend_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, Saving]:

@@ -13,7 +13,7 @@ from cloze.tools.report.gather import Run
 from cloze.tools.report.markup import Html, colour, element, joined, key, note, number, section, table
 from cloze.utils.foreign.lenient_read import interval_of, is_number, part
 
-# What two results must share to be compared; see `cloze.cli.commands.evaluate`.
+# What two results must share to be compared; see `cloze.evaluation.evaluate`.
 MEASURED_ON = ("data_checksum", "split", "mlm_probability", "seed", "draws")
 Answers = list[tuple[str, float]]
 Filled = dict[

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cloze.cli.commands.prepare import prepare_and_tell
+from cloze.cli.commands.prepare import run
 from cloze.config import InspectConfig, PrepareConfig, TokenizerConfig
 from cloze.data.batches.word_boundaries import mean_word_length, words_of
 from cloze.data.prepare import text_sketch
@@ -113,7 +113,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corpus" / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "corpus" / "val.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:40]))
     for name, processes in (("corpus/one", 1), ("corpus/two", 2)):
-        prepare_and_tell(
+        run(
             PrepareConfig(
                 dataset_name=str(folder / "corpus"),
                 validation_split="validation",

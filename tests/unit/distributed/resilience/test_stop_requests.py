@@ -19,7 +19,7 @@ from cloze.errors import Stopped
 PACKAGE = Path(cloze.__file__).parent
 EVERYTHING = {"BaseException", "Stopped"}
 # Where a process ends, so that Stopped becomes an exit code, or where it is raised after the handler.
-ENDS = {"cli/command_line.py", "cli/commands/doctor.py", "tools/launch/notebook.py", "distributed/collectives.py"}
+ENDS = {"cli/command_line.py", "cli/commands/doctor.py", "tools/api/process_state.py", "distributed/collectives.py"}
 
 
 def swallowing(source: str, may_end: bool = False) -> list[str]:

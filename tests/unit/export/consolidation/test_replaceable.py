@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cloze.cli.commands.consolidate import consolidate
 from cloze.config import ConsolidateConfig, TrainConfig
 from cloze.errors import CheckpointError, ConfigError
+from cloze.export.consolidation.consolidate import consolidate
 from cloze.export.consolidation.model_folder import choose_checkpoint
 from cloze.export.consolidation.replaceable import check_replaceable
 from cloze.training.run_dir import check_run_folder

@@ -16,9 +16,9 @@ from rich.table import Table
 
 import cloze
 from cloze.data.prepared.text_report import report_lines, warnings_of
+from cloze.tools.api.local_workers import _follow
 from cloze.tools.doctor.report import show as show_rows
 from cloze.tools.doctor.rows import Row
-from cloze.tools.launch.local_workers import _follow
 from cloze.utils.terminal import console
 
 PACKAGE = Path(cloze.__file__).parent

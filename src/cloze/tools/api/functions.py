@@ -24,6 +24,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from cloze.checkpoint.run_folder import Run
 from cloze.config import (
     ConsolidateConfig,
     EvaluateConfig,
@@ -34,7 +35,7 @@ from cloze.config import (
     TrainConfig,
 )
 from cloze.errors import ConfigError, LaunchError, Stopped
-from cloze.evaluation.results import Answer, Evaluation, Run
+from cloze.evaluation.results import Answer, Evaluation
 
 if TYPE_CHECKING:
     from cloze.data.prepared.shards import Prepared
@@ -111,7 +112,7 @@ def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]
         def call(*args: P.args, **flags: P.kwargs) -> R:
             from cloze.config.parser import from_values
             from cloze.config.relations import ignored_options
-            from cloze.tools.launch.notebook import preserve_process_state, strip_traceback
+            from cloze.tools.api.process_state import preserve_process_state, strip_traceback
             from cloze.utils.terminal.console import warn
 
             if len(args) > len(places):
@@ -151,10 +152,10 @@ def prepare(config: PrepareConfig, own: dict[str, Any]) -> Prepared:
     Returns a `cloze.Prepared`, which stands for its path. Worker processes read a script again that calls this: put
     the call under `if __name__ == "__main__":` there. Raises ClozeError.
     """
-    from cloze.cli.commands.prepare import prepare_and_tell
+    from cloze.data.prepare.pipeline import prepare as make
     from cloze.data.prepared.shards import open_prepared
 
-    if not prepare_and_tell(config):
+    if make(config) is None:
         hint = "start all of them, with the command `cloze prepare --shard_index i`"
         raise ConfigError("other shards are still to come", where=config.output, hint=hint)
     return open_prepared(config.output)
@@ -168,9 +169,9 @@ def tokenizer(config: TokenizerConfig, own: dict[str, Any]) -> Path:
 
     Raises ClozeError.
     """
-    from cloze.cli.commands.tokenizer import run
+    from cloze.data.tokenizer_training.extend import make_tokenizer
 
-    run(config)
+    make_tokenizer(config)
     return Path(config.output)
 
 
@@ -194,13 +195,13 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
     A second Ctrl-C raises it at once. A SIGTERM or SIGUSR1, and the end of a job's time, end in `cloze.Stopped`
     likewise. Raises ClozeError.
     """
-    from cloze.tools.launch.notebook import is_launched
+    from cloze.tools.api.process_state import is_launched
 
     num_processes = own.get("num_processes")
     if is_launched():
         _train_here(config, own_process=True)
     elif num_processes is not None or config.deepspeed is not None:
-        from cloze.tools.launch.local_workers import train_in_processes
+        from cloze.tools.api.local_workers import train_in_processes
 
         train_in_processes(config, 1 if num_processes is None else num_processes)
     else:
@@ -210,7 +211,7 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
 
 def _train_here(config: TrainConfig, own_process: bool) -> None:
     """Train in this process."""
-    from cloze.cli.commands.train import train_here
+    from cloze.tools.api.train_here import train_here
     from cloze.utils.environment.requests import wants_fsdp
 
     if threading.current_thread() is not threading.main_thread():
@@ -236,7 +237,7 @@ def evaluate(config: EvaluateConfig, own: dict[str, Any]) -> Evaluation:
 
     The same number for any batch size and number of processes. Raises ClozeError.
     """
-    from cloze.cli.commands.evaluate import evaluate as measure
+    from cloze.evaluation.evaluate import evaluate as measure
 
     return Evaluation(measure(config))
 
@@ -249,7 +250,7 @@ def fill(config: FillConfig, own: dict[str, Any]) -> list[Answer]:
 
     Of several masks in a text, the answers for the first come first; the others stay in `text`. Raises ClozeError.
     """
-    from cloze.cli.commands.fill import answers
+    from cloze.evaluation.fill_mask import answers
 
     return [answer for candidates in answers(config) for answer in candidates]
 
@@ -262,9 +263,9 @@ def consolidate(config: ConsolidateConfig, own: dict[str, Any]) -> Path:
 
     Raises ClozeError.
     """
-    from cloze.cli.commands.consolidate import consolidate as write
+    from cloze.export.consolidation.consolidate import consolidate as write
 
-    return write(config)
+    return write(config).folder
 
 
 @_command(_Push)
@@ -275,6 +276,6 @@ def push(config: PushConfig, own: dict[str, Any]) -> None:
 
     Raises ClozeError.
     """
-    from cloze.cli.commands.push import run
+    from cloze.export.hub.push import push as publish
 
-    run(config)
+    publish(config)

@@ -1,4 +1,4 @@
-"""A process that is somebody's own, such as a notebook's kernel, in which training is one call among others.
+"""Leave a process as it was that does more than one run, such as a notebook's kernel.
 
     with preserve_process_state():
         train(config, own_process=False)
@@ -6,7 +6,7 @@
 Training sets what a process has one of: random states, accelerate's state, the environment, warning filters, torch's
 switches for determinism. Afterwards they are as before. Signal handlers are restored by
 `cloze.distributed.resilience.stop_signals`, and a process group is never made here (see
-`cloze.tools.launch.local_workers`).
+`cloze.tools.api.local_workers`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def is_launched() -> bool:
 
 @contextlib.contextmanager
 def preserve_process_state() -> Iterator[None]:
-    """What happens inside leaves nothing behind in this process but files."""
+    """Restore the state of the process at the end of the block; what remains are files."""
     if is_launched():
         join_as_rank()
         yield
