@@ -1,4 +1,4 @@
-"""`python -m cloze` is `cloze`; `accelerate launch -m cloze train ...` comes in here on every rank."""
+"""The entry point of `python -m cloze`, with which launchers start every rank."""
 
 from cloze.cli import run
 

@@ -1,4 +1,4 @@
-"""Errors that a person can cause or can do something about.
+"""User-facing errors.
 
 Every message is one line: what is wrong, where, and what to do about it. `cloze.cli` prints it without a traceback
 and exits with code 2. Anything else that is raised is a bug in Cloze and keeps its traceback.

@@ -2,6 +2,7 @@
 
     python tests/helpers/layers.py              # the folders and modules of src/cloze
     python tests/helpers/layers.py training     # those of src/cloze/training
+    python tests/helpers/layers.py --write      # write the picture of the layers into docs/how-it-works.md
 
 A part is a module or a folder that lies directly in the folder asked about. Imports inside of functions count.
 """
@@ -10,10 +11,15 @@ from __future__ import annotations
 
 import ast
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 
-from repository import PACKAGE
+from repository import PACKAGE, ROOT
+
+PAGE = ROOT / "docs" / "how-it-works.md"
+BEGIN, END = "<!-- layers -->\n", "<!-- end of layers -->\n"
+WIDTH, INDENT = 115, 22  # of the picture, and of the descriptions in it
 
 
 @cache
@@ -75,7 +81,46 @@ def layers(graph: dict[str, set[str]]) -> list[list[str]]:
     return found[::-1]
 
 
+def summary(path: Path) -> str:
+    """Return the first sentence of the docstring of a module or a folder."""
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].split())
+    return text.partition(". ")[0].removesuffix(".")
+
+
+def _lines(path: Path, indent: int) -> list[str]:
+    """Return the lines of the picture for a folder and those in it, or for a module."""
+    folder = path.is_dir()
+    name = f"{' ' * indent}{path.name}{'/' if folder else ''}".ljust(INDENT)
+    text = textwrap.wrap(summary(path / "__init__.py" if folder else path), WIDTH - INDENT - 4)
+    lines = [left + right for left, right in zip([name, *[" " * INDENT] * len(text)], text or [""], strict=False)]
+    inside = sorted(file.parent for file in path.glob("*/__init__.py")) if folder else []
+    return lines + [line for one in inside for line in _lines(one, indent + 2)]
+
+
+def picture() -> str:
+    """Return the layers of the package as text: a box for each layer, which imports from the boxes below it."""
+    border = f"+{'-' * (WIDTH - 2)}+"
+    lines = [border]
+    for layer in layers(imports()):
+        for part in layer:
+            path = PACKAGE / part
+            lines += [
+                f"| {line:<{WIDTH - 4}} |" for line in _lines(path if path.is_dir() else path.with_suffix(".py"), 0)
+            ]
+        lines.append(border)
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def with_picture(page: str) -> str:
+    """Return the text of the page with the picture between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + picture() + END + rest.partition(END)[2]
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(with_picture(PAGE.read_text()))
+        sys.exit()
     graph = imports(*sys.argv[1:2])
     for number, layer in enumerate(layers(graph), 1):
         for part in layer:

@@ -33,7 +33,7 @@ MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safete
 HINT = "use an earlier checkpoint"
 MOST_READABLE_PIECES = 100_000
 MOST_DELETED = 20  # checkpoints that vanish while the newest good one is looked for
-MAX_MANIFEST_BYTES = 8 << 30  # millions of pieces: see launch/SCALING.md
+MAX_MANIFEST_BYTES = 8 << 30  # millions of pieces: see docs/scaling.md
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)-[0-9a-f]{16}")
 _OLDER_LEFT_OVER = re.compile(r"checkpoint-\d+\.replaced")  # earlier versions put no token into the name
@@ -69,7 +69,7 @@ def list_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write checkpoint.json with a checksum of itself: readable, unless it is of millions of pieces (see
-    launch/SCALING.md), where that would take most of the time of a save."""
+    docs/scaling.md), where that would take most of the time of a save."""
     if len(manifest.get("pieces", [])) > MOST_READABLE_PIECES:
         write_text(folder / MANIFEST, dump_json(signed(manifest)) + "\n")
     else:

@@ -1,5 +1,7 @@
-"""The entry points: `run` for a process of its own (`cloze COMMAND ...`, `python -m cloze COMMAND ...`), `main` for a
-caller with other work to do. See `cloze.cli.command_line`.
+"""The command line: options, help, completion, and the commands.
+
+`run` is the entry point of a process (`cloze COMMAND ...`, `python -m cloze COMMAND ...`), and `main` that of a caller
+with other work to do. See `cloze.cli.command_line`.
 
 This module imports next to nothing: the modules of a command take seconds to import, and a signal that arrives in
 that time must end the process in one line.

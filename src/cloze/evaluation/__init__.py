@@ -1,1 +1,1 @@
-"""Perplexity on fixed masks (`perplexity`) and pseudo-log-likelihood of sentences (`pll`), and how sure they are."""
+"""Measure perplexity on fixed masks (`perplexity`) and pseudo-log-likelihood of sentences (`pll`), with intervals."""

@@ -1,1 +1,1 @@
-"""The model and its masked-language-modeling head."""
+"""The model, its attention, and its head at masked positions."""

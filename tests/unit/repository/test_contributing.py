@@ -50,8 +50,13 @@ def test_parts_of_the_package_do_not_import_each_other_in_circles():
         layers.layers({"a": {"b"}, "b": {"a"}, "c": set()})
 
 
-def test_every_folder_of_the_package_is_described_once():
-    described = re.findall(r"^\| `([\w/]+)/` \|", GUIDE.split("| folder | what it is |")[1], re.MULTILINE)
-    below = {folder for folder in layers.folders() if "/" not in folder and folder}
-    below |= {f"tools/{path.name}" for path in (PACKAGE / "tools").iterdir() if path.is_dir() and "_" not in path.name}
-    assert sorted(described) == sorted(below)
+def test_the_picture_of_the_layers_is_that_of_the_code():
+    page = layers.PAGE.read_text()
+    assert layers.with_picture(page) == page, "run `python tests/layers.py --write`"
+
+
+@pytest.mark.parametrize(
+    "folder", [folder for folder in layers.folders() if (PACKAGE / folder / "__init__.py").exists()]
+)
+def test_every_folder_says_in_a_sentence_what_it_is(folder: str):
+    assert 10 < len(layers.summary(PACKAGE / folder / "__init__.py")) < 130

@@ -1,6 +1,6 @@
 """A thousand GPUs and 10^12 tokens, without processes: what is arithmetic is exact and quick there too.
 
-4,096 ranks and 10^11 blocks are simulated; what the figures mean is in launch/SCALING.md.
+4,096 ranks and 10^11 blocks are simulated; what the figures mean is in docs/scaling.md.
 """
 
 from __future__ import annotations

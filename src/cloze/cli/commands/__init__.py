@@ -1,1 +1,1 @@
-"""One module per subcommand, each with `run(config)`; `cloze.cli.command_line` imports the one that was asked for."""
+"""One module per command, each with `run(config)`. `cloze.cli.command_line` imports the one that is needed."""

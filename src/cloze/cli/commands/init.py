@@ -1,6 +1,6 @@
-"""`cloze init DIR`: the recipes, configurations and scripts that the repository has, for a cloze that came as a wheel.
+"""`cloze init DIR`: write the recipes, configurations and scripts of the repository, for a Cloze installed as a wheel.
 
-They lie in `cloze/kit`: in the repository links to `launch`, `ds_configs` and `slurm`, in a wheel their files.
+They lie in `cloze/tools/launch/kit`: links to `launch`, `ds_configs` and `slurm` in the repository, files in a wheel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cloze.utils.terminal.console import say
 KIT = Path(cloze.__file__).parent / "tools" / "launch" / "kit"
 FOLDERS = ("launch", "ds_configs", "slurm")
 # What works in the repository only, and what belongs to one site; a wheel does not have them.
-NOT_IN_A_WHEEL = ("demo", "test", "test_lowest", "env.sh", "site.env")
+NOT_IN_A_WHEEL = ("demo", "test", "test_lowest", "lock", "env.sh", "site.env", "__pycache__")
 
 
 def run(config: InitConfig) -> None:

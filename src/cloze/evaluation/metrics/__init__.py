@@ -1,1 +1,1 @@
-"""Modules for `evaluate.load(path)`."""
+"""Metrics for `evaluate.load(path)`."""

@@ -1,1 +1,1 @@
-"""Cards of models and datasets for the Hub: their text, metadata, curve, and the commands that make a run again."""
+"""Write the cards of models and datasets: text, metadata, loss curve, and the commands that repeat the run."""

@@ -1,1 +1,1 @@
-"""From checkpoints, ours (`stored`) or others' (`foreign`), to a folder that transformers loads (`model_folder`)."""
+"""Turn checkpoints of Cloze (`stored`) or other tools (`foreign`) into a folder for transformers (`model_folder`)."""

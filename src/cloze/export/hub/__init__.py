@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: its client, what goes up (`publish`, `blocks`), pushing beside a run (`follow`, `pusher`)."""
+"""Push to the Hugging Face Hub: its client, what is pushed (`publish`, `blocks`), and when (`follow`, `pusher`)."""

@@ -1,4 +1,4 @@
-"""The commands as functions, for a notebook or a program: `cloze.prepare`, `cloze.train`, `cloze.evaluate`, ...
+"""The commands as functions, for notebooks and programs: `cloze.prepare`, `cloze.train`, `cloze.evaluate` and others.
 
 Keyword arguments are the flags of the command of the same name (`cloze train --help` explains each), and may stand in
 a YAML file given as `config`. What is wrong with them is a ClozeError of one line, as on the command line.

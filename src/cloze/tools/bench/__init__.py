@@ -1,1 +1,1 @@
-"""Measurements beside peers, each in one run on one machine. They print tables and assert nothing."""
+"""`cloze bench`: measure speed and memory, next to other tools. The benchmarks print tables and assert nothing."""

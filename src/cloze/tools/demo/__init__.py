@@ -1,1 +1,1 @@
-"""The demonstration run and its sample corpus."""
+"""`cloze demo` and its sample corpus."""

@@ -1,4 +1,4 @@
-"""`cloze doctor`: is this machine, or this set of machines, fit to train on?
+"""`cloze doctor`: check the machines and the network between them before training.
 
     place --> meeting --> facts, folder, links --> judge --> report
     who am I,  the store   what each process finds  rows      the table

@@ -1,4 +1,4 @@
-"""A model to begin with, out of a trained one: another vocabulary, more layers, wider layers.
+"""`cloze grow`: make a model to start from out of a trained one, with another vocabulary, more or wider layers.
 
 axes        what each axis of each weight is, and which old place each new place is copied from
 depth       which old layer each new layer is copied from

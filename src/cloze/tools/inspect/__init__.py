@@ -1,1 +1,1 @@
-"""Show what a prepared folder or a step of a run contains."""
+"""`cloze inspect` and `cloze replay`: show what a prepared folder or a step of a run contains."""

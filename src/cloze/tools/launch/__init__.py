@@ -1,1 +1,1 @@
-"""Start the processes of a run."""
+"""Start the processes of a run; the files that `cloze init` writes."""

@@ -1,4 +1,4 @@
-"""What a run will take, worked out before anybody pays for it: memory, speed, days, bytes on wire and disk.
+"""`cloze plan`: estimate memory, speed, days, and bytes on network and disk before a run.
 
     recipe = read_recipe(PlanConfig(recipe="roberta.yaml"))    # recipe.py: settings, model configuration, block size
     facts = model_facts(recipe, precision)                     # shapes.py: the model without weights (meta device)

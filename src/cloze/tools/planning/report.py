@@ -17,7 +17,7 @@ from rich.table import Table
 from cloze.tools.planning.choose import Plan, Row
 from cloze.utils.terminal.console import say, show_table
 
-ESTIMATE = "speed is an estimate from data sheets; three models were measured, on one H200: launch/GPU.md"
+ESTIMATE = "speed is an estimate from data sheets; three models were measured on one H200 (docs/gpu.md of Cloze)"
 _COLUMNS = ("choice", "fits", "micro-batch\n(largest)", "peak", "para-\nmeters", "gra-\ndients", "opti-\nmizer",
             "activa-\ntions", "logits\n(dense)", "buffers", "host,\na node", "sent a\nstep", "tokens/s", "MFU, %",
             "days")  # fmt: skip

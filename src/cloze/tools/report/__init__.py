@@ -1,4 +1,4 @@
-"""A run, or several beside each other, as one HTML file that needs nothing else.
+"""`cloze report`: write one HTML file about one run or several.
 
     RUN/*.json, config.yaml, metrics.jsonl --> gather --> curves --> page --> report.html
                                                   \\--> sections, scores --/

@@ -1,1 +1,1 @@
-"""Metrics, trackers and the record of sessions of a run."""
+"""Write metrics, send them to trackers, and record the sessions of a run."""

@@ -1,4 +1,4 @@
-"""Reading files that this process did not write: the only code that opens or parses them.
+"""Read files that this process did not write: the only code that opens or parses them.
 
 Such a file may be cut short, be of another program, or be made by a stranger to do harm. So every reader has limits
 (bytes, depth, counts), reads regular files only, follows no link that leaves its folder, runs no code, and raises a

@@ -1,1 +1,1 @@
-"""Print to a person, or as JSON to a program."""
+"""Print to a terminal, or as JSON to a program."""

@@ -1,8 +1,10 @@
-"""`cloze init`: what the repository has beside the package, for whoever has the package only."""
+"""`cloze init`: the files of the repository beside the package, for users who have the package only."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,15 @@ def test_init_overwrites_nothing(tmp_path: Path):
 
 def test_the_kit_is_the_repositorys_own_files():
     assert [(KIT / name).resolve() for name in FOLDERS] == [ROOT / name for name in FOLDERS]
+
+
+def test_a_wheel_has_the_files_that_init_writes(tmp_path: Path):
+    """`package-data` lists them one by one; tests/distributed/test_wheel.py looks into a real wheel."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read pyproject.toml")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["cloze"]
+    patterns = [pattern.removeprefix("tools/launch/kit/") for pattern in settings if "/kit/" in pattern]
+    run(InitConfig(folder=str(tmp_path)))
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert [name for name in written & set(tracked) if not any(fnmatch(name, one) for one in patterns)] == []
+    assert [one for one in patterns if not any(fnmatch(name, one) for name in written)] == []
