@@ -131,7 +131,7 @@ def test_the_limit_bites_without_offload_and_says_so(prepared: Path, tmp_path: P
         before = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))\n"
         codes, outputs = run(argv, [None], tmp_path / "log", before=before)
         assert codes == [2]
-        assert "cloze: error: there is not enough memory for the whole model" in outputs[0].splitlines()[-1]
+        assert "cloze: error: roberta: there is not enough memory for the whole model" in outputs[0].splitlines()[-1]
         return
     argv += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
     with memory_group("a", LIMIT) as a, memory_group("b", LIMIT) as b, memory_group("c", LIMIT) as c:

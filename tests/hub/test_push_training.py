@@ -165,7 +165,7 @@ def test_at_the_end_only_the_last_model_is_pushed(hub: LocalHub, follow):
     followed.end()
     assert followed.commits() == 1
     assert set(hub.files("user/six")) == MODEL
-    assert "| steps | 6 |" in hub.files("user/six")["README.md"].decode()
+    assert "| steps | 4 |" in hub.files("user/six")["README.md"].decode()
 
 
 def test_a_push_that_fails_is_one_warning_and_the_next_one_has_all(hub: LocalHub, follow):
