@@ -78,24 +78,28 @@ def config(**values: object) -> TrainConfig:
     return TrainConfig(dataset_name="x", output_dir="y", **values)
 
 
+WHOLE = "backbone", "DDP"
+
+
 def test_it_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiled, "_has_triton", lambda: True)
-    assert choose_compile(config(), "roberta", "cuda", None) == "default"
-    assert choose_compile(config(), "roberta", "cuda", 2) == "default"
-    assert choose_compile(config(torch_compile_mode="reduce-overhead"), "bert", "cuda", None) == "reduce-overhead"
-    for model_type, device, stage in (("reformer", "cuda", None), ("roberta", "cpu", None), ("roberta", "cuda", 3)):
-        assert choose_compile(config(), model_type, device, stage) is None
-    assert choose_compile(config(torch_compile=False), "roberta", "cuda", None) is None
-    assert choose_compile(config(torch_compile=True), "roberta", "cpu", None) == "default"
-    assert choose_compile(config(), "roberta", "cuda", None, by_layer=True) == "default"
-    with pytest.raises(ConfigError, match="CUDA graphs"):
-        choose_compile(config(torch_compile_mode="max-autotune"), "roberta", "cuda", None, by_layer=True)
+    assert choose_compile(config(), "roberta", "cuda", *WHOLE) == "default"
+    assert choose_compile(config(), "roberta", "cuda", "backbone", "DeepSpeed ZeRO-2") == "default"
+    assert choose_compile(config(torch_compile_mode="reduce-overhead"), "bert", "cuda", *WHOLE) == "reduce-overhead"
+    none = ("reformer", "cuda", "backbone"), ("roberta", "cpu", "backbone"), ("roberta", "cuda", None)
+    for model_type, device, part in none:
+        assert choose_compile(config(), model_type, device, part, "engine") is None
+    assert choose_compile(config(torch_compile=False), "roberta", "cuda", *WHOLE) is None
+    assert choose_compile(config(torch_compile=True), "roberta", "cpu", *WHOLE) == "default"
+    assert choose_compile(config(), "roberta", "cuda", "layers", "FSDP2") == "default"
+    with pytest.raises(ConfigError, match=r"CUDA graphs .* FSDP2"):
+        choose_compile(config(torch_compile_mode="max-autotune"), "roberta", "cuda", "layers", "FSDP2")
     with pytest.raises(ConfigError, match="ZeRO-3"):
-        choose_compile(config(torch_compile=True), "roberta", "cuda", 3)
+        choose_compile(config(torch_compile=True), "roberta", "cuda", None, "DeepSpeed ZeRO-3")
     monkeypatch.setattr(compiled, "_has_triton", lambda: False)
-    assert choose_compile(config(), "roberta", "cuda", None) is None
+    assert choose_compile(config(), "roberta", "cuda", *WHOLE) is None
     with pytest.raises(ConfigError, match="triton"):
-        choose_compile(config(torch_compile=True), "roberta", "cuda", None)
+        choose_compile(config(torch_compile=True), "roberta", "cuda", *WHOLE)
 
 
 @pytest.mark.slow

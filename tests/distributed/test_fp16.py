@@ -57,7 +57,7 @@ def join(name: str) -> Any:
 
 
 def make_engine(accelerator: Any, scale_power: int = 10) -> Any:
-    from cloze.training.engines.engine import prepare_engine
+    from cloze.training.engines.choose_engine import engine_for
     from cloze.training.optim.optimizers import build_optimizer
 
     if accelerator.state.deepspeed_plugin is None:  # accelerate scales the loss on GPUs only
@@ -69,7 +69,7 @@ def make_engine(accelerator: Any, scale_power: int = 10) -> Any:
     model = make_model().eval()  # as `from_pretrained` returns it
     optimizer, _ = build_optimizer(model, config, offload=False)
     layout = Layout(8, MICRO_STEPS, accelerator.process_index, WORLD)
-    return prepare_engine(accelerator, model, optimizer, layout, MAX_NORM)
+    return engine_for(accelerator).prepare(model, optimizer, layout, MAX_NORM)
 
 
 def take_step(engine: Any, step: int) -> tuple[float, bool]:
@@ -86,10 +86,10 @@ def take_step(engine: Any, step: int) -> tuple[float, bool]:
 def held(engine: Any) -> State:
     """Return this rank's weights, momentum and averages."""
     from cloze.checkpoint.format import WEIGHT
-    from cloze.training.engines.sharded_state import fragments, inner_optimizer, tensor_keys
+    from cloze.training.engines.sharded_state import tensor_keys
 
-    state, found = inner_optimizer(engine.optimizer).state, {}
-    for fragment in fragments(engine.module, engine.optimizer, engine.accelerator.process_index):
+    state, found = engine.state, {}
+    for fragment in engine.fragments():
         for key in [WEIGHT, *tensor_keys(fragment, state)]:
             found[fragment.name, key, fragment.offset] = fragment.view(key, state).detach().clone()
     return found
@@ -98,9 +98,6 @@ def held(engine: Any) -> State:
 def record(name: str, folder: Path) -> None:
     """Take all steps on a rank, repeat the last ones with a restored loss scale, and write the results."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-
-    from cloze.training.engines.engine import loss_scale_state, restore_loss_scale
-    from cloze.training.engines.sharded_state import zero_optimizer
 
     accelerator = join(name)
     engine = make_engine(accelerator)
@@ -111,14 +108,14 @@ def record(name: str, folder: Path) -> None:
     steps = []
     for step in range(len(SIZES)):
         norm, skipped = take_step(engine, step)
-        steps.append({"norm": norm, "skipped": skipped, "scale": loss_scale_state(engine), "state": held(engine)})
+        steps.append({"norm": norm, "skipped": skipped, "scale": engine.loss_scale_state(), "state": held(engine)})
     other, resumed = make_engine(accelerator, scale_power=4), []
-    restore_loss_scale(other, json.loads(json.dumps(steps[SAVED]["scale"])))
+    other.restore_loss_scale(json.loads(json.dumps(steps[SAVED]["scale"])))
     for step in range(SAVED + 1, len(SIZES)):
         take_step(other, step)
-        resumed.append(loss_scale_state(other))
+        resumed.append(other.loss_scale_state())
     found = {"steps": steps, "resumed": resumed, "error": None}
-    if isinstance(scaler := getattr(zero_optimizer(other.optimizer), "loss_scaler", None), DynamicLossScaler):
+    if isinstance(scaler := getattr(getattr(other, "zero", None), "loss_scaler", None), DynamicLossScaler):
         scaler.cur_scale = scaler.min_scale
         try:
             take_step(other, SKIPPED[-1])

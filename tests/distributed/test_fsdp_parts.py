@@ -36,8 +36,7 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     from cloze.data.batches.layout import Layout
     from cloze.distributed.world import RunShape, start
     from cloze.model.load import build_model
-    from cloze.training.engines import sharded_state
-    from cloze.training.engines.engine import prepare_engine
+    from cloze.training.engines.choose_engine import engine_for
     from cloze.training.engines.gradients import gradient_norm
     from cloze.training.optim.optimizers import build_optimizer
     from cloze.utils.memory import PeakMemory, anonymous_memory, give_back
@@ -54,30 +53,30 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     optimizer, _ = build_optimizer(model, config, offload=False)
     rank, world = accelerator.process_index, accelerator.num_processes
     with PeakMemory() as peak:
-        engine = prepare_engine(accelerator, model, optimizer, Layout(4, 2, rank, world), 1.0)
+        engine = engine_for(accelerator).prepare(model, optimizer, Layout(4, 2, rank, world), 1.0)
     give_back()
     assert not any(one() is not None for one in alive), "a whole weight is still there"
     parts = dict(engine.module.named_parameters())
     assert all(isinstance(part, DTensor) and part.dtype == torch.float32 for part in parts.values())
-    inner = sharded_state.inner_optimizer(engine.optimizer)
+    inner = engine.inner
     assert {id(p) for group in inner.param_groups for p in group["params"]} == {id(p) for p in parts.values()}
     assert engine.module.get_input_embeddings().weight is engine.module.get_output_embeddings().weight
 
     covered = {name: torch.zeros(p.numel(), dtype=torch.int32) for name, p in expected.items()}
-    for one in sharded_state.fragments(engine.module, engine.optimizer, rank):
+    for one in engine.fragments():
         values = one.view(WEIGHT, inner.state)
         assert torch.equal(values, expected[one.name].reshape(-1)[one.offset : one.offset + one.length]), one.name
         covered[one.name][one.offset : one.offset + one.length] += 1
     for name, count in covered.items():
         torch.distributed.all_reduce(count)
         assert (count == 1).all(), name
-        assert torch.equal(sharded_state.whole(parts[name]), expected[name]), name
+        assert torch.equal(engine.whole(parts[name]), expected[name]), name
 
     ids = torch.arange(64).view(2, 32)
     with torch.no_grad():
         answers = engine.model(input_ids=ids).logits
     for name, part in engine.module.named_parameters():
-        sharded_state.refresh_model(part, expected[name] * 0.5, rank)
+        engine.refresh(part, expected[name] * 0.5)
     with torch.no_grad():
         assert not torch.equal(engine.model(input_ids=ids).logits, answers), "what was gathered is still there"
 
@@ -85,7 +84,7 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     gradients = {name: torch.randn(p.shape, generator=generator) for name, p in expected.items()}
     for name, part in engine.module.named_parameters():
         part.grad = torch.zeros_like(part)
-        sharded_state.refresh_model(part.grad, gradients[name], rank)
+        engine.refresh(part.grad, gradients[name])
     norm = gradient_norm(list(engine.module.parameters()), divided=True)
     torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), 1.0, norm)
     exact = sum(float(gradient.double().square().sum()) for gradient in gradients.values()) ** 0.5
@@ -93,7 +92,7 @@ def divided(prepared: str, folder: str, overrides: str = WIDE) -> None:
     for gradient in gradients.values():
         gradient.mul_(1 / (exact + 1e-6))
     for name, part in engine.module.named_parameters():
-        assert torch.allclose(sharded_state.whole(part.grad), gradients[name], rtol=1e-5), name
+        assert torch.allclose(engine.whole(part.grad), gradients[name], rtol=1e-5), name
     figures = {"whole": whole_bytes, "peak": peak.grown, "numel": sum(p.numel() for p in expected.values())}
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(figures))
     torch.distributed.destroy_process_group()
@@ -121,7 +120,7 @@ def every_architecture(prepared: str, folder: str, precision: str) -> None:
     from cloze.config import TrainConfig
     from cloze.data.batches.layout import Layout
     from cloze.distributed.world import RunShape, start
-    from cloze.training.engines.engine import prepare_engine
+    from cloze.training.engines.choose_engine import engine_for
     from cloze.training.engines.fsdp2 import units
     from cloze.training.optim.optimizers import build_optimizer
 
@@ -143,7 +142,7 @@ def every_architecture(prepared: str, folder: str, precision: str) -> None:
         try:  # as in a run of training: what is wrong with one must not hide the others
             optimizer, _ = build_optimizer(model, config, offload=False)
             layout = Layout(4, 2, accelerator.process_index, accelerator.num_processes)
-            engine = prepare_engine(accelerator, model, optimizer, layout, 0.0)
+            engine = engine_for(accelerator).prepare(model, optimizer, layout, 0.0)
             found[said.model_type] = [loss, norm, *step_of(engine, head, batch), layers]
         except Exception as error:
             found[said.model_type] = f"{type(error).__name__}: {error}"

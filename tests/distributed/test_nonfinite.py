@@ -176,18 +176,18 @@ def in_fp16(scale: float) -> Callable[[], None]:
     """To be called in a rank: torch's own loss scaling, which a CPU has too; and a gradient that is never finite."""
 
     def install() -> None:
-        from cloze.training import setup
+        from cloze.training.engines.ddp import DDPEngine
 
-        plain = setup.prepare_engine
+        plain = DDPEngine.prepare
 
-        def prepare_engine(*arguments):
+        def prepare(*arguments):
             engine = plain(*arguments)
             engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
             engine.accelerator.state._mixed_precision = "fp16"
             engine.deferred = False
             return engine
 
-        setup.prepare_engine = prepare_engine
+        DDPEngine.prepare = prepare
         poison("gradient", steps=tuple(range(8)), rank=0)()
 
     return install

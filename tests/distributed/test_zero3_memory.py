@@ -28,13 +28,14 @@ def measured(folder: Path, to_the_end: bool) -> Callable[[], None]:
 
     def install() -> None:
         from cloze.training import setup
-        from cloze.training.engines import engine, sharded_state
+        from cloze.training.engines import deepspeed
         from cloze.utils.memory import PeakMemory
 
         ctypes.CDLL(None).mallopt(
             M_MMAP_THRESHOLD, 1 << 20
         )  # what is freed goes back to the system, and is not counted
-        build, cut, prepare = setup.build_run_model, engine.partition, setup.prepare_engine
+        engine = deepspeed.DeepSpeedEngine
+        build, cut, prepare = setup.build_run_model, deepspeed.partition, engine.prepare
         peak, found = PeakMemory(), {}
 
         def watched_build(config, data):
@@ -55,7 +56,7 @@ def measured(folder: Path, to_the_end: bool) -> Callable[[], None]:
             again = dict(found.pop("again")().named_parameters())
             half = made.accelerator.mixed_precision != "no"
             found["same"] = all(
-                torch.equal(sharded_state.whole(p).float(), (again[name].bfloat16() if half else again[name]).float())
+                torch.equal(made.whole(p).float(), (again[name].bfloat16() if half else again[name]).float())
                 for name, p in made.module.named_parameters()
             )
             (folder / f"memory-{os.environ['RANK']}.json").write_text(json.dumps(found))
@@ -64,7 +65,7 @@ def measured(folder: Path, to_the_end: bool) -> Callable[[], None]:
                 os._exit(0)
             return made
 
-        setup.build_run_model, engine.partition, setup.prepare_engine = watched_build, watched_cut, watched_prepare
+        setup.build_run_model, deepspeed.partition, engine.prepare = watched_build, watched_cut, watched_prepare
 
     return install
 

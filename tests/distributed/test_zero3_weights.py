@@ -16,9 +16,9 @@ def compared() -> None:
     from small_models import build_plainly
 
     from cloze.training import setup
-    from cloze.training.engines import sharded_state
+    from cloze.training.engines.deepspeed import DeepSpeedEngine
 
-    build, prepare, alone = setup.build_run_model, setup.prepare_engine, []
+    build, prepare, alone = setup.build_run_model, DeepSpeedEngine.prepare, []
 
     def remembering(config, data):
         alone.append((config, data))
@@ -32,14 +32,14 @@ def compared() -> None:
         assert here.keys() == weights.keys()
         assert all(hasattr(parameter, "ds_id") for parameter in here.values())
         for name, parameter in here.items():
-            whole = sharded_state.whole(parameter)
+            whole = engine.whole(parameter)
             assert torch.equal(whole, weights[name]), name
         for name, buffer in engine.module.named_buffers():
             assert torch.equal(buffer, buffers[name]), name
         print(f"rank {os.environ['RANK']}: all {len(here)} are the same")
         return engine
 
-    setup.build_run_model, setup.prepare_engine = remembering, comparing
+    setup.build_run_model, DeepSpeedEngine.prepare = remembering, comparing
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plain_engine import plain_engine
 
 RANKS = 3
 SUB_GROUP = 40_000_000  # elements of a rank's flat tensors; DeepSpeed cuts them between parameters
@@ -36,7 +37,7 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
 
     from cloze.checkpoint.format import PROBE, Position
     from cloze.training.checkpointing import saver as saving
-    from cloze.training.checkpointing.snapshot import Piece, Snapshot, Training, describe, frozen_tensors
+    from cloze.training.checkpointing.snapshot import Piece, Snapshot, describe, frozen_tensors
 
     ids = torch.randint(5, 500, (2, 32))
     rows = torch.arange(16)
@@ -49,8 +50,8 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
         model.config.save_pretrained(path)
         tok.save_pretrained(path)
 
-    names = [name for name, _ in model.named_parameters()]
-    training = Training(model, torch.optim.SGD(model.parameters(), lr=0.1), [names], 0, RANKS)
+    engine = plain_engine(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    engine.world_size = RANKS
     extra = {"run": {}, "config": {}, "precision": "no", "loss_scale": None, "evaluation_pending": False}
     parts = []
     for rank in range(RANKS):
@@ -60,8 +61,8 @@ def write_own(model: Any, tokenizer: Path, folder: Path) -> None:
             for offset, part in [cut(parameter, rank)]
             if part.numel() and parameter.requires_grad
         ]
-        manifest = {**describe(training, Position(1, 1, 1)), **extra}
-        shared = {"frozen.safetensors": frozen_tensors(training), PROBE: probe} if rank == 0 else {}
+        manifest = {**describe(engine, Position(1, 1, 1)), **extra}
+        shared = {"frozen.safetensors": frozen_tensors(engine), PROBE: probe} if rank == 0 else {}
         snapshot = Snapshot(folder, folder.with_name("staged"), pieces, shared, {}, manifest, None)
         snapshot.staged.mkdir(parents=True, exist_ok=True)
         parts.append((None, saving._write_own(snapshot, rank)))

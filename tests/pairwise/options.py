@@ -99,7 +99,7 @@ REFUSALS = [
     Refusal({"optim": WHOLE_TENSORS, "engine": DIVIDED}, "--optim", _WHOLE),
     Refusal({"optim": WHOLE_TENSORS, "begun": ("zero3", "fsdp2")}, "--optim", _WHOLE),
     Refusal({"optim": WHOLE_TENSORS, "engine": ("zero0",), "precision": ("bf16",)}, "--optim", _WHOLE),
-    Refusal({"compile": ("yes",), "engine": ZERO3}, "--torch_compile", "ZeRO-3 and torch.compile do not go together"),
+    Refusal({"compile": ("yes",), "engine": ZERO3}, "--torch_compile", "ZeRO-3 does not support torch.compile"),
 ]
 
 

@@ -5,7 +5,7 @@ FSDP is dropped, or two worlds of one process start instead of one of two. So `s
 the launcher was asked for, read from the launcher's own command line, and refuses to train otherwise.
 
     accelerator = start(RunShape(use_cpu=True, precision="no", gradient_accumulation_steps=2))
-    say("world", describe(accelerator))     # 2 ranks on 1 host, DeepSpeed ZeRO-2, fp32, gloo
+    say("world", describe(accelerator, "DeepSpeed ZeRO-2"))     # 2 ranks on 1 host, DeepSpeed ZeRO-2, fp32, gloo
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
 from cloze.distributed.collectives import gather, wait_in_new_groups
-from cloze.distributed.fsdp_plugin import fsdp_plugin, is_fsdp, keep_on_cpu
+from cloze.distributed.fsdp_plugin import fsdp_plugin, keep_on_cpu
 from cloze.distributed.launch_check import check_world, read_launcher
 from cloze.distributed.rendezvous import authenticate_ranks, joining
 from cloze.errors import LaunchError
@@ -157,27 +157,11 @@ def _prepare_deepspeed_on_cpu() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def describe(accelerator: Accelerator) -> str:
+def describe(accelerator: Accelerator, engine: str) -> str:
     """One line: ranks, hosts, engine, stage, precision, backend."""
     world = accelerator.num_processes
     hosts = len(set(gather(socket.gethostname())))
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
     ranks = f"{world} rank{'s' * (world > 1)} on {hosts} host{'s' * (hosts > 1)}"
-    return f"{ranks}, {engine_name(accelerator)}, {precision}, {accelerator.device.type}, {backend}"
-
-
-def engine_name(accelerator: Accelerator) -> str:
-    """`DeepSpeed ZeRO-2`, `FSDP2`, `DDP` or `single process`."""
-    if is_fsdp(accelerator):
-        return "FSDP2"
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return f"DeepSpeed ZeRO-{zero_stage(accelerator)}"
-    return "DDP" if accelerator.num_processes > 1 else "single process"
-
-
-def zero_stage(accelerator: Accelerator) -> int | None:
-    """DeepSpeed's ZeRO stage, None without DeepSpeed."""
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return None
-    return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])
+    return f"{ranks}, {engine}, {precision}, {accelerator.device.type}, {backend}"

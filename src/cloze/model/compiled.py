@@ -1,6 +1,6 @@
 """torch.compile where it pays: the backbone as one graph.
 
-    mode = choose_compile(config, model.config.model_type, device_type="cuda", stage=None)
+    mode = choose_compile(config, model.config.model_type, device_type="cuda", part="backbone", engine="DDP")
     if mode is not None:
         compile_backbone(model, mode)        # before anything wraps the model; names of parameters stay as they are
     compile_layers(layers, mode)             # the same for engines that gather weights a layer at a time
@@ -30,31 +30,32 @@ _plain_depth = 0  # how many `eagerly` blocks are open
 
 
 def choose_compile(
-    config: TrainConfig, model_type: str, device_type: str, stage: int | None, by_layer: bool = False
+    config: TrainConfig, model_type: str, device_type: str, part: str | None, engine: str
 ) -> str | None:
-    """The mode in which the backbone is to be compiled; None where it is not.
+    """Return the mode in which the backbone is to be compiled; None if it is not.
 
-    `--torch_compile auto` compiles on GPUs, for architectures whose backbone becomes one graph. `stage`:
-    DeepSpeed's ZeRO stage; ZeRO-3 fetches weights in hooks, at which graphs break. `by_layer`: FSDP2, which does so
-    around each layer (see `compile_layers`). Raises ConfigError for what was asked for and cannot be.
+    `--torch_compile auto` compiles on GPUs, for architectures whose backbone becomes one graph. `part`: what the
+    engine of that name can compile: `backbone`; `layers`, if it gathers weights around each of them (see
+    `compile_layers`); None if it gathers them in hooks inside layers, at which graphs break. Raises ConfigError for
+    what was asked for and cannot be.
     """
     mode = config.torch_compile_mode or "default"
-    if by_layer and mode in CUDA_GRAPHS and config.torch_compile:
+    if part == "layers" and mode in CUDA_GRAPHS and config.torch_compile:
         raise ConfigError(
-            "CUDA graphs need weights that stay where they are, and FSDP2 gathers them anew",
+            f"CUDA graphs need weights that stay where they are, and {engine} gathers them anew",
             where="--torch_compile_mode",
             hint="use default or max-autotune-no-cudagraphs",
         )
     if config.torch_compile == "auto":
-        pays = device_type == "cuda" and stage != 3 and model_type not in BREAKS_GRAPH and _has_triton()
+        pays = device_type == "cuda" and part is not None and model_type not in BREAKS_GRAPH and _has_triton()
         return mode if pays else None
     if not config.torch_compile:
         return None
-    if stage == 3:
+    if part is None:
         raise ConfigError(
-            "ZeRO-3 and torch.compile do not go together",
+            f"{engine} does not support torch.compile",
             where="--torch_compile",
-            hint="use ZeRO-1 or ZeRO-2, or leave it out",
+            hint="use another engine (launch/accelerate/zero2.yaml), or leave it out",
         )
     if device_type == "cuda" and not _has_triton():
         raise ConfigError("torch.compile needs triton on a GPU", where="--torch_compile", hint="pip install triton")

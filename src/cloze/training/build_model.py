@@ -18,7 +18,7 @@ from cloze.data.train_data import TrainData
 from cloze.errors import ModelError, error_phase
 from cloze.model.load import build_model
 from cloze.model.mapped import folder_for_weights, move_to_file, weights_in_files
-from cloze.training.engines.zero3 import asked_stage
+from cloze.training.engines.choose_engine import requested_engine
 from cloze.utils.terminal.console import warn
 
 
@@ -49,7 +49,7 @@ def stored_config(config: TrainConfig) -> Path | None:
 
 def _build(config: TrainConfig, data: TrainData, stored: Path | None) -> tuple[Any, Any]:
     arguments = config, data.tokenizer, data.block_size, config.seed, stored
-    if asked_stage(config.deepspeed) != 3:
+    if requested_engine(config.deepspeed).requested_support(config.deepspeed, "no").whole_model:
         try:
             return build_model(*arguments)
         except (MemoryError, RuntimeError) as error:  # torch has no class of its own for host memory

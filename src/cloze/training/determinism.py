@@ -48,7 +48,7 @@ def settle_determinism(trial: BatchProbe, per_device: int) -> None:
     Otherwise `auto` warns that the run is not bit-identical, and why; true raises ConfigError. A model that does not
     fit on one device to be tried is strict with true only.
     """
-    config, device = trial.config, trial.accelerator.device
+    config, device = trial.config, trial.device
     if not wants_same_bits(config, device.type == "cuda"):
         return
     found = gather(unrepeatable_operations(trial, per_device))
@@ -70,7 +70,7 @@ def unrepeatable_operations(trial: BatchProbe, per_device: int) -> list[str] | N
     """Return the operations of a forward and backward pass that have no deterministic implementation; None if there
     is not enough memory for a pass of the whole model."""
     try:
-        with borrowed(trial.model, trial.accelerator.device), warnings.catch_warnings(record=True) as heard:
+        with borrowed(trial.model, trial.device), warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             trial.run(per_device)
     except torch.OutOfMemoryError:

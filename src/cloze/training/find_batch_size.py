@@ -1,6 +1,6 @@
 """The largest micro-batch that fits into memory, found by trying (`--auto_find_batch_size`).
 
-    layout = fit_memory(layout, BatchProbe(model, head, documents, masking, data, config, accelerator))
+    layout = fit_memory(layout, BatchProbe(model, head, documents, masking, data, config, engine))
 
 Forward and backward of one block and of two, on the model that nothing wraps yet, make a line on which the number lies
 that fits beside what the optimizer will hold, with a tenth of the memory to spare. It is tried too, and the smallest
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from cloze.config import TrainConfig
 from cloze.data.batches.layout import Layout
@@ -25,15 +24,12 @@ from cloze.data.batches.make_batch import fixed_capacity, make_batch
 from cloze.data.batches.masking import Masking
 from cloze.data.train_data import TrainData
 from cloze.distributed.collectives import gather, raise_on_any_rank
-from cloze.distributed.fsdp_plugin import is_fsdp
-from cloze.distributed.world import zero_stage
 from cloze.errors import ConfigError
 from cloze.model.archs import decoder_start
 from cloze.model.compiled import eagerly
 from cloze.model.packed import DocumentAttention, model_inputs
 from cloze.model.sparse_head import MaskedHead
-from cloze.training.engines.engine import uses_offload
-from cloze.training.engines.optimizer_memory import optimizer_bytes
+from cloze.training.engines.base import Engine
 from cloze.training.loss import masked_loss_sum
 from cloze.training.run_schedule import split_batch
 from cloze.utils.memory import PeakMemory, free_memory
@@ -53,7 +49,7 @@ class BatchProbe:
     masking: Masking
     data: TrainData
     config: TrainConfig
-    accelerator: Accelerator
+    engine: Engine
 
     def batch(self, num_blocks: int) -> dict[str, torch.Tensor]:
         """A micro-batch of the run's first blocks, repeated: input_ids and labels [num_blocks, S], as in training."""
@@ -67,11 +63,11 @@ class BatchProbe:
 
     def run(self, num_blocks: int) -> None:
         """Forward and backward of a micro-batch; the gradients are cleared."""
-        device = self.accelerator.device
+        device = self.device
         batch = self.batch(num_blocks)
-        dtype = _AUTOCAST.get(self.accelerator.mixed_precision)
-        divided = zero_stage(self.accelerator) == 3  # then nobody ever has all gradients at once
-        hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in self._trained() if divided]
+        dtype = _AUTOCAST.get(self.engine.accelerator.mixed_precision)
+        keeps = self.engine.support.whole_model  # otherwise no rank ever has all gradients at once
+        hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in self._trained() if not keeps]
         try:
             with eagerly(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                 inputs = model_inputs(batch, device, self.documents, decoder_start(self.model.config))
@@ -81,6 +77,11 @@ class BatchProbe:
             for hook in hooks:
                 hook.remove()
             self.model.zero_grad(set_to_none=True)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.engine.accelerator.device
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -120,7 +121,7 @@ def fit_memory(layout: Layout, trial: BatchProbe) -> Layout:
     """
     if not trial.config.auto_find_batch_size:
         return layout
-    device = trial.accelerator.device
+    device = trial.device
     share = -(-layout.global_batch // layout.world_size)
     with borrowed(trial.model, device):
         peak_bytes(trial, 1)  # libraries get their workspaces and threads at the first pass
@@ -171,7 +172,7 @@ def most_blocks(peak: Callable[[int], int | None], available: int, share: int) -
 
 def peak_bytes(trial: BatchProbe, num_blocks: int) -> int | None:
     """Bytes of the device's memory that a pass takes at its highest beside the model; None where it runs out."""
-    device = trial.accelerator.device
+    device = trial.device
     try:
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -189,21 +190,10 @@ def peak_bytes(trial: BatchProbe, num_blocks: int) -> int | None:
 
 
 def bytes_to_come(trial: BatchProbe) -> int:
-    """What the engine will hold beside weights and gradients: two moments per trained element, in fp32, and the moving
-    average where one is kept; the fp32 weights that DeepSpeed has of its own; under DDP the buckets in which gradients
-    travel; under ZeRO-3 the gradients, of which trials keep none."""
-    accelerator = trial.accelerator
+    """Return what the engine will hold beside weights and gradients: two moments per trained element, in fp32, the
+    moving average if one is kept, and what the engine itself adds."""
     elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
-    stage, half = zero_stage(accelerator), accelerator.mixed_precision != "no"
-    whole = int(optimizer_bytes(elements, 2 + (trial.config.ema_decay is not None), stage, half))
-    if is_fsdp(accelerator):  # what it gathers is no more than the whole weights and gradients of the trial
-        return -(-whole // accelerator.num_processes)
-    if stage is None:
-        return whole + 4 * elements * (accelerator.num_processes > 1)
-    if uses_offload(accelerator) and accelerator.device.type != "cpu":
-        return 0
-    whole += 4 * elements * (stage == 3)
-    return whole if stage == 0 else -(-whole // accelerator.num_processes)
+    return trial.engine.bytes_to_come(elements, 2 + (trial.config.ema_decay is not None))
 
 
 def _free(device: torch.device) -> int:

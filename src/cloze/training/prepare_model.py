@@ -2,7 +2,7 @@
 
 check_start(config)                             # before any process has joined
 documents, head = prepare_model(model, config, data)      # before the engine wraps the model
-choose_kernels(model, config, accelerator)
+choose_kernels(model, config, engine)
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from cloze.data.batches.make_batch import fixed_capacity
 from cloze.data.batches.masking import Masking
 from cloze.data.train_data import TrainData
 from cloze.distributed.collectives import gather
-from cloze.distributed.fsdp_plugin import is_fsdp
-from cloze.distributed.world import zero_stage
 from cloze.errors import ConfigError
 from cloze.model.aligned import align_output_layer
 from cloze.model.archs import check_kernels, check_precision
 from cloze.model.attention import as_usual, attention_names, check_attention, check_half
-from cloze.model.compiled import choose_compile, compile_backbone, compile_layers
+from cloze.model.compiled import choose_compile
 from cloze.model.flops import peak_flops, step_flops
 from cloze.model.overrides import first_forward, parse_overrides
 from cloze.model.packed import DocumentAttention, settle_attention
@@ -32,55 +30,40 @@ from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import compile_pattern, freeze_matching, freeze_unused
 from cloze.training.checkpointing.engine_probe import make_probe
 from cloze.training.determinism import use_same_bits, wants_same_bits
-from cloze.training.engines.deepspeed_file import asked_settings, check_settings, rounding_settings, settings_file
-from cloze.training.engines.engine import Engine, check_fp8
-from cloze.training.engines.fsdp2 import check_fsdp, units
+from cloze.training.engines.base import Engine, Support
+from cloze.training.engines.choose_engine import requested_engine
 from cloze.training.engines.precision import precision_here, precision_of_any_model
-from cloze.training.engines.zero3 import asked_stage, check_zero
 from cloze.training.logging.metrics import Throughput
 from cloze.training.logging.trackers import check_trackers
 from cloze.training.optim.lr_schedule import check_schedule
 from cloze.training.optim.optimizers import check_optimizer, check_update
 from cloze.training.run_schedule import Plan
-from cloze.utils.environment import processes, requests
+from cloze.utils.environment import processes
 from cloze.utils.system import set_tf32
 from cloze.utils.terminal.console import say, warn
 
 
 def check_start(config: TrainConfig) -> None:
     """Raise ConfigError for what this machine cannot do."""
-    _check_deepspeed(config)
     if config.save_before_time_limit is not None and processes.slurm_job_end() is None:
         warn(f"ignored: --save_before_time_limit {config.save_before_time_limit} (SLURM says no end of a job here)")
-    precision_here(config, model_type="")
     check_optimizer(config)
     check_schedule(config)
     parse_overrides(config.config_overrides)
     if config.freeze is not None:
         compile_pattern(config.freeze)
     check_attention(config.attn_implementation, on_gpu(config))
-    check_zero(config.deepspeed, on_gpu(config))
-    stage, device_type = asked_stage(config.deepspeed), "cuda" if on_gpu(config) else "cpu"
-    check_together(config, stage, requests.wants_fsdp(), precision_of_any_model(config), "", device_type)
+    engine = requested_engine(config.deepspeed)
+    engine.check_request(config, on_gpu(config))
+    precision_here(config, model_type="")
+    precision = precision_of_any_model(config)
+    support = engine.requested_support(config.deepspeed, precision)
+    check_together(config, support, precision, "", "cuda" if on_gpu(config) else "cpu")
     check_trackers(config)
     if config.tf32 is not None:
         set_tf32(config.tf32)
     if wants_same_bits(config, on_gpu(config)):
         use_same_bits(strict=False)  # see `settle_determinism`
-
-
-def _check_deepspeed(config: TrainConfig) -> None:
-    """Raise ConfigError for a DeepSpeed configuration that cannot be used; report the parts without effect."""
-    settings, where = asked_settings(config.deepspeed), settings_file(config.deepspeed)
-    if settings is None or where is None:
-        return
-    if not on_gpu(config):
-        requests.run_deepspeed_on_cpu()
-    unused = check_settings(settings, where, config)
-    if unused:
-        warn(f"{where}: ignored: {', '.join(unused)}")
-    if rounding := rounding_settings(settings):
-        warn(f"{where}: {', '.join(rounding)} rounds gradients, so the numbers are not those of other engines")
 
 
 def on_gpu(config: TrainConfig) -> bool:
@@ -138,37 +121,31 @@ def enable_checkpointing(model: Any, every: int = 1) -> None:
 
 
 def check_together(
-    config: TrainConfig, stage: int | None, divided: bool, precision: str, model_type: str, device_type: str
+    config: TrainConfig, support: Support, precision: str, model_type: str, device_type: str
 ) -> str | None:
     """Raise ConfigError for options that the engine does not support; return the mode of `choose_compile`. Called for
-    the requested engine before data are read, and later for the actual one. `stage`: the ZeRO stage, None without
-    DeepSpeed; `divided`: whether FSDP2 is used."""
-    check_update(config, stage, divided, precision)
-    check_fsdp(divided, precision)
-    check_fp8(stage, precision)
-    return choose_compile(config, model_type, device_type, stage, by_layer=divided)
+    the requested engine before data are read, and later for the actual one."""
+    check_update(config, support, precision)
+    support.check_precision(precision)
+    return choose_compile(config, model_type, device_type, support.compiles, support.name)
 
 
-def choose_kernels(model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
+def choose_kernels(model: Any, config: TrainConfig, engine: Engine) -> None:
     """Compile the backbone where that pays, before the engine wraps the model; every rank calls it.
 
     Raises ConfigError where model or optimizer cannot work as the processes are set up. On machines of several kinds
     each rank would choose the precision of its own GPU.
     """
-    check_precision(model.config, accelerator.mixed_precision)
-    check_half(model.config._attn_implementation, accelerator.mixed_precision)
-    stage, divided, precision = zero_stage(accelerator), is_fsdp(accelerator), accelerator.mixed_precision
-    mode = check_together(config, stage, divided, precision, model.config.model_type, accelerator.device.type)
-    found = sorted(set(gather(accelerator.mixed_precision)))
+    precision, device_type = engine.accelerator.mixed_precision, engine.accelerator.device.type
+    check_precision(model.config, precision)
+    check_half(model.config._attn_implementation, precision)
+    mode = check_together(config, engine.support, precision, model.config.model_type, device_type)
+    found = sorted(set(gather(precision)))
     if len(found) > 1:
         hint = "choose one with --precision"
         raise ConfigError(f"the GPUs of this run differ ({', '.join(found)})", where="--precision", hint=hint)
-    if mode is not None and divided:
-        compile_layers(units(model), mode)
-        say("model", f"each layer of the {model.base_model_prefix} is compiled ({mode})")
-    elif mode is not None:
-        compile_backbone(model, mode)
-        say("model", f"the {model.base_model_prefix} is compiled ({mode})")
+    if mode is not None:
+        say("model", f"{engine.compile(model, mode)} is compiled ({mode})")
 
 
 def check_on_probe(

@@ -17,8 +17,7 @@ from cloze.distributed.resilience.watchdog import Watch
 from cloze.model.packed import DocumentAttention
 from cloze.model.sparse_head import MaskedHead
 from cloze.training.checkpointing.saver import CheckpointSaver
-from cloze.training.checkpointing.snapshot import Training
-from cloze.training.engines.engine import Engine
+from cloze.training.engines.base import Engine
 from cloze.training.logging.metrics import Throughput
 from cloze.training.run_schedule import Plan
 
@@ -46,7 +45,6 @@ class Run:
     masking: Masking
     plan: Plan
     engine: Engine
-    training: Training
     identity: dict[str, Any]
     checkpoint: Path | None
     saver: CheckpointSaver

@@ -1,6 +1,6 @@
 """Compare what the ranks of a run are about to train, before the first step: one run has one meaning.
 
-    base = compare_ranks(config, data, model, tokenizer, accelerator)      # LaunchError on every rank if they differ
+    base = compare_ranks(config, data, model, tokenizer, engine)      # LaunchError on every rank if they differ
 
 Compared are the options, versions and engine; the prepared data by the checksum of their manifest, since every host
 has verified the shards of its own copy against that (`cloze.data.prepared.verified`); the tokenizer by its
@@ -18,7 +18,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from cloze.checkpoint.identity import base_checksum, base_folder, plain_config
@@ -26,8 +25,8 @@ from cloze.config import TrainConfig
 from cloze.data.tokenizers.load import fingerprint
 from cloze.data.train_data import TrainData
 from cloze.distributed.collectives import gather, raise_on_any_rank
-from cloze.distributed.world import engine_name, zero_stage
 from cloze.errors import ClozeError, LaunchError
+from cloze.training.engines.base import Engine
 from cloze.utils.system import versions_of
 
 # Options that may differ between hosts: secrets, and paths whose content is compared instead.
@@ -47,7 +46,7 @@ NOT_COMPARED = {
 
 
 def compare_ranks(
-    config: TrainConfig, data: TrainData, model: Any, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    config: TrainConfig, data: TrainData, model: Any, tokenizer: PreTrainedTokenizerBase, engine: Engine
 ) -> str | None:
     """Return the checksum of the base model (see `base_checksum`); every rank calls it.
 
@@ -59,9 +58,8 @@ def compare_ranks(
         "base_model": None if folder is None else os.path.realpath(folder),
     }
     everyone = gather((host, paths))
-    rank = accelerator.process_index
-    first = {name: _is_first(everyone, rank, name) for name in paths}
-    values = described(config, data, model, tokenizer, accelerator)
+    first = {name: _is_first(everyone, engine.rank, name) for name in paths}
+    values = described(config, data, model, tokenizer, engine)
     try:
         values["base_model"] = base_checksum(config) if first["base_model"] else None
     except ClozeError as error:
@@ -81,18 +79,18 @@ def _is_first(everyone: list[tuple[str, dict[str, str | None]]], rank: int, name
 
 
 def described(
-    config: TrainConfig, data: TrainData, model: Any, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    config: TrainConfig, data: TrainData, model: Any, tokenizer: PreTrainedTokenizerBase, engine: Engine
 ) -> dict[str, Any]:
     """Return what a rank is about to train, as JSON values."""
     options = dataclasses.asdict(config)
-    stage, versions = zero_stage(accelerator), versions_of(["cloze", "torch", "transformers"])
+    versions, accelerator = versions_of(["cloze", "torch", "transformers"]), engine.accelerator
     resume = config.resume_from_checkpoint
     return {
         **{name: value for name, value in options.items() if name not in NOT_COMPARED},
         "resume_from_checkpoint": None if resume is None else Path(resume).name,
         "model": _digest(plain_config(json.loads(model.config.to_json_string(use_diff=False)))),
-        "engine": engine_name(accelerator),
-        "ZeRO": None if stage is None else accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"],
+        "engine": engine.support.name,
+        "engine settings": engine.settings,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
         "data": data.manifest["checksum"],

@@ -34,10 +34,9 @@ from cloze.training.build_model import build_run_model
 from cloze.training.checkpointing.engine_probe import check_probe
 from cloze.training.checkpointing.restore import choose_checkpoint, load_state
 from cloze.training.checkpointing.saver import CheckpointSaver
-from cloze.training.checkpointing.snapshot import Training
 from cloze.training.determinism import settle_determinism
+from cloze.training.engines.choose_engine import engine_for
 from cloze.training.engines.deepspeed_file import engine_settings
-from cloze.training.engines.engine import prepare_engine, restore_loss_scale, uses_offload
 from cloze.training.engines.precision import precision_here, precision_name
 from cloze.training.find_batch_size import BatchProbe, fit_memory
 from cloze.training.logging.trackers import begin_trackers, tracker_names
@@ -81,29 +80,28 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     with lost_while_joining(config.ddp_timeout), stop.joining():
         accelerator = start(_run_shape(config, model.config.model_type))
         watch = stack.enter_context(watch_ranks(config, accelerator))
-    base = compare_ranks(config, data, model, tokenizer, accelerator)
-    choose_kernels(model, config, accelerator)
-    say("world", describe(accelerator))
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    engine = engine_for(accelerator)
+    base = compare_ranks(config, data, model, tokenizer, engine)
+    choose_kernels(model, config, engine)
+    say("world", describe(accelerator, engine.support.name))
     run_on_main_and_broadcast(lambda: tidy(Path(config.output_dir)))
-    checkpoint = choose_checkpoint(Path(config.output_dir), resume_choice(config), rank, world_size)
+    checkpoint = choose_checkpoint(Path(config.output_dir), resume_choice(config), engine.rank, engine.world_size)
     saved = None if checkpoint is None else read_manifest(checkpoint)
     rule = masking_rule(config, data.manifest, 1, words)
-    trial = BatchProbe(model, head, documents, rule, data, config, accelerator)
-    layout = fit_memory(fit_layout(config, rank, world_size, saved), trial)
+    trial = BatchProbe(model, head, documents, rule, data, config, engine)
+    layout = fit_memory(fit_layout(config, engine.rank, engine.world_size, saved), trial)
     settle_determinism(trial, layout.per_device)
     plan = _plan(config, layout, data)
     identity = identify(config, data, plan, model, base, checkpoint)
     step = saved["position"]["global_step"] if saved else 0
     open_folder = partial(open_run_folder, config, data.manifest, identity, checkpoint, step)
     output_dir = watch.enable_error_log(run_on_main_and_broadcast(open_folder))
-    optimizer, group_names = build_optimizer(model, config, uses_offload(accelerator))
+    optimizer, _ = build_optimizer(model, config, engine.offloads)
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
-    engine = prepare_engine(accelerator, model, optimizer, plan.layout, config.max_grad_norm)
+    engine.prepare(model, optimizer, plan.layout, config.max_grad_norm)
     begin_trackers(accelerator, config, output_dir, resolved(config), step)
     masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = check_on_probe(head, engine, data, masking, config.seed)
-    training = Training(engine.module, engine.optimizer, group_names, rank, world_size, engine.frozen)
     return Run(
         config=config,
         output_dir=output_dir,
@@ -111,10 +109,9 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         masking=masking,
         plan=plan,
         engine=engine,
-        training=training,
         identity=identity,
         checkpoint=checkpoint,
-        saver=CheckpointSaver(training, partial(_save_model_files, engine.module, tokenizer), config.async_save),
+        saver=CheckpointSaver(engine, partial(_save_model_files, engine.module, tokenizer), config.async_save),
         schedule=learning_rate_schedule(config, plan.total_steps),
         probe=probe,
         documents=None if documents is None else documents.in_dtype_of(engine.module),
@@ -195,8 +192,8 @@ def resume(run: Run) -> Start:
         warn(f"{run.checkpoint} was trained in {was}, and this start trains in {now}: numbers differ from here on")
     with run.watch.phase("resume"):
         with PieceReader(run.checkpoint, manifest) as pieces:
-            position = load_state(run.training, pieces)
-        restore_loss_scale(run.engine, manifest["loss_scale"])
+            position = load_state(run.engine, pieces)
+        run.engine.restore_loss_scale(manifest["loss_scale"])
         loss = check_probe(run.engine, run.head, run.checkpoint, manifest["precision"])
     layout = run.plan.layout
     say(

@@ -10,14 +10,12 @@ import torch
 
 from cloze.checkpoint.format import checkpoint_path
 from cloze.distributed.collectives import gather, run_on_main_and_broadcast
-from cloze.distributed.world import engine_name
 from cloze.errors import DiskError, TrainingError
 from cloze.evaluation.perplexity import Interrupted, Scores, score_blocks
 from cloze.model.compiled import eagerly
 from cloze.model.packed import model_inputs
 from cloze.training.checkpointing.engine_probe import answer_probe
 from cloze.training.checkpointing.restore import choose_checkpoint
-from cloze.training.engines.engine import loss_scale_state
 from cloze.training.logging.metrics import MetricsLog
 from cloze.training.nonfinite import (
     MOST_ROLLBACKS,
@@ -96,9 +94,9 @@ def save(run: Run, global_step: int, place: Place, last: bool = True, evaluation
             "run": run.identity,
             "config": resolved(run.config),
             "versions": versions_of(LIBRARIES),
-            "engine": engine_name(run.engine.accelerator),
+            "engine": run.engine.support.name,
             "precision": run.engine.accelerator.mixed_precision,
-            "loss_scale": loss_scale_state(run.engine),
+            "loss_scale": run.engine.loss_scale_state(),
             "evaluation_pending": evaluation_pending,
         }
         folder = checkpoint_path(run.output_dir, global_step)
@@ -174,7 +172,7 @@ def explain_scaled_step(run: Run, global_step: int, grad_norm: float) -> None:
 
     Raises TrainingError if that cannot help any more: the losses are finite, but no gradient is.
     """
-    state = loss_scale_state(run.engine) or {}
+    state = run.engine.loss_scale_state() or {}
     scale = float(state.get("scale", state.get("cur_scale", SMALLEST_SCALE)))
     why = f"gradient norm is {grad_norm} at step {global_step + 1} with finite losses, at a loss scale of {scale:g}"
     if scale < SMALLEST_SCALE:

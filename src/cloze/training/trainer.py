@@ -104,7 +104,7 @@ def train_to_the_end(run: Run) -> None:
     amount = f"{plan.num_blocks:,}" if plan.num_blocks else "a stream of"
     say("data", f"{amount} blocks of {plan.block_size}; {plan.blocks_a_step}")
     begin, start = time.monotonic(), resume(run)
-    note_session(run.output_dir, run.engine.accelerator, start.step)
+    note_session(run.output_dir, run.engine, start.step)
     log = MetricsLog(run.output_dir, run.engine.accelerator, start.step)
     with closing(log):
         while True:

@@ -17,7 +17,8 @@ from cloze.errors import ConfigError, DiskError
 from cloze.model import mapped
 from cloze.model.mapped import folder_for_weights, is_mapped, move_to_file, weights_in_files, zeros_in_file
 from cloze.model.trained import freeze_unused
-from cloze.training.engines.zero3 import asked_stage, check_zero
+from cloze.training.engines.choose_engine import requested_engine
+from cloze.training.engines.zero3 import check_zero
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -99,19 +100,23 @@ def test_the_file_system_of_a_path_is_that_of_its_nearest_mount():
     assert mapped.file_system(Path("/proc/self")) == "proc"
 
 
+def requested(deepspeed: str | None) -> str:
+    return requested_engine(deepspeed).requested_support(deepspeed, "no").name
+
+
 def test_the_stage_is_known_before_the_processes_join(tmp_path: Path, monkeypatch):
     for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_DEEPSPEED_ZERO_STAGE"):
         monkeypatch.delenv(name, raising=False)
     settings = tmp_path / "zero3.json"
     settings.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
-    assert asked_stage(None) is None
-    assert asked_stage(str(settings)) == 3
+    assert requested(None) == "single process"
+    assert requested(str(settings)) == "DeepSpeed ZeRO-3"
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert asked_stage(None) == 2  # accelerate's own
+    assert requested(None) == "DeepSpeed ZeRO-2"  # accelerate's own
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1")
-    assert asked_stage(None) == 1
+    assert requested(None) == "DeepSpeed ZeRO-1"
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(settings))
-    assert asked_stage(None) == 3
+    assert requested(None) == "DeepSpeed ZeRO-3"
 
 
 def test_finding_unused_parameters_keeps_one_gradient_at_a_time():

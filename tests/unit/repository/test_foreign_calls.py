@@ -95,7 +95,7 @@ ALLOWED = {
     "tools/bench/memory.py:run_ranks": BENCH,
     "tools/bench/peers.py:": PIPE,
     "tools/bench/prepare.py:_tutorial_seconds": BENCH,
-    "tools/bench/save.py:make_training": BENCH,
+    "tools/bench/save.py:make_engine": BENCH,
     "tools/bench/sizes.py:empty_model": BENCH,
     "tools/bench/train.py:gpu_facts": PROC,
     "tools/bench/turns.py:__enter__": BENCH,

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from corpus import TINY_MODEL
 from ranks import cloze_ranks, succeed
@@ -15,6 +16,8 @@ from ranks import cloze_ranks, succeed
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.training import find_batch_size
+from cloze.training.engines.choose_engine import engine_for
+from cloze.training.engines.ddp import DDPEngine
 
 CURVES: dict[str, Callable[[int], float]] = {
     "a line": lambda n: 1000 + 100 * n,
@@ -65,12 +68,9 @@ def trial(prepared: Path, folder: Path, **values) -> find_batch_size.BatchProbe:
     data = open_data(config)
     model, _ = build_model(config, data.tokenizer, data.block_size, config.seed)
     documents, head = prepare_model(model, config, data)
-    accelerator = SimpleNamespace(
-        device=torch.device("cpu"), mixed_precision="no", num_processes=1, distributed_type=DistributedType.NO
-    )
-    return find_batch_size.BatchProbe(
-        model, head, documents, masking_rule(config, data.manifest, 1, None), data, config, accelerator
-    )
+    engine = DDPEngine(Accelerator(cpu=True))
+    masking = masking_rule(config, data.manifest, 1, None)
+    return find_batch_size.BatchProbe(model, head, documents, masking, data, config, engine)
 
 
 def count(model: torch.nn.Module, _: object) -> None:
@@ -131,12 +131,13 @@ def test_room_is_kept_for_what_the_engine_will_hold(
         device=torch.device("cpu"),
         mixed_precision=precision,
         num_processes=processes,
+        process_index=0,
         distributed_type=kind,
         state=SimpleNamespace(deepspeed_plugin=plugin),
     )
     share = processes if stage or kind == DistributedType.FSDP else 1
     for ema_decay, more in ((None, 0), (0.999, 4 // share)):
-        one = SimpleNamespace(model=model, accelerator=accelerator, config=SimpleNamespace(ema_decay=ema_decay))
+        one = SimpleNamespace(model=model, engine=engine_for(accelerator), config=SimpleNamespace(ema_decay=ema_decay))
         assert find_batch_size.bytes_to_come(one) == 1000 * (bytes_per_element + more)
 
 

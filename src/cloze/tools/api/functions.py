@@ -212,14 +212,14 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
 def _train_here(config: TrainConfig, own_process: bool) -> None:
     """Train in this process."""
     from cloze.tools.api.train_here import train_here
-    from cloze.utils.environment.requests import wants_fsdp
+    from cloze.training.engines.choose_engine import requested_engine
 
     if threading.current_thread() is not threading.main_thread():
         what, hint = "training listens to signals, which only the main thread can", "give num_processes=1"
         raise LaunchError(what, where="cloze.train", hint=hint)
-    if not own_process and wants_fsdp():
+    if not own_process and requested_engine(config.deepspeed).needs_own_processes:
         hint = "start them with `accelerate launch -m cloze train`"
-        raise LaunchError("FSDP needs processes of its own", where="cloze.train", hint=hint)
+        raise LaunchError("the engine needs processes of its own", where="cloze.train", hint=hint)
     try:
         train_here(config, own_process)
     except Stopped as stop:

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze.checkpoint.format import Position, read_manifest, verify_checkpoint
 from cloze.checkpoint.reader import PieceReader
 from cloze.config import BenchConfig
+from cloze.data.batches.layout import Layout
 from cloze.model.overrides import apply_overrides, parse_overrides
 from cloze.tools.bench.folder import work_folder
 from cloze.tools.bench.table import Table
 from cloze.training.checkpointing.restore import load_state
 from cloze.training.checkpointing.saver import CheckpointSaver
-from cloze.training.checkpointing.snapshot import Training
+from cloze.training.engines.base import Engine
+from cloze.training.engines.choose_engine import engine_for
 from cloze.training.optim.optimizers import decay_groups
 from cloze.utils.memory import PeakMemory
 from cloze.utils.terminal.console import say
@@ -34,8 +37,8 @@ ABOUT = {"run": {}, "config": {}, "precision": "no"}  # what every checkpoint.js
 
 def bench_save(config: BenchConfig) -> Table:
     """Save, load, and return the table; times are medians of three."""
-    training = make_training(config)
-    elements = sum(p.numel() for p in training.module.parameters())
+    engine = make_engine(config)
+    elements = sum(p.numel() for p in engine.module.parameters())
     say("bench", f"{elements / 1e6:.0f}M parameters")
     with work_folder(config.work_dir) as folder:
         table = Table(
@@ -43,33 +46,32 @@ def bench_save(config: BenchConfig) -> Table:
             ["what", "training waits, s", "until on the disk, s", "more memory, GB"],
         )
         for name, row in (
-            ("torch.save, flushed", _torch_save(training, folder)),
-            ("cloze, blocking", _saves(training, folder / "blocking", in_background=False)),
-            ("cloze, --async_save, the first one", _saves(training, folder / "first", True, repeats=1)),
-            ("cloze, --async_save, after that", _saves(training, folder / "later", True)),
+            ("torch.save, flushed", _torch_save(engine, folder)),
+            ("cloze, blocking", _saves(engine, folder / "blocking", in_background=False)),
+            ("cloze, --async_save, the first one", _saves(engine, folder / "first", True, repeats=1)),
+            ("cloze, --async_save, after that", _saves(engine, folder / "later", True)),
         ):
             table.add(name, *row)
         checkpoint = sorted((folder / "blocking").glob("checkpoint-*"))[-1]
         seconds, _ = _timed(lambda: verify_checkpoint(checkpoint))
         table.add("verify all checksums", seconds, None, None)
-        seconds, grown = _timed(lambda: _load(training, checkpoint))
+        seconds, grown = _timed(lambda: _load(engine, checkpoint))
         table.add("load it, compare checksums", seconds, None, grown)
         return table
 
 
-def make_training(config: BenchConfig) -> Training:
+def make_engine(config: BenchConfig) -> Engine:
     """A model with random weights, and its optimizer after a first step."""
     model_config = AutoConfig.for_model(config.model_type)
     apply_overrides(model_config, parse_overrides(config.config_overrides))
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(model_config, dtype=torch.float32)
-    groups = decay_groups(model, 0.01)
-    optimizer = torch.optim.AdamW([group for group, _ in groups], lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW([group for group, _ in decay_groups(model, 0.01)], lr=1e-4, fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Training(model, optimizer, [names for _, names in groups], rank=0, world_size=1)
+    return engine_for(Accelerator(cpu=True)).prepare(model, optimizer, Layout(1, 1, 0, 1), 0.0)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -86,8 +88,8 @@ def _median(rows: list[tuple[float, float, float]]) -> tuple[float, float, float
     return first, second, third
 
 
-def _torch_save(training: Training, folder: Path) -> tuple[float, float, float]:
-    state = {"model": training.module.state_dict(), "optimizer": training.optimizer.state_dict()}
+def _torch_save(engine: Engine, folder: Path) -> tuple[float, float, float]:
+    state = {"model": engine.module.state_dict(), "optimizer": engine.optimizer.state_dict()}
 
     def write() -> None:
         with open(folder / "state.pt", "wb") as file:
@@ -102,11 +104,9 @@ def _torch_save(training: Training, folder: Path) -> tuple[float, float, float]:
     return _median(rows)
 
 
-def _saves(
-    training: Training, folder: Path, in_background: bool, repeats: int = REPEATS
-) -> tuple[float, float, float]:
+def _saves(engine: Engine, folder: Path, in_background: bool, repeats: int = REPEATS) -> tuple[float, float, float]:
     """Medians. In the background, the first save of several, which makes the buffers, is not counted."""
-    saver = CheckpointSaver(training, lambda path: path.mkdir(parents=True), in_background)
+    saver = CheckpointSaver(engine, lambda path: path.mkdir(parents=True), in_background)
     rows = []
     for number in range(repeats + (in_background and repeats > 1)):
         position = Position(number + 1, 0, 0)
@@ -120,6 +120,6 @@ def _saves(
     return _median(rows[-repeats:])
 
 
-def _load(training: Training, checkpoint: Path) -> None:
+def _load(engine: Engine, checkpoint: Path) -> None:
     with PieceReader(checkpoint, read_manifest(checkpoint)) as pieces:
-        load_state(training, pieces)
+        load_state(engine, pieces)

@@ -35,7 +35,6 @@ import torch
 
 from cloze.config import BenchConfig, TrainConfig
 from cloze.distributed.collectives import gather
-from cloze.distributed.fsdp_plugin import is_fsdp
 from cloze.errors import ConfigError, Stopped
 from cloze.tools.bench.folder import work_folder
 from cloze.tools.bench.pairs import estimate, remark, steps_in_turn, sums, turns
@@ -103,9 +102,8 @@ class Clock:
 
 
 def exchanges(run: Any) -> bool:
-    """Whether gradients are exchanged in a way that can be left out, and nothing else is: by DDP."""
-    engine = run.engine
-    return run.plan.layout.world_size > 1 and engine.zero_stage is None and not is_fsdp(engine.accelerator)
+    """Return whether gradients, and nothing else, are exchanged, so that it can be left out."""
+    return run.engine.world_size > 1 and run.engine.support.only_gradients
 
 
 def attach(run: Any, clock: Clock) -> None:
@@ -124,7 +122,7 @@ def attach(run: Any, clock: Clock) -> None:
 
     def context(is_last: bool) -> Any:
         alone = exchanges(run) and clock.kind in ("apart", "no exchange")
-        return accelerator.no_sync(engine.model) if alone else usual(is_last)
+        return usual(is_last and not alone)
 
     engine.forward_context = context
 

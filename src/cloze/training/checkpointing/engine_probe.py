@@ -26,7 +26,7 @@ from cloze.distributed.collectives import raise_on_any_rank
 from cloze.errors import CheckpointError
 from cloze.model.compiled import eagerly
 from cloze.model.sparse_head import MaskedHead
-from cloze.training.engines.engine import Engine
+from cloze.training.engines.base import Engine
 from cloze.utils.closeness import relative_difference, within
 from cloze.utils.foreign.safetensors_header import load_tensors
 from cloze.utils.terminal.console import warn

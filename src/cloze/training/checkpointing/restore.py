@@ -5,7 +5,7 @@ and each rank reads its own share plus one tensor at a time.
 
     folder = choose_checkpoint(output_dir, "auto", rank, world_size)
     with PieceReader(folder, read_manifest(folder)) as pieces:
-        load_state(training, pieces)
+        load_state(engine, pieces)
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cloze.checkpoint.checksum import add_sums, content_sum
 from cloze.checkpoint.format import WEIGHT, Position, all_damaged, own_checkpoints, verify_checkpoint
 from cloze.checkpoint.reader import PieceReader
 from cloze.distributed.collectives import gather, gather_to_main, raise_on_any_rank, run_on_main_and_broadcast
 from cloze.errors import CheckpointError, error_phase
-from cloze.training.checkpointing.snapshot import Training
-from cloze.training.engines import sharded_state
+from cloze.training.engines.base import Engine
+from cloze.training.engines.sharded_state import Fragment, buffers, create_state, tensor_keys
 from cloze.utils.heartbeat import beat
 from cloze.utils.terminal.console import warn
 
@@ -58,7 +56,7 @@ def choose_checkpoint(
     return None
 
 
-def load_state(training: Training, pieces: PieceReader) -> Position:
+def load_state(engine: Engine, pieces: PieceReader) -> Position:
     """Put weights, optimizer state and buffers into the live engine; every rank calls it.
 
     Each rank reads its own slices, and whole parameters one at a time for the copy that the model computes with. What
@@ -66,53 +64,50 @@ def load_state(training: Training, pieces: PieceReader) -> Position:
     parameters are not this model's, or the engine does not hold what was stored.
     """
     manifest = pieces.manifest
-    _compare_parameters(training.module, manifest, pieces.folder)
-    inner = sharded_state.inner_optimizer(training.optimizer)
-    sharded_state.forget(training.optimizer)
-    held = sharded_state.fragments(training.module, training.optimizer, training.rank)
+    _compare_parameters(engine, manifest, pieces.folder)
+    engine.forget()
+    held = engine.fragments()
     for fragment in held:  # what was read is not named: a name would keep it while the next is read
         beat()
         keys = pieces.keys(fragment.name)
-        sharded_state.create_state(inner, fragment, keys, pieces.numbers(fragment.name))
+        create_state(engine.inner, fragment, keys, pieces.numbers(fragment.name))
         for key in [WEIGHT, *keys]:
-            fragment.view(key, inner.state).copy_(pieces.read(fragment.name, key, fragment.offset, fragment.length))
-    _restore_steps(training, manifest)
-    for name, parameter in training.module.named_parameters():
+            fragment.view(key, engine.state).copy_(pieces.read(fragment.name, key, fragment.offset, fragment.length))
+    _restore_steps(engine, manifest)
+    for name, parameter in engine.module.named_parameters():
         beat()
         trained = manifest["parameters"][name]["trained"]
         full = pieces.read(name, WEIGHT) if trained else pieces.frozen(name)
-        sharded_state.refresh_model(parameter, full, training.rank)
-        if (exact := training.frozen.get(name)) is not None:
+        engine.refresh(parameter, full)
+        if (exact := engine.frozen.get(name)) is not None:
             exact.copy_(full)
-    for name, buffer in sharded_state.buffers(training.module):
+    for name, buffer in buffers(engine.module):
         buffer.copy_(pieces.frozen(name))
-    _check_contents(training, held, pieces)
+    _check_contents(engine, held, pieces)
     return Position(**manifest["position"])
 
 
-def _restore_steps(training: Training, manifest: dict[str, Any]) -> None:
+def _restore_steps(engine: Engine, manifest: dict[str, Any]) -> None:
     """Put back the steps that some optimizers count for each group, not for each parameter."""
     saved = {name: group for group in manifest["optimizer"]["groups"] for name in group["params"]}
-    for names, group in zip(
-        training.group_names, sharded_state.inner_optimizer(training.optimizer).param_groups, strict=True
-    ):
+    for names, group in zip(engine.group_names, engine.inner.param_groups, strict=True):
         group.pop("step", None)
         if "step" in saved.get(names[0], {}):
             group["step"] = saved[names[0]]["step"]
 
 
-def _check_contents(training: Training, held: list[sharded_state.Fragment], pieces: PieceReader) -> None:
+def _check_contents(engine: Engine, held: list[Fragment], pieces: PieceReader) -> None:
     """Compare the checksum of every tensor in the engine with the stored one (deepspeed issue 6691: weights that
     were never loaded went unnoticed)."""
-    optimizer_state = sharded_state.inner_optimizer(training.optimizer).state
+    state = engine.state
     here = {
-        (f.name, key): content_sum(f.view(key, optimizer_state), f.offset)
+        (f.name, key): content_sum(f.view(key, state), f.offset)
         for f in held
-        for key in [WEIGHT, *sharded_state.tensor_keys(f, optimizer_state)]
+        for key in [WEIGHT, *tensor_keys(f, state)]
     }
-    if sharded_state.is_partitioned(training.module):
+    if engine.partitioned:
         parts = gather_to_main(here)  # under ZeRO-3 each has one of every tensor: too much for each to hear of all
-        if training.rank > 0:
+        if engine.rank > 0:
             raise_on_any_rank(None)
             return
         here = {key: add_sums(part.get(key, 0) for part in parts) for key in {key for part in parts for key in part}}
@@ -128,8 +123,8 @@ def _check_contents(training: Training, held: list[sharded_state.Fragment], piec
     raise_on_any_rank(problem)
 
 
-def _compare_parameters(module: torch.nn.Module, manifest: dict[str, Any], folder: Path) -> None:
-    here = {name: list(sharded_state.shape_of(p)) for name, p in module.named_parameters()}
+def _compare_parameters(engine: Engine, manifest: dict[str, Any], folder: Path) -> None:
+    here = {name: list(engine.shape_of(p)) for name, p in engine.module.named_parameters()}
     there = {name: facts["shape"] for name, facts in manifest["parameters"].items()}
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):

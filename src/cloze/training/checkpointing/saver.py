@@ -11,7 +11,7 @@ Everything is written into `checkpoint-500.tmp-TOKEN`, flushed, described with s
 and renamed as the last act: a folder called checkpoint-N is complete. Pieces are stored by parameter name, offset and
 length, so any engine at any world size can read them.
 
-    saver = CheckpointSaver(training, save_model_files, in_background=True)
+    saver = CheckpointSaver(engine, save_model_files, in_background=True)
     saver.save(folder, position, probe, extra, keep=3)     # returns when the state is copied
     saver.wait()                                           # returns when it is on the disk
 """
@@ -43,13 +43,13 @@ from cloze.errors import ClozeError, DiskError
 from cloze.training.checkpointing.snapshot import (
     Piece,
     Snapshot,
-    Training,
     check_names,
     describe,
     frozen_tensors,
     share_to_write,
 )
-from cloze.training.engines import sharded_state
+from cloze.training.engines.base import Engine
+from cloze.training.engines.sharded_state import scalars, tensor_keys
 from cloze.utils.atomic_files import disk_errors, remove_tree, sha256, sync_tree
 from cloze.utils.heartbeat import beat, join_progressing
 
@@ -62,9 +62,9 @@ class CheckpointSaver:
     and tokenizer into a folder.
     """
 
-    def __init__(self, training: Training, save_model_files: Callable[[Path], None], in_background: bool):
-        check_names(training)
-        self._training, self._save_model_files = training, save_model_files
+    def __init__(self, engine: Engine, save_model_files: Callable[[Path], None], in_background: bool):
+        check_names(engine)
+        self._engine, self._save_model_files = engine, save_model_files
         self._in_background = in_background
         self._group = make_group("gloo") if in_background else None
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
@@ -119,22 +119,21 @@ class CheckpointSaver:
         extra: dict[str, Any],
         keep: int | None,
     ) -> Snapshot:
-        training = self._training
-        optimizer_state = sharded_state.inner_optimizer(training.optimizer).state
-        held = sharded_state.fragments(training.module, training.optimizer, training.rank)
+        engine, state = self._engine, self._engine.state
+        held = engine.fragments()
         pieces = []
-        for fragment in share_to_write(held, training):
-            for key in [WEIGHT, *sharded_state.tensor_keys(fragment, optimizer_state)]:
-                tensor = fragment.view(key, optimizer_state)
+        for fragment in share_to_write(held, engine):
+            for key in [WEIGHT, *tensor_keys(fragment, state)]:
+                tensor = fragment.view(key, state)
                 pieces.append(Piece(fragment.name, key, fragment.offset, self._kept(fragment.name, key, tensor)))
-        frozen = {name: self._kept(name, "frozen", tensor) for name, tensor in frozen_tensors(training).items()}
+        frozen = {name: self._kept(name, "frozen", tensor) for name, tensor in frozen_tensors(engine).items()}
         return Snapshot(
             folder=folder,
             staged=staged,
             pieces=pieces,
-            shared={FROZEN: frozen, PROBE: probe} if training.rank == 0 else {},
-            scalars={f.name: sharded_state.scalars(f.owner, optimizer_state) for f in held},
-            manifest={**describe(training, position), **extra},
+            shared={FROZEN: frozen, PROBE: probe} if engine.rank == 0 else {},
+            scalars={f.name: scalars(f.owner, state) for f in held},
+            manifest={**describe(engine, position), **extra},
             keep=keep,
         )
 
@@ -153,8 +152,8 @@ class CheckpointSaver:
         mine: dict[str, Any] = {}
         try:
             with disk_errors(snapshot.folder):
-                mine = _write_own(snapshot, self._training.rank)
-                if self._training.rank == 0:
+                mine = _write_own(snapshot, self._engine.rank)
+                if self._engine.rank == 0:
                     mine["files"] |= _write_shared(snapshot, self._save_model_files)
         except ClozeError as error:
             problem = error

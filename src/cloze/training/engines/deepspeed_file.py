@@ -19,6 +19,7 @@ from cloze.training.engines.deepspeed_schema import check_values, without_defaul
 from cloze.utils.environment import requests
 from cloze.utils.environment.processes import world_size
 from cloze.utils.foreign.json_yaml import read_json
+from cloze.utils.terminal.console import warn
 
 # DeepSpeed does what these say.
 _HONOURED = """
@@ -131,6 +132,20 @@ def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig)
     unused = [f"{key} ({why})" for key, why in WITHOUT_EFFECT.items() if key in settings]
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     return unused + [f"{said} (the file says it)" for said in requests.unread_beside_file(where, stage)]
+
+
+def report_settings(config: TrainConfig, on_gpu: bool) -> None:
+    """Raise ConfigError for a configuration that cannot be used; warn of the parts without effect."""
+    settings, where = asked_settings(config.deepspeed), settings_file(config.deepspeed)
+    if settings is None or where is None:
+        return
+    if not on_gpu:
+        requests.run_deepspeed_on_cpu()
+    unused = check_settings(settings, where, config)
+    if unused:
+        warn(f"{where}: ignored: {', '.join(unused)}")
+    if rounding := rounding_settings(settings):
+        warn(f"{where}: {', '.join(rounding)} rounds gradients, so the numbers are not those of other engines")
 
 
 def rounding_settings(settings: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 It lies in the optimizer's state under the key "ema", of the same shape as the weights that a rank holds: so it is
 partitioned as the moments are, goes into checkpoints with them, and is read back by any engine on any number of ranks.
 
-    average = MovingAverage(module, optimizer, rank)
+    average = MovingAverage(engine.fragments(), engine.state)
     before = average.begin()                            # the weights that the average starts with
     grad_norm, refused = take_a_step()
     average.update(before, decay_at(0.999, global_step), refused)
@@ -11,13 +11,14 @@ partitioned as the moments are, goes into checkpoints with them, and is read bac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from cloze.checkpoint.format import EMA
 from cloze.training.engines.nvme_offload import on_disk
-from cloze.training.engines.sharded_state import average_on_disk, fragments, inner_optimizer, local
+from cloze.training.engines.sharded_state import Fragment, average_on_disk, local
 
 
 def decay_at(decay: float | None, global_step: int) -> float | None:
@@ -30,11 +31,10 @@ def decay_at(decay: float | None, global_step: int) -> float | None:
 
 
 class MovingAverage:
-    """What this rank holds of the average of the weights of an engine's `module` and `optimizer`."""
+    """What this rank holds of the average, by its fragments of the weights and the optimizer's state."""
 
-    def __init__(self, module: torch.nn.Module, optimizer: Any, rank: int):
-        self._state = inner_optimizer(optimizer).state
-        self._owners = {f.owner: f.swap for f in fragments(module, optimizer, rank)}
+    def __init__(self, held: Iterable[Fragment], state: dict[torch.Tensor, dict[str, Any]]):
+        self._state, self._owners = state, {fragment.owner: fragment.swap for fragment in held}
 
     @torch.no_grad()
     def begin(self) -> dict[torch.Tensor, torch.Tensor]:

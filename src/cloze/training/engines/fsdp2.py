@@ -1,7 +1,5 @@
 """FSDP2: every parameter divided among the ranks by its rows, gathered when its layer computes.
 
-    model, optimizer = shard(accelerator, model, optimizer)      # in place, before the first step
-
 torch's `fully_shard` is called here rather than by `accelerator.prepare`, so that all architectures are divided by one
 rule and that what is computed in bf16 is what DDP computes in bf16. accelerate's own way (1.15, fsdp2_prepare_model)
 divides a head apart from the bias that BERT and RoBERTa share with it, which torch (2.13) refuses, goes by names of
@@ -19,53 +17,115 @@ from accelerate import Accelerator
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
-from cloze.errors import ConfigError
+from cloze.data.batches.layout import Layout
+from cloze.distributed.fsdp_plugin import is_fsdp
 from cloze.model.archs import GATHERED_AS_ONE
+from cloze.model.compiled import compile_layers
 from cloze.model.depth import layer_modules
+from cloze.training.engines.base import Support
+from cloze.training.engines.ddp import DDPEngine
+from cloze.training.engines.optimizer_memory import optimizer_bytes
+from cloze.training.engines.sharded_state import Fragment, local
+from cloze.utils.environment import requests
+
+SUPPORT = Support("FSDP2", precisions=("no", "bf16"), whole_parameters=False, compiles="layers")
 
 
-def check_fsdp(divided: bool, precision: str) -> None:
-    """Raise ConfigError for a precision that FSDP2 does not support. `divided`: whether FSDP2 is used."""
-    if divided and precision not in ("no", "bf16"):
-        raise ConfigError(
-            f"FSDP2 does not support {precision}",
-            where="--precision",
-            hint="use bf16 or fp32, or another engine (launch/accelerate/zero3.yaml)",
-        )
+class FSDP2Engine(DDPEngine):
+    """Torch's optimizer steps this rank's rows of every fp32 weight."""
+
+    partitioned = True
+    needs_own_processes = True
+
+    def __init__(self, accelerator: Accelerator):
+        super().__init__(accelerator)
+        self.support = SUPPORT
+
+    @classmethod
+    def requested(cls, deepspeed: str | None) -> bool:
+        """Return whether the launcher asks for FSDP."""
+        return requests.wants_fsdp()
+
+    @classmethod
+    def runs(cls, accelerator: Accelerator) -> bool:
+        """Return whether accelerate was started with FSDP."""
+        return is_fsdp(accelerator)
+
+    @classmethod
+    def requested_support(cls, deepspeed: str | None, precision: str) -> Support:
+        """Return what it can do."""
+        return SUPPORT
+
+    def can_hold(self, parameter: torch.nn.Parameter) -> bool:
+        """Return whether a parameter has rows."""
+        return parameter.ndim > 0
+
+    def compile(self, model: Any, mode: str) -> str:
+        """Compile each layer by itself."""
+        compile_layers(units(model), mode)
+        return f"each layer of the {model.base_model_prefix}"
+
+    def wrap(self, model: Any, optimizer: torch.optim.Optimizer, layout: Layout) -> tuple[Any, Any]:
+        """Divide the model's parameters among all ranks, in place; the optimizer holds this rank's parts of them.
+
+        A layer's whole weights are let go of as soon as it is divided. Weights stay in fp32; in mixed precision they
+        are gathered in bf16, operations choose their precision by autocast as under DDP, and gradients are added up in
+        fp32.
+        """
+        accelerator = self.accelerator
+        for group in optimizer.param_groups:  # nothing else may keep the whole weights
+            group["params"] = []
+        half = accelerator.mixed_precision == "bf16"
+        how: dict[str, Any] = {
+            "mesh": init_device_mesh(accelerator.device.type, (self.world_size,)),
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+            ),
+        }
+        for layer in units(model):
+            fully_shard(layer, **how, reshard_after_forward=accelerator.state.fsdp_plugin.reshard_after_forward)
+        fully_shard(model, **how, reshard_after_forward=False)  # the rest, which backward begins with, stays gathered
+        model.register_forward_hook(_let_go)
+        # Logits are a view of a matrix product's result; nobody changes them in place, which is what torch warns of.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        if half:
+            autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
+            model.forward = convert_outputs_to_fp32(autocast(model.forward))
+        parts = dict(model.named_parameters())
+        for names, group in zip(self.group_names, optimizer.param_groups, strict=True):
+            group["params"] = [parts[name] for name in names]
+            if isinstance(optimizer, torch.optim.SGD):  # torch (2.13) has the fused one for whole tensors only
+                group["fused"] = None
+        return model, accelerator.prepare_optimizer(optimizer)
+
+    def locate(self, name: str, parameter: DTensor) -> Fragment:
+        """Return this rank's rows of a parameter."""
+        return Fragment(name, self.shape_of(parameter), *own_rows(parameter), parameter, 0)
+
+    def whole(self, parameter: DTensor) -> torch.Tensor:
+        """Gather a parameter; every rank calls it."""
+        return parameter.detach().full_tensor()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def refresh(self, parameter: DTensor, full: torch.Tensor) -> None:
+        """Set this rank's rows, from which weights are gathered."""
+        offset, length = own_rows(parameter)
+        local(parameter).view(-1).copy_(full.reshape(-1)[offset : offset + length])
+
+    def bytes_to_come(self, elements: int, moments: int) -> int:
+        """Return the bytes of a rank's optimizer tensors. What is gathered is no more than the whole weights and
+        gradients."""
+        return -(-int(optimizer_bytes(elements, moments, None, half=False)) // self.world_size)
 
 
-def shard(accelerator: Accelerator, model: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-    """Divide the model's parameters among all ranks, in place, and let the optimizer hold this rank's parts of them.
-
-    A layer's whole weights are let go of as soon as it is divided. Weights stay in fp32; in mixed precision they are
-    gathered in bf16, operations choose their precision by autocast as under DDP, and gradients are added up in fp32.
-    """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:  # nothing else may keep the whole weights
-        group["params"] = [names[parameter] for parameter in group["params"]]
-    names.clear()
-    half = accelerator.mixed_precision == "bf16"
-    how: dict[str, Any] = {
-        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-        ),
-    }
-    for layer in units(model):
-        fully_shard(layer, **how, reshard_after_forward=accelerator.state.fsdp_plugin.reshard_after_forward)
-    fully_shard(model, **how, reshard_after_forward=False)  # the rest, which backward begins with, stays gathered
-    model.register_forward_hook(_let_go)
-    # Logits are a view of a matrix product's result; nobody changes them in place, which is what torch warns of.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    if half:
-        model.forward = convert_outputs_to_fp32(torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward))
-    parts = dict(model.named_parameters())
-    for group in optimizer.param_groups:
-        group["params"] = [parts[name] for name in group["params"]]
-        if isinstance(optimizer, torch.optim.SGD):  # torch (2.13) has the fused one for whole tensors only
-            group["fused"] = None
-    return model, accelerator.prepare_optimizer(optimizer)
+def own_rows(parameter: DTensor) -> tuple[int, int]:
+    """Return (offset, length) of this rank's elements of a parameter. Ranks have the rows that `torch.chunk` gives
+    them: the last ranks may have fewer, or none."""
+    rows, mesh = parameter.shape[0], parameter.device_mesh
+    first = min(mesh.get_local_rank() * -(-rows // mesh.size()), rows)
+    return first * (parameter.numel() // max(rows, 1)), local(parameter).numel()
 
 
 def units(model: Any) -> list[torch.nn.Module]:

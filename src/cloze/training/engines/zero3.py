@@ -31,12 +31,6 @@ def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
     return None if settings is None else dict(settings["zero_optimization"])
 
 
-def asked_stage(deepspeed: str | None) -> int | None:
-    """The ZeRO stage of those settings; None without DeepSpeed."""
-    zero = asked_zero(deepspeed)
-    return None if zero is None else int(zero.get("stage", 0))
-
-
 def check_zero(deepspeed: str | None, on_gpu: bool) -> None:
     """Raise ConfigError for parts of ZeRO that this machine or this number of processes cannot do: offload to a disk
     without libaio, ZeRO++ (Wang et al. 2023) without what it needs."""

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from cloze.distributed.collectives import gather
 from cloze.distributed.resilience.run_owner import check_owner
-from cloze.distributed.world import engine_name
+from cloze.training.engines.base import Engine
 from cloze.utils.atomic_files import auxiliary_write, write_json
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.system import processor, versions_of
@@ -26,11 +25,12 @@ FILE = "sessions.json"
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed")
 
 
-def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) -> None:
+def note_session(output_dir: Path, engine: Engine, first_step: int) -> None:
     """Add this start, from step `first_step` on, to RUN/sessions.json; every rank calls it.
 
     Starts whose steps are all done again are dropped. Hosts are counted, not named.
     """
+    accelerator = engine.accelerator
     everyone = gather((socket.gethostname(), device_name(accelerator.device)))
     if not accelerator.is_main_process:
         return
@@ -39,7 +39,7 @@ def note_session(output_dir: Path, accelerator: Accelerator, first_step: int) ->
         "ranks": accelerator.num_processes,
         "hosts": len({host for host, _ in everyone}),
         "devices": dict(Counter(device for _, device in everyone)),
-        "engine": engine_name(accelerator),
+        "engine": engine.support.name,
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
         "versions": versions_of(LIBRARIES),
     }

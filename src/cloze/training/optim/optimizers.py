@@ -1,7 +1,7 @@
 """Optimizers and their parameter groups: what decays, how fast each layer learns, which matrices Muon takes.
 
 check_optimizer(config)                                        # before any process group
-check_update(config, stage, divided, precision)                # does the engine keep parameters whole?
+check_update(config, support, precision)                       # does the engine keep parameters whole?
 optimizer, names = build_optimizer(model, config, offload=False)
 
 A group's `lr_scale` multiplies the learning rate of the step (see `Engine.step`).
@@ -30,7 +30,9 @@ from cloze.config.ranges import MIN_EPSILON
 from cloze.config.spellings import parse_arguments
 from cloze.errors import ConfigError
 from cloze.model.depth import parameter_depths
+from cloze.training.engines.base import Support
 from cloze.training.engines.deepspeed_ops import load_op
+from cloze.training.engines.precision import precision_name
 from cloze.utils.terminal.console import warn
 
 Groups = list[tuple[dict[str, Any], list[str]]]
@@ -225,17 +227,13 @@ def check_optimizer(config: TrainConfig) -> None:
         raise _refused(error, config) from None
 
 
-def check_update(config: TrainConfig, stage: int | None, divided: bool, precision: str) -> None:
+def check_update(config: TrainConfig, support: Support, precision: str) -> None:
     """Raise ConfigError if the optimizer needs whole parameters and the engine keeps them flat or in pieces: its
-    update would depend on the pieces. `stage`: the ZeRO stage, None without DeepSpeed; `divided`: whether FSDP2 is
-    used."""
-    whole = stage is None and not divided
-    if config.optim not in WHOLE_TENSORS or whole or (stage == 0 and precision == "no"):
-        return
-    engine = "FSDP2" if divided else f"DeepSpeed ZeRO-{stage}"
-    how = "" if stage != 0 else f" in {precision}"
-    raise ConfigError(
-        f"{config.optim} needs whole parameters, which {engine}{how} does not keep",
-        where="--optim",
-        hint="train with DDP (launch/accelerate/multi_gpu.yaml), or use adamw_torch_fused",
-    )
+    update would depend on the pieces."""
+    if config.optim in WHOLE_TENSORS and not support.whole_parameters:
+        engine = f"{support.name} in {precision_name(precision)}"
+        raise ConfigError(
+            f"{config.optim} needs whole parameters, which {engine} does not keep",
+            where="--optim",
+            hint="train with DDP (launch/accelerate/multi_gpu.yaml), or use adamw_torch_fused",
+        )

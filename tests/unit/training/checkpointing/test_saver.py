@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from plain_engine import plain_engine
 
 import cloze.training.checkpointing.restore as restore_module
 import cloze.training.checkpointing.saver as checkpoint_module
@@ -19,21 +20,22 @@ from cloze.errors import CheckpointError, DiskError
 from cloze.export.consolidation.stored import own_source
 from cloze.training.checkpointing.restore import load_state
 from cloze.training.checkpointing.saver import CheckpointSaver
-from cloze.training.checkpointing.snapshot import Training
+from cloze.training.engines.base import Engine
+from cloze.training.engines.deepspeed import DeepSpeedEngine
 from cloze.training.engines.ema import _weights
-from cloze.training.engines.sharded_state import Fragment, buffers, create_state, fragments
+from cloze.training.engines.sharded_state import Fragment, buffers, create_state
 
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
 EXTRA = {"run": {}, "config": {}, "precision": "no"}
 
 
-def make_training() -> Training:
+def make_training() -> Engine:
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2)
-    return Training(module, torch.optim.AdamW(module.parameters(), lr=0.1), [["weight", "bias"]], 0, 1)
+    return plain_engine(module, torch.optim.AdamW(module.parameters(), lr=0.1))
 
 
-def take_step(training: Training) -> None:
+def take_step(training: Engine) -> None:
     training.optimizer.zero_grad()
     training.module(torch.ones(1, 3)).sum().backward()
     training.optimizer.step()
@@ -143,7 +145,7 @@ def test_checkpoints_of_models_of_other_shapes_are_not_averaged(tmp_path: Path):
     folders = []
     for step, features in ((1, 4), (2, 2)):
         module = torch.nn.Linear(3, features)
-        training = Training(module, torch.optim.AdamW(module.parameters()), [["weight", "bias"]], 0, 1)
+        training = plain_engine(module, torch.optim.AdamW(module.parameters()))
         saver = CheckpointSaver(training, lambda folder: folder.mkdir(), in_background=False)
         folders.append(save(saver, tmp_path, step))
     with ExitStack() as stack, pytest.raises(CheckpointError, match="has other parameters than checkpoint-2"):
@@ -181,7 +183,9 @@ def test_a_fragment_knows_the_files_of_its_own_offloaded_weights():
         fp32_groups=[copies],
         optimizer_swapper=SimpleNamespace(swap_params_info={10: "files of weight", 11: "files of bias"}),
     )
-    found = fragments(module, zero, rank=0)
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    engine.module, engine.optimizer = module, zero
+    found = engine.fragments()
     assert [(one.name, one.swap) for one in found] == [("weight", "files of weight"), ("bias", "files of bias")]
     assert all(one.owner is copy for one, copy in zip(found, copies, strict=True))
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from plain_engine import plain_engine
 
 from cloze.checkpoint.format import MANIFEST, Position, read_manifest
 from cloze.checkpoint.reader import PieceReader
 from cloze.errors import CheckpointError, ConfigError, LaunchError
 from cloze.training.checkpointing.restore import load_state
 from cloze.training.checkpointing.saver import CheckpointSaver
-from cloze.training.checkpointing.snapshot import Training, frozen_tensors
-from cloze.training.engines.engine import check_fp8
+from cloze.training.checkpointing.snapshot import frozen_tensors
+from cloze.training.engines.base import Engine
+from cloze.training.engines.deepspeed import _support
 
 SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1)}
 
@@ -29,13 +30,12 @@ class Odd(torch.nn.Module):
         self.empty = torch.nn.Parameter(torch.ones(0, 4))
 
 
-def training() -> Training:
+def training() -> Engine:
     module = Odd()
-    names = [name for name, _ in module.named_parameters()]
-    return Training(module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=True), [names], 0, 1)
+    return plain_engine(module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=True))
 
 
-def step(held: Training, seed: int) -> None:
+def step(held: Engine, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in held.module.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -47,18 +47,19 @@ def test_a_checkpoint_never_stores_the_names_of_a_wrapper(wrapper: str):
     held = training()
     wrapped = torch.nn.Module()
     wrapped.add_module(wrapper, held.module)
+    held.module = wrapped
     with pytest.raises(LaunchError, match=rf"other names than when it was built \({wrapper}\."):
-        CheckpointSaver(replace(held, module=wrapped), lambda folder: folder.mkdir(), in_background=False)
+        CheckpointSaver(held, lambda folder: folder.mkdir(), in_background=False)
 
 
 def test_fp8_with_zero3_is_refused():
-    check_fp8(2, "fp8")
-    check_fp8(3, "bf16")
-    with pytest.raises(ConfigError, match="--precision: fp8 does not go together with ZeRO-3"):
-        check_fp8(3, "fp8")
+    _support(2, "fp8").check_precision("fp8")
+    _support(3, "bf16").check_precision("bf16")
+    with pytest.raises(ConfigError, match="--precision: DeepSpeed ZeRO-3 does not support fp8; use bf16"):
+        _support(3, "fp8").check_precision("fp8")
 
 
-def weights(held: Training) -> list[torch.Tensor]:
+def weights(held: Engine) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in held.module.parameters()]
 
 
@@ -163,12 +164,14 @@ def test_a_tensor_in_pieces_of_any_order_is_whole(tmp_path: Path):
                 assert reader.read("matrix", "weight", offset, length).tolist() == expected
 
 
-def half_frozen(value: float) -> Training:
+def half_frozen(value: float) -> Engine:
     """Return a state with one frozen parameter, which the module holds in bf16, as with DeepSpeed."""
     module, exact = Odd(), torch.full(SHAPES["matrix"], value)
     module.matrix = torch.nn.Parameter(exact.bfloat16(), requires_grad=False)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    return Training(module, torch.optim.AdamW(trained.values(), lr=0.1), [list(trained)], 0, 1, {"matrix": exact})
+    engine = plain_engine(module, torch.optim.AdamW(trained.values(), lr=0.1))
+    engine.frozen = {"matrix": exact}
+    return engine
 
 
 def test_frozen_weights_are_stored_and_read_back_in_fp32_even_if_the_engine_holds_them_in_bf16(tmp_path: Path):
@@ -183,5 +186,6 @@ def test_frozen_weights_are_stored_and_read_back_in_fp32_even_if_the_engine_hold
 
 
 def test_a_rank_that_does_not_write_frozen_weights_takes_none_from_the_engine():
-    held = replace(half_frozen(1 / 3), rank=1, frozen={"matrix": None})
+    held = half_frozen(1 / 3)
+    held.rank, held.frozen = 1, {"matrix": None}
     assert frozen_tensors(held) == {}

@@ -17,6 +17,7 @@ from repository import ROOT
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.training.engines import deepspeed_file
+from cloze.training.engines.deepspeed import fit_sizes
 from cloze.training.engines.deepspeed_file import (
     KNOWN,
     asked_settings,
@@ -26,7 +27,6 @@ from cloze.training.engines.deepspeed_file import (
     settings_file,
 )
 from cloze.training.engines.deepspeed_schema import schema
-from cloze.training.engines.engine import fit_sizes
 
 TRAINER = {  # as in transformers' documentation
     "fp16": {"enabled": "auto", "loss_scale": 0},

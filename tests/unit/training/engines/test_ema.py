@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_engine import plain_engine
 
 from cloze.checkpoint.format import EMA, Position, read_manifest
 from cloze.checkpoint.reader import PieceReader
 from cloze.training.checkpointing.restore import load_state
 from cloze.training.checkpointing.saver import CheckpointSaver
-from cloze.training.checkpointing.snapshot import Training
+from cloze.training.engines.base import Engine
 from cloze.training.engines.ema import MovingAverage, decay_at
 
 SHAPES = {"matrix": (3, 2), "one": (1,), "scalar": (), "row": (1, 1), "frozen": (2,)}
@@ -34,13 +35,13 @@ class Changing(torch.nn.Module):
         return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
 
 
-def training() -> Training:
+def training() -> Engine:
     module = Changing()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return Training(module, torch.optim.AdamW(parameters, lr=0.1), [list(module.trained())], 0, 1)
+    return plain_engine(module, torch.optim.AdamW(parameters, lr=0.1))
 
 
-def step(held: Training, seed: int) -> None:
+def step(held: Engine, seed: int) -> None:
     torch.manual_seed(seed)
     for parameter in held.module.parameters():
         parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
@@ -50,7 +51,7 @@ def step(held: Training, seed: int) -> None:
     held.module.scratch += 1
 
 
-def averages(held: Training) -> dict[str, torch.Tensor]:
+def averages(held: Engine) -> dict[str, torch.Tensor]:
     state = held.optimizer.state
     return {name: state[p][EMA].clone() for name, p in held.module.named_parameters() if EMA in state.get(p, {})}
 
@@ -67,7 +68,7 @@ def test_the_decay_grows_to_the_requested_one(decay: float | None, at: int, expe
 def test_the_average_includes_all_steps_even_for_parameters_of_one_element(dtype: torch.dtype):
     held = training()
     held.module.to(dtype)
-    average, expected = MovingAverage(held.module, held.optimizer, 0), None
+    average, expected = MovingAverage(held.fragments(), held.state), None
     for number, (decay, refused) in enumerate([(0.1, False), (0.5, False), (0.9, True), (0.0, False), (1.0, False)]):
         before, weights = average.begin(), held.module.trained()
         assert len(before) == (0 if number else len(weights))
@@ -86,7 +87,7 @@ def test_the_average_includes_all_steps_even_for_parameters_of_one_element(dtype
 
 def test_a_refused_step_does_not_change_the_average():
     held = training()
-    average = MovingAverage(held.module, held.optimizer, 0)
+    average = MovingAverage(held.fragments(), held.state)
     before = average.begin()
     step(held, 1)
     average.update(before, 0.5, torch.tensor(False))
@@ -97,7 +98,7 @@ def test_a_refused_step_does_not_change_the_average():
 
 def test_a_checkpoint_has_the_average_and_the_buffers_of_its_step(tmp_path: Path):
     held = training()
-    average = MovingAverage(held.module, held.optimizer, 0)
+    average = MovingAverage(held.fragments(), held.state)
     saved = {}
     for number in (1, 2, 3):
         before = average.begin()
@@ -116,7 +117,7 @@ def test_a_checkpoint_has_the_average_and_the_buffers_of_its_step(tmp_path: Path
     assert found.keys() == saved.keys()
     assert all(torch.equal(tensor, saved[name]) for name, tensor in found.items())
     assert again.module.scratch.item() == 0.0, "a non-persistent buffer is not stored"
-    average = MovingAverage(again.module, again.optimizer, 0)
+    average = MovingAverage(again.fragments(), again.state)
     assert average.begin() == {}, "a restored average would start again"
     step(again, 3)
     average.update({}, 0.5, torch.tensor(False))

@@ -14,7 +14,7 @@ from cloze.distributed import launch_check
 from cloze.distributed.fsdp_plugin import fsdp_plugin
 from cloze.distributed.launch_check import Launched, check_world, read_launcher
 from cloze.errors import ConfigError, LaunchError
-from cloze.training.engines.fsdp2 import check_fsdp, units
+from cloze.training.engines.fsdp2 import SUPPORT, units
 from cloze.utils.environment.settle import settle
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
@@ -82,10 +82,9 @@ def test_what_the_launcher_was_asked_for_is_read(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 def test_precisions_that_do_not_go_together_with_it_are_refused(precision: str):
-    check_fsdp(True, "bf16")
-    check_fsdp(False, precision)
+    SUPPORT.check_precision("bf16")
     with pytest.raises(ConfigError, match=f"--precision: FSDP2 does not support {precision}; use bf16"):
-        check_fsdp(True, precision)
+        SUPPORT.check_precision(precision)
 
 
 @pytest.mark.parametrize(("model_type", "count"), [("roberta", 3), ("modernbert", 3), ("albert", 1)])

@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
+from plain_engine import plain_engine
 
 from cloze.config import TrainConfig
-from cloze.training.engines.engine import Engine, loss_scale_state, restore_loss_scale, uses_offload
+from cloze.training.engines.base import Engine
 from cloze.training.engines.gradients import gradient_norm, sum_of_squares, use_exact_norms
 from cloze.training.optim.optimizers import build_optimizer
 
@@ -101,9 +101,9 @@ def engine_of(optim: str, arguments: str | None) -> Engine:
     model.config = type("Config", (), {"get_text_config": lambda self: None})()
     config = TrainConfig(dataset_name="", output_dir="", optim=optim, optim_args=arguments, weight_decay=0.1)
     optimizer, _ = build_optimizer(model, config, offload=False)
-    accelerator = Accelerator(cpu=True)
-    assert not uses_offload(accelerator)
-    return Engine(accelerator, model, optimizer, 1.0)
+    engine = plain_engine(model, optimizer, max_grad_norm=1.0)
+    assert not engine.offloads
+    return engine
 
 
 def take(engine: Engine, seed: int, bad: float | None = None, ema: float | None = None) -> bool:
@@ -174,18 +174,18 @@ def test_a_loss_scale_is_restored_with_its_types(fp16_state, stored):
     """Also from checkpoints that hold every value as a floating-point number."""
     engine = scaled(torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3))
     assert not backward(engine)
-    saved = json.loads(json.dumps({key: stored(value) for key, value in loss_scale_state(engine).items()}))
+    saved = json.loads(json.dumps({key: stored(value) for key, value in engine.loss_scale_state().items()}))
     other = scaled(torch.amp.GradScaler("cpu"))
-    restore_loss_scale(other, saved)
+    other.restore_loss_scale(saved)
     for _ in range(2):
         assert not backward(other)
     assert other.accelerator.scaler.get_scale() == 2.0**11  # the third step since it changed
-    assert loss_scale_state(other)["growth_interval"] == 3
+    assert other.loss_scale_state()["growth_interval"] == 3
 
 
 def test_a_loss_scale_of_deepspeed_gives_its_value(fp16_state):
     engine = scaled(torch.amp.GradScaler("cpu"))
-    restore_loss_scale(engine, {"cur_scale": 1024.0, "cur_iter": 7.0})
+    engine.restore_loss_scale({"cur_scale": 1024.0, "cur_iter": 7.0})
     assert engine.accelerator.scaler.get_scale() == 1024.0
 
 

@@ -9,8 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from plain_engine import plain_engine
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -19,8 +21,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from cloze.checkpoint.format import WEIGHT
 from cloze.checkpoint.reader import PieceReader
 from cloze.errors import CheckpointError
-from cloze.training.checkpointing.snapshot import Training, share_to_write
-from cloze.training.engines.sharded_state import create_state, fragments, own_rows, scalars, set_weights, tensor_keys
+from cloze.training.checkpointing.snapshot import share_to_write
+from cloze.training.engines.fsdp2 import FSDP2Engine, own_rows
+from cloze.training.engines.sharded_state import create_state, scalars, tensor_keys
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 SHAPES = {"one": (1,), "row": (1, 3), "column": (3, 1), "matrix": (4, 2), "cube": (5, 1, 2), "empty": (0, 3)}
@@ -63,8 +66,10 @@ def test_the_rows_of_all_ranks_make_up_the_parameter(world_size: int):
         with rank_of(world_size, rank) as mesh:
             module = Shaped({name: rows_of(torch.zeros_like(whole), mesh) for name, whole in wholes.items()})
             optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-            set_weights(module, optimizer, rank, wholes)
-            held = {fragment.name: fragment for fragment in fragments(module, optimizer, rank)}
+            engine = FSDP2Engine(Accelerator(cpu=True))
+            engine.attach(module, optimizer)
+            engine.set_weights(wholes)
+            held = {fragment.name: fragment for fragment in engine.fragments()}
             for name, parameter in module.named_parameters():
                 assert torch.equal(parameter.to_local(), rows_of(wholes[name], mesh).to_local()), name
                 offset, length = own_rows(parameter)
@@ -81,9 +86,11 @@ def test_the_rows_of_all_ranks_make_up_the_parameter(world_size: int):
 def test_each_parameter_that_all_ranks_hold_is_written_by_one_rank_and_the_load_is_even(world_size: int):
     module = Shaped({f"{name}{n}": torch.zeros(shape) for n in (1, 2) for name, shape in SHAPES.items()})
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    held = fragments(module, optimizer, 0)
+    engine = plain_engine(module, optimizer)
+    engine.world_size, held, shares = world_size, engine.fragments(), []
     assert all((f.offset, f.start, f.length) == (0, 0, f.owner.numel()) for f in held)
-    shares = [share_to_write(held, Training(module, optimizer, [], rank, world_size)) for rank in range(world_size)]
+    for engine.rank in range(world_size):
+        shares.append(share_to_write(held, engine))
     written = [fragment.name for share in shares for fragment in share]
     assert sorted(written) == sorted(name for name, p in module.named_parameters() if p.numel())
     loads = [sum(fragment.length for fragment in share) for share in shares]
@@ -105,7 +112,7 @@ def test_a_number_in_optimizer_state_is_not_taken_for_a_tensor_whatever_the_para
         "RMSprop": ["momentum_buffer", "square_avg"],
     }
     numbers = {} if optimizer_class is torch.optim.SGD else {"step": 2.0}
-    held = fragments(module, optimizer, 0)
+    held = plain_engine(module, optimizer).fragments()
     assert [fragment.name for fragment in held] == list(ONES)
     other = optimizer_class(
         Shaped({name: torch.ones(shape) for name, shape in ONES.items()}).parameters(), **more, lr=1

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 from cloze.config import TrainConfig
 from cloze.errors import ConfigError
 from cloze.model.depth import parameter_depths
+from cloze.training.engines import deepspeed, fsdp2
+from cloze.training.engines.ddp import DDPEngine
 from cloze.training.optim.optimizers import _refused, build_optimizer, check_optimizer, check_update, hidden_matrices
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
@@ -256,13 +258,15 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, optim: str)
 @pytest.mark.parametrize("stage", [None, 0, 1, 2, 3, "FSDP2"])
 def test_an_optimizer_that_needs_whole_tensors_gets_them_or_is_refused(stage, precision: str, optim: str):
     """DDP and DeepSpeed's plain optimizer (stage 0 in fp32) have one tensor for each parameter."""
-    divided = stage == "FSDP2"
-    arguments = config(optim=optim), None if divided else stage, divided, precision
+    support = DDPEngine.requested_support(None, precision)
+    if stage is not None:
+        support = fsdp2.SUPPORT if stage == "FSDP2" else deepspeed._support(stage, precision)
+    arguments = config(optim=optim), support, precision
     if optim == "adamw_torch" or stage is None or (stage == 0 and precision == "no"):
         check_update(*arguments)
         return
-    name = stage if stage == "FSDP2" else f"DeepSpeed ZeRO-{stage}"
-    with pytest.raises(ConfigError, match=f"{optim} needs whole parameters, which {name} ") as caught:
+    pattern = f"{optim} needs whole parameters, which {support.name} in (fp32|bf16) "
+    with pytest.raises(ConfigError, match=pattern) as caught:
         check_update(*arguments)
     assert "\n" not in str(caught.value)
 
