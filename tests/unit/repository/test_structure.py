@@ -112,6 +112,11 @@ def test_test_files_have_unique_names():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_test_files_stay_small():
+    for path in TESTS:
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
 def test_no_test_file_imports_another():
     names = {path.stem for path in TESTS}
     for path in TESTS:

@@ -3,85 +3,22 @@
 from __future__ import annotations
 
 import errno
-import gzip
-import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prepare_units import UNIT, config, contents
 
-from cloze.config import PrepareConfig, TokenizerConfig
+from cloze.config import TokenizerConfig
 from cloze.data.prepare import finalize, scheduler
 from cloze.data.prepare import unit as units
 from cloze.data.prepare.cache import open_or_prepare
 from cloze.data.prepare.pipeline import prepare
 from cloze.data.prepared.shards import open_prepared
-from cloze.data.prepared.verified import verify_prepared
 from cloze.data.tokenizer_training.train import train_tokenizer
-from cloze.data.tokenizers.load import load_tokenizer
-from cloze.data.tokenizers.select_encoder import choose_encoder
 from cloze.errors import ConfigError, DataError
-from cloze.tools.demo.corpus import write_corpus
-
-UNIT = "40KB"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of threads in several files: lines, a packed file, an array; about 15 units."""
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder / "all.jsonl", num_threads=600)
-    lines = (folder / "all.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "data").mkdir()
-    (folder / "data" / "a.jsonl").write_bytes(b"".join(lines[:200]))
-    (folder / "data" / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[200:400]), mtime=0))
-    array = json.dumps([json.loads(line) for line in lines[400:590]])
-    (folder / "data" / "c.json").write_text(array)
-    for number, line in enumerate(lines[590:]):
-        (folder / "data" / f"d{number}.jsonl").write_bytes(line)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(corpus: Path) -> Path:
-    source = {"dataset_name": str(corpus / "all.jsonl"), "text_field": "answers.text"}
-    train_tokenizer(TokenizerConfig(**source, output=str(corpus / "tokenizer"), vocab_size=500))
-    return corpus / "tokenizer"
-
-
-def config(corpus: Path, output: Path, **more: Any) -> PrepareConfig:
-    values: dict[str, Any] = {
-        "dataset_name": str(corpus / "data"),
-        "tokenizer_name": str(corpus / "tokenizer"),
-        "text_field": "answers.text",
-        "output": str(output),
-        "block_size": 32,
-        "unit_size": UNIT,
-        "num_proc": 1,
-        "tokenizer_backend": "tokenizers",
-        "validation_split_percentage": 10,
-    }
-    return PrepareConfig(**values | more)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module", params=["concat", "best_fit"])
-def expected(request: pytest.FixtureRequest, corpus: Path, tokenizer: Path) -> tuple[str, dict[str, bytes]]:
-    """What one process makes of the corpus without being disturbed."""
-    output = corpus / f"expected-{request.param}"
-    prepare(config(corpus, output, packing=request.param))
-    verify_prepared(output)
-    return request.param, contents(output)
 
 
 def test_any_number_of_processes_gives_the_same_bytes(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
@@ -186,102 +123,6 @@ def test_the_same_again_is_done_already(corpus: Path, expected: tuple[str, dict]
     assert prepare(config(corpus, tmp_path / "p", packing=packing, num_proc=3)) == first
     assert "done already; nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("*")} == before
-
-
-def run_until_killed(settings: PrepareConfig, seconds: float) -> float | None:
-    """Prepare in a forked process and kill it after so many seconds; the time it took if it ended before."""
-    begin = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, 1), os.dup2(devnull, 2)
-        try:
-            prepare(settings)
-        finally:
-            os._exit(0)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return time.monotonic() - begin
-        time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
-
-
-def killed_many_times(corpus: Path, folder: Path, expected: dict[str, bytes], kills: int, packing: str) -> None:
-    rng = random.Random(kills)
-    takes = run_until_killed(config(corpus, folder / "timed", packing=packing), 60)
-    assert takes is not None
-    assert contents(folder / "timed") == expected
-    done, finished, interrupted = 0, 0, 0
-    while done < kills or interrupted <= kills // 4:
-        assert done < 5 * kills, "kills did not hit the work"
-        output = folder / f"p{finished}"
-        while not output.exists() and done < 5 * kills:
-            ended = run_until_killed(config(corpus, output, packing=packing), rng.uniform(0, 1.1 * takes))
-            takes = (
-                min(takes, ended) if ended else takes * 1.01
-            )  # a busy machine is slower at some times than at others
-            done += 1
-            interrupted += (folder / f"p{finished}.parts" / "units").exists()
-        prepare(config(corpus, output, packing=packing))
-        assert contents(output) == expected
-        finished += 1
-    assert finished >= kills // 20, "the work was not finished, and begun again, many times"
-    assert not list(folder.glob("*.parts"))
-
-
-@pytest.fixture
-def chosen_before(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice of a backend takes longer than all the rest here; without it, kills hit the work."""
-    spec = choose_encoder(load_tokenizer(str(tokenizer)), "tokenizers", False, [])
-    monkeypatch.setattr("cloze.data.prepare.pipeline.choose_encoder", lambda *_: spec)
-
-
-@pytest.mark.usefixtures("chosen_before")
-@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(corpus: Path, expected: tuple[str, dict], tmp_path: Path, kills: int):
-    packing, bytes_of_one = expected
-    killed_many_times(corpus, tmp_path, bytes_of_one, kills, packing)
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and theirs."""
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-    return [each for child in children for each in (child, *descendants(child))]
-
-
-def test_worker_processes_end_with_a_killed_parent(corpus: Path, expected: tuple[str, dict], tmp_path: Path):
-    """The whole command with two workers, killed while they work: nobody is left, and it goes on."""
-    packing, bytes_of_one = expected
-    settings = vars(config(corpus, tmp_path / "p", packing=packing, num_proc=2))
-    flags = [
-        word for key, value in settings.items() if value not in (None, False) for word in (f"--{key}", str(value))
-    ]
-    words = [sys.executable, "-m", "cloze", "prepare", *flags]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    units = tmp_path / "p.parts" / "units"
-    deadline = time.monotonic() + 120
-    while not list(units.glob("0*")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    children = descendants(process.pid)
-    assert len(children) >= 2
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{child}").exists() for child in children):
-        assert time.monotonic() < deadline, "workers outlive their parent"
-        time.sleep(0.05)
-    assert not (tmp_path / "p").exists()
-    prepare(config(corpus, tmp_path / "p", packing=packing))
-    assert contents(tmp_path / "p") == bytes_of_one
 
 
 BAD_LINES = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,73 +10,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from ranks import wait_for
+from run_starts import Start, elsewhere, refuse_link
 
-from cloze.distributed.resilience import owner_file
-from cloze.distributed.resilience.owner_file import LOCK, Owner, has_ended, read_owner, this_process
+from cloze.distributed.resilience.owner_file import LOCK, read_owner, this_process
 from cloze.distributed.resilience.run_owner import RunOwner, check_owner, is_ours, own_run_folder
 from cloze.errors import CheckpointError, DiskError, OwnerError
 from cloze.training.branch import branch_to_resume
-
-
-class Start:
-    """A process that acquires a folder and holds it until it is told to end. Exit code 0: it owned it; 2: refused; 3:
-    it lost it."""
-
-    def __init__(self, folder: Path, environment: dict[str, str] | None = None, go: int | None = None):
-        self._stdin, hold = os.pipe()
-        told, self._stdout = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(hold)
-            os._exit(self._run(folder, environment or {}, go))
-        os.close(self._stdin)
-        os.close(self._stdout)
-        self._hold, self._told = hold, told
-
-    def _run(self, folder: Path, environment: dict[str, str], go: int | None) -> int:
-        os.environ |= environment
-        if go is not None:
-            os.read(go, 1)
-        try:
-            with own_run_folder(folder):
-                os.write(self._stdout, b"owned")
-                os.read(self._stdin, 1)
-                check_owner(folder)
-                (folder / f"written-{os.getpid()}").touch()
-        except OwnerError as error:
-            os.write(self._stdout, str(error).encode())
-            return 3 if "any more" in str(error) else 2
-        return 0
-
-    def said(self) -> str:
-        return os.read(self._told, 4096).decode()
-
-    def end(self) -> int:
-        with contextlib.suppress(BrokenPipeError):  # refused
-            os.write(self._hold, b"x")
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-
-
-def refuse_link(*_: object) -> None:
-    raise PermissionError(1, "Operation not permitted")
-
-
-def elsewhere(folder: Path, **facts: object) -> Path:
-    """Make a lock that a process on another host holds."""
-    owner = replace(this_process("f" * 16), host="far", boot="another", machine="another", **facts)  # type: ignore[arg-type]
-    folder.mkdir(exist_ok=True)
-    (folder / LOCK).write_text(json.dumps(asdict(owner)))
-    return folder / LOCK
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -110,27 +53,6 @@ def test_a_second_start_is_refused_in_one_line_and_the_folder_is_free_afterwards
     assert not (tmp_path / "run").exists()  # nothing was written: the folder goes with its lock
     with own_run_folder(tmp_path / "run"):
         pass
-
-
-def test_a_zombie_is_dead(tmp_path: Path):
-    first = Start(tmp_path)
-    assert first.said() == "owned"
-    os.kill(first.pid, signal.SIGKILL)
-    wait_for(lambda: has_ended(read_owner(tmp_path / LOCK).owner, this_process("me")) is True)  # type: ignore[union-attr]
-    with own_run_folder(tmp_path):  # its parent has not asked for its exit code yet
-        pass
-    os.waitpid(first.pid, 0)
-
-
-def test_another_process_with_the_pid_of_the_owner_is_not_the_owner(tmp_path: Path):
-    me = this_process("f" * 16)
-    assert has_ended(me, me) is False
-    assert me.started is not None
-    assert has_ended(replace(me, started=me.started - 1), me) is True
-    assert has_ended(replace(me, boot="before the restart"), me) is True
-    assert has_ended(replace(me, namespace="pid:[1]"), me) is None
-    assert has_ended(replace(me, host="far", machine="x", boot="another"), me) is None
-    assert has_ended(replace(me, machine="another of the same name", boot="another"), me) is None
 
 
 def test_a_requeued_job_takes_over_from_a_half_dead_one_which_then_writes_nothing(tmp_path: Path):
@@ -216,70 +138,6 @@ def test_a_start_that_died_while_it_took_over_is_superseded(tmp_path: Path):
     owner.release()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda lock: lock.write_bytes(b""),
-        lambda lock: lock.write_bytes(b"[" * 100_000),
-        lambda lock: lock.write_text('{"token": "../../x", "pid": []}'),
-        lambda lock: lock.write_text('{"token": "aaaaaaaaaaaaaaaa", "pid": "7", "host": 5}'),
-    ],
-)
-def test_a_lock_that_cannot_be_understood_counts_until_the_timeout(tmp_path: Path, make: Callable[[Path], None]):
-    make(tmp_path / LOCK)
-    owner = RunOwner(tmp_path, timeout=0.1)
-    owner.acquire()
-    owner.check()
-    owner.release()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("token", ["../../x" * 2, "a" * 7, "a" * 65, 12345678, ["aaaaaaaa"], None])
-def test_a_token_that_cloze_does_not_write_is_never_part_of_a_file_name(tmp_path: Path, token: object):
-    (tmp_path / LOCK).write_text(json.dumps({"token": token}))
-    assert read_owner(tmp_path / LOCK).owner.token.startswith("unknown-")  # type: ignore[union-attr]
-
-
-def test_values_of_another_type_in_a_lock_are_unknown(tmp_path: Path):
-    odd = {"pid": "7", "host": 5, "restart": True, "launch": None, "started": None, "machine": 3, "later": 1}
-    (tmp_path / LOCK).write_text(json.dumps({"token": "a" * 16, "boot": "b"} | odd))
-    owner = read_owner(tmp_path / LOCK).owner  # type: ignore[union-attr]
-    assert owner == Owner(token="a" * 16, boot="b")
-    assert type(owner.restart) is int
-    assert str(owner) == "an unknown process"
-
-
-def test_a_lock_that_is_removed_while_it_is_read_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    elsewhere(tmp_path)
-    plain = os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest: (plain(path, *rest), os.unlink(path))[0])
-    assert read_owner(tmp_path / LOCK) is None
-
-
-def test_a_lock_that_cannot_be_read_is_an_error(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError):
-        read_owner(tmp_path / "file" / LOCK)
-
-
-def test_only_the_same_job_started_again_succeeds_an_owner():
-    first = Owner(token="a" * 16, job="7@here", restart=1)
-    assert replace(first, restart=2).succeeds(first)
-    assert not replace(first, restart=1).succeeds(first)
-    assert not replace(first, job="8@here", restart=2).succeeds(first)
-    assert not replace(first, job=None, restart=2).succeeds(replace(first, job=None))
-
-
-def test_without_proc_a_process_that_can_be_signalled_is_alive(monkeypatch: pytest.MonkeyPatch):
-    me = this_process("f" * 16)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    monkeypatch.setattr(Path, "exists", lambda _: False)
-    monkeypatch.setattr(owner_file, "_stat", lambda _: None)
-    assert has_ended(me, me) is False
-    assert has_ended(replace(me, pid=dead.pid), me) is True
-
-
 def test_a_folder_belongs_to_all_ranks_of_the_launch_that_owns_it_or_to_everybody(tmp_path: Path):
     assert is_ours(tmp_path)
     with own_run_folder(tmp_path / "run"):
@@ -307,23 +165,6 @@ def test_a_fork_does_not_release_what_its_parent_owns(tmp_path: Path):
     owner.check()
     owner.release()
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("make", "what"),
-    [
-        (lambda lock: lock.mkdir(), "a folder"),
-        (lambda lock: lock.symlink_to(lock.with_name("mine")), "a symbolic link"),
-        (lambda lock: os.mkfifo(lock), "not a regular file"),
-    ],
-)
-def test_a_lock_that_is_no_file_is_refused_at_once_and_kept(tmp_path: Path, make: Callable[[Path], None], what: str):
-    (tmp_path / "mine").write_text("precious")
-    make(tmp_path / LOCK)
-    with pytest.raises(OwnerError, match=f"is {what}, not a lock .*; remove .*{LOCK} if nothing is training"):
-        RunOwner(tmp_path, timeout=10**6).acquire()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "mine"]
-    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_a_file_system_without_hard_links_has_one_owner_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
