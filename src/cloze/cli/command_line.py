@@ -24,7 +24,7 @@ from typing import NoReturn, TextIO
 
 from cloze import __version__
 from cloze.cli.help import show_help, wants_help
-from cloze.config.parser import choose_log_format, overridden, parse
+from cloze.config.parser import check_command, choose_log_format, overridden, parse
 from cloze.config.relations import ignored_options
 from cloze.distributed.resilience.report_error import leave_code, report_error
 from cloze.errors import DiskError, Stopped
@@ -157,6 +157,8 @@ def _output_error(error: OSError) -> DiskError:
 def _run_command(words: list[str]) -> int:
     """Help and version without the parser, whose import takes longer than they do; else the command's exit code."""
     if wants_help(words):
+        if any(not word.startswith("-") for word in words):
+            check_command(words)
         show_help(words)
         return 0
     if words[:1] == ["--version"]:

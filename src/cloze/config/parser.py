@@ -8,7 +8,6 @@ A name that is not known is one line with a suggestion. Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -23,10 +22,14 @@ from cloze.config.relations import check_relations
 from cloze.config.yaml_guard import check_flow, check_number, check_recipe
 from cloze.errors import ConfigError
 from cloze.utils.foreign.paths import printable
+from cloze.utils.suggest import suggestion
 from cloze.utils.terminal.console import FORMAT_VARIABLE, FORMATS, log_format
 
 if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
     import jsonargparse
+
+
+_COMMANDS = f"the commands are: {', '.join(COMMANDS)}"
 
 
 @functools.cache
@@ -66,13 +69,24 @@ def _command_parser(command: str, with_options: bool = True) -> jsonargparse.Arg
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
     words = _spell_out(_without_log_format(argv)[0])
-    first = next((word for word in words if not word.startswith("-")), None)
-    parser = build_parser(first if first in COMMANDS and words[0] == first else None)
-    if first in COMMANDS:
-        _check_values(first, words)
+    first = check_command(words)
+    parser = build_parser(first if words[0] == first else None)
+    _check_values(first, words)
     namespace = _in_one_line(lambda: parser.parse_args(words), argv, first)
     command = namespace.command
     return command, _configured(command, namespace[command].as_dict())
+
+
+def check_command(words: Sequence[str]) -> str:
+    """Return the command in a command line. Raises ConfigError if there is none, or it is not known."""
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first in COMMANDS:
+        return str(first)
+    if first is None:
+        what = f"unknown option {printable(words[0])}" if words else "no command is given"
+        raise ConfigError(what, where="cloze", hint=_COMMANDS if not words else "see cloze --help")
+    hint = suggestion(first, COMMANDS) or ("see cloze --help" if first == "help" else _COMMANDS)
+    raise ConfigError(f"no command {printable(first)}", where="cloze", hint=hint)
 
 
 def _in_one_line(read: Callable[[], Any], argv: Sequence[str], command: str | None) -> Any:
@@ -130,7 +144,9 @@ def choose_log_format(argv: Sequence[str]) -> list[str]:
     if log_format() not in FORMATS:
         said, where = log_format(), "--log_format" if chosen is not None else FORMAT_VARIABLE
         del os.environ[FORMAT_VARIABLE]
-        raise ConfigError(f"no such format: {said!r}", where=where, hint=f"one of {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"no such format: {said!r}", where=where, hint=suggestion(said, FORMATS) or f"one of {', '.join(FORMATS)}"
+        )
     return words
 
 
@@ -236,13 +252,13 @@ def _check_values(command: str, words: Sequence[str]) -> None:
 
 def _explain(message: str, argv: Sequence[str]) -> ConfigError:
     """One line for a parser's message, with a suggestion where a name is not known."""
-    command = next((word for word in argv if word in COMMANDS), None)
+    command = next(word for word in argv if word in COMMANDS)
     unknown = re.search(r"(?:unrecognized arguments: -*|does not accept (?:option|nested key) ')([\w.]+)", message)
-    if unknown and command:
+    if unknown:
         return _unknown(command, unknown.group(1))
     message = message.replace(f"{command}.", "")
     wrong = re.search(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', message, re.DOTALL)
-    if wrong and command:
+    if wrong:
         allowed = allowed_values(COMMANDS[command][0]).get(wrong[1])
         if allowed is not None:
             shown, hint = printable(" ".join(wrong[2].split())), allowed.hint(wrong[2])
@@ -250,12 +266,10 @@ def _explain(message: str, argv: Sequence[str]) -> ConfigError:
             return ConfigError(f"must be {allowed.types}, not {shown}", where=f"--{wrong[1]}", hint=hint)
     if len(message) > 1000:
         message = f"{message[:1000]}..."
-    hint = f"see cloze {command} --help" if command else f"the commands are: {', '.join(COMMANDS)}"
-    return ConfigError(" ".join(message.split()), where=f"cloze {command}" if command else "cloze", hint=hint)
+    return ConfigError(" ".join(message.split()), where=f"cloze {command}", hint=f"see cloze {command} --help")
 
 
 def _unknown(command: str, name: str) -> ConfigError:
     names = [field.name for field in dataclasses.fields(COMMANDS[command][0])] + ["log_format"]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = OLD_NAMES.get(name) or (f"did you mean {close[0]}?" if close else f"see cloze {command} --help")
+    hint = OLD_NAMES.get(name) or suggestion(name, names) or f"see cloze {command} --help"
     return ConfigError(f"unknown option {printable(name)}", where=f"cloze {command}", hint=hint)

@@ -10,7 +10,6 @@ Numbers must be finite. Imports nothing heavy: help and completion show the rang
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import numbers
@@ -23,6 +22,7 @@ from typing import Any
 
 from cloze.errors import ConfigError
 from cloze.utils.shareable import SECRETS
+from cloze.utils.suggest import suggestion
 from cloze.utils.terminal.redact import remember, secret_in
 
 # Technical limits. They are far above any use, and keep products of two options inside 64 bits.
@@ -127,8 +127,7 @@ class Allowed:
         if self.text is not None:
             return self.text.example
         words = [str(one) for one in self.literals]
-        close = difflib.get_close_matches(str(value)[:100].lower(), words, n=1) if words else []
-        return f"did you mean {close[0]}?" if close else None
+        return suggestion(str(value), words) if words else None
 
     def _has_type(self, value: Any) -> bool:
         if value is None or isinstance(value, bool):

@@ -17,6 +17,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 from cloze.errors import ConfigError, ModelError
 from cloze.model.attention import supported
+from cloze.utils.suggest import suggestion
 from cloze.utils.terminal.console import warn
 
 # Position ids of these start after the padding id (fairseq's numbering), which shortens the usable length.
@@ -172,7 +173,7 @@ def check_model_type(model_type: str) -> None:
         raise ConfigError(
             f"no masked language model of type {model_type}",
             where="--model_type",
-            hint=GONE.get(model_type) or f"the types are: {', '.join(known)}",
+            hint=GONE.get(model_type) or suggestion(model_type, known) or f"the types are: {', '.join(known)}",
         )
 
 

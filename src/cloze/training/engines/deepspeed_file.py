@@ -9,7 +9,6 @@ transformers' Trainer have `optimizer` and `scheduler`, which are flags of Cloze
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from cloze.training.engines.deepspeed_schema import check_values, without_defaul
 from cloze.utils.environment import requests
 from cloze.utils.environment.processes import world_size
 from cloze.utils.foreign.json_yaml import read_json
+from cloze.utils.suggest import suggestion
 from cloze.utils.terminal.console import warn
 
 # DeepSpeed does what these say.
@@ -118,8 +118,7 @@ def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig)
         if key in UNSUPPORTED:
             raise ConfigError("is not supported", where=f"{where}: {key}", hint="take it out")
         if key not in KNOWN:
-            close = difflib.get_close_matches(key, sorted(KNOWN), n=1)
-            hint = f"did you mean {close[0]}?" if close else "take it out"
+            hint = suggestion(key, sorted(KNOWN)) or "take it out"
             raise ConfigError("is not a setting of DeepSpeed", where=f"{where}: {key[:60]}", hint=hint)
     check_values(settings, where)
     if all(settings.get(name, {}).get("enabled") is True for name in ("bf16", "fp16")):

@@ -9,7 +9,6 @@ others, whose values DeepSpeed uses unchecked, have their types and ranges here.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import math
@@ -21,6 +20,7 @@ import torch
 from annotated_types import Ge, Le
 
 from cloze.errors import ConfigError
+from cloze.utils.suggest import suggestion
 
 _BITS = 62  # integers are fewer: products with the size of a type must fit into 64 bits
 # accelerate replaces "auto" in these by values of the model; Cloze and accelerate set the batch and the precision.
@@ -158,8 +158,7 @@ def _check(kind: Any, value: Any, where: str) -> None:
     else:
         for name, one in value.items():
             if name not in kind:
-                close = difflib.get_close_matches(name, kind, n=1)
-                hint = f"did you mean {close[0]}?" if close else "take it out"
+                hint = suggestion(name, kind) or "take it out"
                 raise ConfigError("is not a setting of DeepSpeed", where=f"{where}.{name[:60]}", hint=hint)
             if name.removeprefix("stage3_") != name and name.removeprefix("stage3_") in value:
                 raise ConfigError("is given twice", where=f"{where}.{name}", hint="leave one of the two names out")

@@ -11,7 +11,6 @@ tracker that fails while training is left out from then on, with a warning; trai
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from cloze.distributed.resilience.error_records import secret_values
 from cloze.errors import ConfigError, Stopped, one_line
 from cloze.utils.atomic_files import auxiliary_write, write_json
 from cloze.utils.foreign.json_yaml import read_mapping
+from cloze.utils.suggest import suggestion
 from cloze.utils.terminal.console import warn
 from cloze.utils.terminal.redact import redacted
 
@@ -51,8 +51,8 @@ def check_trackers(config: TrainConfig) -> None:
     for name in tracker_names(config):
         if name not in installed:
             known = {str(tracker.value) for tracker in LoggerType} - {"all"}
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            more = f"; did you mean {close[0]}?" if close else ""
+            close = suggestion(name, sorted(known))
+            more = f"; {close}" if close else ""
             more = f"; `pip install {name}` for it" if name in known else more
             hint = f"installed here: {', '.join(sorted(installed)) or 'none'}{more}"
             raise ConfigError(f"no tracker {name}", where="--report_to", hint=hint)

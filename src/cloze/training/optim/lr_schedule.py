@@ -21,7 +21,6 @@ and changes with `lr_scheduler_kwargs` as the schedules of transformers say.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from cloze.config import TrainConfig
 from cloze.config.ranges import MAX_STEPS
 from cloze.config.spellings import SCHEDULE_ALIASES, WSD, schedule_name
 from cloze.errors import ConfigError
+from cloze.utils.suggest import suggestion
 
 _GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs"}
 _DECAYS = {"sqrt": "1-sqrt", "1_sqrt": "1-sqrt", "one_minus_sqrt": "1-sqrt"}
@@ -94,8 +94,7 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
     """Raise ConfigError for an unknown schedule, and for arguments that it does not have or that are no numbers."""
     functions: dict[str, Any] = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
     if name not in functions:
-        close = difflib.get_close_matches(name, [*functions, *SCHEDULE_ALIASES], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(functions))}"
+        hint = suggestion(name, [*functions, *SCHEDULE_ALIASES]) or f"there are: {', '.join(sorted(functions))}"
         raise ConfigError(f"no schedule {name!r}", where="--lr_scheduler_type", hint=hint)
     known = inspect.signature(functions[name]).parameters
     taken = sorted(set(known) - _GIVEN)

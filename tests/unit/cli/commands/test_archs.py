@@ -68,7 +68,10 @@ def test_a_row_says_what_transformers_and_our_runs_say(name: str, expected: tupl
     assert "mega" not in output
 
 
-@pytest.mark.parametrize(("name", "hint"), [("mega", GONE["mega"]), ("rberta", "the types are: albert, bart, bert")])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("mega", GONE["mega"]), ("rberta", "did you mean roberta?"), ("gpt2", "the types are: albert, bart, bert")],
+)
 def test_an_architecture_that_there_is_not_is_one_line(name: str, hint: str):
     with pytest.raises(ConfigError, match=f"--model_type: no masked language model of type {name}; {hint}"):
         run(ArchsConfig(model_type=name))
