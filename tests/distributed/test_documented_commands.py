@@ -18,6 +18,7 @@ from cloze.config.commands import COMMANDS
 from cloze.config.parser import parse
 from cloze.tools.demo.corpus import threads
 
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for all commands
 PAGES = pages()
 QUICKSTART = ROOT / "docs" / "quickstart.md"
 
