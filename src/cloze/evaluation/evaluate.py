@@ -20,6 +20,7 @@ from cloze.distributed.collectives import run_on_main_and_broadcast
 from cloze.distributed.world import RunShape, start
 from cloze.errors import ConfigError, DataError
 from cloze.evaluation.evaluator import Masks, masks_of, open_subject, split_sentences
+from cloze.evaluation.metric_table import METRICS
 from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
@@ -99,14 +100,13 @@ def read_sentences(path: str) -> list[str]:
 
 def describe(scores: Scores) -> dict[str, Any]:
     """Return the numbers of eval.json."""
+    values: dict[str, Any] = {}
+    for metric in METRICS:
+        values[metric.key] = getattr(scores, metric.key)
+        if metric.interval:
+            values[f"{metric.key}_interval"] = list(getattr(scores, f"{metric.key}_interval"))
     return {
-        "perplexity": scores.perplexity,
-        "perplexity_interval": list(scores.perplexity_interval),
-        "loss": scores.loss,
-        "loss_interval": list(scores.loss_interval),
-        "masked_accuracy": scores.masked_accuracy,
-        "masked_accuracy_top5": scores.masked_accuracy_top5,
-        "bits_per_byte": scores.bits_per_byte,
+        **values,
         "masked_tokens": scores.masked_tokens,
         "blocks": scores.blocks,
         "bands": {

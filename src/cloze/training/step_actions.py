@@ -11,6 +11,7 @@ import torch
 from cloze.checkpoint.format import checkpoint_path
 from cloze.distributed.collectives import gather, run_on_main_and_broadcast
 from cloze.errors import DiskError, TrainingError
+from cloze.evaluation.metric_table import METRICS
 from cloze.evaluation.perplexity import Interrupted, Scores, score_blocks
 from cloze.model.compiled import eagerly
 from cloze.model.packed import model_inputs
@@ -67,8 +68,7 @@ def evaluate(run: Run, log: MetricsLog, global_step: int, place: Place) -> Score
             "step": global_step,
             "epoch": round(run.plan.epoch(global_step), 6),
             "eval_loss": scores.loss,
-            "eval_perplexity": scores.perplexity,
-            "eval_masked_accuracy": scores.masked_accuracy,
+            **{f"eval_{metric.key}": getattr(scores, metric.key) for metric in METRICS if metric.chart is not None},
         }
     )
     say("evaluate", f"step {global_step:,}: perplexity {scores.perplexity:.4f}, accuracy {scores.masked_accuracy:.4f}")

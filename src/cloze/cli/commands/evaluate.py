@@ -7,6 +7,7 @@ from typing import Any
 
 from cloze.config import EvaluateConfig
 from cloze.evaluation.evaluate import evaluate
+from cloze.evaluation.metric_table import METRICS
 from cloze.utils.terminal.console import duration, say
 
 
@@ -27,7 +28,11 @@ def lines_of(values: dict[str, Any]) -> list[str]:
             f"{len(values['sentences']):,} sentences, {values['tokens']:,} tokens"
         ]
     low, high = values["perplexity_interval"]
-    bits = "" if values["bits_per_byte"] is None else f", {values['bits_per_byte']:.4f} bits per byte"
+    more = [
+        metric.printed.format(values[metric.key])
+        for metric in METRICS
+        if metric.printed is not None and values[metric.key] is not None
+    ]
     bands = "; ".join(
         f"{name} {band['loss']:.3f}, {band['masked_accuracy']:.4f}"
         for name, band in values["bands"].items()
@@ -36,6 +41,6 @@ def lines_of(values: dict[str, Any]) -> list[str]:
     return [
         f"perplexity {values['perplexity']:.4f} (95 %: {low:.4f} to {high:.4f}), masked accuracy "
         f"{values['masked_accuracy']:.4f} on {values['masked_tokens']:,} masked tokens of {values['blocks']:,} blocks",
-        f"right among the five best {values['masked_accuracy_top5']:.4f}{bits}",
+        ", ".join(more),
         f"loss and accuracy of tokens by frequency: {bands}",
     ]

@@ -16,15 +16,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from cloze.checkpoint.lineage import from_mapping
 from cloze.errors import HubError
+from cloze.evaluation.metric_table import METRICS
 from cloze.utils.foreign.card_yaml import metadata_names, with_names
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.foreign.lenient_read import interval_of, is_number, part
 
-METRICS = {
-    "perplexity": "Perplexity (fixed masks)",
-    "masked_accuracy": "Masked accuracy",
-    "bits_per_byte": "Bits per byte",
-}
 _DATA_FILE = re.compile(r"\.(json|jsonl|parquet|arrow|csv|txt|gz|zst)$", re.IGNORECASE)
 _METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
@@ -91,13 +87,13 @@ def model_metadata(
             dataset_config=source.get("dataset_config_name") if measured else None,
             dataset_revision=source.get("revision") if measured else None,
             dataset_split=scores.get("split"),
-            metric_type=kind,
-            metric_name=metric,
-            metric_value=scores[kind],
-            metric_args=_measured_with(scores, kind),
+            metric_type=metric.key,
+            metric_name=metric.card,
+            metric_value=scores[metric.key],
+            metric_args=_measured_with(scores, metric.key),
         )
-        for kind, metric in METRICS.items()
-        if is_number(scores.get(kind))
+        for metric in METRICS
+        if metric.card is not None and is_number(scores.get(metric.key))
     ]
     if results:
         known |= {"model_name": name, "eval_results": results}

@@ -7,6 +7,7 @@ from typing import Any
 
 from cloze.checkpoint.lineage import Lineage, from_mapping, read_record, scores_of
 from cloze.errors import DataError
+from cloze.evaluation.metric_table import METRICS
 from cloze.export.cards.metadata import on_other_data, run_files
 from cloze.utils.foreign.json_yaml import read_json_lines
 from cloze.utils.foreign.lenient_read import interval_of, is_number
@@ -27,11 +28,7 @@ def weights_facts(lineage: Lineage | None) -> dict[str, Any]:
 def evaluation_facts(scores: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """Return the rows of the card's table of an evaluation; `data`: the manifest of the training data."""
     keys = (
-        "perplexity",
-        "loss",
-        "masked_accuracy",
-        "masked_accuracy_top5",
-        "bits_per_byte",
+        *(metric.key for metric in METRICS),
         "masked_tokens",
         "blocks",
         "split",

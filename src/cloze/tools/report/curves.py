@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloze.evaluation.metric_table import METRICS, Metric
 from cloze.tools.report.gather import Run
 from cloze.utils.foreign.lenient_read import is_number
 
@@ -36,12 +37,17 @@ class Chart:
     smooth: bool = False
 
 
+def _chart_of(metric: Metric) -> Chart:
+    title, style = metric.chart or metric.key, "percent" if metric.share else "short"
+    measured = f"eval_{metric.key}"
+    return Chart(
+        metric.key, title, "of the evaluations", style, None, measured, scale=metric.scale, from_zero=metric.share
+    )
+
+
 CHARTS = (
     Chart("loss", "Loss", "nats per masked token", "decimal", "loss", "eval_loss", smooth=True),
-    Chart("perplexity", "Perplexity", "of the evaluations", "short", None, "eval_perplexity", scale="log"),
-    Chart(
-        "accuracy", "Masked accuracy", "of the evaluations", "percent", None, "eval_masked_accuracy", from_zero=True
-    ),
+    *(_chart_of(metric) for metric in METRICS if metric.chart is not None),
     Chart("throughput", "Throughput", "tokens per second", "short", "tokens_per_second", from_zero=True, smooth=True),
     Chart("memory", "Memory", "GiB, the highest so far", "decimal", "memory_gib", from_zero=True),
     Chart("learning_rate", "Learning rate", "", "power", "learning_rate", from_zero=True),

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from cloze.evaluation.metric_table import METRICS
 from cloze.tools.report.gather import Run
 from cloze.tools.report.markup import Html, colour, element, joined, key, note, number, section, table
 from cloze.utils.foreign.lenient_read import interval_of, is_number, part
@@ -62,7 +63,7 @@ def _perplexities(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
     low, high = min(one[0] for one in intervals), max(one[1] for one in intervals)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     low, span = low - room, (high - low) + 2 * room
-    rows = []
+    rows, others = [], [metric for metric in METRICS if metric.key != "perplexity"]
     for (at, run), (from_, to) in zip(scored, intervals, strict=True):
         scores = run.scores
         ends = {"low": from_, "high": to, "at": scores["perplexity"]}
@@ -70,11 +71,11 @@ def _perplexities(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
         picture = Html(f'<span class="range {colour(at)}" style="{style}" aria-hidden="true"><b></b><i></i></span>')
         told = element("span", f"{number(from_)} to {number(to)}", class_="name") if to > from_ else None
         cells: list[Any] = [key(at, run.name, several), number(scores["perplexity"]), told, picture]
-        cells += [number(scores.get("loss")), _percent(scores.get("masked_accuracy"))]
-        cells += [_percent(scores.get("masked_accuracy_top5")), number(_finite(scores.get("bits_per_byte")))]
+        values = [(metric, scores.get(metric.key)) for metric in others]
+        cells += [_percent(value) if metric.share else number(_finite(value)) for metric, value in values]
         rows.append(cells)
-    head = ["run", "perplexity", "95 % interval", "", "loss", "right", "in the best 5", "bits per byte"]
-    return table(head, rows, numbers=(1, 4, 5, 6, 7))
+    head = ["run", "perplexity", "95 % interval", "", *(metric.column for metric in others)]
+    return table(head, rows, numbers=(1, *range(4, len(head))))
 
 
 def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
