@@ -1,10 +1,10 @@
-"""Resume from a checkpoint that is not the newest of its run: nothing that is there is lost without a word.
+"""Resume from a checkpoint that is not the newest of its run, without silent loss.
 
-    a run, resumed from its own checkpoint-100 while 200 is there    200 and the metrics move to a folder superseded-1
-    a/checkpoint-10 with --output_dir b                              b becomes a branch of a, which run.json records
-    the same where b holds a run already                             refused (see `run_folder.check_run_folder`)
+    a run, resumed from its own checkpoint-100 while 200 exists      200 and the metrics move to a folder superseded-1
+    a/checkpoint-10 with --output_dir b                              b becomes a branch of a, recorded in run.json
+    the same if b holds a run already                                refused (see `run_folder.check_run_folder`)
 
-Without that, rotation would take the newer checkpoints for the newest, and delete what is saved next.
+Otherwise rotation would take the newer checkpoints for the newest, and delete the next ones saved.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ def is_in_run(checkpoint: Path, output_dir: Path) -> bool:
 
 
 def branch_of(output_dir: Path) -> Path | None:
-    """Return the checkpoint of another run that this one began with; None if it began at step 0."""
+    """Return the checkpoint of another run from which this one started; None if it started at step 0."""
     found = read_mapping(output_dir / IDENTITY_FILE).get(BRANCHED)
     return Path(found) if isinstance(found, str) else None
 
 
 def branch_to_resume(output_dir: Path) -> Path | None:
-    """Return the checkpoint that a branch begins with, if the branch has saved none yet; None for any other run.
-    Raises CheckpointError if it is gone, or run.json, which names it, is damaged: the branch must not begin at step 0.
-    """
+    """Return the checkpoint from which a branch without own checkpoints starts; None for any other run. Raises
+    CheckpointError if it is missing, or run.json, which names it, is damaged: the branch must not start at 0."""
     if list_checkpoints(output_dir):
         return None
     if (output_dir / IDENTITY_FILE).exists():
@@ -57,7 +56,7 @@ def branch_to_resume(output_dir: Path) -> Path | None:
 
 
 def begin_branch(checkpoint: Path, step: int, output_dir: Path) -> str:
-    """Copy into a new run's folder what belongs to its first `step` steps, and return the path of its origin."""
+    """Copy what belongs to the first `step` steps into a new run's folder, and return the path of its origin."""
     origin = checkpoint.parent
     lines = [line for line in read_metrics(origin) if line["step"] <= step]
     write_text(output_dir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))

@@ -2,7 +2,7 @@
 
     model, tokenizer = build_run_model(config, data)        # under ZeRO-3 in mapped files: see cloze.model.mapped
 
-The weights are the same, to the bit, for every engine: they are drawn or loaded whole, by the code of transformers.
+The weights are bit-identical for every engine: the code of transformers draws or loads them whole.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from cloze.utils.terminal.console import warn
 @error_phase("model")
 def build_run_model(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
     """Return the model in fp32 on the CPU and its tokenizer, as `build_model` makes them; under ZeRO-3 its weights lie
-    in mapped files. Raises DiskError if the disk has no room for those, and ModelError if memory has none for a whole
-    model."""
+    in mapped files. Raises DiskError if these do not fit on the disk, ModelError if memory cannot hold a model."""
     try:
         return _build(config, data, None)
     except ModelError as error:
@@ -38,8 +37,8 @@ def build_run_model(config: TrainConfig, data: TrainData) -> tuple[Any, Any]:
 
 
 def stored_config(config: TrainConfig) -> Path | None:
-    """Return the configuration of the model of the checkpoint to resume from, if its base model is not there any more:
-    the checkpoint holds all weights. None if there is no such checkpoint."""
+    """Return the model configuration of the checkpoint to resume if the base model is missing: the checkpoint has all
+    weights. None if there is no such checkpoint."""
     if config.resume_from_checkpoint is None or config.model_name_or_path is None or base_folder(config) is not None:
         return None
     choice = Path(config.resume_from_checkpoint)
@@ -61,8 +60,8 @@ def _build(config: TrainConfig, data: TrainData, stored: Path | None) -> tuple[A
     folder = folder_for_weights(Path(config.output_dir))
     with weights_in_files(folder):
         model, tokenizer = build_model(*arguments)
-    for parameter in model.parameters():  # a module that was copied has not registered its parameters
+    for parameter in model.parameters():  # copied modules have not registered their parameters
         move_to_file(parameter, folder)
     with contextlib.suppress(OSError):
-        folder.rmdir()  # of the run; other folders are not empty, or not ours
+        folder.rmdir()  # only if empty: an own folder of the run
     return model, tokenizer

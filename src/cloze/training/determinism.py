@@ -1,11 +1,11 @@
-"""The same bits every time: only operations whose result does not depend on the order in which a GPU adds.
+"""Bit-identical results: only operations whose result does not depend on the order in which a GPU adds.
 
     use_same_bits(strict=False)              # before anything is computed
     settle_determinism(trial, per_device)    # before the engine wraps the model
 
-torch's flash and memory-efficient attention have a deterministic backward pass, which they take only if
-`torch.use_deterministic_algorithms` is strict. Strict, an operation without a deterministic implementation raises an
-error; otherwise it warns. So a pass of the real model is tried with warnings, and only then it becomes strict.
+torch's flash and memory-efficient attention use their deterministic backward pass only if
+`torch.use_deterministic_algorithms` is strict. In strict mode an operation without a deterministic implementation
+raises an error, otherwise it warns. So the model is tried with warnings before the mode becomes strict.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _OP = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 def use_same_bits(strict: bool) -> None:
-    """Take only operations that give the same bits every time (PyTorch, "Reproducibility"). One without such an
+    """Select deterministic operations (PyTorch, "Reproducibility"). An operation without a deterministic
     implementation warns, or raises RuntimeError if `strict`. cuBLAS reads its setting when it is first called."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers hands it to the flash attention packages
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers passes it to the flash attention packages
     torch.use_deterministic_algorithms(True, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def wants_same_bits(config: TrainConfig, on_gpu: bool) -> bool:
-    """Return whether a run is to give the same bits every time."""
+    """Return whether a run shall be bit-identical when repeated."""
     return config.full_determinism is True or (config.full_determinism == "auto" and on_gpu)
 
 
 def settle_determinism(trial: BatchProbe, per_device: int) -> None:
     """Become strict if the model needs no operation without a deterministic implementation; every rank calls it.
 
-    Otherwise `auto` warns that the run is not bit-identical, and why; true raises ConfigError. A model that does not
-    fit on one device to be tried is strict with true only.
+    Otherwise `auto` warns that the run is not bit-identical, with the reason; true raises ConfigError. A model too
+    large for a trial on one device is strict with true only.
     """
     config, device = trial.config, trial.device
     if not wants_same_bits(config, device.type == "cuda"):

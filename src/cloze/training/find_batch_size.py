@@ -1,11 +1,11 @@
-"""The largest micro-batch that fits into memory, found by trying (`--auto_find_batch_size`).
+"""Find the largest micro-batch that fits into memory (`--auto_find_batch_size`).
 
     layout = fit_memory(layout, BatchProbe(model, head, documents, masking, data, config, engine))
 
-Forward and backward of one block and of two, on the model that nothing wraps yet, make a line on which the number lies
-that fits beside what the optimizer will hold, with a tenth of the memory to spare. It is tried too, and the smallest
-of all ranks is taken. The global batch stays as it was: only its split into passes follows, as if given by hand. No
-trace is left of the trials: gradients, buffers and random state are as before.
+Forward and backward of one and of two blocks on the bare model give a line, from which follows the number of blocks
+that leaves room for the optimizer and a tenth of the memory. It is tried as well, and the smallest of all ranks is
+used. The global batch does not change, only its split into passes, as if given by hand. Gradients, buffers and random
+state are restored.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from cloze.training.run_schedule import split_batch
 from cloze.utils.memory import PeakMemory, free_memory
 from cloze.utils.terminal.console import say
 
-SAFE_SHARE = 0.9  # of the memory that is free; the rest is for fragments, buckets and kernels' workspaces
+SAFE_SHARE = 0.9  # of the free memory; the rest is for fragmentation, buckets and kernels' workspaces
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class BatchProbe:
-    """What it takes to try a micro-batch. `model` is bare, in fp32, with `head` and recomputation set up on it."""
+    """The objects to run a micro-batch. `model` is bare, in fp32, with `head` and recomputation set up on it."""
 
     model: Any
     head: MaskedHead
@@ -52,17 +52,17 @@ class BatchProbe:
     engine: Engine
 
     def batch(self, num_blocks: int) -> dict[str, torch.Tensor]:
-        """A micro-batch of the run's first blocks, repeated: input_ids and labels [num_blocks, S], as in training."""
+        """Return a training micro-batch of the run's first blocks, repeated: input_ids, labels [num_blocks, S]."""
         ids, segments = self.data.first_blocks(self.config.seed), None
         rows = np.arange(num_blocks) % len(ids)
-        if self.data.has_documents:  # all of a block as one document: masks have the same shape
+        if self.data.has_documents:  # one document per block: masks have the same shape
             segments = np.ones((num_blocks, ids.shape[1]), np.int32)
         rate = max(self.config.mlm_probability, self.config.mlm_probability_end or 0.0)
         capacity = fixed_capacity(num_blocks * ids.shape[1], rate, self.config.mask_unit)
         return make_batch(ids[rows], segments, self.masking, np.arange(num_blocks), num_blocks, capacity)
 
     def run(self, num_blocks: int) -> None:
-        """Forward and backward of a micro-batch; the gradients are cleared."""
+        """Run forward and backward of a micro-batch, and clear the gradients."""
         device = self.device
         batch = self.batch(num_blocks)
         dtype = _AUTOCAST.get(self.engine.accelerator.mixed_precision)
@@ -80,7 +80,7 @@ class BatchProbe:
 
     @property
     def device(self) -> torch.device:
-        """The device of this rank."""
+        """Return the device of this rank."""
         return self.engine.accelerator.device
 
     def _trained(self) -> list[torch.nn.Parameter]:
@@ -93,7 +93,7 @@ def _let_go(parameter: torch.Tensor) -> None:
 
 @contextlib.contextmanager
 def borrowed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Have the model on a device, training, for a trial; weights, buffers and random states are as before after it."""
+    """Move the model to a device in training mode for a trial; restore weights, buffers and random states after it."""
     before, was_training = next(model.parameters()).device, model.training
     states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -102,7 +102,7 @@ def borrowed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
         model.to(device).train()
         yield
     finally:
-        for parameter, data in weights:  # where they were, which may be a mapped file
+        for parameter, data in weights:  # the previous storage, which may be a mapped file
             parameter.data = data
         model.train(was_training).to(before)
         with torch.no_grad():
@@ -115,16 +115,16 @@ def borrowed(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def fit_memory(layout: Layout, trial: BatchProbe) -> Layout:
-    """The same global batch in as few passes as memory allows, where that is asked for; every rank calls it.
+    """Return the same global batch in as few passes as memory allows, if requested; every rank calls it.
 
-    Raises ConfigError on every rank where not even one block fits.
+    Raises ConfigError on every rank if not even one block fits.
     """
     if not trial.config.auto_find_batch_size:
         return layout
     device = trial.device
     share = -(-layout.global_batch // layout.world_size)
     with borrowed(trial.model, device):
-        peak_bytes(trial, 1)  # libraries get their workspaces and threads at the first pass
+        peak_bytes(trial, 1)  # libraries allocate workspaces and threads in the first pass
         free = _free(device)
         blocks = most_blocks(lambda n: peak_bytes(trial, n), free - bytes_to_come(trial), share)
     problem = None
@@ -139,9 +139,9 @@ def fit_memory(layout: Layout, trial: BatchProbe) -> Layout:
 
 
 def most_blocks(peak: Callable[[int], int | None], available: int, share: int) -> int:
-    """The most blocks, up to `share`, whose pass stays within a safe share of `available` bytes; 0 if none does.
+    """Return the most blocks, up to `share`, whose pass fits into a safe share of `available` bytes; 0 if none do.
 
-    `peak`: number of blocks -> bytes that a pass takes at its highest, None where there is no memory for it.
+    `peak`: number of blocks -> peak bytes of a pass, None if memory runs out.
     """
     allowed = SAFE_SHARE * available
     taken: dict[int, int] = {}
@@ -156,10 +156,10 @@ def most_blocks(peak: Callable[[int], int | None], available: int, share: int) -
         return 0
     good, bad = 1, share + 1
     straight = True
-    while -(-share // good) > -(-share // (bad - 1)):  # else more blocks would not save a pass
+    while -(-share // good) > -(-share // (bad - 1)):  # otherwise more blocks would not save a pass
         if len(taken) == 1 or not straight:
             guess = min((good + bad) // 2, 2 * good)
-        else:  # two points make a line; but go far beyond what is known in steps
+        else:  # extrapolate a line through two points, in limited steps
             (n, bytes_n), (m, bytes_m) = sorted(taken.items())[-2:]
             guess = good + int((allowed - bytes_m) * (m - n) / max(bytes_m - bytes_n, 1))
             guess = max(good + 1, min(guess, bad - 1, 4 * good))
@@ -171,7 +171,7 @@ def most_blocks(peak: Callable[[int], int | None], available: int, share: int) -
 
 
 def peak_bytes(trial: BatchProbe, num_blocks: int) -> int | None:
-    """Bytes of the device's memory that a pass takes at its highest beside the model; None where it runs out."""
+    """Return the peak bytes of a pass on the device in addition to the model; None if memory runs out."""
     device = trial.device
     try:
         if device.type == "cuda":
@@ -183,15 +183,15 @@ def peak_bytes(trial: BatchProbe, num_blocks: int) -> int | None:
         with PeakMemory() as peak:
             trial.run(num_blocks)
         return peak.grown
-    except (RuntimeError, MemoryError) as error:  # torch has a class of its own for CUDA only
+    except (RuntimeError, MemoryError) as error:  # torch has its own class for CUDA only
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "memory" in str(error):
             return None
         raise
 
 
 def bytes_to_come(trial: BatchProbe) -> int:
-    """Return what the engine will hold beside weights and gradients: two moments per trained element, in fp32, the
-    moving average if one is kept, and what the engine itself adds."""
+    """Return the bytes that the engine will hold in addition to weights and gradients: two moments per trained
+    element, in fp32, the moving average if one is kept, and the engine's own buffers."""
     elements = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
     return trial.engine.bytes_to_come(elements, 2 + (trial.config.ema_decay is not None))
 

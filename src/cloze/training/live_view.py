@@ -1,12 +1,11 @@
-"""What is seen of training while it runs: a view in the last rows of a terminal; elsewhere a line now and then.
+"""The display of training: a live view in the last rows of a terminal; plain lines elsewhere.
 
     with training_view(run, start.step) as view:
         view.advance()                # one more step
         view.log(line)                # a line of metrics.jsonl
 
-The view is drawn twice a second by a thread of its own, from numbers that the loop has anyway: training never waits
-for it, and nothing is read from a device. It needs no room of its own among the lines (see
-`cloze.utils.terminal.screen`).
+A thread draws the view twice a second from numbers that the loop has anyway: training does not wait for it, and it
+reads nothing from a device. Other lines scroll above it (see `cloze.utils.terminal.screen`).
 """
 
 from __future__ import annotations
@@ -31,38 +30,37 @@ from cloze.utils.terminal.console import duration, is_live, is_main, progress, s
 from cloze.utils.terminal.screen import Screen
 
 SECONDS_BETWEEN_DRAWINGS = 0.5
-SMOOTHING = 0.9  # how much of the smoothed loss stays when the next line of metrics comes
-_CELL, _WIDE_CELL, _BAR = 19, 26, 40  # columns of a cell: the fewest, enough for all it may say; the most of the bar
+SMOOTHING = 0.9  # weight of the previous smoothed loss
+_CELL, _WIDE_CELL, _BAR = 19, 26, 40  # columns: minimum width of a cell for its longest text; maximum of the bar
 _GIB = 2**30
 
 
 class Smoothed:
-    """An exponential moving average without a bias towards 0 at its beginning (Kingma and Ba, 2015, section 3; as in
-    TensorBoard)."""
+    """An exponential moving average with bias correction (Kingma and Ba, 2015, section 3; as in TensorBoard)."""
 
     def __init__(self, stays: float = SMOOTHING):
         self._stays, self._sum, self._weight = stays, 0.0, 0.0
 
     def add(self, value: float | None) -> None:
-        """One more value; None, a line whose steps were all refused, is none."""
+        """Add a value. None, of a line whose steps were all skipped, is ignored."""
         if value is not None:
             self._sum = self._stays * self._sum + (1 - self._stays) * value
             self._weight = self._stays * self._weight + 1 - self._stays
 
     @property
     def value(self) -> float | None:
-        """The average; None before the first value."""
+        """Return the average; None before the first value."""
         return self._sum / self._weight if self._weight else None
 
 
 def next_due(plan: Plan, strategy: str, every: int | None, done: int) -> int | None:
-    """The first step after `done` at which something done by `strategy` is due; None where none comes any more."""
+    """Return the first step after `done` at which an action with this `strategy` is due; None if there is none."""
     if strategy == "no" or done >= plan.total_steps:
         return None
     if strategy == "steps":
         step = (done // every + 1) * every if every else plan.total_steps + 1
         return step if step <= plan.total_steps else None
-    low, high, epoch = done, plan.total_steps, int(plan.epoch(done))  # epochs only grow: halve
+    low, high, epoch = done, plan.total_steps, int(plan.epoch(done))  # epochs only grow: bisect
     if int(plan.epoch(high)) == epoch:
         return None
     while high - low > 1:
@@ -72,19 +70,19 @@ def next_due(plan: Plan, strategy: str, every: int | None, done: int) -> int | N
 
 
 class Lines:
-    """What is shown where there is no terminal: progress in plain lines (see `cloze.utils.terminal.console`)."""
+    """Progress as plain lines without a terminal (see `cloze.utils.terminal.console`)."""
 
     def __init__(self, advance: Callable[..., None]):
         self.advance = advance
 
     def log(self, line: dict[str, Any]) -> None:
-        """A line of metrics."""
+        """Show a line of metrics."""
         loss = "-" if line["loss"] is None else f"{line['loss']:.4f}"
         self.advance(0, note=f"loss {loss}  {line['tokens_per_second']:,.0f} tokens/s")
 
 
 class View:
-    """What is shown on a terminal. Filled by the loop, drawn by a thread."""
+    """The view on a terminal. The loop updates it, a thread draws it."""
 
     def __init__(self, run: Run, first_step: int, screen: Screen):
         self._run, self._first, self._screen = run, first_step, screen
@@ -100,16 +98,16 @@ class View:
         self._thread = threading.Thread(target=self._draw_until_the_end, name="view", daemon=True)
 
     def advance(self, n: int = 1) -> None:
-        """So many more steps are done."""
+        """Count `n` more steps."""
         self._done += n
 
     def log(self, line: dict[str, Any]) -> None:
-        """A line of metrics."""
+        """Show a line of metrics."""
         self._smoothed.add(line["loss"])
         self._line = line
 
     def part(self, stage: str, total: int | None, unit: str, start: int) -> Callable[..., None]:
-        """Progress of something within training, an evaluation; see `cloze.utils.terminal.console.progress`."""
+        """Show the progress of an evaluation; see `cloze.utils.terminal.console.progress`."""
         done = start
 
         def advance(n: int = 1, note: str = "") -> None:
@@ -120,12 +118,12 @@ class View:
         return advance
 
     def begin(self) -> None:
-        """Draw from now on."""
-        render([], 1)  # what it imports is imported here, in the main thread
+        """Start drawing."""
+        render([], 1)  # does its imports in the main thread
         self._thread.start()
 
     def end(self) -> None:
-        """Draw no more, and give the terminal back."""
+        """Stop drawing and restore the terminal."""
         self._ended.set()
         self._thread.join(timeout=2.0)
         self._screen.close()
@@ -137,7 +135,7 @@ class View:
                 return
 
     def rows(self, width: int) -> list[str]:
-        """The view in rows of at most `width` columns, with colours where the terminal has them."""
+        """Return the view in rows of at most `width` columns, with colours if the terminal supports them."""
         columns, size = columns_for(width)
         return render([self._head(width), *grid(self._cells(size), columns, size)], width)
 
@@ -158,7 +156,7 @@ class View:
         return [(left, "bold"), ("━" * full, "green"), ("─" * (room - full), "dim"), (right, "")]
 
     def _cells(self, size: int) -> list[tuple[str, str]]:
-        """(label, value) of `size` columns each, in the order of reading."""
+        """Return (label, value) pairs for cells of `size` columns, in reading order."""
         line, run = self._line, self._run
         waited = line.get("data_wait")
         used, host = host_memory()
@@ -183,7 +181,7 @@ class View:
         ]
 
     def _last_checkpoint(self, with_age: bool) -> str:
-        """`500 2:03 ago`; of one that was there before this start, its step only."""
+        """Return `500 2:03 ago`; only the step of a checkpoint saved before this start."""
         if self._run.saved is None:
             return "-"
         step, now = self._run.saved[0], time.monotonic()
@@ -194,7 +192,7 @@ class View:
 
 @contextlib.contextmanager
 def training_view(run: Run, first_step: int) -> Iterator[View | Lines]:
-    """A View on rank 0 of a terminal, until the end of the block however it ends; elsewhere Lines."""
+    """Yield a View on rank 0 of a terminal, else Lines; end it however the block ends."""
     if not (is_main() and is_live()):
         with progress("train", total=run.plan.total_steps, unit="steps", start=first_step) as advance:
             yield Lines(advance)
@@ -209,13 +207,13 @@ def training_view(run: Run, first_step: int) -> Iterator[View | Lines]:
 
 
 def columns_for(width: int) -> tuple[int, int]:
-    """How many cells stand side by side in `width` columns, and how many columns each has."""
+    """Return the number of cells side by side in `width` columns, and the columns of each."""
     columns = max(1, min(3, (width + 2) // (_CELL + 2)))
     return columns, max(0, min(34, (width + 2) // columns - 2))
 
 
 def grid(cells: Sequence[tuple[str, str]], columns: int, size: int) -> list[list[tuple[str, str]]]:
-    """Cells of (label, value) in rows, each row as pieces of (text, style)."""
+    """Return cells of (label, value) in rows; a row is a list of (text, style)."""
     rows = []
     for at in range(0, len(cells), columns):
         pieces: list[tuple[str, str]] = []
@@ -226,13 +224,13 @@ def grid(cells: Sequence[tuple[str, str]], columns: int, size: int) -> list[list
 
 
 def render(rows: Sequence[Sequence[tuple[str, str]]], width: int) -> list[str]:
-    """Pieces of (text, style) as text with the colours that this terminal has, cut at `width`."""
+    """Return lists of (text, style) as text with the colours of this terminal, cut at `width`."""
     from rich.console import Console
     from rich.text import Text
 
     global _console
     if _console is None:
-        # NO_COLOR takes colours away and leaves bold and dim, which are none
+        # NO_COLOR removes colours but keeps bold and dim.
         _console = Console(file=open(os.devnull, "w"), force_terminal=True, legacy_windows=False)  # noqa: SIM115
     texts = []
     for row in rows:

@@ -1,9 +1,8 @@
-"""Losses and gradients that are not numbers: say where they come from, and never let them into the weights.
+"""Losses and gradients that are not finite: find their source, and keep them out of the weights.
 
-An engine refuses a step whose gradient norm is NaN or infinite. What then happens is `--on_nonfinite`: stop, skip the
-batch, or roll back to the last checkpoint and leave the batch out. All of it is a function of the run's position, so
-that it comes out the same again. fp16's loss scaling refuses a step now and then; such steps are skipped and reported.
-MOST_SKIPPED skipped steps in a row end the run.
+An engine skips a step whose gradient norm is NaN or infinite. `--on_nonfinite` then says: stop, skip the batch, or
+roll back to the last checkpoint and leave the batch out. All of it depends only on the run's position. fp16's loss
+scaling skips a step now and then, with a report. MOST_SKIPPED skipped steps in a row end the run.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from cloze.utils.foreign.paths import real_path
 FILE = "left_out.json"  # steps whose batches are left out after a rollback
 MOST_ROLLBACKS = 20
 MOST_SKIPPED = 50  # steps in a row without finite gradients; then the run ends
-TOLD_AGAIN = 10  # in a row
-SMALLEST_SCALE = 1.0  # of fp16's loss; below it gradients are not too large, but not numbers
+TOLD_AGAIN = 10  # skipped steps in a row after which they are reported again
+SMALLEST_SCALE = 1.0  # of fp16's loss; below it gradients are not too large but not finite
 
 
 class RollBack(Exception):
-    """Go back to the last checkpoint, and leave out the batch of `step` (0-based)."""
+    """Return to the last checkpoint and leave out the batch of `step` (0-based)."""
 
     def __init__(self, step: int, why: str):
         super().__init__(why)
@@ -38,11 +37,8 @@ class RollBack(Exception):
 def describe_step(
     layout: Layout, global_step: int, losses: Sequence[float], grad_norm: float, scaled: bool
 ) -> str | None:
-    """What is wrong with a step that was refused, and where; None where all losses are numbers and a loss scale deals
-    with the gradient (`scaled`). Every rank calls it.
-
-    losses: of this rank's micro-batches.
-    """
+    """Return what is not finite in a skipped step, and where; None if all losses are finite and a loss scale can
+    correct the gradient (`scaled`). Every rank calls it. `losses`: of this rank's micro-batches."""
     bad = []
     for micro_step, loss in enumerate(losses):
         if not math.isfinite(loss):
@@ -63,7 +59,7 @@ def _range(samples: list[int]) -> str:
 
 
 def nonfinite_error(why: str, output_dir: Path, global_step: int, hint: str) -> TrainingError:
-    """The line that ends a run."""
+    """Return the error that ends a run."""
     look = f"look at the batch with `cloze replay {output_dir} --step {global_step + 1}`"
     return TrainingError(why, where=output_dir, hint=f"{look}; {hint}")
 
@@ -82,7 +78,7 @@ def excluded_steps(output_dir: Path) -> frozenset[int]:
 
 
 def leave_out(output_dir: Path, step: int) -> list[int]:
-    """Remember a step whose batch is left out from now on; return all of them. On rank 0 only."""
+    """Record a step whose batch is left out from now on; return all of them. On rank 0 only."""
     check_owner(output_dir)
     steps = sorted(excluded_steps(output_dir) | {step})
     write_json(output_dir / FILE, steps)
@@ -90,8 +86,8 @@ def leave_out(output_dir: Path, step: int) -> list[int]:
 
 
 def steps_to_leave_out(output_dir: Path, checkpoint: Path | None) -> list[int]:
-    """Return the steps that this start leaves out; on rank 0 only. What an earlier run left in the folder is removed
-    if the run does not continue from one of the folder's own checkpoints."""
+    """Return the steps that this start leaves out; on rank 0 only. Remove the record of an earlier run if this one
+    does not continue from a checkpoint of the folder."""
     if checkpoint is None or real_path(checkpoint.parent) != real_path(output_dir):
         with disk_errors(output_dir / FILE):
             (output_dir / FILE).unlink(missing_ok=True)

@@ -1,13 +1,13 @@
-"""Batches to the device ahead of their step, and small results from the device after it, so that neither waits.
+"""Asynchronous copies: batches to the device before their step, small results from it after the step.
 
     loader = TrainLoader(to_device(build, device), start_step, end_step)   # build: global step -> StepBatches
     for batch in loader:
         arrive(batch)                     # the compute stream waits for the copies, the host does not
         ...
-        outcome = HostCopy(flags)         # starts on its way
-    outcome.read()                        # a step later, when it is there
+        outcome = HostCopy(flags)         # starts the copy
+    outcome.read()                        # a step later, when it has finished
 
-Copies run on a stream of their own from pinned memory, in the loader's thread. On a CPU all of it is nothing at all.
+Copies run on a stream of their own from pinned memory, in the loader's thread. On a CPU nothing is copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cloze.data.batches.loader import StepBatches
 
 
 def to_device(build: Callable[[int], StepBatches], device: torch.device) -> Callable[[int], StepBatches]:
-    """`build` with its batches on the device; what it returns may be used after `arrive`."""
+    """Return `build` with its batches on the device; `arrive` must precede their use."""
     if device.type != "cuda":
         return build
     stream = torch.cuda.Stream(device)
@@ -41,7 +41,7 @@ def to_device(build: Callable[[int], StepBatches], device: torch.device) -> Call
 
 
 def arrive(step: StepBatches) -> None:
-    """Make the current stream wait for the copies of a batch, and keep their memory until it is done with them."""
+    """Make the current stream wait for the copies of a batch, and keep their memory until it has used them."""
     if step.ready is None:
         return
     stream = torch.cuda.current_stream()
@@ -52,13 +52,13 @@ def arrive(step: StepBatches) -> None:
 
 
 def host_values(values: list[int], device: torch.device) -> torch.Tensor:
-    """[n] int64 on the device, without waiting for what the device is doing."""
+    """Return values as [n] int64 on the device, without waiting for the device."""
     pinned = torch.tensor(values, pin_memory=device.type == "cuda")
     return pinned.to(device, non_blocking=True)
 
 
 class HostCopy:
-    """A small tensor on its way to host memory. `read` waits for it, and for nothing that was started after it."""
+    """A copy of a small tensor to host memory. `read` waits for it, but for nothing that was started after it."""
 
     def __init__(self, value: torch.Tensor):
         self._event: torch.cuda.Event | None = None
@@ -70,7 +70,7 @@ class HostCopy:
             self._event.record()
 
     def read(self) -> list[float]:
-        """Its values."""
+        """Return the values."""
         if self._event is not None:
             self._event.synchronize()
         return [float(value) for value in self._host.tolist()]

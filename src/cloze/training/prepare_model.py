@@ -1,4 +1,4 @@
-"""What a run needs around its model, settled one by one before the first step.
+"""Steps that prepare the model of a run before the first step.
 
 check_start(config)                             # before any process has joined
 documents, head = prepare_model(model, config, data)      # before the engine wraps the model
@@ -44,7 +44,7 @@ from cloze.utils.terminal.console import say, warn
 
 
 def check_start(config: TrainConfig) -> None:
-    """Raise ConfigError for what this machine cannot do."""
+    """Raise ConfigError for options that this machine cannot support."""
     if config.save_before_time_limit is not None and processes.slurm_job_end() is None:
         warn(f"ignored: --save_before_time_limit {config.save_before_time_limit} (SLURM says no end of a job here)")
     check_optimizer(config)
@@ -67,13 +67,13 @@ def check_start(config: TrainConfig) -> None:
 
 
 def on_gpu(config: TrainConfig) -> bool:
-    """Whether this run is to train on a GPU."""
+    """Return whether this run trains on a GPU."""
     return not config.use_cpu and torch.cuda.is_available()
 
 
 def prepare_model(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
-    """What has to be settled before the engine wraps the model: how attention stays inside documents, what is trained,
-    what is recomputed, and the masked-only head."""
+    """Set up document attention, trained parameters, activation checkpointing and the masked-only head, before the
+    engine wraps the model. Return the document attention, None if it is not used, and the head."""
     check_kernels(model.config)
     packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
     length = data.block_size if packed else 0
@@ -90,7 +90,7 @@ def prepare_model(model: Any, config: TrainConfig, data: TrainData) -> tuple[Doc
 
 
 def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
-    """Decide which parameters are trained, and say which are not."""
+    """Select the trained parameters, and report the frozen ones."""
     if config.freeze is not None:
         say("model", f"{freeze_matching(model, config.freeze)} parameters are not trained (--freeze)")
     unused = freeze_unused(model, data.first_blocks(config.seed))
@@ -100,8 +100,8 @@ def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:
 
 
 def enable_checkpointing(model: Any, every: int = 1) -> None:
-    """Recompute activations of every `every`-th layer in the backward pass. Raises ConfigError where the architecture
-    cannot, or not layer by layer."""
+    """Recompute the activations of every `every`-th layer in the backward pass. Raises ConfigError if the architecture
+    does not support it, or not for single layers."""
     where = "--gradient_checkpointing"
     if not model.supports_gradient_checkpointing:
         hint = (
@@ -123,7 +123,7 @@ def enable_checkpointing(model: Any, every: int = 1) -> None:
 def check_together(
     config: TrainConfig, support: Support, precision: str, model_type: str, device_type: str
 ) -> str | None:
-    """Raise ConfigError for options that the engine does not support; return the mode of `choose_compile`. Called for
+    """Return the mode of `choose_compile`. Raises ConfigError for options that the engine does not support. Called for
     the requested engine before data are read, and later for the actual one."""
     check_update(config, support, precision)
     support.check_precision(precision)
@@ -131,10 +131,10 @@ def check_together(
 
 
 def choose_kernels(model: Any, config: TrainConfig, engine: Engine) -> None:
-    """Compile the backbone where that pays, before the engine wraps the model; every rank calls it.
+    """Compile the backbone if that pays, before the engine wraps the model; every rank calls it.
 
-    Raises ConfigError where model or optimizer cannot work as the processes are set up. On machines of several kinds
-    each rank would choose the precision of its own GPU.
+    Raises ConfigError if model or optimizer do not work in this setup, and for GPUs of several kinds, which would
+    choose different precisions.
     """
     precision, device_type = engine.accelerator.mixed_precision, engine.accelerator.device.type
     check_precision(model.config, precision)
@@ -151,7 +151,7 @@ def choose_kernels(model: Any, config: TrainConfig, engine: Engine) -> None:
 def check_on_probe(
     head: MaskedHead, engine: Engine, data: TrainData, masking: Masking, seed: int
 ) -> dict[str, torch.Tensor]:
-    """The batch that is stored with checkpoints (see `make_probe`), after the masked-only head was tried on it."""
+    """Return the batch stored with checkpoints (see `make_probe`), after checking the masked-only head on it."""
     probe, accelerator = make_probe(data.first_blocks(seed), masking), engine.accelerator
     ids = probe["input_ids"].to(accelerator.device)
     check_head(head, engine.model, {"input_ids": ids}, accelerator.mixed_precision)
@@ -159,7 +159,8 @@ def check_on_probe(
 
 
 def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> int:
-    """Places to predict in a micro-batch: always the same number on a GPU, where a new shape costs; 0: just enough."""
+    """Return the places to predict in a micro-batch: on a GPU a constant, because new shapes cost time; else 0, as
+    needed."""
     if accelerator.device.type != "cuda":
         return 0
     rates = config.mlm_probability, config.mlm_probability_end or config.mlm_probability
@@ -167,7 +168,7 @@ def head_capacity(plan: Plan, config: TrainConfig, accelerator: Accelerator) -> 
 
 
 def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Plan, sparse: bool) -> Throughput:
-    """What this run's speed is measured by, on one device."""
+    """Return the constants for throughput on one device."""
     tokens = plan.layout.per_device * plan.block_size
     rates = [rate for rate in (config.mlm_probability, config.mlm_probability_end) if rate is not None]
     flops = step_flops(engine.module, tokens, plan.block_size, sum(rates) / len(rates), sparse)
@@ -179,9 +180,9 @@ def measure_pace(engine: Engine, config: TrainConfig, data: TrainData, plan: Pla
 
 
 def configure_async_steps(engine: Engine, config: TrainConfig) -> int:
-    """How far the host may run ahead of the device: one step on a GPU, where the engine refuses bad steps by itself.
+    """Return how many steps the host may run ahead of the device: one on a GPU if the engine skips steps by itself.
 
-    To stop at a bad step means that no later one may touch the weights, though it is on its way already.
+    To stop at a step that is not finite, later steps in flight must not change the weights.
     """
     engine.hold_after_refusal = config.on_nonfinite == "stop"
     return int(engine.deferred and engine.accelerator.device.type == "cuda")

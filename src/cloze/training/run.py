@@ -1,4 +1,4 @@
-"""What a run works with: `Run`, and where it begins: `Start`."""
+"""The objects of a run: `Run`, and its starting point: `Start`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cloze.training.run_schedule import Plan
 
 @dataclass(frozen=True)
 class Start:
-    """Where training begins: steps done, this rank's place in streamed data, whether that step is to be evaluated."""
+    """Where training starts: steps done, this rank's place in streamed data, whether that step is to be evaluated."""
 
     step: int
     stream_position: dict[str, int] | None = None
@@ -33,11 +33,11 @@ class Start:
 
 @dataclass
 class Run:
-    """Everything one run works with. `saved`: step of the newest checkpoint that this process has saved or loaded,
-    and whether it was still to be evaluated; `excluded_steps`: steps whose batches are left out; `capacity`: places to
-    predict in a micro-batch where its shape is to stay the same, else 0; `decoder_start`: see `model_inputs`;
-    `max_async_steps`: how many steps may be on their way before the host looks at the first one's result;
-    `nonfinite_in_a_row`: how many of the last steps were refused."""
+    """The objects and state of one run. `saved`: step of the newest checkpoint that this process has saved or loaded,
+    and whether its evaluation was pending; `excluded_steps`: steps whose batches are left out; `capacity`: places to
+    predict in a micro-batch of fixed shape, else 0; `decoder_start`: see `model_inputs`; `max_async_steps`: steps in
+    flight before the host reads the first one's result; `nonfinite_in_a_row`: number of last steps skipped in a row.
+    """
 
     config: TrainConfig
     output_dir: Path

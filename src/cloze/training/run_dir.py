@@ -1,12 +1,14 @@
-"""A run's folder: what is in it before the first step, and whether a checkpoint belongs to it.
+"""A run's folder: its contents before the first step, and whether a checkpoint belongs to it.
 
-runs/NAME/config.yaml     the resolved configuration runs/NAME/run.json        what makes it this run: hyperparameters,
-global batch, checksum of the data runs/NAME/data.json       the manifest of the prepared data runs/NAME/metrics.jsonl
-one line per logged step runs/NAME/sessions.json   each start: devices, ranks, engine, versions runs/NAME/status.json
-running, stopped, finished or failed runs/NAME/error.json      of a start that failed: the first failing rank, where
-and why (see cloze.distributed.resilience.error_records) runs/NAME/.owner          while it is trained: the process
-that does so (see cloze.distributed.resilience.run_owner) runs/NAME/checkpoint-N/   see
-cloze.training.checkpointing.saver
+config.yaml     the resolved configuration
+run.json        the run's identity: hyperparameters, global batch, checksum of the data
+data.json       the manifest of the prepared data
+metrics.jsonl   one line per logged step
+sessions.json   each start: devices, ranks, engine, versions
+status.json     running, stopped, finished or failed
+error.json      of a failed start: first failing rank, place, cause (cloze.distributed.resilience.error_records)
+.owner          during training: its process (cloze.distributed.resilience.run_owner)
+checkpoint-N/   see cloze.training.checkpointing.saver
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ STATUS_FILE = "status.json"
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as it is kept beside a run: every value but the tokens."""
+    """Return the configuration to store in the run's folder: every value but the tokens."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in SECRETS}
 
 
@@ -48,13 +50,13 @@ def failure_log(config: TrainConfig) -> FailureLog:
 
 
 def goes_on(config: TrainConfig) -> bool:
-    """Whether this start is to go on with a run whose folder is there; else the folder may be another run's."""
+    """Return whether this start resumes a run in an existing folder; else the folder may be another run's."""
     return config.resume_from_checkpoint is not None and (Path(config.output_dir) / IDENTITY_FILE).is_file()
 
 
 @contextlib.contextmanager
 def kept_failures(config: TrainConfig) -> Iterator[None]:
-    """What goes wrong before the ranks watch each other is kept too, where the run's folder is there already."""
+    """Record also failures before the ranks watch each other, if the run's folder exists."""
     log = failure_log(config) if goes_on(config) else None
     if log is not None:
         log.begin()
@@ -76,9 +78,8 @@ def write_status(output_dir: Path, status: str, line: str) -> None:
 
 
 def check_run_folder(config: TrainConfig) -> None:
-    """Raise ConfigError if a start would write over a run in its output_dir that it does not resume, or into a model
-    folder or a checkpoint, which consolidation replaces and training deletes. Rank 0 calls it
-    before time is spent."""
+    """Raise ConfigError if a start would overwrite a run that it does not resume, or write into a model folder
+    (replaced by consolidation) or a checkpoint (deleted by training). Rank 0 calls it early."""
     output_dir, choice = Path(config.output_dir), config.resume_from_checkpoint
     _check_place(config, output_dir)
     if not list_checkpoints(output_dir) and not (output_dir / METRICS_FILE).exists():
@@ -86,7 +87,7 @@ def check_run_folder(config: TrainConfig) -> None:
     hint = "continue it with --resume_from_checkpoint auto, or choose another --output_dir"
     if choice is None:
         if not (output_dir / METRICS_FILE).exists():
-            own_checkpoints(output_dir)  # says whose they are
+            own_checkpoints(output_dir)  # reads to which run they belong
         raise ConfigError("holds a run already", where=output_dir, hint=hint)
     if choice != "auto" and not is_in_run(Path(choice), output_dir):
         branched = branch_of(output_dir)
@@ -116,10 +117,10 @@ def open_run_folder(
     checkpoint: Path | None = None,
     step: int = 0,
 ) -> Path:
-    """Make the run's folder and describe the run in it; `identity` is that of `run_identity`.
+    """Create the run's folder and describe the run in it; `identity` is that of `run_identity`.
 
-    `checkpoint`, `step`: what it resumes from. If that is of another run's folder, this one becomes a branch of it;
-    newer checkpoints in this folder are moved aside. Raises ConfigError if it holds another run.
+    `checkpoint`, `step`: what it resumes from. If that belongs to another run's folder, this run becomes a branch of
+    it; newer checkpoints in this folder are moved aside. Raises ConfigError if it holds another run.
     """
     output_dir = Path(config.output_dir)
     check_run_folder(config)

@@ -1,4 +1,4 @@
-"""How long a run is and what happens at which step: plain arithmetic, no processes, no state.
+"""The length of a run and what is due at each step, as stateless arithmetic.
 
 plan = plan_run(config, Layout(8, 2, rank=0, world_size=4), num_blocks=10_000, block_size=128)
 plan.total_steps, plan.layout.global_batch, plan.epoch(step), plan.is_due("epoch", None, step)
@@ -18,9 +18,9 @@ from cloze.errors import ConfigError
 
 @dataclass(frozen=True)
 class Plan:
-    """The shape of a run. `total_samples` blocks are seen in `total_steps` steps; the last one may be part full.
+    """The shape of a run: `total_samples` blocks in `total_steps` steps; the last step may have fewer blocks.
 
-    `num_blocks` is None where the data are streamed: then there are no epochs.
+    `num_blocks` is None for streamed data, which have no epochs.
     """
 
     layout: Layout
@@ -30,23 +30,23 @@ class Plan:
     total_steps: int
 
     def position(self, global_step: int) -> Position:
-        """The run's place in its data after `global_step` steps."""
+        """Return the run's position in its data after `global_step` steps."""
         samples = min(self.layout.batch_sizes.samples_before(global_step), self.total_samples)
         return Position(global_step, samples, samples * self.block_size)
 
     @property
     def blocks_a_step(self) -> str:
-        """The size of the global batch in words."""
+        """Return the size of the global batch in words."""
         sizes = self.layout.batch_sizes
         growing = f"{sizes.start} growing to " if sizes.warmup_steps else ""
         return f"{growing}{sizes.full} blocks a step" + (f" in {sizes.warmup_steps:,} steps" if growing else "")
 
     def epoch(self, global_step: int) -> float:
-        """Passes over the training blocks after `global_step` steps; 0 where they are not counted."""
+        """Return the passes over the training blocks after `global_step` steps; 0 for streamed data."""
         return self.position(global_step).samples_seen / self.num_blocks if self.num_blocks else 0.0
 
     def is_due(self, strategy: str, every: int | None, global_step: int) -> bool:
-        """Whether something done by `strategy` (no, steps, epoch) is to be done after step `global_step`."""
+        """Return whether an action with this `strategy` (no, steps, epoch) is due after step `global_step`."""
         if strategy == "steps":
             return every is not None and global_step % every == 0
         if strategy == "epoch":
@@ -55,10 +55,10 @@ class Plan:
 
 
 def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_size: int) -> Plan:
-    """Work out a run's length from its configuration.
+    """Return the plan of a run.
 
     `num_train_epochs` is a number of samples, rounded to whole blocks: a run has ceil(epochs * blocks / global batch)
-    steps. Raises ConfigError if there is nothing to train, or more than 64 bits can count.
+    steps. Raises ConfigError if there is nothing to train, or a count exceeds 64 bits.
     """
     _check_warmup(config, layout.global_batch)
     check_graphs(config, layout.accumulation)
@@ -78,10 +78,10 @@ def plan_run(config: TrainConfig, layout: Layout, num_blocks: int | None, block_
 
 
 def check_length(config: TrainConfig, num_blocks: int | None, world_size: int) -> None:
-    """Raise ConfigError for what `plan_run` would refuse, as far as it is known before there is a model."""
+    """Raise ConfigError for what `plan_run` would reject, as far as it is known without a model."""
     if config.max_steps <= 0 and round(config.num_train_epochs * (num_blocks or 0)) < 1:
         raise _nothing()
-    if config.resume_from_checkpoint is None:  # else the checkpoint says how large a step is
+    if config.resume_from_checkpoint is None:  # otherwise the checkpoint sets the global batch
         passes = config.per_device_train_batch_size * config.gradient_accumulation_steps
         _check_warmup(config, config.global_batch_size or passes * world_size)
 
@@ -96,7 +96,7 @@ def _check_warmup(config: TrainConfig, full: int) -> None:
 
 
 def check_graphs(config: TrainConfig, accumulation: int) -> None:
-    """Raise ConfigError for CUDA graphs with several micro-batches in a step.
+    """Raise ConfigError for CUDA graphs with gradient accumulation.
 
     Gradients lie in the graph's memory, which the next micro-batch overwrites (pytorch issue 96693).
     """
@@ -109,8 +109,7 @@ def check_graphs(config: TrainConfig, accumulation: int) -> None:
 
 
 def describe_wide_steps(config: TrainConfig, plan: Plan) -> str | None:
-    """Say how many steps the epochs are if one step takes more blocks than there are; None if it does not, or if the
-    length is given in steps."""
+    """Return a warning if epochs are counted and one step takes more blocks than there are, else None."""
     full = plan.layout.global_batch
     if config.max_steps > 0 or plan.num_blocks is None or plan.num_blocks >= full:
         return None
@@ -122,12 +121,12 @@ def describe_wide_steps(config: TrainConfig, plan: Plan) -> str | None:
 
 
 def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str, Any] | None) -> Layout:
-    """How the global batch is split here. `saved`: the manifest of the checkpoint to go on from.
+    """Return how the global batch is split here. `saved`: manifest of the checkpoint to resume, None without one.
 
-    A run keeps its global batch: on another number of processes, or with another per_device_train_batch_size there,
-    the accumulation follows, and per_device_train_batch_size is the most blocks of a forward pass. So it is from the
-    start where `global_batch_size` is given. Raises ConfigError where the batch was changed on purpose, or there are
-    more processes than blocks in it.
+    A resumed run keeps its global batch: with another number of processes or per_device_train_batch_size, the number
+    of accumulation steps follows, and per_device_train_batch_size limits a forward pass. A new run with
+    `global_batch_size` does the same. Raises ConfigError if the user changed the batch, or it is smaller than
+    world_size.
     """
     wanted = config.per_device_train_batch_size, config.gradient_accumulation_steps
     warmup = warmup_of(config)
@@ -150,7 +149,7 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
 
 
 def _refuse_change(wanted: tuple[int, int], layout: Layout, size: int, saved: dict[str, Any]) -> None:
-    """Raise ConfigError where the same processes are to take other batches than before."""
+    """Raise ConfigError if the same number of processes would use another batch than before."""
     before = saved["config"]["per_device_train_batch_size"], saved["config"]["gradient_accumulation_steps"]
     world_size = layout.world_size
     if world_size == saved["world_size"] and wanted != before:
@@ -164,8 +163,7 @@ def _refuse_change(wanted: tuple[int, int], layout: Layout, size: int, saved: di
 
 
 def split_batch(layout: Layout, size: int, most: int) -> Layout:
-    """`size` blocks a step on the ranks of `layout`, in as few passes of at most `most` blocks as will do, evenly
-    filled."""
+    """Return a layout of `size` blocks a step: as few passes of at most `most` blocks as possible, evenly filled."""
     share = -(-size // layout.world_size)
     accumulation = -(-share // most)
     per_device = -(-share // accumulation)
@@ -174,7 +172,7 @@ def split_batch(layout: Layout, size: int, most: int) -> Layout:
 
 
 def warmup_of(config: TrainConfig) -> tuple[int, int]:
-    """How the global batch grows: `warmup_start` and `warmup_steps` of a Layout."""
+    """Return `warmup_start` and `warmup_steps` of a Layout, by which the global batch grows."""
     return config.batch_size_warmup_start or 1, config.batch_size_warmup_steps
 
 

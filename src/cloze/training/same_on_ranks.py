@@ -1,11 +1,10 @@
-"""Compare what the ranks of a run are about to train, before the first step: one run has one meaning.
+"""Check before the first step that all ranks of a run will train the same thing.
 
     base = compare_ranks(config, data, model, tokenizer, engine)      # LaunchError on every rank if they differ
 
-Compared are the options, versions and engine; the prepared data by the checksum of their manifest, since every host
-has verified the shards of its own copy against that (`cloze.data.prepared.verified`); the tokenizer by its
-fingerprint; the base model by the checksum of its files. What the processes of one host read from the same path is
-read once.
+Compared are options, versions, engine, the checksum of the data manifest (every host has verified its own shards
+against it: `cloze.data.prepared.verified`), the tokenizer's fingerprint, and the checksum of the base model's files.
+Processes of one host read a shared path once.
 """
 
 from __future__ import annotations
@@ -104,8 +103,8 @@ def _minor(name: str, version: str) -> str:
 
 
 def check_equal(hosts: list[str], found: list[dict[str, Any]]) -> None:
-    """Raise LaunchError naming the first rank and value that differ from rank 0's; None is compared with nothing in
-    what one rank of a host reads for all."""
+    """Raise LaunchError naming the first rank and value that differ from rank 0. None, for files that another rank of
+    the host has read, is not compared."""
     for rank, values in enumerate(found):
         for name in dict.fromkeys([*found[0], *values]):
             value = values.get(name)

@@ -1,6 +1,6 @@
-"""From a configuration to a run that is ready to take its next step.
+"""Set up a run, ready for its next step.
 
-Everything that can be checked is checked here, before the first step and, where it can be, before any process group.
+Everything is checked here before the first step and, if possible, before any process group.
 
     run = set_up(config, stop, stack)
     start = resume(run)
@@ -68,8 +68,7 @@ from cloze.utils.terminal.console import say, warn
 
 
 def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
-    """Check everything that can be checked, join the processes, and build model, optimizer and engine. The watch over
-    the other ranks ends with `stack`."""
+    """Check everything, join the processes, build model, optimizer and engine. `stack` ends the watch over ranks."""
     _check_options(config)
     with failure_reported():
         data = _open_data(config)
@@ -127,13 +126,13 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
 
 
 def _check_options(config: TrainConfig) -> None:
-    """Check what is the same on all ranks, each of which fails then: the options and the environment."""
+    """Check options and environment, which are the same on all ranks, so that all fail together."""
     check_relations(config)
     settle_environment()
 
 
 def _open_data(config: TrainConfig) -> TrainData:
-    """Check this machine, which takes seconds; then open or prepare the data."""
+    """Check this machine, which takes seconds, before opening or preparing the data."""
     check_start(config)
     data = open_data(config)
     check_validation(config, has_validation=data.validation is not None)
@@ -151,7 +150,7 @@ def _plan(config: TrainConfig, layout: Layout, data: TrainData) -> Plan:
 
 
 def resume_choice(config: TrainConfig) -> str | None:
-    """Return --resume_from_checkpoint; for `auto` in a branch that has no checkpoint yet, the one it begins with."""
+    """Return --resume_from_checkpoint; for `auto` in a branch without checkpoints, the one it starts from."""
     if config.resume_from_checkpoint != "auto":
         return config.resume_from_checkpoint
     origin = run_on_main_and_broadcast(lambda: branch_to_resume(Path(config.output_dir)))
@@ -161,7 +160,7 @@ def resume_choice(config: TrainConfig) -> str | None:
 def identify(
     config: TrainConfig, data: TrainData, plan: Plan, model: Any, base: str | None, checkpoint: Path | None
 ) -> dict[str, Any]:
-    """Return what the starts of this run have in common, in the words of the first one. `base`: the checksum of the
+    """Return what all starts of this run have in common, as the first one recorded it. `base`: the checksum of the
     base model. Raises CheckpointError if `checkpoint` is of another run."""
     identity = run_identity(config, plan.layout.global_batch, data.manifest, base)
     if data.streamed is not None:  # each rank has a stream of its own
@@ -174,16 +173,16 @@ def identify(
 
 
 def watch_ranks(config: TrainConfig, accelerator: Accelerator) -> Watch:
-    """The watch over the ranks of this run."""
+    """Return the watch over the ranks of this run."""
     log, is_open = failure_log(config), goes_on(config)
     if is_open and accelerator.is_main_process:
-        forget(log.run_dir)  # all ranks have joined, and none goes on before this one
+        forget(log.run_dir)  # all ranks have joined, and wait for this one
     rank, world_size = accelerator.process_index, accelerator.num_processes
     return Watch(rank, world_size, config.hang_timeout, config.ddp_timeout, log, is_open)
 
 
 def resume(run: Run) -> Start:
-    """Put the chosen checkpoint's state into the engine, if there is one; return where training goes on."""
+    """Load the chosen checkpoint into the engine, if there is one; return where training continues."""
     if run.checkpoint is None:
         return Start(0, evaluate=run.config.eval_on_start)
     manifest = read_manifest(run.checkpoint)
@@ -224,6 +223,6 @@ def _run_shape(config: TrainConfig, model_type: str) -> RunShape:
 
 
 def _save_model_files(module: Any, tokenizer: Any, folder: Path) -> None:
-    module.config.architectures = [type(module).__name__.removeprefix("FSDP")]  # fully_shard makes a class of it
+    module.config.architectures = [type(module).__name__.removeprefix("FSDP")]  # fully_shard changes the class's name
     module.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What is done between steps: evaluate, save, stop, and deal with a step whose numbers are none."""
+"""Actions between steps: evaluate, save, stop, and handle a step that is not finite."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Place = dict[str, int] | None  # this rank's place in streamed data
 def evaluate(run: Run, log: MetricsLog, global_step: int, place: Place) -> Scores:
     """Score the validation blocks with their fixed masks and log the result.
 
-    Raises Stopped where the ranks are asked to stop meanwhile: the evaluation is done after resuming then.
+    Raises Stopped if a stop is requested meanwhile: the evaluation is then repeated after resuming.
     """
     model, device = run.engine.model, run.engine.accelerator.device
     assert run.data.validation is not None  # checked before the run began
@@ -81,9 +81,9 @@ def _alive_vote(run: Run) -> int:
 
 
 def save(run: Run, global_step: int, place: Place, last: bool = True, evaluation_pending: bool = False) -> None:
-    """Write checkpoint-N, and delete what is beyond save_total_limit.
+    """Write checkpoint-N, and delete checkpoints beyond save_total_limit.
 
-    A disk error is a warning where training goes on afterwards and --on_save_error says so; else it is raised.
+    A disk error is a warning if training continues and --on_save_error allows it; else it is raised.
     """
     go_on = run.config.on_save_error == "continue" and not last
     with run.watch.phase("save"):
@@ -120,11 +120,11 @@ def _warned(run: Run, go_on: bool):
 
 
 def finish_saving(run: Run, quietly: bool = False) -> None:
-    """Wait for a checkpoint that is being written. `quietly`: another error is on its way, only warn of this one."""
+    """Wait for a checkpoint that is being written. `quietly`: another error is being raised, only warn of this one."""
     try:
         with run.watch.phase("save"), _warned(run, quietly):
             run.saver.wait()
-    except RuntimeError:  # a rank is gone: that is the error on its way
+    except RuntimeError:  # a rank was lost: that error is already being raised
         if not quietly:
             raise
 
@@ -145,9 +145,9 @@ def stop_here(run: Run, global_step: int, place: Place, evaluation_pending: bool
 def handle_nonfinite_step(
     run: Run, log: MetricsLog, global_step: int, losses: Sequence[torch.Tensor], grad_norm: float, place: Place
 ) -> None:
-    """Loss or gradient of a step are no numbers, and the weights are as they were before: do what --on_nonfinite says.
+    """Apply --on_nonfinite to a step whose loss or gradient is not finite; the weights did not change.
 
-    `place`: where the step began in streamed data. Raises TrainingError or RollBack.
+    `place`: this rank's place in streamed data before the step. Raises TrainingError or RollBack.
     """
     run.nonfinite_in_a_row += 1
     scaled = run.engine.accelerator.mixed_precision == "fp16"
@@ -168,9 +168,9 @@ def handle_nonfinite_step(
 
 
 def explain_scaled_step(run: Run, global_step: int, grad_norm: float) -> None:
-    """Report a step that fp16's loss scaling skips: the first of several in a row, and the tenth.
+    """Report a step skipped by fp16's loss scaling: the first of several in a row, and the tenth.
 
-    Raises TrainingError if that cannot help any more: the losses are finite, but no gradient is.
+    Raises TrainingError if a lower scale cannot help: the losses are finite, but no gradient is.
     """
     state = run.engine.loss_scale_state() or {}
     scale = float(state.get("scale", state.get("cur_scale", SMALLEST_SCALE)))
@@ -184,14 +184,14 @@ def explain_scaled_step(run: Run, global_step: int, grad_norm: float) -> None:
 
 
 def end_if_all_are_skipped(run: Run, global_step: int, why: str) -> None:
-    """Raise TrainingError after MOST_SKIPPED skipped steps in a row: nothing is learned any more."""
+    """Raise TrainingError after MOST_SKIPPED skipped steps in a row, because training makes no progress."""
     if run.nonfinite_in_a_row >= MOST_SKIPPED:
         what = f"{why}; {run.nonfinite_in_a_row} steps in a row were skipped"
         raise nonfinite_error(what, run.output_dir, global_step, "or lower the learning rate")
 
 
 def roll_back(run: Run, back: RollBack) -> Start:
-    """Load the last checkpoint again and leave the batch out. Raises TrainingError where that cannot help."""
+    """Load the last checkpoint again and leave the batch out. Raises TrainingError if that cannot help."""
     finish_saving(run, quietly=True)
     layout = run.plan.layout
     found = choose_checkpoint(run.output_dir, "auto", layout.rank, layout.world_size, at_most=back.step)

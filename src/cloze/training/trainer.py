@@ -1,8 +1,8 @@
 """The training loop.
 
-For each global batch: count its masked tokens over all ranks, accumulate gradients over the micro-batches, clip and
-step, then log, evaluate and save where that is due. A run's place is one integer, `global_step`: data order, masks,
-learning rate and dropout are functions of it, so that resuming is a seek.
+For each global batch: count the masked tokens over all ranks, accumulate gradients over the micro-batches, clip, take
+a step, then log, evaluate and save if due. Data order, masks, learning rate and dropout are functions of
+`global_step`, so that resuming needs no other state than this integer, weights and optimizer.
 
     accelerate launch --config_file launch/accelerate/zero2.yaml -m cloze train --config RECIPE.yaml
 """
@@ -52,9 +52,9 @@ _PURPOSE_DROPOUT = 0x64726F70
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step gave, on the device: this rank's part of the global batch's mean loss (float64), the
-    part of each micro-batch, the norm of the whole gradient, whether the step was refused, the masked tokens of all
-    ranks. `flags`: whether it was refused and how many ranks want to stop, on their way to the host."""
+    """The result of one optimizer step, on the device. `loss`: this rank's part of the mean loss of the global batch
+    (float64); `losses`: that of each micro-batch; `grad_norm`: of the whole gradient; `refused`: whether the step was
+    skipped; `num_masked`: over all ranks. `flags`: copies of `refused` and the number of ranks that want to stop."""
 
     global_step: int
     loss: torch.Tensor
@@ -65,13 +65,13 @@ class StepResult:
     flags: HostCopy
 
 
-Unread = deque[tuple[StepResult, Place]]  # steps whose results the host has not looked at, and where they began
+Unread = deque[tuple[StepResult, Place]]  # results that the host has not read, and where each step began
 
 
 def train(config: TrainConfig, own_process: bool = True) -> Path:
-    """Train from the beginning, or from a checkpoint, to the end; return the run's folder. Every rank calls it.
+    """Train a new or resumed run to its end; return its folder. Every rank calls it.
 
-    Raises Stopped, with the checkpoint saved, where it was asked to stop. `own_process`: see StopSignals.
+    Raises Stopped, with the checkpoint saved, if a stop was requested. `own_process`: see StopSignals.
     """
     signals = StopSignals(config.save_before_time_limit, own_process)
     with signals as stop, kept_failures(config), trackers_closed():
@@ -86,7 +86,7 @@ def train(config: TrainConfig, own_process: bool = True) -> Path:
 
 
 def train_safely(run: Run) -> None:
-    """Train to the end; whatever comes in between, a checkpoint that is being written is finished first."""
+    """Train to the end. On an error or stop, finish the checkpoint being written before raising it."""
     try:
         with named_operations():
             train_to_the_end(run)
@@ -99,7 +99,7 @@ def train_safely(run: Run) -> None:
 
 
 def train_to_the_end(run: Run) -> None:
-    """All steps from where the run stands, with going back where that was asked for."""
+    """Run all remaining steps; after a RollBack, continue from the restored step."""
     plan = run.plan
     amount = f"{plan.num_blocks:,}" if plan.num_blocks else "a stream of"
     say("data", f"{amount} blocks of {plan.block_size}; {plan.blocks_a_step}")
@@ -125,7 +125,7 @@ def train_to_the_end(run: Run) -> None:
 
 
 def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
-    """Steps `start.step` .. total_steps - 1, with logging, evaluation and checkpoints where they are due."""
+    """Run the steps `start.step` .. total_steps - 1; log, evaluate and save if due."""
     config, plan = run.config, run.plan
     if start.evaluate:
         evaluate(run, log, start.step, start.stream_position)
@@ -166,10 +166,10 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
 
 
 def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
-    """Look at the results of all steps but the last `keep`; whether any rank wants to stop.
+    """Read the results of all steps but the last `keep`; return whether any rank wants to stop.
 
-    On a GPU the host reads a step's flags when the next one is on its way already, so that the device never waits for
-    it; before anything is logged, evaluated or saved it reads all of them.
+    On a GPU the host reads a step's flags after the next step was launched, so that the device never waits for it.
+    Before logging, evaluating or saving it reads all of them.
     """
     stop = False
     while len(unread) > keep:
@@ -184,7 +184,7 @@ def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
 
 
 def log_step(run: Run, log: MetricsLog, window: Window, result: StepResult) -> dict[str, Any]:
-    """Write a line of metrics, and return it. Every rank calls it, and waits for its device."""
+    """Write one line of metrics and return it. Every rank calls it and waits for its device."""
     done, plan = result.global_step + 1, run.plan
     sums = torch.stack([sum_over_ranks(run, window.sums[0]), *window.sums[1:]]).tolist()
     measured = window.close(done, sums, plan, run.pace)
@@ -202,10 +202,10 @@ def log_step(run: Run, log: MetricsLog, window: Window, result: StepResult) -> d
 
 
 def train_step(run: Run, batch: StepBatches) -> StepResult:
-    """One optimizer step; the host waits for nothing that the device computes."""
+    """Take one optimizer step. The host does not wait for the device."""
     engine, plan = run.engine, run.plan
     device = engine.accelerator.device
-    # Contract of the loss: divide once by the masked tokens of the whole global batch (see cloze.training.loss).
+    # Divide once, by the masked tokens of the whole global batch: see cloze.training.loss.
     totals = sum_over_ranks(run, host_values([batch.num_masked, run.stop.vote()], device))
     num_masked = totals[0].clamp(min=1)
     losses = []
@@ -227,13 +227,13 @@ def train_step(run: Run, batch: StepBatches) -> StepResult:
 
 
 def dropout_seed(seed: int, global_step: int, micro_step: int, rank: int) -> int:
-    """Dropout is a function of the position too, so that no random state has to be stored."""
+    """Return a seed that depends on the position only, so that no random state has to be stored."""
     return int(make_key(seed, _PURPOSE_DROPOUT, global_step, micro_step, rank) >> 1)
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
-    """Set the random state of the device. On a CPU without torch.manual_seed, which first looks for devices of all
-    kinds: 0.2 ms a call, the largest part of what the loop adds to a step of a small model."""
+    """Set the random state of the device. torch.manual_seed first looks for devices of all kinds: on a CPU 0.2 ms a
+    call, the largest overhead of the loop for a small model."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -241,5 +241,5 @@ def seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def sum_over_ranks(run: Run, value: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all ranks, on every rank."""
+    """Return the sum of a tensor over all ranks, on every rank."""
     return run.engine.accelerator.reduce(value.clone(), "sum") if run.plan.layout.world_size > 1 else value

@@ -1,14 +1,13 @@
-"""A small batch and the training model's answers on it, stored with every checkpoint.
+"""A small batch and the training model's logits on it, stored with every checkpoint.
 
-A run that goes on from the checkpoint, and the consolidated model, have to give the same answers before anyone calls
-them done, so that a lost, swapped or stale weight cannot go unnoticed.
+A resumed run and the consolidated model have to reproduce them, so that a lost, swapped or stale weight is noticed.
 
     probe = make_probe(blocks, masking)
     tensors = answer_probe(engine, head, probe)     # input_ids [B, S], rows [K], labels [K], logits [K, V]
     worst = probe_difference(model, tensors)        # largest |difference| of logits / largest |logit|
 
-Each block has at least one of the K positions, at most MAX_ROWS in all, and blocks are answered one at a time, through
-the masked-only head where the architecture allows it: so the probe takes less memory than a training step.
+Each block has at least one of the K positions, at most MAX_ROWS in all. Blocks are computed one at a time, with the
+masked-only head if the architecture allows it: so the probe takes less memory than a training step.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ MAX_ROWS = 16
 
 
 def make_probe(blocks: NDArray[np.int32], masking: Masking) -> dict[str, torch.Tensor]:
-    """blocks [B, S] -> input_ids [B, S] with masks, positions in the flattened batch to predict, rows [K], and what
-    they were before, labels [K].
+    """Return a probe of blocks [B, S]: input_ids [B, S] with masks; rows [K], the positions to predict in the
+    flattened batch; labels [K], their tokens before masking.
 
-    1 <= K <= max(MAX_ROWS, B). A block in which no position was drawn gets a mask in the middle of those that can be
-    masked; one without any of them is predicted as it is.
+    1 <= K <= max(MAX_ROWS, B). A block without a drawn position gets a mask in the middle of those that can be masked;
+    a block without any of these is predicted unmasked.
     """
     rule = masking.for_evaluation()
     input_ids, labels = rule.apply(blocks, np.arange(len(blocks), dtype=np.int64))
@@ -64,7 +63,7 @@ def make_probe(blocks: NDArray[np.int32], masking: Masking) -> dict[str, torch.T
 
 @torch.no_grad()
 def answer_probe(engine: Engine, head: MaskedHead, probe: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The probe with the model's `logits` [K, V] in fp32; every rank calls it."""
+    """Return the probe with the model's `logits` [K, V] in fp32; every rank calls it."""
     device = engine.accelerator.device
     engine.model.eval()
     with eagerly():
@@ -76,10 +75,10 @@ def answer_probe(engine: Engine, head: MaskedHead, probe: dict[str, torch.Tensor
 
 
 def check_probe(engine: Engine, head: MaskedHead, folder: Path, precision: str) -> float:
-    """Let the engine, loaded from a checkpoint, answer the checkpoint's probe; return its loss, in nats.
+    """Compare the loaded engine's logits on the checkpoint's probe with the stored ones; return its loss, in nats.
 
-    `precision`: what the checkpoint was trained in. Every rank calls it. Raises CheckpointError on every rank where
-    the loss or the logits are not the stored ones: then something was not loaded (deepspeed issue 6691).
+    `precision`: of training when the checkpoint was saved. Every rank calls it. Raises CheckpointError on every rank
+    if loss or logits differ: then some weight was not loaded (deepspeed issue 6691).
     """
     stored = load_tensors(folder / PROBE)
     if not len(stored["rows"]):  # a short block of an older version

@@ -1,7 +1,7 @@
-"""Choose a checkpoint together, and put its state into a live engine.
+"""Choose the checkpoint to resume on all ranks, and load it into an engine.
 
-Pieces are found by parameter name and offset, so the engine and the number of ranks that wrote them do not matter,
-and each rank reads its own share plus one tensor at a time.
+Pieces are found by parameter name and offset, independent of the engine and number of ranks that wrote them. Each rank
+reads its own share plus one tensor at a time.
 
     folder = choose_checkpoint(output_dir, "auto", rank, world_size)
     with PieceReader(folder, read_manifest(folder)) as pieces:
@@ -57,17 +57,17 @@ def choose_checkpoint(
 
 
 def load_state(engine: Engine, pieces: PieceReader) -> Position:
-    """Put weights, optimizer state and buffers into the live engine; every rank calls it.
+    """Load weights, optimizer state and buffers into the engine; every rank calls it.
 
-    Each rank reads its own slices, and whole parameters one at a time for the copy that the model computes with. What
-    the engine holds then is compared with the checkpoint's checksums. Raises CheckpointError where the checkpoint's
+    Each rank reads its own slices, and whole parameters one at a time for the copy that the model computes with. Then
+    the engine's contents are compared with the checkpoint's checksums. Raises CheckpointError if the checkpoint's
     parameters are not this model's, or the engine does not hold what was stored.
     """
     manifest = pieces.manifest
     _compare_parameters(engine, manifest, pieces.folder)
     engine.forget()
     held = engine.fragments()
-    for fragment in held:  # what was read is not named: a name would keep it while the next is read
+    for fragment in held:  # no name for what was read: it would be kept while the next is read
         beat()
         keys = pieces.keys(fragment.name)
         create_state(engine.inner, fragment, keys, pieces.numbers(fragment.name))
@@ -88,7 +88,7 @@ def load_state(engine: Engine, pieces: PieceReader) -> Position:
 
 
 def _restore_steps(engine: Engine, manifest: dict[str, Any]) -> None:
-    """Put back the steps that some optimizers count for each group, not for each parameter."""
+    """Restore the steps that some optimizers count per group, not per parameter."""
     saved = {name: group for group in manifest["optimizer"]["groups"] for name in group["params"]}
     for names, group in zip(engine.group_names, engine.inner.param_groups, strict=True):
         group.pop("step", None)
@@ -106,7 +106,7 @@ def _check_contents(engine: Engine, held: list[Fragment], pieces: PieceReader) -
         for key in [WEIGHT, *tensor_keys(f, state)]
     }
     if engine.partitioned:
-        parts = gather_to_main(here)  # under ZeRO-3 each has one of every tensor: too much for each to hear of all
+        parts = gather_to_main(here)  # not to all: under ZeRO-3 each rank has one of every tensor
         if engine.rank > 0:
             raise_on_any_rank(None)
             return

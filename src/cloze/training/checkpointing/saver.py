@@ -1,15 +1,15 @@
-"""Save checkpoints: per parameter, not per rank, and there whole or not at all.
+"""Save checkpoints: per parameter, not per rank, and atomically.
 
     checkpoint-500/
-      checkpoint.json             position, optimizer groups, configuration, and where each piece of each tensor lies
+      checkpoint.json             position, optimizer groups, configuration, and the place of each piece of each tensor
       rank-00000.safetensors ...  what each rank wrote, in parallel: pieces of fp32 weights and optimizer tensors
       frozen.safetensors          parameters that are not trained, and buffers
-      probe.safetensors           a batch and the training model's logits on it, to check what is loaded with
+      probe.safetensors           a batch and the training model's logits on it, to verify a loaded model
       model/                      the model's configuration and tokenizer
 
 Everything is written into `checkpoint-500.tmp-TOKEN`, flushed, described with sizes and checksums in checkpoint.json,
-and renamed as the last act: a folder called checkpoint-N is complete. Pieces are stored by parameter name, offset and
-length, so any engine at any world size can read them.
+and renamed last: a folder called checkpoint-N is complete. Pieces are stored by parameter name, offset and length, so
+any engine at any world size can read them.
 
     saver = CheckpointSaver(engine, save_model_files, in_background=True)
     saver.save(folder, position, probe, extra, keep=3)     # returns when the state is copied
@@ -57,9 +57,9 @@ from cloze.utils.heartbeat import beat, join_progressing
 class CheckpointSaver:
     """Saves the checkpoints of one run, one after another.
 
-    In the background: a save copies the state to host memory, into buffers that are kept, and a thread writes it. The
-    threads of the ranks talk through a process group of their own. `save_model_files` writes the model's configuration
-    and tokenizer into a folder.
+    In the background, a save copies the state to host memory, into reused buffers, and a thread writes it. The threads
+    of the ranks communicate through their own process group. `save_model_files` writes the model's configuration and
+    tokenizer into a folder.
     """
 
     def __init__(self, engine: Engine, save_model_files: Callable[[Path], None], in_background: bool):
@@ -79,11 +79,11 @@ class CheckpointSaver:
         extra: dict[str, Any],
         keep: int | None,
     ) -> None:
-        """Save one checkpoint, then delete what is beyond the newest `keep`; every rank calls it.
+        """Save one checkpoint, then delete all but the newest `keep`; every rank calls it.
 
-        `probe`: tensors for probe.safetensors (rank 0's are taken). `extra` goes into checkpoint.json as it is.
-        Raises DiskError on every rank where one of them cannot write; nothing is left behind then. In the background,
-        problems are raised by `wait`.
+        `probe`: tensors for probe.safetensors (rank 0's are used). `extra` is added to checkpoint.json as it is.
+        Raises DiskError on every rank if one of them cannot write, and removes the partial checkpoint. In the
+        background, `wait` raises errors.
         """
         self.wait()
         staged = folder.with_name(run_on_main_and_broadcast(lambda: _fresh_folder(folder)))
@@ -95,7 +95,7 @@ class CheckpointSaver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait for what is being written. Raises DiskError, on every rank, where it could not be."""
+        """Wait for the checkpoint being written. Raises DiskError on every rank if writing failed."""
         if self._thread is None:
             return
         join_progressing(self._thread)
@@ -107,7 +107,7 @@ class CheckpointSaver:
     def _write_later(self, snapshot: Snapshot) -> None:
         try:
             self._write(snapshot)
-        except BaseException as error:  # handed to the training thread
+        except BaseException as error:  # raised in the training thread
             self._problem = error
 
     def _snapshot(
@@ -138,7 +138,7 @@ class CheckpointSaver:
         )
 
     def _kept(self, name: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor itself, or where training goes on meanwhile, a copy in host memory."""
+        """Return the tensor itself; for a save in the background, a copy in host memory."""
         if not self._in_background:
             return tensor
         buffer = self._buffers.get((name, key))
@@ -172,7 +172,7 @@ def _fresh_folder(folder: Path) -> str:
 
 
 def _write_own(snapshot: Snapshot, rank: int) -> dict[str, Any]:
-    """Write this rank's pieces; return what the manifest says of them."""
+    """Write this rank's pieces; return their entries of the manifest."""
     file = f"rank-{rank:05d}.safetensors"
     entries, described = [], []
     for piece in snapshot.pieces:
@@ -190,7 +190,7 @@ def _write_own(snapshot: Snapshot, rank: int) -> dict[str, Any]:
 
 
 def _write_shared(snapshot: Snapshot, save_model_files: Callable[[Path], None]) -> dict[str, Any]:
-    """What rank 0 writes beside its pieces; sizes and checksums by file."""
+    """Write what rank 0 adds to its pieces; return sizes and checksums by file."""
     files = {}
     for file, tensors in snapshot.shared.items():
         entries = [Entry(k, v.dtype, tuple(v.shape), lambda v=v: v) for k, v in sorted(tensors.items())]  # type: ignore[misc]
@@ -205,7 +205,7 @@ def _write_shared(snapshot: Snapshot, save_model_files: Callable[[Path], None]) 
 
 
 def _commit(snapshot: Snapshot, parts: list[tuple[ClozeError | None, dict[str, Any]]]) -> None:
-    """Rank 0: describe what all ranks have written, flush it, and give it its name."""
+    """On rank 0: describe what all ranks have written, flush it, and rename it."""
     try:
         for error, _ in parts:
             if error is not None:
@@ -231,7 +231,7 @@ def _commit(snapshot: Snapshot, parts: list[tuple[ClozeError | None, dict[str, A
 
 
 def _check_shared_disk(snapshot: Snapshot, parts: list[dict[str, Any]]) -> None:
-    """Every rank must write into the same folder. Raises DiskError where rank 0 does not see what another wrote."""
+    """Raise DiskError if rank 0 does not see another rank's files: all must write into the same folder."""
     for rank, part in enumerate(parts):
         for file in part["files"]:
             if not (snapshot.staged / file).is_file():

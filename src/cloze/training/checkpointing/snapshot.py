@@ -1,4 +1,4 @@
-"""What is taken of a live engine for a checkpoint, and what of it each rank writes."""
+"""A snapshot of an engine for a checkpoint, and the share that each rank writes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that one rank writes of a checkpoint. `manifest`: what rank 0 knows already of checkpoint.json;
-    `staged`: where it is written before it has its name."""
+    """One rank's part of a checkpoint. `manifest`: rank 0's part of checkpoint.json; `staged`: temporary folder."""
 
     folder: Path
     staged: Path
@@ -67,10 +66,7 @@ def frozen_tensors(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def check_names(engine: Engine) -> None:
-    """Check that a checkpoint names parameters as the model itself does, not as a wrapper around it.
-
-    Raises LaunchError: nothing could be loaded from such a checkpoint.
-    """
+    """Raise LaunchError if parameters have names of a wrapper, which the model itself could not load."""
     built = {name for names in engine.group_names for name in names}
     here = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
     if built != here:
@@ -83,7 +79,7 @@ def check_names(engine: Engine) -> None:
 
 
 def describe(engine: Engine, position: Position) -> dict[str, Any]:
-    """Return what is known of checkpoint.json before anything is written."""
+    """Return the part of checkpoint.json that is known before anything is written."""
     return {
         "format_version": FORMAT_VERSION,
         "cloze_version": __version__,

@@ -1,4 +1,4 @@
-"""What the trainer needs of an engine, which holds the model and its optimizer, and computes gradients and steps.
+"""The interface of an engine: it holds model and optimizer, and computes gradients and steps.
 
     engine = engine_for(accelerator)                     # cloze.training.engines.choose_engine; nothing is wrapped yet
     engine.prepare(model, optimizer, layout, max_grad_norm)
@@ -8,8 +8,8 @@
             engine.backward(loss, is_last)
     grad_norm, refused = engine.step(learning_rate)      # both on the device
 
-A new engine is a subclass and a line in `choose_engine.ENGINES`. What the methods do here suits an engine that keeps
-every parameter whole, and in fp32, on every rank.
+A new engine is a subclass and a line in `choose_engine.ENGINES`. The methods here suit an engine that keeps every
+parameter whole, and in fp32, on every rank.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from cloze.training.engines.sharded_state import Fragment, inner_optimizer
 
 @dataclass(frozen=True)
 class Support:
-    """What an engine can do, known before its processes join.
+    """What an engine supports, known before its processes join.
 
     `name`: for messages and manifests; `whole_parameters`: whether the optimizer steps each parameter as one tensor;
     `whole_model`: whether a rank ever holds all weights or all gradients; `compiles`: what torch.compile is applied
-    to, `backbone` or `layers`, None if it is not supported; `only_gradients`: whether ranks exchange nothing but
-    gradients, once a step.
+    to, `backbone` or `layers`, None if unsupported; `only_gradients`: ranks exchange only gradients, once a step.
     """
 
     name: str
@@ -62,10 +61,10 @@ class Support:
 class Engine(ABC):
     """A model and its optimizer, and how they take one step.
 
-    `deferred`: whether the device itself refuses a step with bad numbers, so that the host may read the outcome later.
-    `hold_after_refusal`: whether all steps after it are refused too until the host has read it. `frozen`: fp32 weights
-    of parameters that are not trained, if the engine's own copies are in half precision; only rank 0, which writes
-    them, has the tensors, the names are the same on all ranks. `group_names`: the parameters of each optimizer group.
+    `deferred`: whether the device itself skips a step that is not finite, so that the host may read the outcome later.
+    `hold_after_refusal`: whether later steps are skipped too until the host has read it. `frozen`: fp32 weights of
+    parameters that are not trained, if the engine's own copies are in half precision; all ranks have the names, only
+    rank 0, which writes them, the tensors. `group_names`: the parameters of each optimizer group.
     """
 
     support: Support
@@ -99,14 +98,14 @@ class Engine(ABC):
 
     @classmethod
     def check_request(cls, config: TrainConfig, on_gpu: bool) -> None:
-        """Raise ConfigError for settings that cannot be used, or not on this machine; warn of those without effect."""
+        """Raise ConfigError for settings that are invalid or unsupported here; warn of those without effect."""
         return
 
     def prepare(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, layout: Layout, max_grad_norm: float
     ) -> Engine:
-        """Wrap model and optimizer. `max_grad_norm`: 0 for no clipping. Raises ConfigError for shapes of parameters,
-        and for settings, that the engine does not support."""
+        """Wrap model and optimizer. `max_grad_norm`: 0 for no clipping. Raises ConfigError for parameter shapes and
+        settings that the engine does not support."""
         self.support.check_precision(self.accelerator.mixed_precision)
         self._check_shapes(model)
         self.group_names = _group_names(model, optimizer)
@@ -139,12 +138,12 @@ class Engine(ABC):
         return True
 
     def compile(self, model: Any, mode: str) -> str:
-        """Compile the model before it is wrapped; return in words what is compiled. `mode`: of torch.compile."""
+        """Compile the model before it is wrapped; return what is compiled, in words. `mode`: of torch.compile."""
         compile_backbone(model, mode)
         return f"the {model.base_model_prefix}"
 
     def forward_context(self, is_last: bool) -> AbstractContextManager[Any]:
-        """Return the context in which forward and backward of a micro-batch run; `is_last`: of its step."""
+        """Return the context for forward and backward of a micro-batch. `is_last`: of its step."""
         return nullcontext()
 
     @abstractmethod
@@ -152,8 +151,8 @@ class Engine(ABC):
         """Accumulate gradients; with the last micro-batch of a step they are averaged over the ranks."""
 
     def step(self, learning_rate: float, ema_decay: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Set the learning rate, take a step, and update the moving average of the weights; `ema_decay` is its decay
-        at this step, None if none is kept. Skipped steps do not update it. Return what `take_step` returns."""
+        """Set the learning rate, take a step, and update the moving average of the weights with `ema_decay`, None
+        without one. Skipped steps do not update it. Return what `take_step` returns."""
         for group in self.inner.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         if ema_decay is None:
@@ -169,11 +168,11 @@ class Engine(ABC):
     @abstractmethod
     def take_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip, update the weights, clear the gradients; return the norm of the gradients before clipping, and whether
-        the step was refused: if the norm is not finite, the weights stay as they are. Scalars on the device, the same
-        on every rank. Clipping multiplies the gradients by min(1, max_grad_norm / (norm + 1e-6))."""
+        the step was skipped because the norm is not finite. Both are scalars on the device, equal on all ranks.
+        Clipping multiplies the gradients by min(1, max_grad_norm / (norm + 1e-6))."""
 
     def clip(self) -> torch.Tensor:
-        """Clip the gradients; return their norm before."""
+        """Clip the gradients; return their norm before clipping."""
         norm = gradient_norm(self.params, self.partitioned)
         if self._max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.params, self._max_grad_norm, norm)
@@ -181,12 +180,12 @@ class Engine(ABC):
 
     @property
     def inner(self) -> torch.optim.Optimizer:
-        """The torch optimizer inside all wrappers."""
+        """Return the torch optimizer inside all wrappers."""
         return inner_optimizer(self.optimizer)
 
     @property
     def state(self) -> dict[torch.Tensor, dict[str, Any]]:
-        """The inner optimizer's state by the tensor that owns it."""
+        """Return the inner optimizer's state by the tensor that owns it."""
         return self.inner.state
 
     def fragments(self) -> list[Fragment]:
@@ -216,7 +215,7 @@ class Engine(ABC):
         parameter.data.copy_(full.view(parameter.data.shape))
 
     def set_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Put whole fp32 weights, by name, into the engine, and forget the optimizer's state: the start of a run."""
+        """Load whole fp32 weights by name and reset the optimizer's state: the start of a run."""
         self.forget()
         for one in self.fragments():
             one.view(WEIGHT, self.state).copy_(weights[one.name].reshape(-1)[one.offset : one.offset + one.length])
@@ -224,18 +223,18 @@ class Engine(ABC):
             self.refresh(parameter, weights[name])
 
     def forget(self) -> None:
-        """Forget the optimizer's state: the start of a run, or of loading one."""
+        """Reset the optimizer's state, before the first step or before loading one."""
         self.state.clear()
 
     def loss_scale_state(self) -> dict[str, int | float] | None:
-        """Return what fp16 training must remember of its loss scale; None in other precisions."""
+        """Return the state of fp16's loss scale; None in other precisions."""
         return self.read_loss_scale() if self.accelerator.mixed_precision == "fp16" else None
 
     def restore_loss_scale(self, saved: dict[str, int | float] | None) -> None:
-        """Restore what `loss_scale_state` returned, or only the value of a scale that another engine saved.
+        """Restore what `loss_scale_state` returned; if another engine saved it, only the scale.
 
-        Every value gets the type that a new scaler has it in: torch's kernels refuse 2000.0 for 2000, which is what
-        checkpoints of older versions hold.
+        Values are converted to the types of a new scaler: torch's kernels reject 2000.0 for 2000, which older
+        checkpoints contain.
         """
         if self.accelerator.mixed_precision == "fp16" and saved:
             saved = {key: value for key, value in saved.items() if value is not None}
@@ -246,17 +245,17 @@ class Engine(ABC):
         raise NotImplementedError(f"{self.support.name} does not scale losses")
 
     def write_loss_scale(self, saved: dict[str, int | float], scale: float) -> None:
-        """Give the engine's scaler the values that it knows of those that were saved, and this loss scale."""
+        """Give the engine's scaler this loss scale and those saved values that it has."""
         raise NotImplementedError(f"{self.support.name} does not scale losses")
 
     @abstractmethod
     def bytes_to_come(self, elements: int, moments: int) -> int:
-        """Return the bytes that a rank will hold beside whole weights and gradients, for so many trained elements with
-        `moments` optimizer tensors each."""
+        """Return the bytes that a rank will hold in addition to whole weights and gradients, for `elements` trained
+        elements with `moments` optimizer tensors each."""
 
     def bytes_held(self) -> dict[str, int]:
         """Return the bytes of `parameters`, `gradients` and `optimizer` (fp32 weights that are not parameters,
-        moments, EMA) where the model computes, and of `host`, what is in host memory; each storage counts once."""
+        moments, EMA) on the compute device, and of `host`, in host memory. Each storage counts once."""
         seen: set[int] = set()
         module = list(self.module.parameters())
         owners = [p for group in self.inner.param_groups for p in group["params"]]

@@ -13,7 +13,7 @@ from cloze.training.engines.ddp import DDPEngine
 from cloze.training.engines.deepspeed import DeepSpeedEngine
 from cloze.training.engines.fsdp2 import FSDP2Engine
 
-# A line per engine; a run uses the first that it asks for.
+# The first engine that the run requests is used.
 ENGINES: list[type[Engine]] = [
     DeepSpeedEngine,
     FSDP2Engine,
@@ -27,5 +27,5 @@ def requested_engine(deepspeed: str | None) -> type[Engine]:
 
 
 def engine_for(accelerator: Accelerator) -> Engine:
-    """Return the engine of the processes that have joined, which holds no model yet."""
+    """Return the engine of the processes that have joined; it holds no model yet."""
     return next(engine for engine in ENGINES if engine.runs(accelerator))(accelerator)

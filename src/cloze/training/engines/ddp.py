@@ -14,7 +14,7 @@ from cloze.utils.environment import processes
 
 
 class DDPEngine(Engine):
-    """Every rank holds everything, and gradients are averaged."""
+    """Every rank holds the whole state, and gradients are averaged."""
 
     def __init__(self, accelerator: Accelerator):
         super().__init__(accelerator)
@@ -24,21 +24,21 @@ class DDPEngine(Engine):
 
     @classmethod
     def requested(cls, deepspeed: str | None) -> bool:
-        """Return true: it is what runs if nothing else is asked for."""
+        """Return true: DDP is the default."""
         return True
 
     @classmethod
     def runs(cls, accelerator: Accelerator) -> bool:
-        """Return true: it runs if nothing else does."""
+        """Return true: DDP is the default."""
         return True
 
     @classmethod
     def requested_support(cls, deepspeed: str | None, precision: str) -> Support:
-        """Return what it can do, which is everything."""
+        """Return full support."""
         return _support(processes.world_size())
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
-        """Take the objects, and let fused optimizers refuse steps by themselves."""
+        """Take the objects, and let fused optimizers skip steps by themselves."""
         super().attach(model, optimizer)
         fused = all(group.get("fused") for group in self.inner.param_groups)
         self.deferred = self.accelerator.scaler is None and fused
@@ -55,11 +55,11 @@ class DDPEngine(Engine):
     def take_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Take a step with torch's optimizer.
 
-        Fused optimizers leave weights and moments alone if `found_inf` is 1, as they do for loss scaling, so that the
-        host does not wait for the norm. Only a step that makes the optimizer's state is called by the host or not at
-        all: SGD would leave the momentum it made uninitialised, and take it for a real one in the next step.
+        Fused optimizers keep weights and moments if `found_inf` is 1, as in loss scaling, so that the host does not
+        wait for the norm. The first step, which creates the optimizer's state, is called by the host or not at all: a
+        skipped one would leave SGD's new momentum uninitialised, and the next step would use it.
         """
-        for parameter in self.params:  # no gradient is a zero gradient, as in ZeRO: moments and decay are updated
+        for parameter in self.params:  # a missing gradient counts as zero, as in ZeRO: moments and decay are updated
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         scaler, optimizer = self.accelerator.scaler, self.inner

@@ -70,8 +70,8 @@ class DeepSpeedEngine(Engine):
     def prepare(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, layout: Layout, max_grad_norm: float
     ) -> Engine:
-        """Wrap model and optimizer. DeepSpeed makes its fp32 weights from rounded ones; restore the exact ones."""
-        # The tensors themselves, not copies: DeepSpeed puts others in their place.
+        """Wrap model and optimizer. DeepSpeed copies its fp32 weights from rounded ones; restore the exact ones."""
+        # The tensors themselves, not copies: DeepSpeed replaces them.
         weights = {name: p.detach() for name, p in model.named_parameters()} if self._precision != "no" else None
         super().prepare(model, optimizer, layout, max_grad_norm)
         check_alignment(self.zero)
@@ -119,14 +119,14 @@ class DeepSpeedEngine(Engine):
         self.model.backward(loss, scale_wrt_gas=False)  # type: ignore[operator]
 
     def take_step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a step with DeepSpeed, which clips; ZeRO-0 in fp32 is a plain optimizer, which reports no norm."""
+        """Take a step with DeepSpeed, which clips; ZeRO-0 in fp32 is a plain optimizer that reports no norm."""
         zero, device = self.zero, self.accelerator.device
         if hasattr(zero, "_global_grad_norm") or hasattr(zero, "scaled_global_norm"):
             zero.check_grad_overflow = True  # bf16 too
             try:
                 with norm_scale_of_step(zero) if self._precision == "fp16" else nullcontext(1.0) as scale:
                     self.model.step()  # type: ignore[operator]
-            except Exception as error:  # DeepSpeed (0.19.8) has no class of its own for it
+            except Exception as error:  # DeepSpeed (0.19.8) raises a plain Exception
                 if "minimum" not in str(error) or "scale" not in str(error):
                     raise
                 what, hint = "no gradient is finite at fp16's smallest loss scale", "train in bf16"
@@ -146,7 +146,7 @@ class DeepSpeedEngine(Engine):
 
     @property
     def partitioned(self) -> bool:  # type: ignore[override]
-        """Whether each rank holds only a part of the training state: ZeRO-1 and up."""
+        """Return whether each rank holds only a part of the training state: ZeRO-1 and up."""
         return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in self.module.parameters())
 
     def locate(self, name: str, parameter: Any) -> Fragment | None:
@@ -157,7 +157,7 @@ class DeepSpeedEngine(Engine):
     def _locate(self, parameter: Any) -> tuple[int, int, torch.Tensor, int] | None:
         """Return (offset in the parameter, length, owner, start in the owner)."""
         zero = self.zero
-        if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter is cut into equal pieces, the last ones padded
+        if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter in equal pieces, the last ones padded
             group, start, piece = zero.grad_position[zero.get_param_id(parameter)]
             offset = self.rank * parameter.ds_tensor.ds_numel
             length = min(piece, parameter.ds_numel - offset)
@@ -170,7 +170,7 @@ class DeepSpeedEngine(Engine):
             owner = groups[mapping.param_group_index]
             lp, hp = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
             return lp.start, lp.numel, owner, hp.start
-        if hasattr(zero, "fp16_groups") and hasattr(zero, "fp32_groups"):  # ZeRO-0 in bf16 or fp16: fp32 copies, whole
+        if hasattr(zero, "fp16_groups") and hasattr(zero, "fp32_groups"):  # ZeRO-0 in bf16 or fp16: whole fp32 copies
             for half, full in zip(zero.fp16_groups, zero.fp32_groups, strict=True):
                 for low, high in zip(half, full, strict=True):
                     if low is parameter:
@@ -178,7 +178,7 @@ class DeepSpeedEngine(Engine):
         return 0, parameter.numel(), parameter, 0
 
     def shape_of(self, parameter: Any) -> tuple[int, ...]:
-        """Return the parameter's shape, also if ZeRO-3 has taken its elements away."""
+        """Return the parameter's shape, also if ZeRO-3 has released its elements."""
         return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
     @contextmanager
@@ -213,8 +213,8 @@ class DeepSpeedEngine(Engine):
         own = full.reshape(-1)[offset : offset + part.numel()]
         part.zero_()
         part[: own.numel()].copy_(own)
-        parameter.ds_secondary_tensor = None  # ZeRO++'s second partition is made of the new weights
-        if parameter.data.numel() == parameter.ds_numel:  # small parameters are kept whole beside their piece
+        parameter.ds_secondary_tensor = None  # recompute ZeRO++'s second partition from the new weights
+        if parameter.data.numel() == parameter.ds_numel:  # small parameters are kept whole as well
             parameter.data.copy_(full.view(parameter.data.shape))
 
     def forget(self) -> None:
@@ -254,8 +254,8 @@ class DeepSpeedEngine(Engine):
 
 
 def _support(stage: int, precision: str) -> Support:
-    """Return what a stage of ZeRO can do. torchao replaces layers for fp8, and torch.compile breaks graphs at hooks:
-    ZeRO-3 has divided the layers' weights, and gathers them in hooks."""
+    """Return what a ZeRO stage supports. Under ZeRO-3 the layers' weights are divided and gathered in hooks: torchao
+    cannot replace the layers for fp8, and torch.compile breaks graphs at the hooks."""
     return Support(
         f"DeepSpeed ZeRO-{stage}",
         precisions=tuple(name for name in PRECISIONS if stage != 3 or name != "fp8"),
@@ -267,20 +267,19 @@ def _support(stage: int, precision: str) -> Support:
 
 @contextmanager
 def _deepspeed_errors() -> Iterator[None]:
-    """Raise ConfigError for settings that DeepSpeed refuses only once it has model and optimizer."""
+    """Raise ConfigError for settings that DeepSpeed rejects only once it has model and optimizer."""
     try:
         yield
     except Exception as error:
-        if type(error) not in (AssertionError, NotImplementedError, ValueError, Exception):  # it raises these
+        if type(error) not in (AssertionError, NotImplementedError, ValueError, Exception):  # what DeepSpeed raises
             raise
         what, hint = f"it refuses these settings ({error})", "correct the DeepSpeed configuration"
         raise ConfigError(what, where="DeepSpeed", hint=hint) from error
 
 
 def fit_sizes(zero: dict[str, Any], model: Any) -> None:
-    """Make the sizes in DeepSpeed's settings fit a model: leave those that are `auto` to DeepSpeed if the architecture
-    has no `hidden_size` (perceiver), from which accelerate would work them out; and allocate no bucket for gradients
-    that is larger than the model."""
+    """Fit the sizes in DeepSpeed's settings to a model. Leave `auto` sizes to DeepSpeed if the architecture has no
+    `hidden_size` (perceiver), from which accelerate computes them. Limit gradient buckets to the size of the model."""
     if not (hasattr(model.config, "hidden_size") or hasattr(model.config, "hidden_sizes")):
         for name in FILLED:
             if zero.get(name) == "auto":

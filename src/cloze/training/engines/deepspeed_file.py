@@ -3,8 +3,8 @@
     settings = asked_settings(config.deepspeed)         # None without such a file
     check_settings(settings, where, config)             # before any process has joined
 
-Every key is honoured, set by Cloze (a value of the user's own must agree), without effect here, or refused. Files for
-transformers' Trainer have `optimizer` and `scheduler`, which are flags of Cloze.
+Every key is passed on, set by Cloze (a value of the user must agree), ignored with a reason, or rejected. `optimizer`
+and `scheduler`, in files for transformers' Trainer, are flags of Cloze.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cloze.utils.foreign.json_yaml import read_json
 from cloze.utils.suggest import suggestion
 from cloze.utils.terminal.console import warn
 
-# DeepSpeed does what these say.
+# Passed on to DeepSpeed.
 _HONOURED = """
     zero_optimization bf16 bfloat16 fp16 aio communication_data_type prescale_gradients gradient_predivide_factor
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer steps_per_print wall_clock_breakdown memory_breakdown
@@ -33,7 +33,7 @@ SET_BY_FLAGS = {
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
     "gradient_clipping": "--max_grad_norm",
 }
-# Cloze does this itself: what to use instead.
+# Cloze does this itself; the value names its option.
 REPLACED = {
     "optimizer": "--optim, --learning_rate, --weight_decay and --adam_beta1",
     "scheduler": "--lr_scheduler_type, --warmup_steps and --learning_rate",
@@ -43,14 +43,14 @@ REPLACED = {
     "autotuning": "`cloze plan` and --auto_find_batch_size",
     **dict.fromkeys(("tensorboard", "wandb", "comet", "csv_monitor", "monitor_config"), "--report_to"),
 }
-# They would change what is computed, or how the model is divided, and Cloze does not support them.
+# Unsupported: they would change what is computed, or how the model is divided.
 _UNSUPPORTED = """
     sparse_attention pipeline tensor_parallel expert_parallel sequence_parallel_size hybrid_engine
     compression_training curriculum_learning data_efficiency progressive_layer_drop eigenvalue quantize_training
     weight_quantization use_data_before_expert_parallelism seq_parallel_communication_data_type
     managed_gradient_accumulation nebula
 """
-# Only code that calls DeepSpeed's own functions for them would notice.
+# Effective only if the user's code calls DeepSpeed's own functions.
 WITHOUT_EFFECT = {
     "activation_checkpointing": "use --gradient_checkpointing",
     "checkpoint": "Cloze writes its own checkpoints",
@@ -71,7 +71,7 @@ def settings_file(deepspeed: str | None) -> str | None:
 
 
 def asked_settings(deepspeed: str | None) -> dict[str, Any] | None:
-    """Return what that file says, None without one. Raises ConfigError if it cannot be read, or has no ZeRO stage."""
+    """Return the file's settings, None without a file. Raises ConfigError if it is unreadable or has no ZeRO stage."""
     file = settings_file(deepspeed)
     if file is None:
         return None
@@ -95,8 +95,8 @@ def asked_settings(deepspeed: str | None) -> dict[str, Any] | None:
 
 
 def engine_settings(deepspeed: str | None) -> dict[str, Any] | None:
-    """Return what DeepSpeed is given: the settings of the file that it honours, else those of the launcher's
-    variables; None without DeepSpeed. accelerate and DeepSpeed read neither themselves."""
+    """Return the settings for DeepSpeed: those of the file that it uses, else those of the launcher's variables; None
+    without DeepSpeed. accelerate and DeepSpeed read neither themselves."""
     settings = asked_settings(deepspeed)
     if settings is not None:
         given = without_defaults({name: value for name, value in settings.items() if name in HONOURED})
@@ -107,8 +107,8 @@ def engine_settings(deepspeed: str | None) -> dict[str, Any] | None:
 
 
 def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig) -> list[str]:
-    """Return what has no effect, with the reason. Raises ConfigError for a key that is unknown, not supported, or
-    contradicts a flag, and for a value that DeepSpeed would not take."""
+    """Return the settings without effect, with the reason. Raises ConfigError for a key that is unknown, unsupported,
+    or contradicts a flag, and for a value that DeepSpeed would reject."""
     for key, value in settings.items():
         if _is_off(key, value):
             continue
@@ -134,7 +134,7 @@ def check_settings(settings: Mapping[str, Any], where: str, config: TrainConfig)
 
 
 def report_settings(config: TrainConfig, on_gpu: bool) -> None:
-    """Raise ConfigError for a configuration that cannot be used; warn of the parts without effect."""
+    """Raise ConfigError for an invalid configuration; warn of settings without effect."""
     settings, where = asked_settings(config.deepspeed), settings_file(config.deepspeed)
     if settings is None or where is None:
         return
@@ -148,8 +148,7 @@ def report_settings(config: TrainConfig, on_gpu: bool) -> None:
 
 
 def rounding_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings, `name=value`, with which gradients are added or sent in another way than in other engines,
-    so that the numbers of a run depend on them."""
+    """Return the settings, `name=value`, that change how gradients are added or sent, and so the numbers of a run."""
     usual = {
         "communication_data_type": ("auto", "fp32"),
         "prescale_gradients": ("auto", False),

@@ -1,9 +1,9 @@
-"""DeepSpeed's parts in C++, which are compiled on a machine when they are first used.
+"""DeepSpeed's C++ extensions, compiled at their first use on a machine.
 
     load_op(AsyncIOBuilder(), "offload to a disk")
 
-torch's builds are silent. And one that was killed leaves a lock behind, for which every later one waits for ever
-(torch.utils.file_baton): it goes when nobody holds it.
+torch's builds print nothing. A killed build leaves a lock for which later builds wait forever
+(torch.utils.file_baton): here a lock without an owner is removed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cloze.utils.terminal.console import say
 
 SECONDS_WITHOUT_A_SIGN = 900.0  # a single file of CUDA code takes minutes
 _SEEN_BY_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs"}
-_LOADS_BEFORE = {"async_io": ("pin_memory",)}  # DeepSpeed 0.19: an op that its `load` loads first
+_LOADS_BEFORE = {"async_io": ("pin_memory",)}  # DeepSpeed 0.19: ops that its `load` loads first
 
 
 def load_op(builder: Any, what_for: str) -> Any:
-    """DeepSpeed's op that `builder` makes, compiled if need be. Raises ConfigError where another build has the lock
-    and shows no sign of life, and where it cannot be compiled."""
+    """Return the op of `builder`, compiled if necessary. Raises ConfigError if it cannot be compiled, or another build
+    holds the lock without progress."""
     from deepspeed.git_version_info import installed_ops
 
     root = _build_root()
@@ -43,12 +43,12 @@ def load_op(builder: Any, what_for: str) -> Any:
 
 
 def wait_for_lock(lock: Path, seconds: float = SECONDS_WITHOUT_A_SIGN) -> None:
-    """Until a build that is under way has ended. A lock that a killed build has left is removed where this machine
-    alone can see it. Raises ConfigError after so many seconds in which nothing was written beside it."""
+    """Wait for a build in progress. A lock left by a killed build is removed if only this machine can see it. Raises
+    ConfigError after `seconds` without a write beside the lock."""
     told = False
     while lock.exists():
         if file_system(real_path(lock)) in _SEEN_BY_ONE_MACHINE and not is_held(lock):
-            time.sleep(0.2)  # torch makes it and holds it in one call, but who reads /proc is slower
+            time.sleep(0.2)  # torch creates and opens the lock in one call; reading /proc takes longer
             if not is_held(lock):
                 lock.unlink(missing_ok=True)
                 return
@@ -65,8 +65,8 @@ def wait_for_lock(lock: Path, seconds: float = SECONDS_WITHOUT_A_SIGN) -> None:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process of this machine has the file open, as torch's builds have (Linux). Processes of others cannot
-    be looked into: a lock of theirs counts as held."""
+    """Return whether a process of this machine has the file open, as torch's builds do (Linux). True for a lock of
+    another user, whose processes cannot be inspected."""
     try:
         if lock.stat().st_uid != os.getuid():
             return True

@@ -1,10 +1,10 @@
-"""The values that settings of DeepSpeed's configuration may have, checked before time is spent.
+"""The valid values of settings in DeepSpeed's configuration, checked early.
 
-    check_values(settings, "ds.json")                # ConfigError naming the first value that cannot be used
+    check_values(settings, "ds.json")                # ConfigError naming the first invalid value
     given = without_defaults(settings)               # without null and "auto", which mean DeepSpeed's default
 
-Sections that DeepSpeed has a pydantic model for are checked with it, but strictly: a model takes `true` for 1. The
-others, whose values DeepSpeed uses unchecked, have their types and ranges here.
+Sections with a pydantic model in DeepSpeed are checked with it, but strictly: the model accepts `true` for 1.
+DeepSpeed does not check the other sections; their types and ranges are given here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from annotated_types import Ge, Le
 from cloze.errors import ConfigError
 from cloze.utils.suggest import suggestion
 
-_BITS = 62  # integers are fewer: products with the size of a type must fit into 64 bits
+_BITS = 62  # of an integer: products with the size of a type must fit into 64 bits
 # accelerate replaces "auto" in these by values of the model; Cloze and accelerate set the batch and the precision.
 FILLED = frozenset(("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"))
 
@@ -49,7 +49,7 @@ _COUNTS = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation
 
 @functools.cache
 def schema() -> dict[str, Any]:
-    """Return what each setting may be by its name: a type for pydantic, an `Only`, or a mapping for a section."""
+    """Return the valid values of each setting by name: a type for pydantic, an `Only`, or a mapping for a section."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
@@ -86,7 +86,7 @@ def schema() -> dict[str, Any]:
 
 
 def _sections() -> dict[str, Any]:
-    """Return those that DeepSpeed has models for and that hold values which Cloze excludes."""
+    """Return the sections that DeepSpeed has models for and whose values Cloze restricts."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -120,7 +120,7 @@ def _sections() -> dict[str, Any]:
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    """Return the fields of one of DeepSpeed's models by the names that they may be given by."""
+    """Return the fields of one of DeepSpeed's models by name and alias."""
     from pydantic import BaseModel
 
     found: dict[str, Any] = {}
@@ -173,7 +173,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _fault(kind: Any, value: Any) -> str | None:
-    """Return why a value cannot be used, or None."""
+    """Return why a value is invalid, or None."""
     from pydantic import ValidationError
 
     if isinstance(value, int) and value.bit_length() > _BITS:
@@ -190,8 +190,7 @@ def _fault(kind: Any, value: Any) -> str | None:
 
 
 def _check_zero(zero: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError for settings that contradict each other, which DeepSpeed would refuse after the model is
-    built."""
+    """Raise ConfigError for contradicting settings, which DeepSpeed would reject only after the model is built."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 

@@ -1,9 +1,9 @@
 """FSDP2: every parameter divided among the ranks by its rows, gathered when its layer computes.
 
-torch's `fully_shard` is called here rather than by `accelerator.prepare`, so that all architectures are divided by one
-rule and that what is computed in bf16 is what DDP computes in bf16. accelerate's own way (1.15, fsdp2_prepare_model)
-divides a head apart from the bias that BERT and RoBERTa share with it, which torch (2.13) refuses, goes by names of
-classes, computes all of a model in bf16 and adds up gradients in bf16. Its settings are those of `accelerate launch`.
+This module calls torch's `fully_shard` itself, so that one rule divides all architectures and bf16 is used for the
+same operations as under DDP. `accelerator.prepare` (1.15, fsdp2_prepare_model) divides a head apart from the bias that
+BERT and RoBERTa share with it, which torch (2.13) refuses; it selects by class names, computes the whole model in bf16
+and adds up gradients in bf16. The settings of `accelerate launch` are used.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FSDP2Engine(DDPEngine):
 
     @classmethod
     def requested_support(cls, deepspeed: str | None, precision: str) -> Support:
-        """Return what it can do."""
+        """Return what FSDP2 supports."""
         return SUPPORT
 
     def can_hold(self, parameter: torch.nn.Parameter) -> bool:
@@ -70,12 +70,11 @@ class FSDP2Engine(DDPEngine):
     def wrap(self, model: Any, optimizer: torch.optim.Optimizer, layout: Layout) -> tuple[Any, Any]:
         """Divide the model's parameters among all ranks, in place; the optimizer holds this rank's parts of them.
 
-        A layer's whole weights are let go of as soon as it is divided. Weights stay in fp32; in mixed precision they
-        are gathered in bf16, operations choose their precision by autocast as under DDP, and gradients are added up in
-        fp32.
+        A layer's whole weights are released as soon as it is divided. Weights stay in fp32. In mixed precision they
+        are gathered in bf16, autocast chooses the precision of operations as in DDP, and gradients are added in fp32.
         """
         accelerator = self.accelerator
-        for group in optimizer.param_groups:  # nothing else may keep the whole weights
+        for group in optimizer.param_groups:  # no other reference may keep the whole weights
             group["params"] = []
         half = accelerator.mixed_precision == "bf16"
         how: dict[str, Any] = {
@@ -86,9 +85,9 @@ class FSDP2Engine(DDPEngine):
         }
         for layer in units(model):
             fully_shard(layer, **how, reshard_after_forward=accelerator.state.fsdp_plugin.reshard_after_forward)
-        fully_shard(model, **how, reshard_after_forward=False)  # the rest, which backward begins with, stays gathered
+        fully_shard(model, **how, reshard_after_forward=False)  # the rest stays gathered: backward begins with it
         model.register_forward_hook(_let_go)
-        # Logits are a view of a matrix product's result; nobody changes them in place, which is what torch warns of.
+        # torch warns of in-place changes to logits, a view of a matrix product; none are made.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         if half:
             autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
@@ -96,7 +95,7 @@ class FSDP2Engine(DDPEngine):
         parts = dict(model.named_parameters())
         for names, group in zip(self.group_names, optimizer.param_groups, strict=True):
             group["params"] = [parts[name] for name in names]
-            if isinstance(optimizer, torch.optim.SGD):  # torch (2.13) has the fused one for whole tensors only
+            if isinstance(optimizer, torch.optim.SGD):  # torch (2.13) fuses it for whole tensors only
                 group["fused"] = None
         return model, accelerator.prepare_optimizer(optimizer)
 
@@ -115,8 +114,7 @@ class FSDP2Engine(DDPEngine):
         local(parameter).view(-1).copy_(full.reshape(-1)[offset : offset + length])
 
     def bytes_to_come(self, elements: int, moments: int) -> int:
-        """Return the bytes of a rank's optimizer tensors. What is gathered is no more than the whole weights and
-        gradients."""
+        """Return the bytes of a rank's optimizer tensors. Gathered tensors fit into whole weights and gradients."""
         return -(-int(optimizer_bytes(elements, moments, None, half=False)) // self.world_size)
 
 
@@ -129,8 +127,8 @@ def own_rows(parameter: DTensor) -> tuple[int, int]:
 
 
 def units(model: Any) -> list[torch.nn.Module]:
-    """The modules that are gathered one at a time: the layers that hold matrices of their own. The rest, embeddings
-    and head, is gathered as a whole, so that weights may be tied in it. None in architectures that do not allow it."""
+    """Return the modules that are gathered one at a time: the layers with matrices of their own. The rest, embeddings
+    and head, is gathered together, so that its weights may be tied. Empty for architectures that do not allow it."""
     if model.config.model_type in GATHERED_AS_ONE:
         return []
     users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
@@ -144,6 +142,6 @@ def units(model: Any) -> list[torch.nn.Module]:
 
 
 def _let_go(model: FSDPModule, *_: Any) -> None:
-    """After a forward that no backward follows: what is still gathered would hide it when the parts are changed."""
+    """Release the gathered parameters after a forward without backward: they would hide later changes of the parts."""
     if not torch.is_grad_enabled():
         model.reshard()

@@ -1,7 +1,7 @@
-"""The norm of the whole gradient, as exact in every engine as DeepSpeed's, which adds up squares in fp64.
+"""The norm of the whole gradient, as exact in every engine as DeepSpeed's, which adds squares in fp64.
 
-torch's own norm of a tensor on a CPU (2.13) adds squares in fp32, one after another: 2.5e-4 too low for 38 million
-elements. Clipping by it would make a run depend on its engine.
+torch's own norm of a tensor on a CPU (2.13) adds squares sequentially in fp32: 2.5e-4 too low for 38 million elements.
+Clipping by it would make a run depend on its engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from cloze.training.engines.sharded_state import local
 
-_ROW = 1024  # elements; 4,096 take half the time, and are 4e-7 too low for rounded positive numbers
+_ROW = 1024  # elements; 4,096 take half the time, but are 4e-7 too low for rounded positive numbers
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def gradient_norm(parameters: Sequence[torch.nn.Parameter], divided: bool) -> to
 def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sum of all squared elements, an fp64 scalar on the device of the first tensor.
 
-    Norms are computed in fp32, on a CPU of rows of 1,024 elements, on a GPU of whole tensors, which it adds up as a
+    Norms are computed in fp32, on a CPU of rows of 1,024 elements, on a GPU of whole tensors, which are reduced as a
     tree; their squares are added in fp64. Relative error of the norm: 1e-7 on a CPU, 1e-6 on a GPU.
     """
     device = tensors[0].device
@@ -46,21 +46,21 @@ def sum_of_squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _row_norms(flat: torch.Tensor) -> torch.Tensor:
-    """Norms of runs of 1,024 elements of a tensor [n], the last one shorter: [n // 1024 + 1]."""
+    """Return the norms of rows of 1,024 elements of a tensor [n], the last one shorter: [n // 1024 + 1]."""
     whole = flat.numel() // _ROW * _ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1)
     return torch.cat([rows, torch.linalg.vector_norm(flat[whole:]).view(1)])
 
 
 def use_exact_norms() -> None:
-    """Let DeepSpeed (0.19.8) add up squares as here in its optimizers that hold weights whole in half precision
-    (ZeRO-0, and ZeRO-1 in bf16), which do it in fp32. The others do it in fp64."""
+    """Make DeepSpeed (0.19.8) add squares in fp64 in its optimizers that hold whole half-precision weights (ZeRO-0,
+    and ZeRO-1 in bf16), which add them in fp32."""
     from deepspeed.runtime import bf16_optimizer
     from deepspeed.runtime.fp16 import fused_optimizer, unfused_optimizer
 
     def norm_of_tensors(input_tensors: Iterable[torch.Tensor], *_: object, **__: object) -> torch.Tensor:
         norm = sum_of_squares(list(input_tensors)).sqrt().float()
-        return torch.where(torch.isfinite(norm), norm, -1.0)  # what marks a norm that is not finite
+        return torch.where(torch.isfinite(norm), norm, -1.0)  # marks a norm that is not finite
 
     def weight_norm(parameters: torch.Tensor | Iterable[torch.Tensor], *_: object, **__: object) -> float:
         return norm_of_tensors([parameters] if isinstance(parameters, torch.Tensor) else parameters).item()

@@ -22,8 +22,8 @@ def start_with_scale(loss: torch.Tensor, zero: Any) -> None:
 
 @contextmanager
 def norm_scale_of_step(zero: Any) -> Iterator[float]:
-    """Postpone a rise of the loss scale to the end of the DeepSpeed step that is taken inside; a skipped step still
-    lowers it at once. Yield the divisor for the norm that DeepSpeed returns."""
+    """Postpone a rise of the loss scale to the end of the DeepSpeed step inside the block; a skipped step still lowers
+    it at once. Yield the divisor for the norm that DeepSpeed returns."""
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
     update, taken = zero._update_scale, []

@@ -1,13 +1,12 @@
-"""What DeepSpeed's NVMe offload has put on a disk, as tensors: mapped from its files, which are as raw as tensors are.
+"""Tensors that DeepSpeed's NVMe offload has written to a disk, memory-mapped from its raw files.
 
-Between two steps the fp32 weights, the moments and, where parameters are offloaded too, each rank's part of them lie
-in files under `nvme_path`. Reading or writing a few elements of one is no reason to read all of a sub-group into
-memory, as DeepSpeed would: so they are mapped, and take no memory of their own.
+Between two steps the fp32 weights, the moments and, with offloaded parameters, each rank's part of them lie in files
+under `nvme_path`. DeepSpeed would read a whole sub-group into memory to access a few elements; mapping needs none.
 
-    fit_buffers(settings, model, 2, dtype)     # before DeepSpeed sees them: its buffers have to suffice
-    swap = swapped_state(zero, owner)          # None where the optimizer's tensors are in memory
+    fit_buffers(settings, model, 2, dtype)     # before DeepSpeed reads them: its buffers have to suffice
+    swap = swapped_state(zero, owner)          # None if the optimizer's tensors are in memory
     on_disk(swap, exp_avg)                     # [numel], shared with the file
-    swapped_part(parameter)                    # this rank's part of a parameter, wherever it is
+    swapped_part(parameter)                    # this rank's part of a parameter, in memory or mapped
 """
 
 from __future__ import annotations
@@ -22,23 +21,22 @@ from cloze.errors import ConfigError
 from cloze.utils.terminal.console import say
 
 _ROUND = 1 << 20  # bytes; DeepSpeed reads whole multiples of 1 KiB times the threads of a request
-_LEAST = 1 << 20  # bytes (MIN_AIO_BYTES, or aio.block_size where that is more); smaller parts stay in memory
+_LEAST = 1 << 20  # bytes (MIN_AIO_BYTES, or aio.block_size if larger); smaller parts stay in memory
 
 
 def fit_buffers(settings: dict[str, Any], model: torch.nn.Module, world_size: int, dtype: torch.dtype) -> None:
-    """Change DeepSpeed's settings where its buffers for parameters that are on a disk would not suffice.
+    """Change DeepSpeed's settings if its buffers for parameters on a disk would not suffice.
 
-    A part keeps its buffer until its parameter is let go of. DeepSpeed (0.19.8) keeps and fetches ahead as much as its
-    distances allow, without regard to the number of buffers; so once it has seen the order of the modules, in the
-    third step or so, it has none left and ends. Where not every part has a buffer of its own, each module's parameters
-    are read when it needs them, and let go of after it. Raises ConfigError where a part is larger than a buffer, or
-    more parts are needed at once than there are buffers.
+    A part keeps its buffer until its parameter is released. DeepSpeed (0.19.8) prefetches and keeps parameters without
+    regard to the number of buffers; knowing the order of the modules, in about the third step, it runs out of them and
+    fails. If there are fewer buffers than parts, parameters are therefore read when a module needs them and released
+    after it. Raises ConfigError if a part exceeds a buffer, or more parts than buffers are needed at once.
     """
     zero = settings["zero_optimization"]
     offload = zero.get("offload_param") or {}
     if offload.get("device") != "nvme":
         return
-    count, size = int(offload.get("buffer_count", 5)), int(offload.get("buffer_size", 10**8))  # as DeepSpeed has it
+    count, size = int(offload.get("buffer_count", 5)), int(offload.get("buffer_size", 10**8))  # DeepSpeed's defaults
     least = max(_LEAST, settings.get("aio", {}).get("block_size", _LEAST))
     parts = {name: -(-parameter.numel() // world_size) for name, parameter in model.named_parameters()}
     swapped = {name: part for name, part in parts.items() if part * dtype.itemsize >= least}
@@ -63,8 +61,8 @@ def fit_buffers(settings: dict[str, Any], model: torch.nn.Module, world_size: in
 
 
 def _most_at_once(model: torch.nn.Module, swapped: set[torch.nn.Parameter]) -> int:
-    """How many of some parameters are there at once, at most: those of one module; but of a layer that is recomputed
-    all frozen ones, which DeepSpeed lets go of at the end of the layer's backward pass."""
+    """Return how many of these parameters are in memory at once, at most: those of one module, or all frozen ones of a
+    recomputed layer, which DeepSpeed releases at the end of the layer's backward pass."""
     own = {module: [p for p in module.parameters(recurse=False) if p in swapped] for module in model.modules()}
     most = max(len(found) for found in own.values())
     for layer in model.modules():
@@ -76,15 +74,15 @@ def _most_at_once(model: torch.nn.Module, swapped: set[torch.nn.Parameter]) -> i
 
 
 def swapped_state(zero: Any, owner: torch.Tensor) -> Any:
-    """DeepSpeed's record (OptimizerStateSwapInfo) of an fp32 tensor and its state on a disk; None where there is none.
-    Small tensors stay in memory."""
+    """Return DeepSpeed's record (OptimizerStateSwapInfo) of an fp32 tensor and its state on a disk; None if they are
+    in memory, as small tensors are."""
     swapper = getattr(zero, "optimizer_swapper", None)
     return None if swapper is None else swapper.swap_params_info.get(getattr(owner, "ds_id", None))
 
 
 def on_disk(swap: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """The elements [numel] of the weights or of a moment, by the tensor that stands for them in memory while they are
-    out; the tensor itself where it is not one of those."""
+    """Return the elements [numel] of weights or a moment, given the placeholder that DeepSpeed keeps in memory; a
+    tensor that is not a placeholder is returned unchanged."""
     for one in swap.tensors:
         if one.compute_tensor is tensor:
             return _map(one.swap_path, swap.numel(), swap.dtype())
@@ -92,7 +90,7 @@ def on_disk(swap: Any, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def add_tensor(swap: Any, owner: torch.Tensor, key: str) -> torch.Tensor:
-    """A new tensor of the optimizer's state, all zeros, on the disk; what stands for it in memory is returned."""
+    """Add a zero tensor to the optimizer's state on the disk; return its placeholder in memory."""
     tensor = torch.empty(0, dtype=swap.dtype())
     tensor.ds_id = f"{key}-{owner.ds_id}"  # type: ignore[attr-defined]
     swap.add_state_tensors([tensor])
@@ -103,7 +101,7 @@ def add_tensor(swap: Any, owner: torch.Tensor, key: str) -> torch.Tensor:
 
 
 def forget_state(zero: Any) -> None:
-    """Forget the moments on the disk, not the weights, as `optimizer.state.clear()` does in memory."""
+    """Remove the moments on the disk but keep the weights, as `optimizer.state.clear()` does in memory."""
     swapper = getattr(zero, "optimizer_swapper", None)
     for swap in swapper.swap_params_info.values() if swapper is not None else ():
         del swap.tensors[1:]
@@ -111,9 +109,9 @@ def forget_state(zero: Any) -> None:
 
 
 def check_alignment(zero: Any) -> None:
-    """Raise ConfigError where DeepSpeed (0.19.8) would train on gradients that it cannot read back: those of a
-    parameter go to the disk as a file of their own, and are read into the middle of a buffer, where direct reading
-    wants addresses that are multiples of 1 KiB times the threads of a request; it fails silently elsewhere."""
+    """Raise ConfigError if DeepSpeed (0.19.8) would fail silently to read gradients back: it writes a file per
+    parameter and reads it into the middle of a buffer, but direct reads need addresses that are multiples of 1 KiB
+    times the threads of a request."""
     swapper = getattr(zero, "optimizer_swapper", None)
     if swapper is None:
         return
@@ -128,7 +126,7 @@ def check_alignment(zero: Any) -> None:
 
 
 def swapped_part(parameter: Any) -> torch.Tensor:
-    """This rank's part of a parameter under ZeRO-3, [ds_tensor.ds_numel], which may be on a disk."""
+    """Return this rank's part of a parameter under ZeRO-3, [ds_tensor.ds_numel], from memory or a disk."""
     swapper = getattr(parameter, "nvme_swapper", None)
     if swapper is None or parameter.ds_tensor.status.name == "AVAILABLE":
         return parameter.ds_tensor

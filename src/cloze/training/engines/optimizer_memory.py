@@ -1,4 +1,4 @@
-"""What an engine holds beside the weights that the model computes with.
+"""The memory of an engine in addition to the weights that the model computes with.
 
 optimizer_bytes(elements=124_645_632, moments=2, stage=2, half=True)      # 1,495,747,584: fp32 weights and moments
 """
@@ -14,17 +14,17 @@ from cloze.training.engines.sharded_state import local
 
 
 def has_own_weights(stage: int | None, half: bool) -> bool:
-    """Whether the optimizer steps fp32 weights of its own. `stage`: of ZeRO, None for DDP; `half`: bf16 or fp16.
+    """Return whether the optimizer has its own fp32 weights. `stage`: of ZeRO, None for DDP; `half`: bf16 or fp16.
 
-    DDP steps the model's weights, which are fp32, and so does stage 0 in fp32. All else of DeepSpeed has a copy, in
-    fp32 too (`single_partition_of_fp32_groups`, `fp32_partitioned_groups_flat`, `fp32_groups`).
+    DDP and ZeRO-0 in fp32 step the model's weights. Otherwise DeepSpeed has a copy, also in fp32
+    (`single_partition_of_fp32_groups`, `fp32_partitioned_groups_flat`, `fp32_groups`).
     """
     return stage is not None and (half or stage > 0)
 
 
 def optimizer_bytes(elements: float, moments: float, stage: int | None, half: bool) -> float:
-    """Bytes for so many trained elements of a rank, with `moments` tensors each (AdamW: 2; a moving average of the
-    weights is one more), all in fp32."""
+    """Return the bytes for `elements` trained elements of a rank with `moments` tensors each (AdamW: 2; a moving
+    average of the weights is one more), all in fp32."""
     return 4 * elements * (moments + has_own_weights(stage, half))
 
 
@@ -67,8 +67,8 @@ def deepspeed_bytes(zero: Any, inner: torch.optim.Optimizer, module: list[Any]) 
 
 
 def _in_host(zero: Any, module: list[Any]) -> list[torch.Tensor]:
-    """Return the buffers of ZeRO-Offload beside weights, gradients and moments of the optimizer, and weights that are
-    not on the GPU. The optimizer's swap buffers exist with NVMe only."""
+    """Return ZeRO-Offload's buffers in host memory other than weights, gradients and moments of the optimizer, and
+    weights that are not on the GPU. The optimizer's swap buffers exist with NVMe only."""
     found = list(getattr(zero, "param_buffer_of_bit16_for_cpu_offload_groups", []))
     found += [getattr(zero, name) for name in ("temp_grad_buffer_for_cpu_offload",) if hasattr(zero, name)]
     found += list(getattr(zero, "accumulated_grads_in_cpu", {}).values())

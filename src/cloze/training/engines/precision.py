@@ -1,4 +1,4 @@
-"""Which precision a run computes in: what was asked for, by flag, DeepSpeed file or launcher; else what suits the GPU.
+"""The precision of a run: requested by flag, DeepSpeed file or launcher, else chosen for the GPU.
 
     choose_precision(config, os.environ, capability=(8, 0), model_type="roberta")   # ("bf16", "bf16 (this GPU ...")
 
@@ -32,12 +32,12 @@ def choose_precision(
     model_type: str,
     possible: Sequence[str] = PRECISIONS,
 ) -> tuple[str, str | None]:
-    """The precision ("no", "bf16", "fp16", "fp8"), and where nobody asked for one on a GPU, a line that says why.
+    """Return the precision ("no", "bf16", "fp16", "fp8") and, if a GPU's default was chosen, a line with the reason.
 
-    `capability`: of this process's CUDA GPU, None where it uses none; `possible`: see `left_by_deepspeed`. --bf16 and
-    --fp16 come first, then --precision, then what the DeepSpeed file fixes, then the launcher (whose "no" is its
-    default, and means nothing). Raises ConfigError where flags contradict each other or the DeepSpeed file, or this
-    machine cannot do what was asked for.
+    `capability`: of this process's CUDA GPU, None without one; `possible`: see `left_by_deepspeed`. In order of
+    precedence: --bf16 and --fp16, --precision, what the DeepSpeed file fixes, the launcher (whose default "no" is
+    ignored). Raises ConfigError for flags that contradict each other or the DeepSpeed file, or if this machine lacks
+    the precision.
     """
     asked, where = _asked(config)
     if asked is not None and asked not in possible:
@@ -71,7 +71,7 @@ def choose_precision(
 
 
 def _asked(config: TrainConfig) -> tuple[str | None, str]:
-    """What the flags ask for, and which flag it is."""
+    """Return the precision that the flags request, None without one, and the name of the flag."""
     short = "bf16" if config.bf16 else "fp16" if config.fp16 else None
     if config.bf16 and config.fp16:
         raise ConfigError("choose one", where="--bf16 and --fp16")
@@ -95,7 +95,7 @@ def _check_possible(asked: str, where: str, capability: Capability | None) -> No
 
 
 def precision_here(config: TrainConfig, model_type: str) -> tuple[str, str | None]:
-    """`choose_precision` on this machine. Raises ConfigError also where fp8 is asked for and torchao is missing."""
+    """Return `choose_precision` on this machine. Raises ConfigError also if fp8 is requested without torchao."""
     on_gpu = torch.cuda.is_available() and not config.use_cpu
     capability = torch.cuda.get_device_capability(own_device(torch.cuda.device_count())) if on_gpu else None
     settings = asked_settings(config.deepspeed) or {}
@@ -113,9 +113,9 @@ def precision_of_any_model(config: TrainConfig) -> str:
 
 
 def left_by_deepspeed(settings: Mapping[str, Any]) -> list[str]:
-    """The precisions that a DeepSpeed configuration leaves open, the one it fixes first.
+    """Return the precisions that a DeepSpeed configuration allows, the one it fixes first.
 
-    accelerate fills in "auto" and what is not said, and leaves `true` and `false` alone. fp8 is bf16 to DeepSpeed.
+    accelerate fills in "auto" and missing values, and keeps `true` and `false`. fp8 is bf16 to DeepSpeed.
     """
     enabled = {name: settings.get(name, {}).get("enabled", "auto") for name in ("bf16", "fp16")}
     if enabled["bf16"] is True:
@@ -126,5 +126,5 @@ def left_by_deepspeed(settings: Mapping[str, Any]) -> list[str]:
 
 
 def precision_name(precision: str) -> str:
-    """Return accelerate's name of a precision in words: "no" is fp32."""
+    """Return the name to display: "fp32" for accelerate's "no"."""
     return {"no": "fp32"}.get(precision, precision)

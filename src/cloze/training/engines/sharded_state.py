@@ -1,16 +1,14 @@
-"""The training state per parameter, whatever engine holds it.
+"""The training state per parameter, independent of the engine that holds it.
 
-Every engine keeps, somewhere, the fp32 weight of each trainable parameter and its optimizer state: DDP in the
-parameter itself, FSDP2 in rows of it, ZeRO-1/2 in one flat tensor per parameter group of which each rank has a piece,
-ZeRO-3 in flat tensors of padded pieces. `Engine.fragments` returns, for this rank, which part of which parameter lies
-where:
+Every engine keeps the fp32 weight of each trainable parameter and its optimizer state: DDP in the parameter itself,
+FSDP2 in rows of it, ZeRO-1/2 in one flat tensor per parameter group of which each rank has a piece, ZeRO-3 in flat
+tensors of padded pieces. `Engine.fragments` returns, for this rank, which part of which parameter lies at which place:
 
     parameter `name`, elements [offset, offset + length)   <->   owner.view(-1)[start : start + length]
 
-with `owner` the tensor under which the inner optimizer keeps its state (of which FSDP2 has rows on each rank). Reading
-and writing checkpoints needs no more than that, so any engine at any world size reads what any other wrote. What
-DeepSpeed has put on a disk (NVMe offload) is mapped from there, between steps: see
-`cloze.training.engines.nvme_offload`.
+`owner` is the tensor under which the inner optimizer keeps its state (of which FSDP2 has rows on each rank).
+Checkpoints need no more, so any engine at any world size reads what another wrote. Tensors on a disk (DeepSpeed's NVMe
+offload) are mapped between steps: see `cloze.training.engines.nvme_offload`.
 """
 
 from __future__ import annotations
@@ -30,8 +28,7 @@ from cloze.training.engines.nvme_offload import add_tensor, on_disk
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of elements of one parameter that this rank holds. `swap`: DeepSpeed's record of where the owner is, where
-    it is on a disk."""
+    """A run of elements of one parameter on this rank. `swap`: DeepSpeed's record of an owner on a disk, else None."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,28 +39,28 @@ class Fragment:
     swap: Any = None
 
     def view(self, key: str, state: dict[torch.Tensor, dict[str, Any]]) -> torch.Tensor:
-        """The elements themselves, [length], for the weight or for one of the optimizer's tensors."""
+        """Return the elements, [length], of the weight or of one of the optimizer's tensors."""
         whole = self.owner if key == WEIGHT else state[self.owner][key]
         whole = local(whole) if self.swap is None else on_disk(self.swap, whole).detach()
         return whole.view(-1).narrow(0, self.start, self.length)
 
 
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside accelerate's and DeepSpeed's wrappers."""
+    """Return the torch optimizer inside accelerate's and DeepSpeed's wrappers."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What of a tensor lies on this rank, sharing its memory: rows of it under FSDP2, all of it else."""
+    """Return this rank's part of a tensor, sharing its memory: rows of it under FSDP2, else all of it."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()  # type: ignore[attr-defined]
 
 
 def tensor_keys(fragment: Fragment, state: dict[torch.Tensor, dict[str, Any]]) -> list[str]:
-    """Names of the optimizer's tensors that have one element per element of the owner (exp_avg, ...)."""
+    """Return the names of the optimizer's tensors with one element per element of the owner (exp_avg, ...)."""
     sizes = {fragment.owner.shape}
-    if fragment.swap is not None:  # on the disk, what stands for a tensor in memory is empty
+    if fragment.swap is not None:  # placeholders of tensors on a disk are empty
         sizes.add(torch.Size([fragment.swap.numel()]))
     entries = state.get(fragment.owner, {}).items()
     return sorted(
@@ -72,7 +69,7 @@ def tensor_keys(fragment: Fragment, state: dict[torch.Tensor, dict[str, Any]]) -
 
 
 def scalars(owner: torch.Tensor, state: dict[torch.Tensor, dict[str, Any]]) -> dict[str, float]:
-    """Return the optimizer's single numbers for `owner` (`step`)."""
+    """Return the optimizer's scalars for `owner` (`step`)."""
     entries = state.get(owner, {}).items()
     return {
         key: float(value)
@@ -102,12 +99,12 @@ def create_state(optimizer: torch.optim.Optimizer, fragment: Fragment, keys: lis
 
 
 def average_on_disk(swap: Any) -> torch.Tensor:
-    """Zeros [numel] for the moving average of weights that are on a disk, beside them."""
+    """Return zeros [numel] for the moving average of weights on a disk, in a file next to them."""
     return zeros_in_file(swap.numel(), swap.dtype(), Path(swap.swap_folder))
 
 
 def buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The buffers that belong to the model's weights (persistent ones)."""
+    """Yield the persistent buffers, which belong to the model's weights."""
     for prefix, sub in module.named_modules(remove_duplicate=True):
         for name, value in sub.named_buffers(prefix, recurse=False):
             if name.rsplit(".", 1)[-1] not in sub._non_persistent_buffers_set:

@@ -1,9 +1,9 @@
-"""ZeRO-3 from the first weight on: no process ever holds the whole model in memory of its own.
+"""ZeRO-3 from the first weight on: no process holds the whole model in private memory.
 
     partition(model, deepspeed_settings, torch.bfloat16)    # each rank keeps its share, parameter by parameter
 
-The model comes from `cloze.training.build_model`, in mapped files. DeepSpeed's own way, `zero.Init` while modules are
-made, gives other weights than those of the other engines.
+The model comes from `cloze.training.build_model`, in mapped files. DeepSpeed's `zero.Init`, which divides modules
+while they are constructed, would give other weights than the other engines.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "
 
 
 def asked_zero(deepspeed: str | None) -> dict[str, Any] | None:
-    """`zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any process has
-    joined; None without DeepSpeed. Raises ConfigError for a file that cannot be read, or has no stage."""
+    """Return `zero_optimization` of the DeepSpeed settings that `--deepspeed` or the launcher names, before any
+    process has joined; None without DeepSpeed. Raises ConfigError for a file that cannot be read, or has no stage."""
     settings = engine_settings(deepspeed)
     return None if settings is None else dict(settings["zero_optimization"])
 
 
 def check_zero(deepspeed: str | None, on_gpu: bool) -> None:
-    """Raise ConfigError for parts of ZeRO that this machine or this number of processes cannot do: offload to a disk
-    without libaio, ZeRO++ (Wang et al. 2023) without what it needs."""
+    """Raise ConfigError for ZeRO options that need more than this machine or number of processes has: libaio for
+    offload to a disk, the requirements of ZeRO++ (Wang et al. 2023)."""
     zero = asked_zero(deepspeed) or {}
     where = deepspeed or requests.deepspeed_file()
     for name in ("offload_optimizer", "offload_param"):
@@ -72,11 +72,11 @@ def _check_disk(nvme_path: str | None, where: str) -> None:
     if not AsyncIOBuilder().is_compatible():
         hint = "apt-get install libaio-dev g++ (libaio-devel on Red Hat), or offload to cpu"
         raise ConfigError("offload to a disk needs libaio, which is not here", where=where, hint=hint)
-    load_op(AsyncIOBuilder(), "offload to a disk")  # here, before the processes meet: else others wait in a collective
+    load_op(AsyncIOBuilder(), "offload to a disk")  # before the processes join: others would wait in a collective
 
 
 def partition(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dtype) -> None:
-    """Cut every parameter into the ranks' shares, one after the other, and let go of the whole; every rank calls it.
+    """Divide the parameters among the ranks, one after the other, releasing each whole tensor; every rank calls it.
 
     `settings`: DeepSpeed's, with batch sizes; `dtype`: what the model computes with.
     """
@@ -89,7 +89,7 @@ def partition(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dty
 
 
 class _OneByOne(torch.nn.Module):
-    """Hands out another model's parameters, each in `dtype` when its turn comes: DeepSpeed cuts it before the next."""
+    """Yields another model's parameters one at a time in `dtype`: DeepSpeed divides each before it takes the next."""
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype):
         super().__init__()

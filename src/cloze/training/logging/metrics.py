@@ -1,6 +1,6 @@
-"""What a run reports: lines of metrics.jsonl, and the same numbers to the trackers of accelerate.
+"""Metrics of a run: lines of metrics.jsonl, and the same numbers to accelerate's trackers.
 
-log = MetricsLog(output_dir, accelerator, start_step=120)     # lines after step 120 are dropped: they come again
+log = MetricsLog(output_dir, accelerator, start_step=120)     # removes lines after step 120, which are repeated
 log.write({"step": 130, "loss": 5.1, ...})
 """
 
@@ -29,30 +29,30 @@ from cloze.utils.terminal.console import warn
 from cloze.utils.terminal.json_events import event, is_json
 
 FILE = "metrics.jsonl"
-MOST_UNWRITTEN = 100_000  # lines that are kept in memory while they cannot be written: some 30 MB
+MOST_UNWRITTEN = 100_000  # lines kept in memory while the file cannot be written: about 30 MB
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and to the trackers; on the main process only."""
+    """Appends to metrics.jsonl and to the trackers, on the main process only."""
 
     def __init__(self, output_dir: Path, accelerator: Accelerator, start_step: int):
         self._path = output_dir / FILE
         self._accelerator = accelerator
         self._unwritten: deque[tuple[int, str]] = deque()
-        self._size: int | None = None  # of the file, after the last line that was written whole
+        self._size: int | None = None  # of the file, up to the last complete line
         self._dropped = 0
         if accelerator.is_main_process:
             self._cut(start_step)
 
     def rewind(self, start_step: int) -> None:
-        """Drop the lines after a step, because they come again."""
+        """Remove the lines after a step, which will be repeated."""
         if self._accelerator.is_main_process:
             self._unwritten = deque(one for one in self._unwritten if one[0] <= start_step)
             with auxiliary_write(self._path):
                 self._cut(start_step)
 
     def _cut(self, start_step: int) -> None:
-        """Shorten the file where that is enough, which a full disk allows; else write it again. Raises DiskError."""
+        """Truncate the file if that suffices, because a full disk allows it; else rewrite it. Raises DiskError."""
         check_owner(self._path.parent)
         kept = [line for line in read_metrics(self._path.parent) if line["step"] <= start_step]
         keep_damaged(self._path)
@@ -67,7 +67,7 @@ class MetricsLog:
         self._size = len(data)
 
     def write(self, values: dict[str, Any]) -> None:
-        """One line: `step` and any numbers; NaN and infinity become null."""
+        """Write one line: `step` and any numbers; NaN and infinity become null."""
         clean: dict[str, Any] = finite(values)
         if self._accelerator.is_main_process:
             self._unwritten.append((values["step"], dump_json(clean) + "\n"))
@@ -80,14 +80,14 @@ class MetricsLog:
         report(tracker_values(clean), step=values["step"])
 
     def _write_out(self) -> None:
-        """Append the lines that are not in the file yet, in their order; those that cannot be written are kept."""
+        """Append the lines that are not in the file yet, in order; keep those that cannot be written."""
         with auxiliary_write(self._path):
             check_owner(self._path.parent)
             self._size = append_text(self._path, "".join(line for _, line in self._unwritten), self._size)
             self._unwritten.clear()
 
     def close(self) -> None:
-        """Write what could not be written before, or say how much is lost."""
+        """Write the remaining lines, or report how many are lost."""
         if self._unwritten:
             self._write_out()
         lost = self._dropped + len(self._unwritten)
@@ -102,8 +102,7 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def keep_damaged(path: Path) -> None:
-    """Copy a file of metrics that has damaged lines to NAME.damaged-N, before it is written again without them. Raises
-    DiskError."""
+    """Copy a metrics file with damaged lines to NAME.damaged-N, before it is rewritten. Raises DiskError."""
     damaged = read_json_lines(path, "step")[1] if path.exists() else []
     if not damaged:
         return
@@ -116,8 +115,7 @@ def keep_damaged(path: Path) -> None:
 
 
 class Window:
-    """The steps since the last line of metrics: their losses and masked tokens, which stay on the device, and the time
-    they took."""
+    """The steps since the last line of metrics: losses and masked tokens, kept on the device, and their time."""
 
     def __init__(self, first_step: int, device: torch.device):
         self.first_step, self._device = first_step, device
@@ -125,14 +123,14 @@ class Window:
         self._begin, self._waited = time.perf_counter(), 0.0
 
     def add(self, loss: torch.Tensor, refused: torch.Tensor, num_masked: torch.Tensor) -> None:
-        """Add a step, with this rank's part of its loss and the masked tokens of all ranks. One that was refused, or
-        without a masked token, has no loss. All scalars on the device: nothing waits for them."""
+        """Add a step: this rank's part of its loss and the masked tokens of all ranks. A skipped step, or one without
+        a masked token, has no loss. All scalars stay on the device: the host does not wait."""
         counts = ~refused & (num_masked > 0)
         step = torch.stack([torch.where(counts, loss, 0.0), counts.double(), num_masked.double()])
         self.sums += step
 
     def timed(self, loader: TrainLoader) -> Iterator[StepBatches]:
-        """The loader's items; the time spent waiting for them counts as `data_wait`."""
+        """Yield the loader's items; count the time spent waiting for them as `data_wait`."""
         batches = iter(loader)
         while True:
             asked = time.perf_counter()
@@ -143,7 +141,7 @@ class Window:
             yield batch
 
     def close(self, done: int, sums: list[float], plan: Plan, pace: Throughput) -> dict[str, float | None]:
-        """The window's numbers, and the next window begins. `sums`: those of all ranks, as [loss, steps, masked]."""
+        """Return the window's numbers and start the next window. `sums`: over all ranks, [loss, steps, masked]."""
         elapsed = max(time.perf_counter() - self._begin, 1e-9)
         tokens = plan.position(done).tokens_seen - plan.position(self.first_step).tokens_seen
         operations = pace.token_flops * tokens / elapsed if pace.token_flops else None
@@ -164,9 +162,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What speed is measured by. `token_flops`: floating-point operations of one device for each token of the global
-    batch (see `cloze.model.flops`; None where they cannot be counted), `peak_flops`: what the device could do in a
-    second, None where that is not known; `filled`: share of a block that is no padding."""
+    """Constants for throughput. `token_flops`: floating-point operations of one device per token of the global batch
+    (see `cloze.model.flops`), None if they cannot be counted; `peak_flops`: of the device per second, None if unknown;
+    `filled`: share of a block that is not padding."""
 
     token_flops: float | None
     peak_flops: float | None
@@ -174,7 +172,7 @@ class Throughput:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at their highest so far: of tensors on the GPU, or of the process."""
+    """Return the peak bytes so far: of tensors on the GPU, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,6 @@
-"""What a run was computed on: one entry for each time it was started, in RUN/sessions.json.
+"""The devices, ranks, engine and versions of each start of a run, in RUN/sessions.json.
 
-A run moves between machines, numbers of ranks and engines, and its result does not show it; the model card does.
+A run may move between machines, numbers of ranks and engines; the model card lists them.
 
     note_session(output_dir, accelerator, first_step=120)
 """
@@ -28,7 +28,7 @@ LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed")
 def note_session(output_dir: Path, engine: Engine, first_step: int) -> None:
     """Add this start, from step `first_step` on, to RUN/sessions.json; every rank calls it.
 
-    Starts whose steps are all done again are dropped. Hosts are counted, not named.
+    Starts whose steps are all repeated are removed. Hosts are counted, not named.
     """
     accelerator = engine.accelerator
     everyone = gather((socket.gethostname(), device_name(accelerator.device)))
@@ -50,13 +50,13 @@ def note_session(output_dir: Path, engine: Engine, first_step: int) -> None:
 
 
 def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
-    """The entries of RUN/sessions.json; none where there is no such file."""
+    """Return the entries of RUN/sessions.json; [] if the file is missing."""
     sessions = read_mapping(run_dir / FILE).get("sessions")
     return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
 
 
 def device_name(device: torch.device) -> str:
-    """`NVIDIA H100 80GB HBM3`, or the CPU's model."""
+    """Return a name like `NVIDIA H100 80GB HBM3`, or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor() if device.type == "cpu" else device.type

@@ -4,8 +4,8 @@
     report({"train/loss": 5.1}, step=10)        # names as transformers' Trainer writes them
     with trackers_closed(): ...                 # finished, stopped or failed, as the block ends
 
-A run that goes on, goes on in the same run of a tracker: what it is called there is kept in RUN/trackers.json. A
-tracker that fails while training is left out from then on, with a warning; training goes on.
+A resumed run resumes the tracker's run, whose id is kept in RUN/trackers.json. A tracker that fails during training is
+disabled with a warning; training continues.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _running: list[GeneralTracker] = []  # on the main process only
 
 
 def tracker_names(config: TrainConfig) -> list[str]:
-    """The names in --report_to."""
+    """Return the names in --report_to."""
     return [] if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")]
 
 
@@ -62,9 +62,9 @@ def begin_trackers(
     accelerator: Accelerator, config: TrainConfig, output_dir: Path, values: dict[str, Any], first_step: int
 ) -> None:
     """Start the trackers of --report_to on the main process; every rank calls it. `values`: the hyperparameters, of
-    which numbers and texts are told, once; what a tracker has from `first_step` on comes again.
+    which numbers and texts are reported once. Steps from `first_step` on will be repeated.
 
-    Raises ConfigError on every rank where a tracker does not start.
+    Raises ConfigError on every rank if a tracker does not start.
     """
     if tracker_names(config):
         run_on_main_and_broadcast(lambda: _begin(accelerator, config, output_dir, values, first_step))
@@ -80,7 +80,7 @@ def _begin(
         if name in kept:
             try:
                 tracker = _start(name, config, output_dir, kept[name], first_step)
-                if name == "trackio":  # each of its starts replaces what it knew
+                if name == "trackio":  # each of its starts replaces the previous values
                     tracker.store_init_configuration(plain)
             except Exception as error:
                 warn(f"{name} cannot go on with its run of before ({one_line(error)}); it begins a new one")
@@ -101,15 +101,15 @@ def _begin(
 
 
 def read_kept(output_dir: Path) -> dict[str, str]:
-    """What the run is called in each tracker that it had before."""
+    """Return the id of the run in each tracker that it had before."""
     return {name: kept for name, kept in read_mapping(output_dir / FILE).items() if isinstance(kept, str)}
 
 
 def _start(name: str, config: TrainConfig, output_dir: Path, kept: str | None, first_step: int) -> GeneralTracker:
-    """A tracker that has begun a run, or goes on with the one that is called `kept`."""
+    """Return a tracker that has started a run, or resumed the one with the id `kept`."""
     run_name = config.run_name or output_dir.name
     make = LOGGER_TYPE_TO_CLASS[name]
-    if name == "tensorboard":  # of what older files say, TensorBoard forgets steps from purge_step on
+    if name == "tensorboard":  # TensorBoard hides steps of older files from purge_step on
         tracker = make(run_name, str(output_dir), purge_step=first_step + 1 if first_step else None)
     elif name == "wandb":
         folder = {} if os.environ.get("WANDB_DIR") else {"dir": str(output_dir)}
@@ -125,7 +125,7 @@ def _start(name: str, config: TrainConfig, output_dir: Path, kept: str | None, f
         tracker = make(run_name)
     with _command_line_without(secret_values(config)):
         tracker.start()
-    if name == "wandb":  # as Trainer does: W&B's own step must never go back, the run's may (--on_nonfinite rollback)
+    if name == "wandb":  # as in Trainer: W&B's own step must never decrease, the run's may (--on_nonfinite rollback)
         tracker.tracker.define_metric("train/global_step")
         tracker.tracker.define_metric("*", step_metric="train/global_step", step_sync=True)
     return tracker
@@ -133,7 +133,7 @@ def _start(name: str, config: TrainConfig, output_dir: Path, kept: str | None, f
 
 @contextlib.contextmanager
 def _command_line_without(secrets: tuple[str, ...]) -> Iterator[None]:
-    """W&B stores the words of the command line beside the run, a `--token hf_...` too."""
+    """Hide secrets from W&B, which stores the words of the command line with the run, also a `--token hf_...`."""
     words = list(sys.argv)
     sys.argv[:] = [redacted(word, secrets) for word in words]
     try:
@@ -143,7 +143,7 @@ def _command_line_without(secrets: tuple[str, ...]) -> Iterator[None]:
 
 
 def _identity(name: str, tracker: GeneralTracker) -> str:
-    """What a later start needs to go on with this run."""
+    """Return the id with which a later start can resume this run."""
     if name == "wandb":
         return str(tracker.tracker.id)
     if name == "mlflow":
@@ -154,7 +154,7 @@ def _identity(name: str, tracker: GeneralTracker) -> str:
 
 
 def tracker_values(line: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line of metrics under the names that transformers' Trainer gives them (`rewrite_logs`):
+    """Return the numbers of a line of metrics under the names of transformers' Trainer (`rewrite_logs`):
     `eval_perplexity` -> `eval/perplexity`, `loss` -> `train/loss`."""
     return {
         f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}": value
@@ -164,7 +164,7 @@ def tracker_values(line: dict[str, Any]) -> dict[str, float]:
 
 
 def report(values: dict[str, float], step: int) -> None:
-    """Tell all trackers of this process."""
+    """Send values to all trackers of this process."""
     for tracker in list(_running):
         try:
             if tracker.name == "wandb":
@@ -178,7 +178,7 @@ def report(values: dict[str, float], step: int) -> None:
 
 @contextlib.contextmanager
 def trackers_closed() -> Iterator[None]:
-    """Close the trackers that were begun within the block, and tell them how it ended."""
+    """Close the trackers that were started within the block, with the status in which it ended."""
     try:
         yield
     except BaseException as error:
@@ -192,7 +192,7 @@ def _end(status: str) -> None:
         tracker = _running.pop()
         try:
             if tracker.name == "wandb":
-                if status == "stopped":  # W&B: not crashed, it goes on later
+                if status == "stopped":  # W&B: not crashed, to be resumed
                     tracker.tracker.mark_preempting()
                 tracker.tracker.finish(exit_code=int(status != "finished"))
             elif tracker.name == "mlflow":

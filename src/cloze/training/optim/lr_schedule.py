@@ -1,22 +1,22 @@
 """Learning rates as a function of the step.
 
-schedule = learning_rate_schedule(config, total_steps)
-schedule(0)          # learning rate of the first step
+    schedule = learning_rate_schedule(config, total_steps)
+    schedule(0)          # learning rate of the first step
 
-The factor of `learning_rate` at step s (0-based) of T, after w steps of warm-up (`warmup_steps` below 1 is a share of
-T, rounded up), is s / w during warm-up, so 0 at the first step; for `constant`, which has no warm-up, 1. Afterwards, u
-being (s - w) / (T - w), it is
+The learning rate of step s (0-based) of T is `learning_rate` times a factor. During the first w steps (`warmup_steps`;
+below 1 a share of T, rounded up) the factor is s / w, so 0 at the first step. `constant` has no warm-up: 1. After the
+warm-up, with u = (s - w) / (T - w), the factor is
 
     linear                  1 - u
     cosine                  (1 + cos(pi * u)) / 2
     polynomial              (1 - u) * (1 - 1e-7 / learning_rate) + 1e-7 / learning_rate
     inverse_sqrt            sqrt(w / s); without warm-up sqrt(10,000 / (s + 10,000))
     constant_with_warmup    1
-    warmup_stable_decay     1, and in the last d steps, v = (s - (T - d)) / d, by `decay_type`: cosine (the default)
+    warmup_stable_decay     1; in the last d steps, with v = (s - (T - d)) / d, by `decay_type`: cosine (the default)
                             (1 + cos(pi * v)) / 2, linear 1 - v, 1-sqrt 1 - sqrt(v). d is `num_decay_steps`, below 1 a
-                            share of T, rounded up; by default a tenth
+                            share of T, rounded up; by default a tenth of T
 
-and changes with `lr_scheduler_kwargs` as the schedules of transformers say.
+`lr_scheduler_kwargs` change it as documented for the schedules of transformers.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _DECAYS = {"sqrt": "1-sqrt", "1_sqrt": "1-sqrt", "one_minus_sqrt": "1-sqrt"}
 
 
 def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
-    """The learning rate of each step (0-based), from the schedules of transformers; it keeps no state.
+    """Return the function from step (0-based) to learning rate, taken from transformers; it keeps no state.
 
-    Raises ConfigError for a schedule that is not known or not a function of the step.
+    Raises ConfigError for an unknown schedule, or one that depends on more than the step.
     """
     name = schedule_name(config.lr_scheduler_type)
     if name in ("1-sqrt", *_DECAYS):
@@ -85,13 +85,12 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> Callable[[i
 
 
 def check_schedule(config: TrainConfig) -> None:
-    """Raise ConfigError for a schedule that cannot be made, before the length of the run is known: then for a long
-    one."""
+    """Raise ConfigError for an invalid schedule before the length of the run is known; MAX_STEPS stands for it."""
     learning_rate_schedule(config, config.max_steps if config.max_steps > 0 else MAX_STEPS)
 
 
 def check_arguments(name: str, arguments: dict[str, Any]) -> None:
-    """Raise ConfigError for an unknown schedule, and for arguments that it does not have or that are no numbers."""
+    """Raise ConfigError for an unknown schedule, unknown arguments, and values that are not finite numbers."""
     functions: dict[str, Any] = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
     if name not in functions:
         hint = suggestion(name, [*functions, *SCHEDULE_ALIASES]) or f"there are: {', '.join(sorted(functions))}"
@@ -116,10 +115,10 @@ def _check_factor(factor: Any, step: int) -> None:
 
 
 def _wsd_arguments(given: dict[str, Any], num_warmup_steps: int, total_steps: int) -> dict[str, Any]:
-    """Arguments of warm-up, plateau and decay (Hägele et al. 2024), with what follows from the length of the run.
+    """Return the arguments of warm-up, plateau and decay (Hägele et al. 2024), completed from the length of the run.
 
-    `num_decay_steps` may be a share of all steps, and is a tenth of them where nothing is said, but for a plateau of
-    `num_stable_steps`, which the decay follows to the end. Raises ConfigError where the parts are not the whole.
+    `num_decay_steps` may be a share of all steps. By default it is a tenth of them; with `num_stable_steps` it is what
+    is left after the plateau. Raises ConfigError if the parts do not add up to the run.
     """
     arguments = dict(given)
     for key in ("decay_type", "warmup_type"):
@@ -146,5 +145,5 @@ def _wsd_arguments(given: dict[str, Any], num_warmup_steps: int, total_steps: in
 
 
 def _steps(number: float, total_steps: int) -> int:
-    """A number of steps, given as such or, below 1, as a share of all (rounded up, as transformers does)."""
+    """Return a number of steps from a number or, below 1, a share of all steps (rounded up, as in transformers)."""
     return math.ceil(total_steps * number) if number < 1 else int(number)

@@ -1,8 +1,8 @@
-"""Optimizers and their parameter groups: what decays, how fast each layer learns, which matrices Muon takes.
+"""Optimizers and their parameter groups: weight decay, learning rate by layer, matrices for Muon.
 
-check_optimizer(config)                                        # before any process group
-check_update(config, support, precision)                       # does the engine keep parameters whole?
-optimizer, names = build_optimizer(model, config, offload=False)
+    check_optimizer(config)                                        # before any process group
+    check_update(config, support, precision)                       # does the engine keep parameters whole?
+    optimizer, names = build_optimizer(model, config, offload=False)
 
 A group's `lr_scale` multiplies the learning rate of the step (see `Engine.step`).
 
@@ -37,21 +37,21 @@ from cloze.utils.terminal.console import warn
 
 Groups = list[tuple[dict[str, Any], list[str]]]
 _NOT_ARGUMENTS = {"params", "model_params", "lr", "weight_decay", "adamw_wd", "kwargs", "betas", "adamw_betas"}
-_NOT_ARGUMENTS |= {"maximize", "differentiable", "capturable"}  # they climb, or are for code around the optimizer
+_NOT_ARGUMENTS |= {"maximize", "differentiable", "capturable"}  # gradient ascent; code around the optimizer
 _FLAGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "betas": "adam_beta1", "adamw_betas": "adam_beta1"}
-WHOLE_TENSORS = ("stable_adamw", "muon")  # their update of an element depends on the others of its tensor
+WHOLE_TENSORS = ("stable_adamw", "muon")  # the update of an element depends on the whole tensor
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> Groups:
-    """(parameter group, names) pairs, none empty: weights decay; biases, norms and other vectors do not."""
+    """Return (parameter group, names) pairs, none empty: weights decay; biases, norms and other vectors do not."""
     return _groups(model, weight_decay, lambda name: ())
 
 
 def layer_groups(model: torch.nn.Module, config: TrainConfig) -> Groups:
-    """The same, cut further where the configuration asks for it: `lr_scale` by depth, `use_muon` by kind of weight.
+    """Return the groups of `decay_groups`, split further by `lr_scale` (depth) and `use_muon` if configured.
 
-    Layer l (0 .. L - 1) learns at decay^(L - l) of the learning rate, embeddings at decay^(L + 1), the head at the
-    whole of it: ELECTRA (Clark et al. 2020, appendix A), with the exponents of BEiT (Bao et al. 2022).
+    Layer l (0 .. L - 1) has lr_scale decay^(L - l), embeddings decay^(L + 1), the head 1: ELECTRA (Clark et al. 2020,
+    appendix A), with the exponents of BEiT (Bao et al. 2022).
     """
     decay = config.layerwise_lr_decay
     depths, num_layers = parameter_depths(model) if decay is not None else ({}, 0)
@@ -68,7 +68,7 @@ def layer_groups(model: torch.nn.Module, config: TrainConfig) -> Groups:
 def _groups(
     model: torch.nn.Module, weight_decay: float, settings: Callable[[str], tuple[tuple[str, Any], ...]]
 ) -> Groups:
-    """Trained parameters by whether they decay and by their settings, in the order in which the model has them."""
+    """Return the trained parameters grouped by weight decay and `settings`, in the order of the model."""
     pairs: dict[tuple[bool, Any], list[tuple[str, Any]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -83,9 +83,9 @@ def _groups(
 
 
 def hidden_matrices(model: Any) -> set[str]:
-    """Names of the weight matrices between embeddings and decoder, which are Muon's (Jordan et al. 2024).
+    """Return the names of the weight matrices between embeddings and decoder, which Muon (Jordan et al. 2024) updates.
 
-    Not those with a row for each token, place or segment, whose rows are vectors of their own; nor convolutions.
+    Not those with a row per token, position or segment, whose rows are independent vectors; nor convolutions.
     """
     vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
     found = set()
@@ -100,12 +100,12 @@ def hidden_matrices(model: Any) -> set[str]:
 def build_optimizer(
     model: torch.nn.Module, config: TrainConfig, offload: bool
 ) -> tuple[torch.optim.Optimizer, list[list[str]]]:
-    """The optimizer and the parameter names of each of its groups. Raises ConfigError for arguments it does not have.
+    """Return the optimizer and the parameter names of each of its groups. Raises ConfigError for unknown arguments.
 
-    AdamW (Loshchilov and Hutter, 2019) is fused on CPU and CUDA; with ZeRO offload it is DeepSpeed's CPU Adam, which
-    is compiled at its first use, where there is a compiler. StableAdamW (Wortsman et al. 2023) and Muon (Jordan et al.
-    2024), with AdamW for what is not a hidden matrix, are those of pytorch_optimizer; all state is fp32 tensors of a
-    parameter's shape and each group's number of steps.
+    AdamW (Loshchilov and Hutter, 2019) is fused on CPU and CUDA. With ZeRO offload it is DeepSpeed's CPU Adam,
+    compiled at its first use if a compiler is installed. StableAdamW (Wortsman et al. 2023) and Muon (Jordan et al.
+    2024; AdamW for all but hidden matrices) come from pytorch_optimizer. State: fp32 tensors of a parameter's shape
+    and the number of steps of each group.
     """
     groups = layer_groups(model, config)
     parameters, names = [group for group, _ in groups], [names for _, names in groups]
@@ -114,7 +114,7 @@ def build_optimizer(
 
 
 def _make(make: Any, groups: Any, config: TrainConfig, usual: dict[str, Any]) -> torch.optim.Optimizer:
-    """Raises ConfigError for what is no argument of the optimizer, or not a value for it."""
+    """Return the optimizer. Raises ConfigError for an unknown argument or an invalid value."""
     arguments = parse_arguments(config.optim_args)
     known = set(inspect.signature(make).parameters) - _NOT_ARGUMENTS
     for name in arguments:
@@ -126,12 +126,12 @@ def _make(make: Any, groups: Any, config: TrainConfig, usual: dict[str, Any]) ->
         _scale_others(groups, arguments["adamw_lr"], config.learning_rate)
     try:
         return make(groups, lr=config.learning_rate, **{**usual, **arguments})
-    except Exception as error:  # each optimizer checks its arguments in its own way
+    except Exception as error:  # each optimizer raises its own errors
         raise _refused(error, config) from None
 
 
 def _refused(error: Exception, config: TrainConfig) -> ConfigError:
-    """Return one line for what the optimizer raised. Raises the error itself if the user gave it no arguments."""
+    """Return one line for the optimizer's error. Raises the error itself if the user gave no arguments."""
     if not config.optim_args or isinstance(error, MemoryError):
         raise error
     what = (str(error) or type(error).__name__).split("\n")[0]
@@ -139,7 +139,7 @@ def _refused(error: Exception, config: TrainConfig) -> ConfigError:
 
 
 def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
-    """The optimizer's class and what it is given unless optim_args say otherwise."""
+    """Return the optimizer's class and its arguments, which optim_args may override."""
     betas, eps = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
     if config.optim == "sgd":
         return torch.optim.SGD, {"fused": True}
@@ -152,7 +152,7 @@ def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.opt
     if config.optim == "muon":
         from pytorch_optimizer import Muon
 
-        # Orthogonal updates as large as AdamW's (Liu et al. 2025), so that one learning rate suits both.
+        # Scale orthogonal updates to the size of AdamW's (Liu et al. 2025), so that one learning rate suits both.
         return Muon, {
             "use_adjusted_lr": True,
             "adamw_betas": betas,
@@ -171,7 +171,7 @@ def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.opt
 
 
 def _check_argument(name: str, value: Any, default: Any) -> None:
-    """Raise ConfigError for a value of another type than the default's, and for a number that is not finite."""
+    """Raise ConfigError for a value of another type than the default, and for a number that is not finite."""
     if isinstance(default, bool):
         fits, expected = isinstance(value, bool), "true or false"
     elif name in ("foreach", "fused"):
@@ -192,7 +192,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _scale_others(groups: list[dict[str, Any]], adamw_lr: Any, learning_rate: float) -> None:
-    """`adamw_lr` is the peak learning rate of the groups that Muon leaves to AdamW; one schedule goes for both."""
+    """Scale the groups that Muon leaves to AdamW to the peak learning rate `adamw_lr`; they share the schedule."""
     if not isinstance(adamw_lr, int | float) or adamw_lr < 0 or learning_rate == 0:
         raise ConfigError(
             f"adamw_lr={adamw_lr} is not a learning rate", where="--optim_args", hint="for example adamw_lr=3e-4"
@@ -203,10 +203,9 @@ def _scale_others(groups: list[dict[str, Any]], adamw_lr: Any, learning_rate: fl
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raise ConfigError for an optimizer that is not installed, arguments that it does not take, or with which
-    it cannot take a step.
+    """Raise ConfigError if the optimizer is not installed, rejects an argument, or cannot take a step.
 
-    It makes one for two small weights, since each knows best what it takes.
+    It builds the optimizer for two small weights, because only the optimizer knows its valid arguments.
     """
     if config.optim in WHOLE_TENSORS and importlib.util.find_spec("pytorch_optimizer") is None:
         raise ConfigError(
@@ -228,8 +227,7 @@ def check_optimizer(config: TrainConfig) -> None:
 
 
 def check_update(config: TrainConfig, support: Support, precision: str) -> None:
-    """Raise ConfigError if the optimizer needs whole parameters and the engine keeps them flat or in pieces: its
-    update would depend on the pieces."""
+    """Raise ConfigError if the optimizer needs whole parameters and the engine flattens or splits them."""
     if config.optim in WHOLE_TENSORS and not support.whole_parameters:
         engine = f"{support.name} in {precision_name(precision)}"
         raise ConfigError(
