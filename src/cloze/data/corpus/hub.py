@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from cloze.config import SourceConfig
 from cloze.data.corpus.fields import Record
 from cloze.errors import DataError
+from cloze.utils.foreign.hub_cache import unreachable
 
 Stream = Callable[[], Iterator[tuple[int, Record]]]
 _FAILURES = (DatasetsError, HfHubHTTPError, HFValidationError, OSError, RuntimeError, ValueError)
@@ -69,6 +70,9 @@ def _builder(config: SourceConfig) -> Any:
 
 
 def _hub_error(config: SourceConfig, error: Exception) -> DataError:
+    if offline := unreachable(error, config.cache_dir or str(datasets.config.HF_DATASETS_CACHE)):
+        hint = f"{offline[1]}; a local file needs its extension"
+        return DataError(f"cannot load the dataset ({offline[0]})", where=config.dataset_name, hint=hint)
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "script" in text.lower():
         hint = "datasets made by a script are no longer loaded; try --dataset_revision refs/convert/parquet"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import ClozeError, ModelError
+from cloze.utils.foreign.hub_cache import is_unreachable, unreachable
 from cloze.utils.foreign.json_yaml import read_json
 from cloze.utils.foreign.model_size import check_number, limited_size
 from cloze.utils.foreign.paths import check_regular, is_plain_name, printable, read_text
@@ -28,6 +29,7 @@ CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?$")
 _FILES_BY_NAME = ("transformers_weights", "configuration_files", "fast_tokenizer_files")
 _FILES_BY_PATH = ("vocab_file", "merges_file", "spm_file", "tokenizer_file", "entity_vocab_file")
+_MISSING = "does not appear to have a file named"  # of a repository that is there
 _LOOK = "look at who made it, and do not use it unless you know why"
 
 
@@ -94,10 +96,20 @@ def check_source(source: Path | str, options: dict[str, Any], typed_attention: s
 
     names = ("revision", "cache_dir", "token", "local_files_only")
     hub = {name: options[name] for name in names if options.get(name) is not None}
+    lost, found = None, False
     for name in (CONFIG, TOKENIZER_CONFIG):
-        file = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
-        if file is not None:
-            check_values(read_json(file, error=ModelError), source, typed_attention)
+        try:
+            file = str(cached_file(str(source), name, **hub))
+        except OSError as error:
+            if is_unreachable(error):
+                lost, hub = error, hub | {"local_files_only": True}  # each look-up without a connection takes long
+            elif _MISSING not in str(error):
+                raise
+            continue
+        found = True
+        check_values(read_json(file, error=ModelError), source, typed_attention)
+    if lost is not None and not found:
+        raise lost
     return None
 
 
@@ -188,6 +200,8 @@ def load_error(error: Exception, name: object, kind: str = "model") -> ClozeErro
     """Return one line for what loading raised. Raises the error itself if it is one of Cloze, or of a lost process."""
     if isinstance(error, ClozeError) or type(error).__module__.startswith("torch.distributed"):
         raise error
+    if not Path(str(name)).exists() and (offline := unreachable(error)):
+        return ModelError(f"cannot load the {kind} ({offline[0]})", where=name, hint=offline[1])
     text = first_line(error)
     text = f"it has no {text}" if isinstance(error, KeyError) else text
     if "trust_remote_code" in str(error):
