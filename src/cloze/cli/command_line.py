@@ -39,14 +39,14 @@ from cloze.utils.early_signals import (
 )
 from cloze.utils.terminal.console import (
     answer,
-    escape_library_output,
-    is_quiet,
     show,
+    silence_libraries,
     silence_other_ranks,
     tell_end,
     warn,
 )
 from cloze.utils.terminal.json_events import end_json, is_json, lost_output, speak_json
+from cloze.utils.terminal.library_output import escape_library_output, own_stdout
 
 ANSWERS = ("compare", "inspect", "plan", "replay", "submit")  # commands that are run to read what they say
 
@@ -58,6 +58,7 @@ def run() -> NoReturn:
     called without an active exception", exit code -6). So what Python does at its end is done here, and then no more.
     """
     escape_library_output()
+    silence_libraries()
     try:
         main()
     except (KeyboardInterrupt, Stopped) as stop:  # between the end of the command and that of `_signals_raise`
@@ -83,9 +84,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         words = choose_log_format(sys.argv[1:] if argv is None else argv)
         if is_json():
             speak_json()
-        if is_json() or is_quiet():
-            for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "WANDB_SILENT"):
-                os.environ.setdefault(name, "true")
         code = _run_command(words)
     except Stopped as stop:
         code = stop.exit_code
@@ -173,7 +171,7 @@ def _run_command(words: list[str]) -> int:
         warn(f"ignored: {'; '.join(ignored)}")
     answer(command in ANSWERS)
     module = importlib.import_module(f"cloze.cli.commands.{command}")
-    with _signals_raise():
+    with _signals_raise(), own_stdout():
         return module.run(arguments) or 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cloze.utils.environment.processes import SECRET
-from cloze.utils.terminal.console import show
+from cloze.utils.terminal.console import show, silence_libraries
 
 START_AGAIN, INTERRUPTED, MEND = 75, 130, 2
 ENDS_WITH_PARENT = "CLOZE_ENDS_WITH_PARENT"  # in the environment: stop the ranks when the process above this one dies
@@ -76,6 +76,7 @@ def main() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup, or a shell's background
             signal.signal(number, pass_on_or_leave)
+    silence_libraries()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import api

@@ -22,12 +22,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from cloze.utils.environment import processes
 from cloze.utils.foreign.json_yaml import on_left_out
 from cloze.utils.foreign.paths import visible, visible_in_colour
 from cloze.utils.terminal.json_events import event, is_json, put
+from cloze.utils.terminal.library_output import own_stream
 from cloze.utils.terminal.redact import redacted
 
 if TYPE_CHECKING:
@@ -99,32 +100,20 @@ def silence_other_ranks() -> None:
     """
     if is_main():
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+    silence_libraries()
     threading.excepthook = _complain_of_thread
 
 
-def escape_library_output() -> None:
-    """Escape what a terminal would obey in the log lines and warnings of libraries: names in foreign files are in
-    them. For a process of Cloze's own, not for one that imports it."""
-    logging.setLogRecordFactory(_Record)
-    plain = warnings.formatwarning
-    warnings.formatwarning = lambda *given, **named: visible(redacted(plain(*given, **named)))
-
-
-class _Record(logging.LogRecord):
-    """A log line without colours, which a foreign name may contain as well, and with its traceback escaped."""
-
-    def __init__(self, *given: Any, **named: Any):
-        super().__init__(*given, **named)
-        if self.exc_info and self.exc_info[0] is not None:  # formatters use exc_text if it is set
-            self.exc_text = visible(redacted(logging.Formatter().formatException(self.exc_info)))
-        if self.stack_info:
-            self.stack_info = visible(redacted(self.stack_info))
-
-    def getMessage(self) -> str:
-        return visible(redacted(super().getMessage()))
+def silence_libraries() -> None:
+    """Keep the messages, warnings and bars of libraries out of Cloze's lines; their errors are heard. For a process of
+    Cloze's own, before libraries are imported; `python -W` keeps warnings."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.disable(logging.WARNING)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    if not is_live():  # a download shows a bar on a terminal
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "WANDB_SILENT"):
+            os.environ.setdefault(name, "true")
 
 
 def _complain_of_thread(what: threading.ExceptHookArgs) -> None:
@@ -148,12 +137,12 @@ def say(stage: str, line: str, result: object = None) -> None:
 def show(text: str, stream: TextIO | None = None) -> None:
     """Print a text of one or more lines (on stdout unless another stream is given) with everything escaped that a
     terminal would obey, and without secrets: names and texts of files may hold them."""
-    put(stream or sys.stdout, visible(redacted(text)) + "\n")
+    put(stream or own_stream(), visible(redacted(text)) + "\n")
 
 
 def show_coloured(text: str) -> None:
     """Print a text on stdout as `show` does, but with its ANSI colours. Foreign parts of it must be `visible`."""
-    put(sys.stdout, visible_in_colour(redacted(text)) + "\n")
+    put(own_stream(), visible_in_colour(redacted(text)) + "\n")
 
 
 def show_table(table: Table, width: int | None = None) -> None:

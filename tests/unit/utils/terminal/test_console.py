@@ -19,7 +19,7 @@ from cloze.data.prepared.text_report import report_lines, warnings_of
 from cloze.tools.api.local_workers import _follow
 from cloze.tools.doctor.report import show as show_rows
 from cloze.tools.doctor.rows import Row
-from cloze.utils.terminal import console
+from cloze.utils.terminal import console, library_output
 
 PACKAGE = Path(cloze.__file__).parent
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
@@ -111,7 +111,7 @@ def test_what_libraries_log_is_escaped(capsys: pytest.CaptureFixture[str], monke
     before = logging.getLogRecordFactory()
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     try:
-        console.escape_library_output()
+        library_output.escape_library_output()
         handler = logging.StreamHandler()
         logging.getLogger("some.library").addHandler(handler)
         logging.getLogger("some.library").warning("unexpected key %s", CLIPBOARD)
@@ -134,7 +134,7 @@ def test_what_libraries_log_is_escaped(capsys: pytest.CaptureFixture[str], monke
 @pytest.mark.slow  # imports every library in a process of its own
 def test_each_library_logs_through_the_escaping_record(capfd: pytest.CaptureFixture[str]):
     code = (
-        "import logging, warnings; from cloze.utils.terminal.console import escape_library_output as escape; escape();"
+        "import logging, warnings; from cloze.utils.terminal import library_output as o; o.escape_library_output();"
         "import transformers, datasets, huggingface_hub, accelerate, torch;"
         "names = 'transformers', 'datasets', 'huggingface_hub', 'accelerate', 'torch', 'deepspeed';"
         "[logging.getLogger(f'{name}.x').warning('%s \\x1b[31mx', name) for name in names];"

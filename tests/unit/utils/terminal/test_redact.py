@@ -12,7 +12,7 @@ from cloze.cli import main
 from cloze.config import PushConfig, TrainConfig
 from cloze.errors import ConfigError, HubError
 from cloze.export.hub.publish import refuse_tokens
-from cloze.utils.terminal import console
+from cloze.utils.terminal import console, library_output
 from cloze.utils.terminal.redact import redacted, secret_in
 
 # In pieces, so that no scanner takes them for real ones.
@@ -94,7 +94,7 @@ def test_a_token_of_any_shape_that_was_given_is_not_shown(
     monkeypatch.setenv("MY_SERVICE_PASSWORD", "correct horse battery")
     PushConfig(path="runs/x", repo="me/x", token="no-known-shape-at-all")
     console.show("Bearer no-known-shape-at-all, correct horse battery")
-    logging.setLogRecordFactory(console._Record)
+    logging.setLogRecordFactory(library_output._Record)
     try:
         record = logging.getLogger("x").makeRecord("x", 30, "f", 1, "sent %s", ("no-known-shape-at-all",), None)
         assert record.getMessage() == "sent ***"
