@@ -1,8 +1,8 @@
-"""What a model puts in place of a mask.
+"""Fill the masks of a text.
 
-fill("runs/demo", "The Milky Way is a <mask> galaxy.", top_k=3)   # [[("spiral", 0.97), ...]]
+    fill("runs/demo", "The Milky Way is a <mask> galaxy.", top_k=3)   # [[("spiral", 0.97), ...]]
 
-A run answers with its newest weights (see cloze.checkpoint.model_path).
+For a run its newest weights are used (see cloze.checkpoint.model_path).
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ def _put(token: str, number: int, text: str) -> str:
 
 
 def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> list[list[tuple[str, float]]]:
-    """The `top_k` most likely words for each mask in `text`, with their probabilities.
+    """Return the `top_k` most likely words for each mask in `text`, with their probabilities.
 
-    Raises ConfigError where `text` has no mask or is too long, ModelError or CheckpointError
-    where the model cannot be loaded.
+    Raises ConfigError if `text` has no mask or is too long; ModelError or CheckpointError if loading fails.
     """
     found = resolve_model_path(name)
     tokenizer = open_tokenizer(found, trust_remote_code)
@@ -54,9 +53,9 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
 
 
 def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:
-    """A text as its model reads it, input_ids [1, T], and where its masks are [M].
+    """Return a text as its model reads it, input_ids [1, T], and the places of its masks [M].
 
-    Raises ConfigError where it has none or is too long.
+    Raises ConfigError if it has none or is too long.
     """
     for spelling in MASK_SPELLINGS:
         text = text.replace(spelling, tokenizer.mask_token)

@@ -1,7 +1,7 @@
-"""How sure a number is that was measured on a sample of blocks: intervals and paired differences of ratios.
+"""Confidence intervals of values measured on a sample of blocks: ratios and paired differences of ratios.
 
 A mean loss is a ratio of two sums over blocks, losses over masked tokens. Tokens of a block come from the same texts,
-so that blocks, not tokens, are what was drawn; the standard error follows from how block totals scatter.
+so the sample is one of blocks, not tokens; the standard error follows from the spread of block totals.
 
     center, error = ratio_and_error(losses, masked)       # both [blocks]
     low, high = interval(center, error)                   # 95 %
@@ -21,7 +21,7 @@ Z_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distrib
 
 
 def ratio_and_error(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> tuple[float, float]:
-    """sum(numerators) / sum(denominators) of blocks, [n] each, and its standard error; NaN where there is no answer.
+    """Return sum(numerators) / sum(denominators) of blocks, [n] each, and its standard error; NaN if undefined.
 
     The error is that of a ratio estimator by linearization (Cochran, Sampling Techniques, 3rd edition, 1977, section
     6.4, without the finite population's correction), which is the cluster-robust "sandwich" of Liang and Zeger
@@ -38,13 +38,12 @@ def ratio_and_error(numerators: NDArray[np.float64], denominators: NDArray[np.fl
 
 
 def interval(center: float, error: float) -> tuple[float, float]:
-    """The 95 % interval of a normal distribution around `center`."""
+    """Return the 95 % interval of a normal distribution around `center`."""
     return center - Z_95 * error, center + Z_95 * error
 
 
 def p_value(difference: float, error: float) -> float:
-    """Two-sided p-value of a difference, by the normal distribution: how likely one so large would be if there were
-    none. 1 where there is no difference, NaN where the error is not known."""
+    """Return the two-sided normal p-value of a difference: 1 for a difference of 0, NaN for an unknown error."""
     if math.isnan(error):
         return math.nan
     if error == 0:

@@ -46,7 +46,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class SentenceScore:
-    """Sum of the log-probabilities (nats) of a sentence's tokens, each from the others, and how many there are."""
+    """Sum of the log-probabilities (nats) of a sentence's tokens, each from the others, and their number."""
 
     pll: float
     num_tokens: int
@@ -82,7 +82,7 @@ def read_sentences(lines: Sequence[str], tokenizer: Any, limit: int | None) -> l
 def masked_copies(
     sentence: Sentence, mask_token_id: int, word_l2r: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The sentence once for each scored token, with that one masked: ([N, S] ids, [N] the places to predict)."""
+    """Return a copy of the sentence per scored token, with that one masked: ids [N, S], places to predict [N]."""
     places = np.flatnonzero(sentence.scored)
     copies = np.tile(sentence.ids, (len(places), 1))
     copies[np.arange(len(places)), places] = mask_token_id
@@ -126,7 +126,7 @@ def _of_equal_length(sentences: Sequence[Sentence]) -> list[list[int]]:
 def _batches(
     sentences: Sequence[Sentence], chosen: list[int], mask_token_id: int, batch_size: int, word_l2r: bool
 ) -> Iterator[tuple[list[int], NDArray[np.int64], NDArray[np.int64]]]:
-    """Masked copies of sentences of one length, `batch_size` at a time: whose they are, ids [B, S], places [B]."""
+    """Yield masked copies of equally long sentences, in batches: sentence numbers, ids [B, S], places [B]."""
     owners: list[int] = []
     ids: list[NDArray[np.int64]] = []
     places: list[int] = []

@@ -23,14 +23,14 @@ _BLOCKS_AT_ONCE = 8192
 
 
 def token_facts(tokenizer: Any, blocks: BlockSource, device: torch.device) -> TokenFacts:
-    """The facts of a tokenizer's tokens in the blocks that are to be scored, on the device."""
+    """Return the facts of a tokenizer's tokens in the blocks to be scored, on the device."""
     band = frequency_bands(token_counts(blocks, vocabulary_size(tokenizer)))
     num_bytes = torch.from_numpy(token_bytes(tokenizer))
     return TokenFacts(num_bytes.to(device), torch.from_numpy(band).to(device), tuple(BANDS))
 
 
 def token_counts(blocks: BlockSource, vocab_size: int) -> NDArray[np.int64]:
-    """How often each token stands in the blocks: [V]."""
+    """Return how often each token occurs in the blocks: [V]."""
     counts = np.zeros(vocab_size, np.int64)
     for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
         ids = blocks.read(np.arange(first, min(first + _BLOCKS_AT_ONCE, len(blocks))))
@@ -39,8 +39,7 @@ def token_counts(blocks: BlockSource, vocab_size: int) -> NDArray[np.int64]:
 
 
 def frequency_bands(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """counts [V] -> [V], the band of each token when they are ordered by how often they stand in the text; equally
-    frequent ones by their number."""
+    """Return the frequency band of each token, [V], from counts [V]; equally frequent tokens are ordered by id."""
     rank = np.empty(len(counts), np.int64)
     rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     return np.searchsorted([end for end in BANDS.values() if end is not None], rank, side="right").astype(np.int64)
@@ -78,8 +77,7 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 def _invents_spaces(tokenizer: Any, names: list[str]) -> bool:
-    """Whether a text of two tokens side by side is decoded with a space between them, by a tokenizer of which that is
-    not known better."""
+    """Return whether a tokenizer decodes two adjacent tokens with a space between them, unless its kind is known."""
     if getattr(tokenizer, "backend_tokenizer", None) is not None or len(names) < 2:
         return False
     text = "".join(names[:2])

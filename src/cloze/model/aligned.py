@@ -20,7 +20,7 @@ _NEEDED, _MULTIPLE = 8, 64  # elements: what the kernels need, and whole tiles o
 
 
 def align_output_layer(model: Any) -> bool:
-    """Let the layer that gives scores for the vocabulary compute with rows to spare; whether there was need to."""
+    """Compute scores for the vocabulary with padding rows if the layer needs it; return whether it does."""
     layer = model.get_output_embeddings()
     if type(layer) is not torch.nn.Linear or layer.out_features % _NEEDED == 0:
         return False

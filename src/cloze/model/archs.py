@@ -128,8 +128,8 @@ NOTES: dict[str, tuple[Set[str], str]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What works for one architecture. `sdpa`, `flash`, `flex`, `checkpointing`: what transformers says of its class;
-    the rest was found by running it. `note`: what else to know, a few words."""
+    """The features of one architecture. `sdpa`, `flash`, `flex`, `checkpointing`: as its class in transformers states;
+    the rest was found by running it. `note`: further remarks, a few words."""
 
     model_type: str
     sdpa: bool
@@ -178,7 +178,7 @@ def check_model_type(model_type: str) -> None:
 
 
 def adapt_config(config: PretrainedConfig, tokenizer: Any, block_size: int) -> None:
-    """From scratch: settings without which an architecture cannot train on such blocks of this tokenizer."""
+    """Set, from scratch, what an architecture needs to train on such blocks of this tokenizer."""
     if config.model_type == "xmod":
         config.default_language = config.languages[0]
     elif config.model_type == "perceiver":  # its decoder predicts exactly so many positions
@@ -232,7 +232,7 @@ def check_padding(config: PretrainedConfig, tokenizer: Any, length: int, positio
 
 
 def decoder_start(config: PretrainedConfig) -> int | None:
-    """The token with which the decoder of an encoder-decoder begins to read; None for all others."""
+    """Return the token with which the decoder of an encoder-decoder begins to read; None for all others."""
     if config.model_type not in ENCODER_DECODER:
         return None
     for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
@@ -243,7 +243,7 @@ def decoder_start(config: PretrainedConfig) -> int | None:
 
 
 def fixed_length(config: PretrainedConfig) -> int | None:
-    """The one length of blocks that an architecture of FIXED_BLOCK_SIZE takes; None for all others."""
+    """Return the one length of blocks that an architecture of FIXED_BLOCK_SIZE takes; None for all others."""
     if config.model_type == "perceiver":
         return int(config.max_position_embeddings)
     if config.model_type == "reformer" and config.axial_pos_embds:
@@ -270,7 +270,7 @@ def check_block_size(config: PretrainedConfig, block_size: int) -> None:
 
 
 def check_kernels(config: PretrainedConfig) -> None:
-    """Warn of an architecture whose attention does nothing on this machine."""
+    """Warn of an architecture whose attention has no effect on this machine."""
     if config.model_type in NEEDS_CUDA and not torch.cuda.is_available():
         warn(
             f"without a GPU the attention of {config.model_type} returns zeros: good for trying out, not for training"

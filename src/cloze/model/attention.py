@@ -1,15 +1,15 @@
-"""Which of transformers' ways of computing attention a run takes, and how it is tried out where it cannot run.
+"""The attention implementation of transformers for a run, and its emulation on a CPU.
 
     eager, sdpa        anywhere; documents of one block are kept apart by a dense mask [B, 1, S, S]
     flex_attention     a GPU; by a BlockMask, which skips whole tiles; no attention dropout
-    flash_attention_*  a GPU and half precision; by the offsets of the documents (varlen), and no mask at all
+    flash_attention_*  a GPU and half precision; by the offsets of the documents (varlen), without a mask
 
     names = attention_order(supported(type(model)), packed=512, on_gpu=True, half=True, dropout=False, installed=[])
     with computed_plainly(model): ...      # on the CPU, in fp32, what flex and flash compute on a GPU
 
 Flash attention needs a GPU, and PyTorch's flex attention has no backward pass on the CPU (torch 2.13: compiled or not,
-it raises NotImplementedError as soon as an input requires a gradient). What depends on the architecture is whether it
-hands mask, offsets and positions on unchanged: that is seen on the CPU too, with plain attention in their place.
+it raises NotImplementedError as soon as an input requires a gradient). Whether an architecture passes mask, offsets
+and positions on unchanged is tested on the CPU too, with plain attention in their place.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FLEX_FROM = 2048
 
 
 def supported(model_class: Any) -> frozenset[str]:
-    """Which of sdpa, flash, flex and checkpointing a model class of transformers says that it has."""
+    """Return which of sdpa, flash, flex and checkpointing a model class of transformers supports."""
     names = {
         "sdpa": "_supports_sdpa",
         "flash": "_supports_flash_attn",
@@ -48,7 +48,7 @@ def supported(model_class: Any) -> frozenset[str]:
 
 
 def flash_packages() -> list[str]:
-    """The flash attentions installed here, as --attn_implementation calls them, the newest first."""
+    """Return the installed flash attentions, named as for --attn_implementation, the newest first."""
     checks = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
     return [name for name, is_available in checks.items() if is_available()]
 
@@ -56,12 +56,11 @@ def flash_packages() -> list[str]:
 def attention_order(
     supports: frozenset[str], packed: int, on_gpu: bool, half: bool, dropout: bool, installed: Sequence[str]
 ) -> list[str]:
-    """What to compute attention with where nobody chose: the best first, the others in case it does not work.
+    """Return the attentions to try if the user chose none, the best first.
 
-    `supports`: see `supported`; `packed`: the length of blocks that hold documents to be kept apart, 0 where they hold
-    none; `half`: bf16 or fp16; `dropout`: whether the model drops attention weights; `installed`: see
-    `flash_packages`. Blocks that are one stretch of text get transformers' own choice: there sdpa reaches the flash
-    kernels without a package.
+    `supports`: see `supported`; `packed`: the length of blocks whose documents are to be kept apart, else 0; `half`:
+    bf16 or fp16; `dropout`: whether the model drops attention weights; `installed`: see `flash_packages`. Other blocks
+    get transformers' default: there sdpa reaches the flash kernels without a package.
     """
     usual = ["sdpa", "eager"] if "sdpa" in supports else ["eager"]
     if not packed or not on_gpu:
@@ -72,8 +71,8 @@ def attention_order(
 
 
 def attention_names(model: Any, asked: str | None, packed: int, on_gpu: bool, half: bool) -> list[str]:
-    """What to compute attention with, the best first: what was `asked` for with --attn_implementation, and nothing
-    else, or what suits model, blocks and machine (`attention_order`). Raises ConfigError."""
+    """Return the attentions to try, the best first: only `asked` (--attn_implementation) if given, else those that
+    suit model, blocks and machine (`attention_order`). Raises ConfigError."""
     if asked is not None:
         check_dropout(asked, model.config)
         return [model.config._attn_implementation]
@@ -82,28 +81,28 @@ def attention_names(model: Any, asked: str | None, packed: int, on_gpu: bool, ha
 
 
 def is_flash(name: str) -> bool:
-    """Whether transformers treats an --attn_implementation as flash attention: a package's, or a kernel on the Hub."""
+    """Return whether an --attn_implementation is flash attention for transformers: a package's, or a Hub kernel."""
     return "flash" in name
 
 
 def is_flex(name: str) -> bool:
-    """Whether an --attn_implementation is PyTorch's flex attention."""
+    """Return whether an --attn_implementation is PyTorch's flex attention."""
     return name == "flex_attention"
 
 
 def without_dropout(name: str) -> bool:
-    """Whether an --attn_implementation leaves attention dropout out, or refuses it."""
+    """Return whether an --attn_implementation ignores or refuses attention dropout."""
     return any(part in name for part in _WITHOUT_DROPOUT)
 
 
 def attention_dropout(config: Any) -> float:
-    """The share of attention weights that a model drops in training."""
+    """Return the share of attention weights that a model drops in training."""
     config = config.get_text_config()
     return max(float(getattr(config, name, None) or 0.0) for name in _DROPOUT_SETTINGS)
 
 
 def check_attention(name: str | None, on_gpu: bool) -> None:
-    """Raise ConfigError for an --attn_implementation that is none, or that this machine cannot train with."""
+    """Raise ConfigError for an --attn_implementation that is unknown, or that this machine cannot train with."""
     if name is None:
         return
     where = "--attn_implementation"
@@ -119,7 +118,7 @@ def check_attention(name: str | None, on_gpu: bool) -> None:
 
 
 def check_dropout(name: str, config: Any) -> None:
-    """Raise ConfigError where attention dropout is set, and this --attn_implementation does not have it."""
+    """Raise ConfigError if attention dropout is set, and this --attn_implementation does not have it."""
     share = attention_dropout(config)
     if share > 0 and without_dropout(name):
         setting = next(one for one in _DROPOUT_SETTINGS if getattr(config.get_text_config(), one, None))
@@ -140,7 +139,7 @@ def check_half(name: str, precision: str) -> None:
 
 @contextlib.contextmanager
 def as_usual(model: Any) -> Iterator[None]:
-    """Inside, a model that is to use flex or flash attention computes it as it can on the CPU, backward too."""
+    """Inside, a model with flex or flash attention uses an implementation that runs on the CPU, backward too."""
     name = model.config._attn_implementation
     if not is_flash(name) and not is_flex(name):
         yield
@@ -151,7 +150,7 @@ def as_usual(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def computed_plainly(model: Any) -> Iterator[None]:
-    """Inside, the model computes attention in plain torch from what flex and flash attention are given."""
+    """Inside, the model computes attention in plain torch from the inputs of flex and flash attention."""
     AttentionInterface.register(_PLAIN, _plain_attention)
     with _set(model, _PLAIN):
         yield
@@ -182,9 +181,9 @@ def _plain_attention(
     max_length_k: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query, key, value [B, H, S, D] -> [B, S, H, D]. As flex attention with a BlockMask, which stands for itself; as
-    flash attention with offsets, where a window of w sees w - 1 tokens to either side (transformers,
-    `_process_flash_attention_kwargs`). Raises TypeError for anything else: then it was not handed on."""
+    """Return [B, S, H, D] from query, key, value [B, H, S, D]. Computes flex attention from a BlockMask, and flash
+    attention from offsets, for which a window of w sees w - 1 tokens to either side (transformers,
+    `_process_flash_attention_kwargs`). Raises TypeError for other inputs: then the model did not pass them on."""
     batch, length = query.shape[0], query.shape[2]
     if isinstance(attention_mask, BlockMask):
         allowed = create_mask(attention_mask.mask_mod, batch, None, length, key.shape[2], device=str(query.device))

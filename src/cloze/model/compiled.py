@@ -1,12 +1,12 @@
-"""torch.compile where it pays: the backbone as one graph.
+"""torch.compile for the backbone as one graph.
 
     mode = choose_compile(config, model.config.model_type, device_type="cuda", part="backbone", engine="DDP")
     if mode is not None:
-        compile_backbone(model, mode)        # before anything wraps the model; names of parameters stay as they are
+        compile_backbone(model, mode)        # before anything wraps the model; names of parameters do not change
     compile_layers(layers, mode)             # the same for engines that gather weights a layer at a time
-    with eagerly(): ...                      # evaluation and checks: other shapes, which are not worth a compilation
+    with eagerly(): ...                      # evaluation and checks: other shapes, not worth a compilation
 
-Batches of training have one shape (see `fixed_capacity`), so that there is one compilation and no more.
+Training batches have one shape (see `fixed_capacity`), so that one compilation suffices.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def choose_compile(
 
     `--torch_compile auto` compiles on GPUs, for architectures whose backbone becomes one graph. `part`: what the
     engine of that name can compile: `backbone`; `layers`, if it gathers weights around each of them (see
-    `compile_layers`); None if it gathers them in hooks inside layers, at which graphs break. Raises ConfigError for
-    what was asked for and cannot be.
+    `compile_layers`); None if it gathers them in hooks inside layers, at which graphs break. Raises ConfigError for an
+    unsupported request.
     """
     mode = config.torch_compile_mode or "default"
     if part == "layers" and mode in CUDA_GRAPHS and config.torch_compile:
@@ -63,10 +63,10 @@ def choose_compile(
 
 
 def compile_backbone(model: Any, mode: str, backend: str = "inductor") -> None:
-    """Compile `model.base_model_prefix` in place: its forward becomes a compiled one when it is first called.
+    """Compile `model.base_model_prefix` in place, at its first forward.
 
-    `mode`: of torch.compile; "reduce-overhead" and "max-autotune" record CUDA graphs, whose memory is free to be
-    used again when the next forward begins.
+    `mode`: of torch.compile; "reduce-overhead" and "max-autotune" record CUDA graphs; the next forward reuses the
+    memory.
     """
     backbone = getattr(model, model.base_model_prefix, model)
     # The forward alone: with its hooks, `backbone.compile()` makes a second graph of the one that gathers rows.
@@ -76,15 +76,15 @@ def compile_backbone(model: Any, mode: str, backend: str = "inductor") -> None:
 
 
 def compile_layers(layers: Sequence[torch.nn.Module], mode: str, backend: str = "inductor") -> None:
-    """Compile layers in place, each by itself, as those that FSDP2 gathers have to be: their weights come and go in
-    hooks around the forward that is compiled. `mode`: of torch.compile, one without CUDA graphs."""
+    """Compile layers in place, one by one, as FSDP2 requires: hooks around the compiled forward gather and free the
+    weights. `mode`: of torch.compile, one without CUDA graphs."""
     for layer in layers:
         layer.forward = _compiled(layer.forward, mode, backend)  # type: ignore[method-assign]
 
 
 def _compiled(forward: Callable[..., Any], mode: str, backend: str) -> Callable[..., Any]:
-    """A compiled forward, which runs as it is written inside `eagerly`."""
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # whoever wants them says --tf32
+    """Return a compiled forward, which runs uncompiled inside `eagerly`."""
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # --tf32 selects it
     compiled = torch.compile(forward, backend=backend, mode=None if mode == "default" else mode, dynamic=False)
 
     @functools.wraps(forward)
@@ -103,9 +103,9 @@ def _no() -> bool:
 
 @contextlib.contextmanager
 def _not_exporting() -> Iterator[None]:
-    """While a compiled forward runs, and may be compiled: torch 2.11's compiler takes `torch.compiler.is_exporting()`
-    for true. transformers then makes a mask that hides nothing, and with a mask attention is computed in fp32 without
-    a fused kernel. Whoever exports a model in this process meets transformers' own."""
+    """Make `torch.compiler.is_exporting()` false while a compiled forward runs: torch 2.11's compiler takes it for
+    true. transformers would then make a mask that hides nothing, with which attention runs in fp32 without a fused
+    kernel. Outside of the block, exports are unaffected."""
     plain = masking_utils.is_torchdynamo_exporting
     masking_utils.is_torchdynamo_exporting = _no
     try:
@@ -116,7 +116,7 @@ def _not_exporting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
-    """Inside, what `compile_backbone` and `compile_layers` compiled runs as it is written. What libraries compile for
+    """Run what `compile_backbone` and `compile_layers` compiled uncompiled inside the block. What libraries compile
     themselves stays compiled: flex attention without its kernel holds all scores in memory."""
     global _plain_depth
     _plain_depth += 1

@@ -1,11 +1,11 @@
-"""How deep in a model each parameter lies: what layer-wise learning rates are made of, for every architecture.
+"""The depth of each parameter in a model, for layer-wise learning rates, for every architecture.
 
     depths, num_layers = parameter_depths(model)
     depths["roberta.encoder.layer.3.output.dense.weight"]      # 4: embeddings are 0, the head is num_layers + 1
 
-The layers are the items of the outermost module lists of the backbone: one list in most architectures; first those of
-the encoder, then those of the decoder in others; and lists of one length side by side where the parts of a layer are
-kept in lists of their own (XLM). A layer that is used several times (ALBERT) counts once.
+The layers are the items of the outermost module lists of the backbone: in most architectures one list; in others those
+of the encoder, then those of the decoder; or lists of one length in parallel, each with one part of the layers (XLM).
+A layer that is used several times (ALBERT) counts once.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 
 
 def parameter_depths(model: Any) -> tuple[dict[str, int], int]:
-    """The depth of every parameter by name, 0 (embeddings), 1 .. L (layers), L + 1 (head, last norm), and L.
+    """Return the depth of every parameter by name, 0 (embeddings), 1 .. L (layers), L + 1 (head, last norm), and L.
 
-    A tensor that two modules share has the smaller of its depths: a tied decoder has that of the embeddings. What the
-    backbone has beside its layers and embeddings goes with the layer before it: mBART's norm between encoder and
-    decoder is as deep as the encoder's last layer.
+    A tensor that two modules share has the smaller of its depths: a tied decoder has that of the embeddings. Other
+    parameters of the backbone have the depth of the layer before them: mBART's norm between encoder and decoder is as
+    deep as the encoder's last layer.
     """
     starts, num_layers = _layers(model)
     inside = _prefix(model)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     named = list(model.named_parameters(remove_duplicate=False))
     smallest: dict[int, int] = {}
-    before = 0  # the deepest layer up to here
+    before = 0  # the deepest layer so far
     for name, parameter in named:
         depth = next((d for path, d in starts.items() if name.startswith(path)), None)
         if depth is not None:
@@ -43,17 +43,17 @@ def parameter_depths(model: Any) -> tuple[dict[str, int], int]:
 
 
 def layer_depths(model: Any) -> dict[str, int]:
-    """How the names of each layer's parameters begin (`roberta.encoder.layer.3.`) -> its depth, from 1 on."""
+    """Return the name prefix of each layer (`roberta.encoder.layer.3.`) -> its depth, from 1 on."""
     return _layers(model)[0]
 
 
 def layer_modules(model: Any) -> list[torch.nn.Module]:
-    """The layers of the backbone, in order."""
+    """Return the layers of the backbone, in order."""
     return [model.get_submodule(path.removesuffix(".")) for path in _layers(model)[0]]
 
 
 def _layers(model: Any) -> tuple[dict[str, int], int]:
-    """How the names of each layer's parameters begin (`roberta.encoder.layer.3.`) -> its depth; how many layers."""
+    """Return the name prefix of each layer (`roberta.encoder.layer.3.`) -> its depth, and the number of layers."""
     inside = _prefix(model)
     outermost: dict[str, list[str]] = {}
     for name, module in model.named_modules():
@@ -77,7 +77,7 @@ def _layers(model: Any) -> tuple[dict[str, int], int]:
 
 
 def _items(name: str, modules: torch.nn.ModuleList) -> list[str]:
-    """The beginnings of the names of a list's items; lists in a list (Funnel's blocks of layers) are one list."""
+    """Return the name prefixes of a list's items; lists in a list (Funnel's blocks of layers) are one list."""
     found = []
     for place, module in enumerate(modules):
         path = f"{name}.{place}"
@@ -86,7 +86,7 @@ def _items(name: str, modules: torch.nn.ModuleList) -> list[str]:
 
 
 def _prefix(model: Any) -> str:
-    """What the names of the backbone's parameters begin with; nothing where the model is its own backbone."""
+    """Return the name prefix of the backbone; empty if the model is its own backbone."""
     return f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
 
 

@@ -1,8 +1,8 @@
-"""How many floating-point operations a training step takes, and what the machine could do: MFU.
+"""The floating-point operations of a training step, and the peak of the machine: MFU.
 
 Model FLOPs utilization (Chowdhery et al., "PaLM", 2022, appendix B): the operations that the model's arithmetic needs
-for the observed tokens, over the peak of the hardware. Recomputation counts for nothing, and neither does what the
-sparse head saves: a head on 15 % of the rows is counted on 15 % of the rows, attention in a window on the window.
+for the observed tokens, over the peak of the hardware. Recomputation is not counted, nor what the sparse head saves: a
+head on 15 % of the rows is counted on 15 % of the rows, attention in a window on the window.
 
     flops = step_flops(model, num_tokens=8 * 512, block_size=512, mlm_probability=0.15)     # of one optimizer step
     mfu = flops / seconds / peak_flops("bf16")                                              # either may be None
@@ -35,26 +35,27 @@ PEAK_TFLOPS = {
 def step_flops(
     model: Any, num_tokens: int, block_size: int, mlm_probability: float, sparse: bool = True
 ) -> float | None:
-    """Forward and backward of one step over `num_tokens` (all ranks') in blocks of `block_size`; None where the
-    model's forward cannot be traced without data.
+    """Return the operations of forward and backward of one step over `num_tokens` (all ranks') in blocks of
+    `block_size`; None if the model's forward cannot be traced without data.
 
     `model`: the bare module, on any device; only its class and configuration are used. A copy without weights (meta
-    device) reads one block, and its matrix products and convolutions are counted as they are called, so that a layer
-    used twice counts twice and an embedding, which is looked up, not at all. The head, which begins where the backbone
-    ends, counts on the share `mlm_probability` of the tokens where it is `sparse`. Backward: twice the forward.
+    device) reads one block, and its matrix products and convolutions are counted as they are called: a layer used
+    twice counts twice, an embedding lookup does not count. The head, which begins where the backbone ends, counts on
+    the share `mlm_probability` of the tokens if `sparse`. Backward: twice the forward.
     """
     try:
         body, head = block_flops(model, block_size)
-    except Exception:  # a forward that looks at its data, or kernels of its own: whatever it raises, it is not counted
+    except Exception:  # a forward that depends on its data, or own kernels, may raise anything
         return None
     share = mlm_probability if sparse else 1.0
     return 3 * (body + share * head) * num_tokens / block_size
 
 
 def block_flops(model: Any, block_size: int) -> tuple[float, float]:
-    """Forward of one block [1, block_size]: operations of the backbone, and of the head on all its positions.
+    """Return the operations of a forward of one block [1, block_size]: of the backbone, and of the head on all
+    positions.
 
-    Raises whatever the model's forward raises on tensors without data.
+    Raises what the model's forward raises on tensors without data.
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"  # plain matrix products, which can be counted
@@ -71,7 +72,7 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def undivided() -> Iterator[None]:
-    """Models made in the block are whole: under ZeRO-3 transformers would divide the parts that it makes by itself
+    """Make models inside the block whole: under ZeRO-3 transformers would divide the submodels that it creates
     (ModernVBert's text model) among the ranks, and wait for them."""
     reference = integration._hf_deepspeed_config_weak_ref
     integration.unset_hf_deepspeed_config()
@@ -82,7 +83,7 @@ def undivided() -> Iterator[None]:
 
 
 def _count(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Operations until the backbone ends, and of the whole forward."""
+    """Return the operations until the backbone ends, and of the whole forward."""
     backbone = getattr(model, model.base_model_prefix, model)
     ends: list[int] = []
     with _Counter() as counter, torch.no_grad():
@@ -112,7 +113,7 @@ class _Counter(TorchDispatchMode):
 
 
 def unseen_attention(config: Any, block_size: int) -> float:
-    """Operations of one block's forward that full attention spends on pairs outside of the window of local layers.
+    """Return the operations of one block's forward that full attention spends outside of the window of local layers.
 
     Scores and values take 4 * heads * head_dim operations a pair. A token sees `sliding_window` tokens to either side.
     """
@@ -128,15 +129,14 @@ def unseen_attention(config: Any, block_size: int) -> float:
 
 
 def peak_flops(precision: str) -> float | None:
-    """Operations per second of this machine's GPU at its best; None on a CPU and on GPUs that are not in the table."""
+    """Return the peak operations per second of this machine's GPU; None on a CPU and for unknown GPUs."""
     if not torch.cuda.is_available() or precision not in ("bf16", "fp16"):
         return None
     return device_peak(torch.cuda.get_device_name())
 
 
 def device_peak(name: str) -> float | None:
-    """The same for a name that `torch.cuda.get_device_name()` gives. Slices (MIG) and laptops have less, which is not
-    known here."""
+    """Return `peak_flops` by name (`torch.cuda.get_device_name()`); slices (MIG) and laptops have less."""
     words = f" {re.sub(r'[^0-9A-Za-z]+', ' ', name)} "
     if " MIG " in words or " Laptop " in words:
         return None

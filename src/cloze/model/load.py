@@ -52,11 +52,11 @@ transformers_logging.disable_progress_bar()  # a bar of its own for every model 
 def build_model(
     config: ModelConfig, tokenizer_dir: Path | str, block_size: int, seed: int, stored: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in fp32 on the CPU, the same weights on every rank, and its tokenizer.
+    """Return the model in fp32 on the CPU, with the same weights on every rank, and its tokenizer.
 
-    `stored`: take the model's configuration from this folder, with any weights, since a checkpoint has them.
-    Raises ModelError where it cannot be loaded, has too few positions for `block_size` or too few embeddings for the
-    tokenizer; ConfigError for flags that cannot be combined.
+    `stored`: take the model's configuration from this folder, with any weights, since a checkpoint has them. Raises
+    ModelError if it cannot be loaded, has too few positions for `block_size` or too few embeddings for the tokenizer;
+    ConfigError for flags that cannot be combined.
     """
     tokenizer = load_tokenizer(str(tokenizer_dir), config.trust_remote_code)
     if stored is None:
@@ -103,7 +103,7 @@ def load_checked(folder: Path) -> PreTrainedModel:
 
 
 def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PretrainedConfig:
-    """The model's configuration with the overrides applied and, from scratch, made to fit the tokenizer."""
+    """Return the model's configuration with the overrides applied and, from scratch, made to fit the tokenizer."""
     overrides = parse_overrides(config.config_overrides)
     source = config.model_name_or_path or config.config_name
     if source is not None:
@@ -141,7 +141,7 @@ def read_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, block_s
 
 
 def usable_length(config: PretrainedConfig) -> int | None:
-    """How many tokens the model can take at once; None where there is no limit."""
+    """Return how many tokens the model can take at once; None without a limit."""
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
@@ -163,7 +163,7 @@ def check_finite(value: float, name: str) -> None:
 
 
 def check_fits(config: PretrainedConfig, tokenizer_size: int, block_size: int) -> None:
-    """Raise ModelError where blocks or token ids are larger than the model allows."""
+    """Raise ModelError if blocks or token ids are larger than the model allows."""
     length = usable_length(config)
     if length is not None and block_size > length:
         raise ModelError(
@@ -185,7 +185,7 @@ def check_fits(config: PretrainedConfig, tokenizer_size: int, block_size: int) -
 def _fit_to_tokenizer(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, block_size: int, overrides: dict[str, str]
 ) -> None:
-    """From scratch: vocabulary, special ids and positions follow the tokenizer and the blocks unless overridden."""
+    """From scratch, fit vocabulary, special ids and positions to tokenizer and blocks unless overridden."""
     check_padding(config, tokenizer, block_size, "max_position_embeddings" in overrides)
     fit_vocabulary(config, tokenizer, overrides)
     config.vocab_size = vocabulary_size(tokenizer)
@@ -195,7 +195,7 @@ def _fit_to_tokenizer(
 
 
 def fit_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, kept: Collection[str]) -> None:
-    """Size of the vocabulary and ids of special tokens follow the tokenizer, all but the values in `kept`."""
+    """Fit vocabulary size and ids of special tokens to the tokenizer, except the values in `kept`."""
     if "vocab_size" not in kept:
         config.vocab_size = vocabulary_size(tokenizer)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"):

@@ -1,13 +1,13 @@
-"""Weights in mapped files: a whole model that takes no memory of its own, until each rank has taken its share.
+"""Weights in mapped files: a whole model without private memory, until each rank has taken its share.
 
     with weights_in_files(folder):
         model = AutoModelForMaskedLM.from_config(config)     # or from_pretrained
-    partition(model, settings, torch.float32)    # cloze.training.engines.zero3: each file goes with its parameter
+    partition(model, settings, torch.float32)    # cloze.training.engines.zero3: each file is freed with its parameter
 
-Every parameter gets a file as soon as a module registers it, so that at most one is in memory; transformers draws or
-loads the weights as ever, into the files. They are the same bits as without, for every architecture, and everything
-that looks at a whole model goes on to work. Pages of a mapped file are the operating system's to write out and to
-drop (`RssFile` in /proc/self/status, not `RssAnon`). The files have no names: whatever ends the process, they go too.
+Every parameter gets a file when a module registers it, so that at most one is in memory; transformers draws or loads
+the weights into the files, with the same bits as in memory. Code that reads a whole model still works. The operating
+system can write out and drop pages of a mapped file (`RssFile` in /proc/self/status, not `RssAnon`). The files have no
+names: they disappear with the process.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ _ATTEMPTS = 100  # each rank removes the folder at most once
 
 @contextlib.contextmanager
 def weights_in_files(folder: Path) -> Iterator[None]:
-    """Parameters of modules that this thread makes inside lie in nameless files of `folder`, which is made if need be.
+    """Put parameters of modules that this thread makes inside into nameless files of `folder`, created if missing.
 
-    Parameters that are mapped from a file already (fp32 safetensors) stay there. Raises DiskError where there is no
-    room for one.
+    Parameters that are already mapped (fp32 safetensors) stay there. Raises DiskError if the disk is full.
     """
     plain = torch.nn.Module.register_parameter
     thread, asynchronous = threading.get_ident(), os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
@@ -57,7 +56,7 @@ def weights_in_files(folder: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def move_to_file(parameter: torch.nn.Parameter, folder: Path) -> None:
-    """Let a parameter's elements lie in a file, with the same strides, unless they do already."""
+    """Move a parameter's elements into a file, with the same strides, unless they are in one."""
     old = parameter.data
     if old.device.type != "cpu" or old.numel() == 0 or is_mapped(old):
         return
@@ -68,13 +67,13 @@ def move_to_file(parameter: torch.nn.Parameter, folder: Path) -> None:
 
 
 def zeros_in_file(numel: int, dtype: torch.dtype, folder: Path) -> torch.Tensor:
-    """Zeros [numel] in a nameless file of `folder`. Raises DiskError where there is no room."""
+    """Return zeros [numel] in a nameless file of `folder`. Raises DiskError if the disk is full."""
     storage = _mapped_storage(numel * dtype.itemsize, folder)
     return torch.empty(0, dtype=dtype).set_(storage, 0, (numel,))  # type: ignore[call-overload]
 
 
 def is_mapped(tensor: torch.Tensor) -> bool:
-    """Whether a file is behind a tensor's elements (Linux; elsewhere never)."""
+    """Return whether a tensor's elements are mapped from a file (Linux; elsewhere False)."""
     address = tensor.data_ptr()
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         for line in maps:
@@ -88,7 +87,7 @@ def _mapped_storage(num_bytes: int, folder: Path) -> torch.UntypedStorage:
     with disk_errors(folder):
         fd, name = _new_file(folder)
         try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not a signal when it is written
+            if hasattr(os, "posix_fallocate"):  # a full disk raises an error here, not a signal at the first write
                 os.posix_fallocate(fd, 0, num_bytes)
             return torch.UntypedStorage.from_file(name, shared=True, nbytes=num_bytes)  # type: ignore[return-value]
         finally:
@@ -97,8 +96,7 @@ def _mapped_storage(num_bytes: int, folder: Path) -> torch.UntypedStorage:
 
 
 def _new_file(folder: Path) -> tuple[int, str]:
-    """Make a file in a folder, which is made if need be: again if another rank, which has finished, removes it
-    between the two."""
+    """Make a file in a folder, created if missing, also if a finished rank removes it in between."""
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,13 +106,13 @@ def _new_file(folder: Path) -> tuple[int, str]:
 
 
 def folder_for_weights(output_dir: Path) -> Path:
-    """Where files of weights go: the folder for temporary files (TMPDIR), or where that is in memory, the run's."""
+    """Return the folder for files of weights: that for temporary files (TMPDIR); the run's if that is in memory."""
     temporary = real_path(tempfile.gettempdir())
     return output_dir / ".weights" if file_system(temporary) in _IN_MEMORY else temporary
 
 
 def file_system(path: Path) -> str | None:
-    """The kind of file system that a path is on (`ext4`, `tmpfs`); None where that is not known (not Linux)."""
+    """Return the file system of a path (`ext4`, `tmpfs`); None if unknown (not Linux)."""
     found: tuple[int, str] | None = None
     with contextlib.suppress(OSError):
         for line in Path("/proc/mounts").read_text().splitlines():

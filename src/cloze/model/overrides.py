@@ -73,8 +73,8 @@ def apply_overrides(config: PretrainedConfig, overrides: dict[str, str]) -> None
 
 
 def check_same_weights(stored: PretrainedConfig, changed: PretrainedConfig, trust_remote_code: bool = False) -> None:
-    """Raise ConfigError where changes to the configuration of pretrained weights would need other weights: layers
-    fewer than stored would be dropped without a word, and more would be made up."""
+    """Raise ConfigError if changes to the configuration of pretrained weights need other weights: surplus layers would
+    be dropped silently, missing ones drawn at random."""
     shapes = [_shapes(config, trust_remote_code) for config in (stored, changed)]
     names = [name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)]
     if names:
@@ -185,14 +185,14 @@ def _set(inner: Any, name: str, value: str) -> None:
         return
     before = getattr(inner, name, "")
     if isinstance(before, bool | int | float | str) and (hasattr(inner, name) or not _is_asked_for(inner, name)):
-        inner.update_from_string(f"{name}={value}")  # raises where there is no such name
+        inner.update_from_string(f"{name}={value}")  # raises for an unknown name
     else:  # a list, a table, or nothing yet
         read = parse_yaml(value, _WHERE, kind=object, typed=True)
         setattr(inner, name, tuple(read) if isinstance(before, tuple) else read)
 
 
 def _is_asked_for(config: PretrainedConfig, name: str) -> bool:
-    """Whether the model looks for a setting of this name that its configuration need not have, as DeBERTa's do for
+    """Return whether the model reads a setting of this name that its configuration need not have, as DeBERTa's do for
     `position_buckets`: getattr(config, "position_buckets", -1)."""
     models = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None)
     if models is None:
@@ -208,7 +208,7 @@ def _shapes(config: PretrainedConfig, trust_remote_code: bool) -> dict[str, tupl
 
 
 def _follow_depth(config: PretrainedConfig) -> None:
-    """Where the number of layers was changed, the list of their types follows, here and in nested configurations."""
+    """Fit the list of layer types to a changed number of layers, here and in nested configurations."""
     for inner in (config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))):
         types, depth = getattr(inner, "layer_types", None), getattr(inner, "num_hidden_layers", None)
         if types is not None and depth is not None and len(types) != depth:

@@ -3,11 +3,10 @@
     rule = settle_attention(model, ["sdpa", "eager"], block_size=128, packed=True)
     logits = model(**model_inputs(batch, device, rule)).logits
 
-Every document of a block is to be read as if it stood alone: positions begin anew with each, and attention is
-block-diagonal. How that is said depends on what computes attention (`cloze.model.attention`): by a dense mask, by a
-BlockMask for flex attention, by the documents' offsets for flash attention. Architectures take these in different
-forms or not at all, so the forms are tried: the first that gives the same logits as the documents one by one is used,
-and where none does the run is refused.
+Every document of a block is read as if alone: positions restart at each document, and attention is block-diagonal. The
+inputs depend on the attention implementation (`cloze.model.attention`): a dense mask, a BlockMask for flex attention,
+document offsets for flash attention. Architectures accept different forms or none, so the forms are tried. The first
+that gives the same logits as the documents one by one is used; if there is none, the run is refused.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class DocumentAttention:
         return replace(self, dtype=next(model.parameters()).dtype)
 
     def inputs(self, segments: torch.Tensor, offsets: torch.Tensor) -> dict[str, Any]:
-        """segments [B, S]: which document of its block each token belongs to; offsets [D] int32: see
-        `cloze.data.batches.make_batch.document_offsets` -> the model's further inputs."""
+        """Return further inputs of the model from segments [B, S], the document of its block that each token belongs
+        to, and offsets [D] int32 (see `cloze.data.batches.make_batch.document_offsets`)."""
         found: dict[str, Any] = {}
         if self.form == "varlen":
             longest = segments.shape[1]  # a constant, so that torch.compile sees one value
@@ -87,8 +86,8 @@ class DocumentAttention:
 
 
 def document_block_mask(segments: torch.Tensor, window: int | None = None) -> BlockMask:
-    """segments [B, S] -> the BlockMask [B, 1, S, S] with which a token sees its own document, and of that what is at
-    most `window` tokens away. On a GPU it is made tile by tile, without the dense mask."""
+    """Return the BlockMask [B, 1, S, S] for segments [B, S]: a token sees its own document, at most `window` tokens
+    away. On a GPU it is made tile by tile, without the dense mask."""
     batch, length = segments.shape
 
     def same_document(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -108,7 +107,7 @@ def _tile_by_tile() -> Any:
 
 
 def positions_in_documents(segments: torch.Tensor) -> torch.Tensor:
-    """segments [B, S] -> [B, S] int64: how many tokens of the same document stand before each token."""
+    """Return [B, S] int64 for segments [B, S]: the number of earlier tokens of the same document."""
     places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
@@ -121,10 +120,10 @@ def model_inputs(
     rule: DocumentAttention | None,
     decoder_start: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What the model's forward gets of a batch: input_ids, and with a rule the mask and positions of its documents.
+    """Return the inputs of the model's forward: input_ids, and with a rule the mask and positions of the documents.
 
     `decoder_start`: of an encoder-decoder, the token before the first one its decoder predicts; the decoder reads the
-    original text, moved by one.
+    original text, shifted by one.
     """
     inputs = {"input_ids": batch["input_ids"].to(device, non_blocking=True)}
     if rule is not None and "segments" in batch:
@@ -138,8 +137,8 @@ def model_inputs(
 
 
 def settle_attention(model: Any, names: Sequence[str], block_size: int, packed: bool) -> DocumentAttention | None:
-    """Let the model compute attention with the first of `names` that works here and, where blocks are `packed`, keeps
-    their documents apart; say which, and return how that is done. Raises ModelError where none does."""
+    """Select the first attention of `names` that works here and, for `packed` blocks, keeps documents apart; report
+    it, and return how documents are kept apart. Raises ModelError if none does."""
     for name in names:
         try:
             if name != model.config._attn_implementation:
@@ -157,10 +156,9 @@ def settle_attention(model: Any, names: Sequence[str], block_size: int, packed: 
 
 @torch.no_grad()
 def document_attention(model: Any, block_size: int, vocab_size: int) -> DocumentAttention:
-    """The form of mask and positions with which a block of documents gives the logits of each alone.
+    """Return the form of mask and positions with which a block of documents gives the logits of each alone.
 
-    Raises ModelError where there is none. The model is on the CPU, in fp32; flex and flash attention are computed
-    plainly there.
+    Raises ModelError if there is none. The model is on the CPU, in fp32; flex and flash attention are emulated there.
     """
     size = min(block_size, _MAX_CHECKED)
     # The second document is longer than the windows of local attention, which a wrong mask would widen.
@@ -192,10 +190,10 @@ def document_attention(model: Any, block_size: int, vocab_size: int) -> Document
 
 
 def _one_by_one(model: Any, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor | None:
-    """The logits of each document alone; None for an architecture that reads whole blocks only."""
+    """Return the logits of each document alone; None for an architecture that reads whole blocks only."""
     try:
         return torch.cat([model(input_ids=part).logits for part in ids.split(lengths, dim=1)], dim=1)
-    except Exception:  # each says so in its own way
+    except Exception:  # architectures raise different errors
         return None
 
 
@@ -220,7 +218,7 @@ def _candidates(model: Any, name: str) -> list[DocumentAttention]:
 def _agrees(model: Any, ids: torch.Tensor, alone: torch.Tensor | None, inputs: dict[str, Any]) -> bool:
     try:
         together = model(input_ids=ids, **inputs).logits
-    except Exception:  # an architecture that does not take this form says so in its own way
+    except Exception:  # architectures without this form raise different errors
         return False
     if alone is None:
         return False

@@ -1,16 +1,16 @@
-"""Predict the masked positions only: the head of a masked language model on 15 % of its rows, for every architecture.
+"""Compute the head of a masked language model at masked positions only, 15 % of its rows, for every architecture.
 
-The head turns each position's hidden state into scores for the whole vocabulary, the largest matrix product of a small
-model, yet the loss looks at masked positions alone. A forward hook on the backbone (`model.base_model_prefix`) puts
-the masked rows in the place of all hidden states, [B, S, H] -> [1, K, H], and the model's own forward goes on with
-its own head on those; so no architecture needs code of its own, and DDP, DeepSpeed and torch.compile wrap as ever.
+The head computes scores for the whole vocabulary at each position, the largest matrix product of a small model, but
+the loss uses masked positions only. A forward hook on the backbone (`model.base_model_prefix`) replaces all hidden
+states by the masked rows, [B, S, H] -> [1, K, H], on which the model's own forward runs its own head. No architecture
+needs code of its own, and DDP, DeepSpeed and torch.compile wrap the model as usual.
 
     head = MaskedHead(model)                       # before anything wraps the model
-    check_head(head, engine.model, ids, "bf16")    # once: the same logits as the dense way, else that one is used
+    check_head(head, engine.model, ids, "bf16")    # once: unless the logits are the dense ones, dense is used
     logits = head.logits(engine.model, inputs, batch["positions"])      # [K, V]
 
-A head that mixes rows, or reads the backbone's other outputs, gives other logits in the check, and the dense way is
-used for it: the whole [B, S, V], of which the rows are taken afterwards.
+A head that mixes rows, or reads the backbone's other outputs, fails the check and is computed densely: the whole [B,
+S, V], of which the rows are taken afterwards.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 5e-2, "fp8": 1.5e-1}
 
 
 class MaskedHead:
-    """The rows that the next forward is to predict, and the hook that hands them to the head.
+    """The rows that the next forward is to predict, and the hook that passes them to the head.
 
-    `sparse`: whether the hook is used; False where the model has no backbone to hook.
+    `sparse`: whether the hook is used; False if the model has no backbone to hook.
     """
 
     def __init__(self, model: Any, sparse: bool = True):
@@ -63,11 +63,11 @@ class MaskedHead:
         return type(output)(**{**output, first: picked})
 
     def expect(self, positions: torch.Tensor | None, rows: tuple[int, ...] = ()) -> None:
-        """The flat positions [K] that the next forward, of `rows` [B, S], is to predict; None: all."""
+        """Set the flat positions [K] that the next forward, of `rows` [B, S], is to predict; None: all."""
         self._expected = positions, rows
 
     def logits(self, model: Any, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
-        """Scores [K, V] at the flat positions [K] of `inputs`, whose input_ids are [B, S], on the same device."""
+        """Return scores [K, V] at the flat positions [K] of `inputs` (input_ids [B, S]), on the same device."""
         if self.sparse:
             self.expect(positions, tuple(inputs.get("decoder_input_ids", inputs["input_ids"]).shape))
         try:
@@ -88,8 +88,8 @@ def checked_length(config: Any, blocks: int, block_size: int) -> int:
 
 
 def check_head(head: MaskedHead, model: Any, inputs: dict[str, Any], precision: str) -> None:
-    """Compare the sparse way with the dense one, by two forwards; where they differ on any rank, all ranks use the
-    dense one, and say so. Every rank calls it. `precision`: "no", "fp16", "bf16" or "fp8"."""
+    """Compare sparse with dense logits by two forwards; if they differ on any rank, all ranks use the dense head and
+    report it. Every rank calls it. `precision`: "no", "fp16", "bf16" or "fp8"."""
     if not head.sparse:
         return
     with eagerly():

@@ -30,7 +30,7 @@ _ROWS = 8  # rows are padded to a multiple of this, so that matrices have few sh
 
 
 class _Own(threading.local):
-    """What one thread's next forward is to predict (see `MaskedHead.expect`). A copy begins empty."""
+    """The positions that a thread's next forward is to predict (see `MaskedHead.expect`). A copy begins empty."""
 
     expected: tuple[torch.Tensor | None, tuple[int, ...]] = (None, ())
 
@@ -105,7 +105,7 @@ def sparse_head(model: Model) -> Model:
 
 @torch.no_grad()
 def _problem(model: Any, sparse: SparseLoss) -> str | None:
-    """What is wrong with the loss at masked rows only; None where it is the dense one."""
+    """Return how the loss at masked rows differs from the dense one; None if it does not."""
     config = model.config.get_text_config()
     size = fixed_length(config) or min(16, usable_length(model.config) or 16)
     device = next(model.parameters()).device
@@ -128,11 +128,11 @@ def _problem(model: Any, sparse: SparseLoss) -> str | None:
 
 
 def documents_apart(model: Any, dataset: PackedDataset) -> DocumentAttention | None:
-    """How this model keeps the documents of packed blocks apart, for `MaskingCollator(documents=...)`; None for blocks
-    of `packing="concat"`, whose documents see each other.
+    """Return how this model keeps the documents of packed blocks apart, for `MaskingCollator(documents=...)`; None for
+    blocks of `packing="concat"`, whose documents see each other.
 
-    The model is on the CPU, in fp32: forms of masks are tried on it. Raises ModelError where none gives a document the
-    logits it has alone.
+    The model is on the CPU, in fp32, to try forms of masks. Raises ModelError if none gives the logits of each
+    document alone.
     """
     if dataset.prepared.packing != "best_fit":
         return None

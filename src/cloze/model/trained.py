@@ -1,7 +1,7 @@
-"""Which parameters are trained: all, but for those a pattern names and those that have no part in the output.
+"""Select the trained parameters: all but those that a pattern names and those that do not affect the output.
 
 Some architectures carry parameters that masked language modelling never uses (poolers, contact heads). They get no
-gradient, for which data-parallel training would wait for ever; they stay as they are, and are kept in checkpoints.
+gradient, for which data-parallel training would wait forever; they keep their values, and are kept in checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MATCH_SECONDS = 10.0
 
 
 def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
-    """Do not train the parameters whose names match a regular expression from their beginning; how many there are.
+    """Freeze the parameters whose names match a regular expression from their beginning; return how many there are.
 
     Raises ConfigError if it matches none, or all, or takes longer than MATCH_SECONDS.
     """
@@ -47,7 +47,7 @@ def freeze_matching(model: torch.nn.Module, pattern: str) -> int:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression of --freeze. Raises ConfigError if it is none."""
+    """Return the regular expression of --freeze. Raises ConfigError if it is invalid."""
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
@@ -91,7 +91,7 @@ def freeze_unused(model: Any, blocks: NDArray[np.int32]) -> list[str]:
     model.train(model.config.model_type in REVERSIBLE)
     used: set[torch.nn.Parameter] = set()
 
-    def note(parameter: Any) -> None:  # and let go of it: all gradients together are as large as the model
+    def note(parameter: Any) -> None:  # and free it: all gradients together are as large as the model
         used.add(parameter)
         parameter.grad = None
 
