@@ -1,7 +1,7 @@
-"""What a checkpoint is on the disk: its names, its manifest, whether it is whole, which ones are kept.
+"""The format of a checkpoint: names, manifest, verification and rotation.
 
-A folder called checkpoint-N was renamed to that as the last act of saving, so it is complete; sizes and checksums in
-its manifest, which carries a checksum itself, tell whether it still is what was written.
+A save writes to a temporary folder and renames it to checkpoint-N last, so a folder of that name is complete. The
+manifest holds the size and checksum of each file and a checksum of itself, which reveal later damage.
 
     for folder in reversed(list_checkpoints(output_dir)):
         manifest = verify_checkpoint(folder)        # CheckpointError names the first bad file
@@ -32,19 +32,19 @@ FORMAT_VERSION = 2
 MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
 HINT = "use an earlier checkpoint"
 MOST_READABLE_PIECES = 100_000
-MOST_DELETED = 20  # checkpoints that vanish while the newest good one is looked for
-MAX_MANIFEST_BYTES = 8 << 30  # millions of pieces: see docs/scaling.md
+MOST_DELETED = 20  # limit on checkpoints deleted by a running training during the search for the newest good one
+MAX_MANIFEST_BYTES = 8 << 30  # enough for millions of pieces: see docs/scaling.md
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(r"checkpoint-\d+\.(tmp|old|replaced)-[0-9a-f]{16}")
-_OLDER_LEFT_OVER = re.compile(r"checkpoint-\d+\.replaced")  # earlier versions put no token into the name
-WEIGHT = "weight"  # the state key of the fp32 weight, beside the optimizer's own (exp_avg, exp_avg_sq, ...)
-NUMBERS = ("step",)  # what optimizers keep as one number, though it may have the shape of a parameter: [] or [1]
-EMA = "ema"  # that of the moving average of the weights, where one is kept (see cloze.training.engines.ema)
+_OLDER_LEFT_OVER = re.compile(r"checkpoint-\d+\.replaced")  # earlier versions used no owner token
+WEIGHT = "weight"  # state key of the fp32 weight; the others are the optimizer's (exp_avg, exp_avg_sq, ...)
+NUMBERS = ("step",)  # optimizer state stored as one number, even if a parameter has the same shape: [] or [1]
+EMA = "ema"  # state key of the moving average of the weights (see cloze.training.engines.ema)
 
 
 @dataclass(frozen=True)
 class Position:
-    """A run's place in its data: the same on every rank, whatever their number."""
+    """A run's position in its data: equal on all ranks, and independent of their number."""
 
     global_step: int
     samples_seen: int
@@ -52,24 +52,24 @@ class Position:
 
 
 def checkpoint_path(output_dir: Path, global_step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the path of the checkpoint of a step."""
     return output_dir / f"checkpoint-{global_step}"
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Return whether a folder of this name is a checkpoint's: checkpoint-N."""
+    """Return whether the name is that of a checkpoint folder: checkpoint-N."""
     return _NAME.fullmatch(name) is not None
 
 
 def list_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]:
-    """Folders called checkpoint-N, N up to `at_most`, oldest first, whether they are still whole or not."""
+    """Return the folders called checkpoint-N with N <= `at_most`, oldest first, damaged ones included."""
     found = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]
     return [path for step, path in sorted(found) if at_most is None or step <= at_most]
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write checkpoint.json with a checksum of itself: readable, unless it is of millions of pieces (see
-    docs/scaling.md), where that would take most of the time of a save."""
+    """Write checkpoint.json with a checksum of itself. It is indented unless it has millions of pieces (see
+    docs/scaling.md), because indenting would then dominate the time of a save."""
     if len(manifest.get("pieces", [])) > MOST_READABLE_PIECES:
         write_text(folder / MANIFEST, dump_json(signed(manifest)) + "\n")
     else:
@@ -77,13 +77,13 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the checksum of itself."""
+    """Return the manifest with a checksum of itself."""
     manifest = finite(manifest)
     return {**manifest, "checksum": _checksum(manifest)}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """checkpoint.json. Raises CheckpointError if it is missing, damaged or of another format."""
+    """Return checkpoint.json. Raises CheckpointError if it is missing, damaged or of another format."""
     file = folder / MANIFEST
     if not file.exists() and not file.is_symlink():
         raise _not_a_checkpoint(folder)
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _not_a_checkpoint(folder: Path) -> CheckpointError:
-    """Return the error for a folder without checkpoint.json: whose it is, if that is known."""
+    """Return the error for a folder without checkpoint.json; it names the program that wrote the folder, if known."""
     owner = foreign_owner(folder)
     if owner is not None:
         return CheckpointError(f"this is {owner.what}, not a checkpoint of Cloze", where=folder, hint=owner.hint)
@@ -115,8 +115,8 @@ def _not_a_checkpoint(folder: Path) -> CheckpointError:
 
 
 def own_checkpoints(output_dir: Path, at_most: int | None = None) -> list[Path]:
-    """Return the folders of `list_checkpoints` without those of other programs. Raises CheckpointError if there are
-    only such."""
+    """Return the folders of `list_checkpoints` that Cloze wrote. Raises CheckpointError if all are of other
+    programs."""
     found = list_checkpoints(output_dir, at_most)
     own = [folder for folder in found if foreign_owner(folder) is None]
     if found and not own:
@@ -131,8 +131,8 @@ def _checksum(manifest: dict[str, Any]) -> str:
 def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
     """Check every file's size and, with `contents`, its SHA-256; return the manifest.
 
-    `share`: (i, n) reads the contents of every n-th file only, for n ranks that check together. Raises CheckpointError
-    naming the first bad file, or if the folder is called by another step than it holds.
+    `share` = (i, n): read the contents of every n-th file only, for n ranks that share the check. Raises
+    CheckpointError if a file is missing or damaged, or if the folder's name gives another step than its manifest.
     """
     manifest = read_manifest(folder)
     step = manifest["position"]["global_step"]
@@ -158,7 +158,7 @@ def verify_checkpoint(folder: Path, contents: bool = True, share: tuple[int, int
 def find_checkpoint(output_dir: Path) -> Path | None:
     """Return the newest undamaged checkpoint in a run's folder; None if nothing was saved yet.
 
-    Raises CheckpointError if all of them are damaged.
+    Raises CheckpointError if all checkpoints are damaged.
     """
     candidates, deleted = own_checkpoints(output_dir), 0
     while candidates:
@@ -178,8 +178,8 @@ def find_checkpoint(output_dir: Path) -> Path | None:
 
 @contextlib.contextmanager
 def still_there(*folders: Path) -> Iterator[None]:
-    """Report whatever goes wrong in the block as one line if a checkpoint that it reads has been deleted meanwhile, as
-    training does beyond save_total_limit. Raises CheckpointError."""
+    """Raise CheckpointError for any error in the block if one of the folders was deleted meanwhile, as training does
+    with checkpoints beyond save_total_limit."""
     try:
         yield
     except Exception:
@@ -191,19 +191,19 @@ def still_there(*folders: Path) -> Iterator[None]:
 
 
 def all_damaged(output_dir: Path) -> CheckpointError:
-    """What to say where no checkpoint of a run can be used."""
+    """Return the error for a run without a usable checkpoint."""
     return CheckpointError("all checkpoints are damaged", where=output_dir, hint="start in another output_dir")
 
 
 def aside_name(folder: Path, why: str) -> Path:
-    """Return the name under which a checkpoint is written (`why`: tmp), deleted (old) or replaced; no other start uses
-    it."""
+    """Return the temporary name of a checkpoint that is written (`why`: tmp), deleted (old) or replaced. It is unique
+    to this start of the run."""
     return folder.with_name(f"{folder.name}.{why}-{owner_token(folder.parent)}")
 
 
 def replace_checkpoint(staged: Path, folder: Path) -> None:
-    """Give a finished folder its name. An older one of that name is moved aside first, and deleted last. Raises
-    OwnerError if another start owns the run."""
+    """Rename a finished folder to its final name. An older folder of that name is moved aside first and deleted last.
+    Raises OwnerError if another start owns the run."""
     check_owner(folder.parent)
     aside = aside_name(folder, "replaced")
     remove_tree(aside)
@@ -214,8 +214,8 @@ def replace_checkpoint(staged: Path, folder: Path) -> None:
 
 
 def delete_checkpoint(aside: Path) -> None:
-    """Delete a checkpoint that has lost its name. Of a symbolic link the target stays, which a warning says; what
-    cannot be deleted now is deleted by the next start."""
+    """Delete a checkpoint that was renamed. Of a symbolic link, only the link is removed, with a warning. The next
+    start deletes what cannot be deleted now."""
     if aside.is_symlink():
         name = aside.name.split(".")[0]
         warn(f"{name} was a link to {os.readlink(aside)}: the link is removed, its target is kept")
@@ -223,9 +223,10 @@ def delete_checkpoint(aside: Path) -> None:
 
 
 def rotate(output_dir: Path, keep: int | None, saved: Path | None = None) -> None:
-    """Delete the oldest checkpoints but `keep`, never the last good one, nor `saved`, the one that was just written.
+    """Delete the oldest checkpoints, except the newest `keep`, the newest good one, and `saved`, which was just
+    written.
 
-    A deletion that is cut short leaves nothing called checkpoint-N. Raises OwnerError if another start owns the run.
+    An interrupted deletion leaves no folder called checkpoint-N. Raises OwnerError if another start owns the run.
     """
     if keep is None:
         return
@@ -251,9 +252,10 @@ def _is_good(folder: Path, contents: bool) -> bool:
 
 
 def tidy(output_dir: Path) -> None:
-    """Remove what saves and deletions that were cut short have left; put back what a cut replacement moved aside.
+    """Remove leftovers of interrupted saves and deletions; restore what an interrupted replacement moved aside.
 
-    The owner of the run calls it. Names carry the token of the start that made them: what has none is the user's.
+    Only the owner of the run calls it. A leftover's name has the token of a start; folders without a token are the
+    user's.
     """
     for path in output_dir.glob("checkpoint-*"):
         if _LEFT_OVER.fullmatch(path.name) or _OLDER_LEFT_OVER.fullmatch(path.name):

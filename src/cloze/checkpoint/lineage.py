@@ -1,7 +1,7 @@
-"""The weights that a derived file comes from: which checkpoints of which run, and their checksum.
+"""The lineage of derived files: the checkpoints and the run that their weights come from, and a checksum.
 
-A model folder, an evaluation, a card and a report are made of weights and outlive them: the run continues, the model
-is consolidated again, a file is replaced. So each records the weights it was made of, and its readers compare.
+A model folder, an evaluation, a card and a report outlive the weights they were made of: the run continues, a model is
+consolidated again, a file is replaced. So each records its weights, and readers compare.
 
     model/cloze.json      {"lineage": {...}, "files": {"model.safetensors": {"bytes": ..., "sha256": ...}}, ...}
     eval.json             {"perplexity": ..., "lineage": {...}}
@@ -9,12 +9,11 @@ is consolidated again, a file is replaced. So each records the weights it was ma
     here = of_checkpoint(read_manifest(folder))      # from checkpoint.json alone, no tensor is read
     same_weights(here, read_record(model))           # True for a model that was consolidated from it
 
-`weights` is the SHA-256 of canonical JSON (sorted keys) of two things: for each trained parameter its name, its shape
-and its `content_sum` (see `cloze.checkpoint.checksum`), which does not depend on how ranks cut it; and the SHA-256 of
-frozen.safetensors, which holds buffers and untrained parameters and is written by one rank. So it is equal for any
-number of ranks and any engine, and a consolidated model has that of its checkpoint. Of an average it is the SHA-256 of
-its checkpoints' `weights` in order. `run` is a hash of values in run.json (see `run_id`). No time
-is recorded, so that a file that is made again has the same bytes.
+`weights` is the SHA-256 of canonical JSON (sorted keys) of two things: the name, shape and `content_sum` of each
+trained parameter (see `cloze.checkpoint.checksum`), and the SHA-256 of frozen.safetensors, which holds buffers and
+untrained parameters. So it is equal for any number of ranks and any engine, and a consolidated model has that of its
+checkpoint. For an average it is the SHA-256 of its checkpoints' `weights` in order. `run` is a hash of values in
+run.json (see `run_id`). No time is recorded, so a file that is made again has the same bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from cloze.utils.foreign.lenient_read import part
 FILE, KEY = "cloze.json", "lineage"
 KINDS = ("trained", "ema", "averaged", "averaged ema", "foreign", "grown")
 WEIGHT_FILES = "model*.safetensors"
-_RUN_KEYS = ("seed", "global_batch_size", "learning_rate")  # of run.json, beside what the data are
+_RUN_KEYS = ("seed", "global_batch_size", "learning_rate")  # of run.json; `run_id` adds the data
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,10 @@ def describe(lineage: Lineage | None) -> str:
 
 
 def run_id(identity: Mapping[str, Any]) -> str | None:
-    """Return an id for a run, from run.json or a checkpoint's copy of it; None if that does not say what the data are.
+    """Return a run's id from run.json or a checkpoint's copy of it; None if that does not identify the data.
 
-    Data are identified by their blocks if their checksum is known, as older versions do not record it, else by their
-    manifest; which of the two is the first word of the id. See `same_run`.
+    Data are identified by the checksum of their blocks, or by their manifest if older versions recorded no checksum;
+    the first word of the id tells which. See `same_run`.
     """
     kind = "blocks" if identity.get("blocks") else "data"
     if not isinstance(identity.get(kind), str):
@@ -91,14 +90,14 @@ def run_id(identity: Mapping[str, Any]) -> str | None:
 
 
 def same_run(one: str | None, other: str | None) -> bool:
-    """Return whether two ids may be of one run: also if either is unknown, or they identify data in different ways."""
+    """Return whether two ids may belong to one run; True if one is unknown or they identify data in different ways."""
     if one is None or other is None or one.split("-")[0] != other.split("-")[0]:
         return True
     return one == other
 
 
 def of_checkpoint(manifest: Mapping[str, Any], key: str = "weight") -> Lineage:
-    """Return the lineage of the fp32 weights in a checkpoint by its checkpoint.json; `key`: "weight" or "ema"."""
+    """Return the lineage of a checkpoint's fp32 weights from its checkpoint.json; `key`: "weight" or "ema"."""
     sums: dict[str, int] = {}
     for piece in manifest["pieces"]:
         if piece["key"] == key:
@@ -114,7 +113,7 @@ def of_checkpoint(manifest: Mapping[str, Any], key: str = "weight") -> Lineage:
 
 
 def of_average(members: Sequence[Lineage]) -> Lineage:
-    """Return the lineage of the mean of several checkpoints, oldest first; of one, its own."""
+    """Return the lineage of the mean of several checkpoints, oldest first; of one checkpoint, its own."""
     if len(members) == 1:
         return members[0]
     return Lineage(
@@ -126,13 +125,13 @@ def of_average(members: Sequence[Lineage]) -> Lineage:
 
 
 def of_tensors(sums: Mapping[str, tuple[Sequence[int], int]], dtype: str, kind: str = "foreign") -> Lineage:
-    """Return the lineage of weights that no checkpoint of Cloze has, from (shape, `content_sum`) of each tensor."""
+    """Return the lineage of weights without a Cloze checkpoint, from (shape, `content_sum`) of each tensor."""
     tensors = {name: [list(shape), total % (1 << 64)] for name, (shape, total) in sums.items()}
     return Lineage(kind, None, (), _digest({"tensors": tensors}), dtype)
 
 
 def same_weights(one: Lineage | None, other: Lineage | None) -> bool:
-    """Return whether both are known and are of the same weights in the same type."""
+    """Return whether both are known and describe the same weights in the same type."""
     return one is not None and other is not None and (one.weights, one.dtype) == (other.weights, other.dtype)
 
 
@@ -151,7 +150,7 @@ def from_mapping(values: Mapping[str, Any]) -> Lineage | None:
 
 
 def scores_of(model: Lineage | None, scores: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return the values of eval.json if they are of the weights of `model`, else {} and one line that says why not.
+    """Return the values of eval.json if they belong to the weights of `model`, else {} and a line with the reason.
 
     If neither records its weights, as in folders of older versions, the values are kept.
     """
@@ -184,9 +183,9 @@ def read_record(folder: Path) -> Lineage | None:
 
 
 def changed_file(folder: Path) -> str | None:
-    """Return the name of a weights file that is not as cloze.json describes it; None if all are, or without a record.
+    """Return the name of a weights file that differs from cloze.json; None if none does, or without cloze.json.
 
-    Reads every byte of them.
+    Reads every byte of the files.
     """
     files = read_mapping(folder / FILE).get("files")
     if not isinstance(files, dict):

@@ -1,39 +1,40 @@
-"""Which tokens of a sample are masked, and by what: a pure function of (seed, sample number).
+"""Choose the masked tokens of a sample and what replaces them: a pure function of (seed, sample number).
 
-BERT's rule (Devlin et al., 2019, section 3.1) as `transformers.DataCollatorForLanguageModeling` applies it: every
-token that is not special is chosen with `mlm_probability`; of the chosen ones `mask_replace_prob` become the mask
-token, `random_replace_prob` a random token, the rest stay. The random numbers come from a counter-based generator
-keyed by (seed, sample number), so there is no state to save, and the masks do not depend on ranks, batch size or
-workers. Every pass over the data draws new masks, since sample numbers go on counting.
+The rule is BERT's (Devlin et al., 2019, section 3.1), as in `transformers.DataCollatorForLanguageModeling`: each token
+that is not special is chosen with probability `mlm_probability`. A chosen token becomes the mask token with
+probability `mask_replace_prob`, a random token with probability `random_replace_prob`, and otherwise stays. A
+counter-based generator keyed by (seed, sample number) draws the random numbers, so there is no state to save, and
+masks do not depend on ranks, batch size or workers. Sample numbers increase over all epochs, so each epoch draws new
+masks.
 
     masking = Masking(mask_token_id=4, vocab_size=50265, special_token_ids=(0, 1, 2, 3, 4), seed=42)
     input_ids, labels = masking.apply(blocks, samples)
 
-With `words` (see `cloze.data.batches.word_boundaries`) what is chosen are whole words, as in BERT's whole word
-masking, or, with `spans` too, spans of words (SpanBERT: Joshi et al., 2020, section 3.1). Either way every token is
-chosen with the same probability, exactly; special tokens count as words, and are never masked.
+With `words` (see `cloze.data.batches.word_boundaries`) whole words are chosen, as in BERT's whole word masking. With
+`spans` too, spans of words are chosen (SpanBERT: Joshi et al., 2020, section 3.1). Each token is still chosen with
+exactly the given probability. Special tokens count as words and are never masked.
 
-The rate may change over the run (rates: Wettig et al., "Should You Mask 15% in Masked Language Modeling?", 2023;
-decay: Yang et al., "Learning Better Masking for Better Language Model Pre-training", 2023): sample j of N has the rate
-p + (end - p) * min(j / (N - 1), 1).
+The rate may change during the run (Wettig et al., "Should You Mask 15% in Masked Language Modeling?", 2023; Yang et
+al., "Learning Better Masking for Better Language Model Pre-training", 2023): the rate of sample j of N is p + (end -
+p) * min(j / (N - 1), 1).
 
-Which draw decides what, in a block of S tokens (0-based; see `cloze.data.batches.counter_rng`): the key of sample j is
-keys_for(make_key(seed, purpose), j), with the purpose 0x747261696E in training and 0x6576616C in evaluation, where the
-sample number is the block's number, plus the number of blocks for each further mask of it. Something of probability p
-happens if its draw is below min(round(p * 2^64), 2^64 - 1).
+The draws for a block of S tokens (0-based; see `cloze.data.batches.counter_rng`): the key of sample j is
+keys_for(make_key(seed, purpose), j). The purpose is 0x747261696E in training and 0x6576616C in evaluation. In
+evaluation, j is the block's number plus the number of blocks for each further mask of the block. An event of
+probability p happens if its draw is below min(round(p * 2^64), 2^64 - 1).
 
-    draw i                  whether token i is chosen; of words: the draw of the word's first token decides for all
+    draw i                  whether token i is chosen; for words, the draw of the word's first token decides
     draw S + i              what token i becomes: the mask token below mask_replace_prob, a random token below
                             mask_replace_prob + random_replace_prob, itself otherwise
-    draw 2 S + i            the random token: the one numbered floor((draw >> 32) * V / 2^32) of the V tokens of the
-                            vocabulary, special ones included, in the order of their ids
+    draw 2 S + i            the random token: number floor((draw >> 32) * V / 2^32) of the V tokens of the
+                            vocabulary, special ones included, ordered by id
     draw 3 S + 9 + w        word w of the block begins a span of more than k words, 0 <= k < 10, if this is below
                             q * P(more than k); w = -9 .. -1 are words before the block, whose spans reach into it
-    draw 4 S + 19 + w       what all tokens of the span that word w begins become, as draw S + i decides it
+    draw 4 S + 19 + w       what all tokens of the span that begins at word w become, by the rule of draw S + i
 
-P(more than k) = (0.8^k - 0.8^10) / (1 - 0.8^10). q is such that a word is in a span with probability p: the product
-of 1 - q * P(more than k) over all k is 1 - p. Of two spans that overlap, a word belongs to the one that ends last, of
-two with one end to the one that begins last.
+P(more than k) = (0.8^k - 0.8^10) / (1 - 0.8^10). q is chosen so that a word is in a span with probability p: the
+product of 1 - q * P(more than k) over all k is 1 - p. If spans overlap, a word belongs to the span that ends last; of
+several with the same end, to the one that begins last.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from cloze.data.batches.word_boundaries import Words
 
 IGNORE_INDEX = -100  # the label of tokens that are not predicted; torch's cross_entropy ignores it
 _PURPOSE_TRAIN, _PURPOSE_EVAL = 0x747261696E, 0x6576616C
-# Of a span: P(more than k words), k = 0, 1, ...: geometric, at most 10 words. As in SpanBERT's code the distribution
-# is cut and made to sum to 1, which gives the mean of 3.8 words that the paper states.
+# SpanBERT's distribution of span lengths: geometric, cut at 10 words and normalized, which gives the paper's mean of
+# 3.8 words. LONGER[k] is P(more than k words).
 MAX_SPAN = 10
 _STAY = 0.8
 LONGER = [(_STAY**k - _STAY**MAX_SPAN) / (1 - _STAY**MAX_SPAN) for k in range(MAX_SPAN)]
@@ -60,11 +61,11 @@ _HIGH = np.uint64(32)
 
 @dataclass(frozen=True)
 class Masking:
-    """The masking rule of a run. `evaluation` draws masks apart from the training ones of the same seed.
+    """The masking rule of a run. With `evaluation`, the masks differ from the training masks of the same seed.
 
-    `mlm_probability_end`: the rate at the last of `total_samples` samples, if it changes. `words`: mask whole words;
-    with `spans`: mask spans of them. `missing_token_ids`: ids below `vocab_size` that no token has, in order; they are
-    never a random replacement.
+    `mlm_probability_end`: the rate at the last of `total_samples` samples, or None if the rate is constant. `words`:
+    mask whole words; with `spans`: mask spans of words. `missing_token_ids`: sorted ids below `vocab_size` that no
+    token has; they never replace a token.
     """
 
     mask_token_id: int
@@ -91,7 +92,7 @@ class Masking:
         random_replace_prob: float = 0.1,
         **more: Any,
     ) -> Masking:
-        """The rule for the tokenizer of a prepared folder's manifest; `more`: further fields."""
+        """Return the rule for the tokenizer of a prepared folder's manifest; `more` sets further fields."""
         tokenizer = manifest["tokenizer"]
         return cls(
             mask_token_id=tokenizer["mask_token_id"],
@@ -106,13 +107,13 @@ class Masking:
         )
 
     def for_evaluation(self) -> Masking:
-        """The same rule with the fixed masks of evaluation, which training never draws: single tokens, at the rate
-        with which the run ends, so that perplexities can be compared."""
+        """Return the rule with the fixed masks of evaluation: single tokens, at the final rate of the run, so that
+        perplexities of different runs are comparable."""
         end = self.mlm_probability if self.mlm_probability_end is None else self.mlm_probability_end
         return replace(self, evaluation=True, mlm_probability=end, mlm_probability_end=None, words=None, spans=False)
 
     def rates(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The probability with which a token of each sample is chosen: samples [B] -> [B]."""
+        """Return the probability that a token of each sample is chosen: samples [B] -> [B]."""
         if self.mlm_probability_end is None:
             return np.full(len(samples), self.mlm_probability)
         done = np.clip(samples / max(self.total_samples - 1, 1), 0.0, 1.0)
@@ -121,9 +122,9 @@ class Masking:
     def apply(
         self, blocks: NDArray[np.int32], samples: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Mask blocks [B, S] that are samples [B] of the run -> (input_ids, labels), both [B, S] int64.
+        """Mask blocks [B, S], which are the samples [B] of the run -> (input_ids, labels), both [B, S] int64.
 
-        labels hold the original token where it is to be predicted, IGNORE_INDEX elsewhere.
+        Labels are the original token if it is to be predicted, else IGNORE_INDEX.
         """
         size = blocks.shape[1]
         purpose = _PURPOSE_EVAL if self.evaluation else _PURPOSE_TRAIN
@@ -132,7 +133,7 @@ class Masking:
         special = np.zeros(max(self.special_token_ids, default=0) + 2, bool)
         special[list(self.special_token_ids)] = True
         chosen &= ~special[np.minimum(blocks, len(special) - 1)]
-        rows, columns = np.nonzero(chosen)  # what becomes of a token is drawn for the chosen ones only
+        rows, columns = np.nonzero(chosen)  # only chosen tokens need further draws
         originals = blocks[rows, columns]
         number = size + columns if span_of is None else 4 * size + MAX_SPAN + span_of[rows, columns]
         action = draw_at(keys[rows], number)
@@ -147,7 +148,7 @@ class Masking:
         return input_ids, labels
 
     def _replacements(self, drawn: U64) -> NDArray[np.int64]:
-        """Return a token for each draw, all tokens of the vocabulary being equally likely: [n] -> [n]."""
+        """Return a uniformly distributed token of the vocabulary for each draw: [n] -> [n]."""
         count = self.vocab_size - len(self.missing_token_ids)
         number = (((drawn >> _HIGH) * np.uint64(count)) >> _HIGH).astype(np.int64)
         if not self.missing_token_ids:
@@ -158,7 +159,8 @@ class Masking:
     def _choose(
         self, blocks: NDArray[np.int32], keys: U64, samples: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:
-        """The tokens of blocks [B, S] that are chosen, [B, S]; of spans also which span each is in, [B, S]."""
+        """Return which tokens of blocks [B, S] are chosen, [B, S], and the number of each token's span, [B, S], or
+        None."""
         size = blocks.shape[1]
         varies = self.mlm_probability_end is not None
         if self.words is not None and self.spans:
@@ -174,29 +176,31 @@ class Masking:
 
 
 def choose_spans(starts: NDArray[np.bool_], drawn: U64, limits: U64) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which tokens are in a span, and in which: starts [B, S] of words -> [B, S] bool, [B, S] number of the span.
+    """Return which tokens are in a span, [B, S] bool, and the number of their span, [B, S], from word starts [B, S].
 
-    `drawn`: [B, S + MAX_SPAN - 1] for the words of each block, the first MAX_SPAN - 1 of them before its beginning, so
-    that spans can reach into it. A word begins a span of more than k words where its draw is below `limits`
-    [B or 1, MAX_SPAN][k]. Where spans overlap, a word belongs to the one that ends last; of those to the last one.
+    `drawn` [B, S + MAX_SPAN - 1]: draws for each block's words; the first MAX_SPAN - 1 are for words before the block,
+    whose spans can reach into it. A word begins a span of more than k words if its draw is below `limits` [B or 1,
+    MAX_SPAN][k]. If spans overlap, a word belongs to the one that ends last, then to the one that begins last.
     """
     word = np.cumsum(starts, axis=1, dtype=np.int64) + (MAX_SPAN - 2)  # the number of each token's word
     drawn = drawn[:, : int(word.max(initial=0)) + 1]
     rows, begin = np.nonzero(drawn < limits[:, :1])
     limits = np.broadcast_to(limits, (len(starts), MAX_SPAN))
     lengths = (drawn[rows, begin][:, None] < limits[rows]).sum(axis=1)
-    last = np.zeros(drawn.shape, np.int64)  # of the spans that begin up to a word the last end, and which one it is
+    last = np.zeros(drawn.shape, np.int64)  # of the spans begun so far: the last end << 32 | its begin
     last[rows, begin] = (begin + lengths) << 32 | begin
     last = np.take_along_axis(np.maximum.accumulate(last, axis=1), word, axis=1)
     return last >> 32 > word, last & 0xFFFFFFFF
 
 
 def span_rate(rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """With which probability a word must begin a span for every word to be in one with probability `rates`: both [n].
+    """Return the probability q with which a word must begin a span, so that a word is in a span with `rates`: [n] ->
+    [n].
 
-    A word is in none if no word k before it, k = 0, 1, ..., begins one of more than k words: the product over k of
-    1 - q * P(more than k) is 1 - rate. In q this is convex and falls, so that Newton's steps from 0 never go too far;
-    one that does not go on ends it. Nothing but exactly rounded arithmetic: the same bits on every machine.
+    A word is in no span if, for all k = 0, 1, ..., the word k before it begins no span of more than k words: the
+    product of 1 - q * P(more than k) over k is 1 - rate. The product is convex and decreasing in q, so Newton's method
+    from 0 never overshoots; it stops when q no longer increases. All operations round exactly: every machine gets the
+    same bits.
     """
     begins = np.zeros_like(rates)
     for _ in range(200):
@@ -213,10 +217,10 @@ def span_rate(rates: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def span_variance(rate: float) -> float:
-    """How many times the variance of the number of masked words is that of words masked on their own.
+    """Return the variance of the number of masked words, relative to masking words independently.
 
-    Two words at a distance d are both in no span with the probability that the later one is in none, times the product
-    over k < d of 1 - q * P(more than k): a span from before reaches the later one only through the earlier one.
+    Two words at distance d are both in no span with probability P(the later one is in none) times the product over k <
+    d of 1 - q * P(more than k): an earlier span reaches the later word only through the earlier word.
     """
     begins, free, total = float(span_rate(np.array([rate]))[0]), 1.0, 1.0
     for longer in LONGER[:-1]:
@@ -226,18 +230,18 @@ def span_variance(rate: float) -> float:
 
 
 def _threshold(probability: float) -> np.uint64:
-    """`draw < _threshold(p)` happens with probability p."""
+    """Return the threshold t for which `draw < t` has the given probability."""
     return np.uint64(min(max(0, round(probability * 2.0**64)), 2**64 - 1))
 
 
 def _thresholds(probabilities: NDArray[np.float64]) -> U64:
-    """The same for an array of any shape."""
+    """Return `_threshold` of each element of an array of any shape."""
     below = np.minimum(probabilities, 1 - 2.0**-53) * 2.0**64
     return np.where(probabilities >= 1, np.uint64(2**64 - 1), np.rint(below).astype(np.uint64))
 
 
 def _span_limits(rates: NDArray[np.float64]) -> U64:
-    """rates [n] -> [n, MAX_SPAN], for `choose_spans`."""
+    """Return the `limits` of `choose_spans`: rates [n] -> [n, MAX_SPAN]."""
     return _thresholds(span_rate(rates)[:, None] * np.array(LONGER))
 
 

@@ -1,23 +1,22 @@
-"""Where words begin in blocks of tokens: tables over a tokenizer's vocabulary, looked up with numpy alone.
+"""Find the beginnings of words in blocks of tokens, with numpy tables over a tokenizer's vocabulary.
 
-    words = words_of(tokenizer)             # ConfigError where the tokenizer has no notion of a word
+    words = words_of(tokenizer)             # ConfigError if the tokenizer has no notion of a word
     words.starts(blocks)                    # [B, S] int32 -> [B, S] bool
 
-A word is what the tokenizer splits a text into before it looks for tokens, as far as its vocabulary shows it:
+A word is a piece of the tokenizer's pre-tokenization, as far as its vocabulary shows it:
 
-- a prefix that continues (WordPiece's `##`): every other token begins a word;
-- a mark of the beginning (SentencePiece's `▁`): a token with it begins a word;
-- a suffix that ends (`</w>`): what follows begins a word;
+- a continuation prefix (WordPiece's `##`): every token without it begins a word;
+- a start mark (SentencePiece's `▁`): a token with it begins a word;
+- an end suffix (`</w>`): the next token begins a word;
 - byte-level BPE: a leading space begins a word, and so does a change between letters, digits, white space and others,
-  as in GPT-2's regular expression (Radford et al., 2019; `tokenizers` calls it ByteLevel), white space and English
-  contractions included. Parts of a character are of the kind that most characters which begin like them are.
+  as in GPT-2's regular expression (Radford et al., 2019; ByteLevel in `tokenizers`), including its rules for white
+  space and English contractions. A part of a character has the kind of most characters that begin with its bytes.
 
-The first token of a block begins a word, and so do special and added tokens, and what follows them. The unknown token
-counts as text, not as a special token.
+The first token of a block, a special or added token, and the token after one begin a word. The unknown token counts as
+text, not as a special token.
 
-Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...) have no words in this
-sense: whole sentences would be one. There every token begins a word: a character, or what the vocabulary has as one
-token. Combining marks stay with the character before them.
+Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...) have no words in this sense.
+There every token begins a word. Combining marks belong to the character before them.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from cloze.errors import ConfigError
 
 MARK = "▁"
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-# The kind of character at an edge of a token. NONE: the middle of one that an earlier token began. BLANK: a space,
-# which goes with whatever word comes after it. ALONE: a letter of a script without spaces; MARKS: marks on such a one.
+# The kind of character at an edge of a token. NONE: inside a character. BLANK: a space, which belongs to the next
+# word. ALONE: a letter of a script without spaces; MARKS: a combining mark of one.
 NONE, LETTER, DIGIT, OTHER, ALONE, MARKS, SPACE, BLANK = range(8)
 LONG_WORD = 8.0  # tokens: see `mean_word_length`; 1.1 on English with RoBERTa's vocabulary, 2.7 with one of 600 tokens
 # First and last code points of scripts without spaces between words.
@@ -67,8 +66,8 @@ Kinds = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Edges:
-    """What each token of a vocabulary says of words, all [V]. `begins`, `ends`: it begins a word, what follows it
-    does; `first`, `last`: kinds of the characters at its edges; `lone`: it is one character of white space."""
+    """Word properties of the tokens of a vocabulary, all [V]. `begins`, `ends`: the token, or the next one, begins a
+    word; `first`, `last`: kinds of its outer characters; `lone`: it is one white space character."""
 
     begins: Flags
     ends: Flags
@@ -79,9 +78,9 @@ class Edges:
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """Tokens that say the same of words have the same code: `codes` [V]. `pairs` [K * K]: whether a word begins
-    between tokens of two codes. Codes from `lone` on are single characters of white space, which more than two tokens
-    have a say on, since tokens of `space` [K] may follow; those from `tail` on are ends of characters only."""
+    """Word tables. Tokens with equal properties share a code: `codes` [V]. `pairs` [K * K]: whether a word begins
+    between two codes. Codes from `lone` on are single white space characters, which depend on the next token too, by
+    `space` [K]; codes from `tail` on are trailing parts of characters."""
 
     codes: NDArray[np.uint8]
     pairs: Flags
@@ -90,22 +89,22 @@ class Words:
     tail: int
 
     def starts(self, blocks: NDArray[np.int32]) -> Flags:
-        """blocks [B, S] of token ids -> [B, S], true where a word begins."""
+        """Return which tokens begin a word: blocks [B, S] of token ids -> [B, S]."""
         code = np.take(self.codes, blocks)
         highest, before = int(code.max(initial=0)), code
-        if highest >= self.tail:  # of the kind that the token said which began the character
+        if highest >= self.tail:  # they have the kind of the token that began the character
             at = np.where(code < self.tail, np.arange(code.shape[1]), 0)
             before = np.take_along_axis(code, np.maximum.accumulate(at, axis=1), axis=1)
         starts = np.ones(code.shape, bool)
         starts[:, 1:] = np.take(self.pairs, before[:, :-1] * np.uint16(len(self.space)) + code[:, 1:])
-        if highest >= self.lone:  # `\s+(?!\S)|\s+`: before a text the last of several white characters is apart
+        if highest >= self.lone:  # `\s+(?!\S)|\s+`: the last white space before text is separate
             here = (code[:, 1:-1] >= self.lone) & (code[:, 1:-1] < self.tail)
             starts[:, 1:-1] |= here & ~np.take(self.space, code[:, 2:])
         return starts
 
 
 def words_of_edges(edges: Edges) -> Words:
-    """The tables that `Words.starts` looks up."""
+    """Return the tables for `Words.starts`."""
     columns = edges.last == NONE, edges.lone, edges.first, edges.last, edges.begins, edges.ends
     kinds, codes = np.unique(np.stack(columns, axis=1).astype(np.uint8), axis=0, return_inverse=True)
     tail, lone, first, last, begins, ends = kinds.T
@@ -123,10 +122,8 @@ def words_of_edges(edges: Edges) -> Words:
 
 
 def mean_word_length(words: Words, blocks: NDArray[np.int32], special_token_ids: Sequence[int]) -> float:
-    """Return how many tokens the word of a token has, on average over the tokens of blocks [n, S]; 0.0 without any.
-
-    Special tokens are not counted. Above LONG_WORD masks of whole words differ much from block to block.
-    """
+    """Return the mean number of tokens in a token's word over blocks [n, S], without special tokens; 0.0 if there are
+    none. Above LONG_WORD, the number of masked tokens varies much between blocks."""
     number = np.cumsum(words.starts(blocks), axis=1, dtype=np.int64)
     number += np.arange(len(blocks))[:, None] * (blocks.shape[1] + 1)
     counts = np.bincount(number[~np.isin(blocks, np.array(special_token_ids, np.int32))])
@@ -134,15 +131,15 @@ def mean_word_length(words: Words, blocks: NDArray[np.int32], special_token_ids:
 
 
 def words_of(tokenizer: Any) -> Words:
-    """The word tables of a tokenizer of transformers, by what its own description says, whatever its class is called.
+    """Return the word tables of a transformers tokenizer, from its description, not its class.
 
-    Raises ConfigError where nothing in its vocabulary tells where words begin.
+    Raises ConfigError if its vocabulary does not show where words begin.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
     tokens = [] if backend is None else [name or "" for name in token_names(tokenizer)]
     apart = {added["id"] for added in facts.get("added_tokens", [])} | set(tokenizer.all_special_ids)
-    apart -= {unknown_id(tokenizer)}  # stands for some text, in a word or as one
+    apart -= {unknown_id(tokenizer)}  # the unknown token stands for text
     make = _kind(facts, tokens)
     if make is None:
         raise ConfigError(
@@ -152,12 +149,13 @@ def words_of(tokenizer: Any) -> Words:
         )
     edges = make(tokens)
     edges.begins[list(apart)] = edges.ends[list(apart)] = True
-    edges.first[list(apart)] = SPACE  # white space before it is at the end of its text
+    edges.first[list(apart)] = SPACE  # white space before it ends the text
     return words_of_edges(edges)
 
 
 def _kind(facts: dict[str, Any], tokens: list[str]) -> Callable[[list[str]], Edges] | None:
-    """How the tokens of a tokenizer with this description show words; None if they do not."""
+    """Return a function that makes the edges of tokens for a tokenizer's description; None if its tokens show no
+    words."""
     model = facts.get("model", {})
     kind, prefix = model.get("type"), model.get("continuing_subword_prefix")
     suffix = model.get("end_of_word_suffix")
@@ -176,7 +174,7 @@ def _kind(facts: dict[str, Any], tokens: list[str]) -> Callable[[list[str]], Edg
         )
     marked = sum(token.startswith(MARK) for token in tokens)
     spaceless = any(token and _kind_of(token[0]) == ALONE for token in tokens)
-    # A lone mark is what spaces become where tokens are characters, or where a corpus has hardly any.
+    # A lone mark stands for a space if tokens are characters, or if the training corpus had few spaces.
     if kind in ("Unigram", "BPE") and marked + spaceless > 1:
         return lambda tokens: _flags(
             tokens, lambda token: token.startswith(MARK), lambda token: False, lambda token: token.removeprefix(MARK)
@@ -185,7 +183,7 @@ def _kind(facts: dict[str, Any], tokens: list[str]) -> Callable[[list[str]], Edg
 
 
 def _types(part: Any) -> set[str]:
-    """The types of all parts of a tokenizer's pre-tokenizer, nested ones too."""
+    """Return the types of all parts of a pre-tokenizer, nested ones included."""
     if isinstance(part, list):
         return {name for each in part for name in _types(each)}
     if not isinstance(part, dict):
@@ -196,11 +194,11 @@ def _types(part: Any) -> set[str]:
 def _flags(
     tokens: list[str], begins: Callable[[str], bool], ends: Callable[[str], bool], text_of: Callable[[str], str]
 ) -> Edges:
-    """Return the edges of tokens whose characters do not matter, but for scripts without spaces."""
+    """Return the edges of tokens whose characters matter only in scripts without spaces."""
     count = len(tokens)
     kinds = np.full((2, count), LETTER, np.uint8)
     for number, text in enumerate(map(text_of, tokens)):
-        if not text:  # a mark of the beginning alone goes with what comes after it
+        if not text:  # a lone start mark belongs to the next token
             kinds[1, number] = BLANK
         elif not text.isascii():
             first, last = _kind_of(text[0]), _kind_of(text[-1])
@@ -211,7 +209,7 @@ def _flags(
 
 
 def _byte_level(tokens: list[str]) -> Edges:
-    """The tables of a vocabulary whose tokens are bytes, written as GPT-2 writes them."""
+    """Return the edges for a vocabulary of byte sequences in GPT-2's notation."""
     alphabet, count = byte_alphabet(), len(tokens)
     first, last = np.full(count, OTHER, np.uint8), np.full(count, OTHER, np.uint8)
     begins, ends, lone = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
@@ -231,7 +229,7 @@ def _byte_level(tokens: list[str]) -> Edges:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte: itself where it can be seen, else one from U+0100 on (GPT-2)."""
+    """Return the byte of each character of GPT-2's alphabet: printable bytes are themselves, others U+0100 and up."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
@@ -255,8 +253,7 @@ def _last_kind(raw: bytes, text: str) -> int:
 
 @cache
 def _kind_of(character: str) -> int:
-    """Return the kind of a character, as `\\p{L}`, `\\p{N}` and `\\s` have it, but for letters and marks of
-    SPACELESS."""
+    r"""Return the kind of a character by `\p{L}`, `\p{N}` and `\s`, with letters and marks of SPACELESS apart."""
     category = unicodedata.category(character)[0]
     if category in "LM" and any(first <= ord(character) <= last for first, last in SPACELESS):
         return ALONE if category == "L" else MARKS
@@ -266,7 +263,7 @@ def _kind_of(character: str) -> int:
 
 
 def _kind_of_part(raw: bytes) -> int:
-    """The kind of most characters whose UTF-8 begins like this; NONE for what cannot begin one."""
+    """Return the kind of most characters whose UTF-8 begins with `raw`; NONE if no character does."""
     lead = raw[0]
     if lead < 0xC2 or lead > 0xF4:
         return NONE

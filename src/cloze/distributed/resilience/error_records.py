@@ -1,11 +1,11 @@
-"""Why a run failed, as it is kept in the run's folder.
+"""Record why a run failed, in the run's folder.
 
-runs/NAME/errors/rank-00003.json   what one failing rank knows of its own end, or of the rank whose end it noticed
-runs/NAME/error.json               made of these: the first failing rank in time, and the others
+runs/NAME/errors/rank-00003.json   a failing rank's own error, or the end of another rank that it noticed
+runs/NAME/error.json               a summary: the rank that failed first, and the others
 
-Ranks may be on hosts that share nothing but this folder, and any of them may be dead. So every failing rank leaves a
-record of its own and makes error.json anew from all that are there, unless that names it already: any one of them
-that comes so far is enough, and the last one's file is the whole story. Files are there whole or not at all.
+Ranks may share nothing but this folder, and any of them may be dead. So each failing rank writes its own record, and
+rewrites error.json from all records unless it is listed there already. One surviving rank is enough, and the last
+error.json is complete. Files are written atomically.
 
     log = FailureLog(run_dir, rank, world_size, secrets)
     log.leave(error)
@@ -37,35 +37,35 @@ from cloze.utils.terminal.redact import MIN_CHARACTERS, redacted
 
 FILE, FOLDER = "error.json", "errors"
 SHOWN = ("rank", "host", "phase", "step", "error", "kind", "exit_code", "time")
-SAME_MOMENT_SECONDS = 1.0  # clocks of hosts differ: within this nobody knows who was first, and it is the lowest rank
-DISK_SECONDS = 10.0  # a disk that does not answer must not keep a process from ending
+SAME_MOMENT_SECONDS = 1.0  # clocks of hosts differ: within this time the lowest rank counts as the first
+DISK_SECONDS = 10.0  # a disk that hangs must not keep a process from ending
 _CONNECTION = re.compile(r"[Cc]onnect|[Ss]ocket|[Tt]imed? ?out|gloo|NCCL|[Bb]roken pipe")
-# What gloo and NCCL say when another rank does not answer, or its connection is gone.
+# Messages of gloo and NCCL if another rank does not answer or its connection is closed.
 _UNANSWERED = re.compile(r"gloo/transport|Timed out waiting|Connection (closed|reset) by|ncclRemoteError|Broken pipe")
 Record = dict[str, Any]
 
 
 def is_lost_connection(line: str) -> bool:
-    """Whether an error's line speaks of a connection that broke: rather the end of another rank than a cause."""
+    """Return whether an error's line reports a broken connection: probably a consequence of another rank's end."""
     return _CONNECTION.search(line) is not None
 
 
 def is_unanswered(error: BaseException) -> bool:
-    """Whether an error is a collective operation's that other ranks did not take part in, or not any more."""
+    """Return whether the error is a collective operation in which other ranks did not take part."""
     return isinstance(error, RuntimeError | OSError) and _UNANSWERED.search(str(error)) is not None
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch -> `2026-11-26T12:31:32.123+00:00`, which sorts as the times do."""
+    """Return the UTC time in ISO 8601, which sorts chronologically: seconds since the epoch -> text."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def record_of(error: BaseException, rank: int, secrets: tuple[str, ...], now: float) -> Record:
-    """What a rank leaves of its end: SHOWN, and `follow_up` (rather another rank's fault), `lost` (whose)."""
+    """Return a rank's record: SHOWN, `follow_up` (probably caused by another rank) and `lost` (that rank)."""
     phase, step = phase_of(error)
     line = one_line(error)
     lost = error.lost if isinstance(error, LostRank) else None
-    if lost is not None and lost["rank"] == rank:  # it hangs itself
+    if lost is not None and lost["rank"] == rank:  # this rank itself hangs
         return redacted_values({"follow_up": False, "lost": None, **lost}, secrets)
     if isinstance(error, LostRank):
         follow_up = True
@@ -87,18 +87,18 @@ def record_of(error: BaseException, rank: int, secrets: tuple[str, ...], now: fl
 
 
 def lost_record(rank: int, where: dict[str, Any], line: str, kind: str, code: int, when: float) -> dict[str, Any]:
-    """What error.json says of a rank that may not speak for itself."""
+    """Return the entry of error.json for a rank that may have left no record."""
     place = {key: where[key] for key in ("host", "phase", "step")}
     return {"rank": rank, **place, "error": line, "kind": kind, "exit_code": code, "time": timestamp(when)}
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The code a process ends with after an error: a ClozeError's own, 1 for anything else."""
+    """Return the exit code for an error: a ClozeError's own, 1 for others."""
     return error.exit_code if isinstance(error, ClozeError) else 1
 
 
 def redacted_values(values: Record, secrets: tuple[str, ...]) -> Record:
-    """The same for the texts of a record."""
+    """Return a record with the secrets in its texts redacted."""
     return {k: redacted(v, secrets) if isinstance(v, str) else v for k, v in values.items()}
 
 
@@ -109,10 +109,10 @@ def secret_values(config: Any) -> tuple[str, ...]:
 
 
 def summary(records: list[Record]) -> dict[str, Any] | None:
-    """records of failed ranks -> what error.json says; None where there are none. A pure function.
+    """Return the content of error.json for the records of failed ranks; None if there are none.
 
-    The first in time comes first, causes before what followed from them. A rank that was killed leaves no record:
-    others name it (`lost`), and it takes its place with the time at which the first of them noticed.
+    Earlier errors precede later ones, and causes precede their consequences. A killed rank leaves no record: it is
+    placed by the other ranks' `lost` entries, at the time of the first.
     """
     order = in_order(records)
     if not order:
@@ -122,7 +122,7 @@ def summary(records: list[Record]) -> dict[str, Any] | None:
 
 
 def in_order(records: list[Record]) -> list[Record]:
-    """Every failed rank once, the one to blame first (see `summary`)."""
+    """Return each failed rank once, the cause first (see `summary`)."""
     own = {record["rank"]: record for record in records}
     named: dict[int, Record] = {}
     for record in records:
@@ -134,12 +134,12 @@ def in_order(records: list[Record]) -> list[Record]:
     order = sorted([*own.values(), *named.values()], key=lambda r: (r["follow_up"], r["time"], r["rank"]))
     if order:
         speaker = speaker_of(order, order[0])
-        order.sort(key=lambda record: record["rank"] != speaker)  # stable: the others stay as they are
+        order.sort(key=lambda record: record["rank"] != speaker)  # stable sort
     return order
 
 
 def speaker_of(records: list[Record], one: Record) -> int:
-    """Which rank tells an error: the first that had it; of those that had it in the same moment the lowest."""
+    """Return the rank that reports an error: the first that had it; the lowest of those within SAME_MOMENT_SECONDS."""
     same = [r for r in records if is_same(r, one)]
     begin = min(datetime.fromisoformat(r["time"]) for r in same)
     return min(
@@ -148,14 +148,13 @@ def speaker_of(records: list[Record], one: Record) -> int:
 
 
 def is_same(one: Record, other: Record) -> bool:
-    """Whether two ranks had the same error."""
+    """Return whether two ranks had the same error."""
     return all(one[key] == other[key] for key in ("kind", "error", "follow_up"))
 
 
 @dataclass(frozen=True)
 class FailureLog:
-    """One rank's hand in a run's error.json. Nothing in here raises for a disk that fails: the error that is on its
-    way matters more."""
+    """Writes one rank's failure records. It never raises for a failing disk, which would hide the error to report."""
 
     run_dir: Path
     rank: int
@@ -164,8 +163,8 @@ class FailureLog:
     may_write: Callable[[], bool] = lambda: True  # False if another start owns the run's folder
 
     def begin(self) -> None:
-        """A start that goes on with a run: forget what this rank left of the one before, and rank 0 the rest that no
-        rank of this start can have written."""
+        """Remove this rank's records of an earlier start; rank 0 also removes those that no rank of this start can
+        have written."""
         with contextlib.suppress(OSError):
             if not self.may_write():
                 return
@@ -178,14 +177,14 @@ class FailureLog:
                         path.unlink(missing_ok=True)
 
     def leave(self, error: BaseException) -> None:
-        """Leave this rank's record, once for each error."""
+        """Write this rank's record, once for each error."""
         if recorded_in(error) is None:
             error._cloze_log = self  # type: ignore[attr-defined]
             record = record_of(error, self.rank, self.secrets, time.time())
             _in_time(lambda: self._write(self._record, record))
 
     def records(self) -> list[Record]:
-        """The records that are there; one that cannot be read is left out."""
+        """Return the readable records."""
         found: list[Record] = []
         for path in sorted((self.run_dir / FOLDER).glob("rank-*.json")):
             record = read_mapping(path)
@@ -194,23 +193,23 @@ class FailureLog:
         return found
 
     def publish(self) -> None:
-        """Make error.json of the records, unless it has this rank in it already: of a thousand ranks that fail, few
-        read the records of all."""
+        """Write error.json from the records, unless it lists this rank already: if a thousand ranks fail, few read
+        all."""
         _in_time(self._publish)
 
     def claim(self, record: Record) -> bool:
-        """Whether this rank is the one to tell an error: the first that asks."""
+        """Return whether this rank reports the error: the first rank that asks does."""
         name = hashlib.sha256(f"{record['kind']} {record['error']}".encode()).hexdigest()[:16]
         try:
             os.close(os.open(self.run_dir / FOLDER / f"told-{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             return False
-        except OSError:  # a full disk, ...: rather twice than never
+        except OSError:  # for example a full disk: report twice rather than never
             return True
         return True
 
     def count(self) -> int:
-        """How many ranks have left a record."""
+        """Return the number of ranks that left a record."""
         try:
             return sum(name.startswith("rank-") and name.endswith(".json") for name in os.listdir(self._record.parent))
         except OSError:
@@ -230,8 +229,8 @@ class FailureLog:
             self._write(self.run_dir / FILE, said)
 
     def _write(self, path: Path, value: dict[str, Any]) -> None:
-        """As `files.write_json`, but the name it is written under is this rank's: process numbers of two hosts can be
-        equal. No folder is made where the run has none."""
+        """Write JSON as `files.write_json` does, but with the rank in the temporary name, because process numbers of
+        two hosts can be equal. A missing run folder is not created."""
         staged = self.run_dir / FOLDER / f"{self.rank:05d}-{path.name}.tmp-{secrets.token_hex(8)}"
         with contextlib.suppress(OSError):
             if not self.may_write():
@@ -243,19 +242,19 @@ class FailureLog:
 
 
 def _in_time(act: Callable[[], None]) -> None:
-    """Do it, but go on after DISK_SECONDS whether it is done or not."""
+    """Do it in a thread, and return after DISK_SECONDS at the latest."""
     worker = threading.Thread(target=act, name="failures", daemon=True)
     worker.start()
     worker.join(DISK_SECONDS)
 
 
 def forget(run_dir: Path) -> None:
-    """Remove what an earlier start left; rank 0 calls it when no rank of this start can have failed yet."""
+    """Remove the records of earlier starts; rank 0 calls it before any rank of this start can fail."""
     with contextlib.suppress(OSError):
         (run_dir / FILE).unlink(missing_ok=True)
     remove_tree(run_dir / FOLDER, quietly=True)
 
 
 def recorded_in(error: BaseException) -> FailureLog | None:
-    """Where an error has left its record."""
+    """Return the log that recorded an error; None if none did."""
     return getattr(error, "_cloze_log", None)

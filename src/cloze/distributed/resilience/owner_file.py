@@ -96,8 +96,7 @@ def this_process(token: str) -> Owner:
 
 
 def has_ended(owner: Owner, me: Owner) -> bool | None:
-    """Return whether a process has ended, as far as that can be known at once; None for one on another host or in
-    another pid namespace."""
+    """Return whether a process has ended; None if it cannot be known: another host or another pid namespace."""
     if owner.boot == me.boot and owner.namespace == me.namespace and (me.boot is not None or owner.host == me.host):
         return not _is_running(owner.pid, owner.started)
     if me.boot is not None and owner.boot is not None and owner.boot != me.boot:
@@ -106,8 +105,8 @@ def has_ended(owner: Owner, me: Owner) -> bool | None:
 
 
 def check_lock(path: Path) -> None:
-    """Raise OwnerError if a lock file exists and is a folder, a link or a device: Cloze did not make it, so no owner
-    can be known. Raises OSError if it cannot be examined."""
+    """Raise OwnerError if the lock is a folder, a link or a device, which Cloze never makes. Raises OSError if it
+    cannot be examined."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -119,8 +118,7 @@ def check_lock(path: Path) -> None:
 
 
 def folder_of(descriptor: int) -> str | None:
-    """Return the folder in which an open lock file is now; None if it was removed or replaced, or if that cannot be
-    known."""
+    """Return the folder of an open lock file; None if the file was removed or replaced, or if that cannot be known."""
     try:
         if os.fstat(descriptor).st_nlink == 0:
             return None
@@ -132,8 +130,8 @@ def folder_of(descriptor: int) -> str | None:
 
 
 def read_owner(path: Path) -> Sighting | None:
-    """Read a lock file or a claim; None if the file is missing. If it cannot be understood, the owner is unknown.
-    Raises OSError if it cannot be read."""
+    """Read a lock file or a claim; None if it is missing. The owner is unknown if the content is invalid. Raises
+    OSError if it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -223,7 +221,7 @@ def _pid_namespace() -> str | None:
 
 
 def _launch() -> str:
-    """What all ranks of one launch have in common, and no other launch has."""
+    """Return an identity that only the ranks of one launch share."""
     address, *others = processes.launch_identity()
     host = socket.gethostname() if address in _LOOPBACK else ""
     return " ".join([host, address, *others])

@@ -1,9 +1,9 @@
-"""Say on the terminal what ended this process: once for all ranks that end of the same.
+"""Report what ended this process, once per distinct error across ranks.
 
     code = report_error(error)      # and error.json in the run's folder: `cloze.distributed.resilience.error_records`
 
-Ranks that meet in a run's folder agree there who speaks. Before there is one, rank 0 speaks, and another rank only
-where rank 0 seems to be well.
+Ranks with a common run folder use it to choose the one that reports. Before the folder exists, rank 0 reports; another
+rank reports only if rank 0 seems to have no error.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from cloze.utils.terminal.console import complain, own_rank
 from cloze.utils.terminal.json_events import event, is_json
 from cloze.utils.terminal.screen import restore
 
-FIRST_WORD_SECONDS = 2.0  # a rank whose error rank 0 is likely to have too lets it speak first
-ELSEWHERE_SECONDS = 5.0  # the same on another host than rank 0's, where the end of rank 0 is known later
+FIRST_WORD_SECONDS = 2.0  # lets rank 0 report first, if it probably has the same error
+ELSEWHERE_SECONDS = 5.0  # the same on another host than rank 0's, where the end of rank 0 is noticed later
 SETTLE_SECONDS = 1.0  # for the records of ranks that fail together
 _POLL_SECONDS = 0.05
 _OF_A_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
 
 
 def told_of_a_path(error: Exception) -> Exception:
-    """An OSError of a path that cannot be used, that no command expected: a DiskError, one line. Within a run
-    errors are recorded as they are."""
+    """Return a DiskError for an OSError about a path, other errors unchanged. Within a run, errors are recorded
+    unchanged."""
     if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename and recorded_in(error) is None:
         what, where = f"cannot be used ({os.strerror(error.errno)})", printable(os.fsdecode(error.filename))
         return DiskError(what, where=where, hint="give another path")
@@ -42,13 +42,13 @@ def told_of_a_path(error: Exception) -> Exception:
 
 
 def report_error(error: Exception) -> int:
-    """Say on the terminal what ended this process, once for all ranks, and see to error.json; return the exit code.
+    """Report what ended this process, once for all ranks, and write error.json; return the exit code.
 
-    A ClozeError is one line; anything else a traceback, from the rank that had it first, and one line from others.
+    A ClozeError is one line. Any other error is a traceback from the rank that had it first, and one line from others.
     """
     error = told_of_a_path(error)
     log, rank, code = recorded_in(error), own_rank(), exit_code_of(error)
-    ended = threading.Event()  # the launcher ends all ranks as soon as one is gone: what is to be said comes first
+    ended = threading.Event()  # the launcher ends all ranks once one is gone, so report first
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
     if isinstance(error, LostRank):
@@ -68,8 +68,8 @@ def is_ours_to_tell(error: LostRank) -> bool:
 
 
 def _tell_of_lost(error: LostRank, log: FailureLog | None, rank: int) -> None:
-    """Rank 0 speaks, or where that is the lost one, the lowest that is left; and the first of each machine, for a cut
-    cable may keep machines from hearing each other."""
+    """Report a lost rank from rank 0, or from the lowest rank left, and from the first rank of each machine, because a
+    broken link may separate machines."""
     speaks = is_ours_to_tell(error)
     if log is not None and rank > 0:
         time.sleep(_turn(rank))
@@ -83,7 +83,7 @@ def _tell_of_lost(error: LostRank, log: FailureLog | None, rank: int) -> None:
 
 
 def _tell_before_the_run(error: Exception, rank: int, ended: threading.Event) -> None:
-    """There is no folder to meet in: rank 0 speaks at once, another one where rank 0 seems to be well."""
+    """Report an error without a run folder: rank 0 at once, another rank if rank 0 seems to have no error."""
     if rank > 0:
         elsewhere = processes.group_rank() != 0
         if ended.wait(ELSEWHERE_SECONDS if elsewhere else FIRST_WORD_SECONDS) or is_common(error):
@@ -92,7 +92,7 @@ def _tell_before_the_run(error: Exception, rank: int, ended: threading.Event) ->
 
 
 def _tell_of_recorded(error: Exception, log: FailureLog, ended: threading.Event) -> None:
-    """The rank that had it first speaks for all that had the same."""
+    """Report from the rank that had the error first, for all that had the same."""
     begin = time.monotonic()
     if log.rank > 0:
         ended.wait(_turn(log.rank))
@@ -115,7 +115,8 @@ def _tell_of_recorded(error: Exception, log: FailureLog, ended: threading.Event)
 
 
 def _turn(rank: int) -> float:
-    """Seconds after which a rank other than 0 looks at the records: one after another, so that few read them all."""
+    """Return the delay in seconds before a rank other than 0 reads the records; staggered, so that few read them
+    all."""
     return min(0.2 + 0.002 * rank, FIRST_WORD_SECONDS)
 
 
@@ -142,7 +143,7 @@ def _speak(error: Exception, others: list[int]) -> None:
 
 
 def format_ranks(numbers: list[int]) -> str:
-    """[1, 2, 3, 7] -> `ranks 1-3, 7`; [1] -> `rank 1`."""
+    """Return rank numbers as text: [1, 2, 3, 7] -> `ranks 1-3, 7`; [1] -> `rank 1`."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][-1] + 1:
@@ -154,8 +155,8 @@ def format_ranks(numbers: list[int]) -> str:
 
 
 def leave_code(code: int) -> None:
-    """This process ends: its terminal is in order, and rank 0 leaves its exit code where the environment's
-    CLOZE_EXIT_FILE says, for a launcher's own is not the ranks'."""
+    """Restore the terminal, and write rank 0's exit code to the file named by CLOZE_EXIT_FILE, because the launcher's
+    exit code differs from the ranks'."""
     restore()
     path = os.environ.get("CLOZE_EXIT_FILE")
     if path is not None and own_rank() == 0:

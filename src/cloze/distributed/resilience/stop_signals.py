@@ -1,7 +1,7 @@
 """Requests to stop: SIGTERM, SIGUSR1, Ctrl-C, the launcher's death, the end of a SLURM job's time.
 
-A request reaches one rank or several; with every step the ranks vote, and all of them stop after the same one. Until
-the processes have joined there is nothing to agree on or to save, and a request ends the process at once.
+A request may reach only some ranks. The ranks vote at each step, so all stop after the same one. Before the processes
+have joined there is no vote and nothing to save, and a request ends the process at once.
 
     with StopSignals(seconds_before_limit=300) as stop:
         ...                                    # a signal raises Stopped here
@@ -9,9 +9,9 @@ the processes have joined there is nothing to agree on or to save, and a request
         with stop.joining(): ...               # the processes find each other
         if sum_over_ranks(stop.vote()): ...
 
-The second Ctrl-C ends the process at once: whatever is being written has no name yet. In a process that is not
-training's own, a notebook's kernel, it raises KeyboardInterrupt in place of that. Ctrl-Z stops it as ever, with the
-terminal in order meanwhile.
+A second Ctrl-C ends the process at once; an unfinished checkpoint still has its temporary name. In a process that only
+calls training, such as a notebook's kernel, it raises KeyboardInterrupt instead. Ctrl-Z suspends the process and
+restores the terminal meanwhile.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from cloze.utils.environment import processes
 from cloze.utils.terminal.console import front
 from cloze.utils.terminal.screen import all_handed_back, restore
 
-# A terminal's Ctrl-C reaches a rank twice, once through its launcher; within this time it counts once.
+# Ctrl-C in a terminal reaches a rank twice, once through its launcher; within this time it counts once.
 SAME_PRESS_SECONDS = 1.0
-# Processes that are all there find each other within this; launchers wait 30 s between SIGTERM and SIGKILL.
+# Enough for live processes to join; launchers wait 30 s between SIGTERM and SIGKILL.
 JOIN_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
 class StopSignals:
-    """Listens for requests to stop from `with` on, until its end. `own_process`: whether this process may be ended,
-    and ends with its launcher; False where it is somebody's who only called training."""
+    """Listens for requests to stop within a `with` block. `own_process`: the process may be ended and ends with its
+    launcher; False if it belongs to a caller of training."""
 
     def __init__(self, seconds_before_limit: int | None = None, own_process: bool = True):
         self._own_process = own_process
@@ -76,18 +76,18 @@ class StopSignals:
             signal.signal(number, handler)
         os.close(self._write)
         if self._reason is not None and not self._holding and isinstance(error, Exception):
-            raise self.stopped("before training began") from error  # a library made another error of it
+            raise self.stopped("before training began") from error  # a library converted it to another error
 
     def hold(self) -> None:
-        """From now on a request is noted, for the ranks to agree on. Raises Stopped if there is one already."""
+        """Record later requests for the vote instead of raising. Raises Stopped if there was one already."""
         self._holding = True
         if self._reason is not None:
             raise self.stopped("before the first step")
 
     @contextlib.contextmanager
     def joining(self) -> Iterator[None]:
-        """While the processes find each other. A request is noted; where one of them is gone, so that the others would
-        wait for it until a time-out of half an hour, it ends this process after JOIN_SECONDS."""
+        """Record requests while the processes join. If a process is gone, the others would wait for half an hour, so a
+        request ends this process after JOIN_SECONDS."""
         self._joining = True
         try:
             yield
@@ -95,13 +95,13 @@ class StopSignals:
             self._joining = False
 
     def vote(self) -> int:
-        """1 where this rank has been asked to stop, else 0."""
+        """Return 1 if this rank was asked to stop, else 0."""
         if self._reason is None and self._limit is not None and time.time() >= self._limit:
             self._reason = f"the job's time ends in {self._margin} s"
         return int(self._reason is not None)
 
     def stopped(self, what: str) -> Stopped:
-        """The exception that ends the run; `what` says where it stopped."""
+        """Return the exception that ends the run; `what` states when it stopped."""
         return Stopped(f"{self._reason or 'another rank was asked to stop'}: stopped {what}", self._code)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -114,7 +114,8 @@ class StopSignals:
             raise self.stopped("before training began")
 
     def _listen(self) -> None:
-        """Note signals also while the main thread is inside a library's call, where Python's handlers have to wait."""
+        """Receive signals in a thread, because Python's handlers wait while the main thread is inside a library
+        call."""
         while data := os.read(self._read, 64):
             for number in data:
                 if number == signal.SIGTSTP:
@@ -146,7 +147,7 @@ class StopSignals:
             self._code = 128 + number if number == signal.SIGINT else Stopped.exit_code
 
     def _is_second_press(self) -> bool:
-        """Whether Ctrl-C was pressed before; two signals of one press count once."""
+        """Return whether this is a second Ctrl-C; two signals of one press count once."""
         now = time.monotonic()
         if self._pressed is None:
             self._pressed = now
@@ -154,8 +155,8 @@ class StopSignals:
 
 
 def end_with_launcher() -> None:
-    """Ask the kernel for SIGTERM when the parent process dies: a launcher that is killed takes its ranks along only
-    if it has time to (Linux; elsewhere nothing)."""
+    """Ask the kernel for SIGTERM when the parent process dies, because a killed launcher may leave its ranks running
+    (Linux only)."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     except (OSError, AttributeError):
@@ -163,20 +164,20 @@ def end_with_launcher() -> None:
 
 
 def stop_as_ever(number: int) -> None:
-    """Do what SIGTSTP does to a process without a handler: stop it, unless no shell is there to let it go on.
+    """Suspend the process as SIGTSTP does by default, unless there is no shell to continue it.
 
-    From any thread: the main one may be in a collective with a rank that is stopped already. signal.signal asks for
-    the main one, the C library does not.
+    It may run in any thread, because the main one may be blocked in a collective. So it uses the C library:
+    signal.signal requires the main thread.
     """
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     handler = libc.signal(number, None)  # SIG_DFL is 0
-    signal.pthread_kill(threading.get_ident(), number)  # this thread takes it, and returns when the process goes on
+    signal.pthread_kill(threading.get_ident(), number)  # this thread takes it, and returns when the process resumes
     libc.signal(number, handler)
 
 
 def slurm_end_time() -> float | None:
-    """When this SLURM job's time is over, in seconds since the epoch; None outside of one, or without a limit."""
+    """Return when this SLURM job's time ends, in seconds since the epoch; None outside of SLURM or without a limit."""
     job = processes.slurm_job()
     if not job:
         return None

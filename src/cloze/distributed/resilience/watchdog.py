@@ -1,17 +1,17 @@
-"""Notice in seconds that a rank has died or hangs, and say which, where, and in what.
+"""Detect a dead or hanging rank within seconds, and report which it is, where, and in which phase.
 
 A collective operation waits for a dead rank until its time-out, half an hour by default. So every rank keeps a
-connection to rank 0, apart from the process group, and says each second what it does. The kernel closes a dead
-process's connection at once; a machine that is gone, or whose cable is cut, is missed after a minute, or after the
-collectives' time-out where that is shorter, on both sides. The survivors get one line, and end.
+connection to rank 0, apart from the process group, and sends its state each second. If a process dies, the kernel
+closes its connection at once. A lost machine or cable is detected after a minute, or after the collectives' time-out
+if that is shorter, on both sides. The survivors report one line and end.
 
     with Watch(rank, world_size, hang_timeout=600, ddp_timeout=1800, log=FailureLog(run_dir, ...)) as watch:
         with watch.phase("evaluate"): ...
         watch.step = 120        # any of these is a sign of progress
 
-Without progress for `hang_timeout` seconds, all ranks write the stacks of their threads into files, and end. However a
-rank ends, but in good order, it leaves a record (see `cloze.distributed.resilience.error_records`), once the run's
-folder is there (`opened`).
+After `hang_timeout` seconds without progress, all ranks write their threads' stacks to files and end. Unless it exits
+cleanly, a rank writes a failure record (see `cloze.distributed.resilience.error_records`) once the run's folder
+exists.
 """
 
 from __future__ import annotations
@@ -38,14 +38,13 @@ from cloze.utils.heartbeat import Progress, beat, beats
 from cloze.utils.terminal.console import warn
 
 INTERVAL_SECONDS = 1.0
-SILENT_SECONDS = 60.0  # a rank that lives, but says nothing for so long, is lost; at most --ddp_timeout
+SILENT_SECONDS = 60.0  # a rank that sends nothing for so long is lost; at most --ddp_timeout
 CONNECT_SECONDS = 20.0
-GRACE_SECONDS = 5.0  # for the main thread to come out of a collective by itself
+GRACE_SECONDS = 5.0  # time for the main thread to leave a collective by itself
 
 
 class Watch:
-    """One rank's part. Without other ranks it only looks for hangs. Both time-outs in seconds; `is_open`: the run's
-    folder is there already."""
+    """Watches one rank; with one rank only for hangs. Time-outs are in seconds. `is_open`: the run's folder exists."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class Watch:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Return the number of steps done."""
         return self._step
 
     @step.setter
@@ -78,16 +77,16 @@ class Watch:
 
     @property
     def doing(self) -> tuple[str, int]:
-        """The phase it is in, and the steps done."""
+        """Return the current phase and the number of steps done."""
         return self._phase, self._step
 
     def beat(self) -> None:
-        """Give a sign of progress; `heartbeat.beat` does the same."""
+        """Record a sign of progress, as `heartbeat.beat` does."""
         beat()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What this rank is doing."""
+        """Set the phase of this rank within the block."""
         before = self._phase
         self._enter(name)
         try:
@@ -95,10 +94,10 @@ class Watch:
         except Exception as error:
             tag_phase(error, name, self._step)
             raise
-        self._enter(before)  # not after an error: it happened in that phase
+        self._enter(before)  # skipped after an error, which belongs to that phase
 
     def enable_error_log(self, run_dir: Path) -> Path:
-        """The run's folder is there: from now on what goes wrong is kept in it."""
+        """Write failure records to the run's folder from now on."""
         self._is_open = True
         return run_dir
 
@@ -114,7 +113,7 @@ class Watch:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        """Say goodbye, or what went wrong; an error that comes from another rank's end becomes one line about it."""
+        """Send this rank's end or error; an error caused by another rank's end becomes one line about that rank."""
         if error is None or isinstance(error, Stopped):
             self._end("bye")
             return
@@ -138,8 +137,8 @@ class Watch:
         self._end("failed", error, one_line(error), error.exit_code if isinstance(error, ClozeError) else 1)
 
     def _comes_from_another(self, error: BaseException) -> bool:
-        """Whether an error is what another rank's end looks like from here; not where both ended of the same. A
-        broken connection may be noticed here before the watch hears of its cause."""
+        """Return whether an error is a consequence of another rank's end, unless both had the same error. A broken
+        connection may be noticed before the watch receives its cause."""
         if isinstance(error, ClozeError) or self.world_size == 1:
             return False
         line = one_line(error)
@@ -148,7 +147,7 @@ class Watch:
         return heard and (lost is None or lost["error"] != line)
 
     def _unanswered(self) -> LostRank:
-        """A collective got no answer, but all ranks that this one hears of are alive."""
+        """Return the error for a collective without an answer although all known ranks are alive."""
         now = time.monotonic()
         others = [
             f"rank {rank} on {link.about['host']}, {now - link.heard:.0f} s ago, in {link.about['phase']}, "
@@ -183,7 +182,7 @@ class Watch:
         return {"host": self.host, "phase": self._phase, "step": self._step}
 
     def _connect(self) -> None:
-        """Connect the ranks to rank 0, which listens where they meet it; every rank calls it."""
+        """Connect the ranks to rank 0, which listens; every rank calls it."""
         host, own, hosts = processes.master()[0], resolve(processes.master()[0]), gather(self.host)
         one_host = processes.is_one_host() and len(set(hosts)) == 1
         addresses = list(dict.fromkeys(address for one in gather(own) for address in one))
@@ -210,7 +209,7 @@ class Watch:
             threading.Thread(target=self._listen, args=(rank, link), name=f"watch-{rank}", daemon=True).start()
 
     def _listen(self, rank: int, link: Link) -> None:
-        """Hear what one rank says until it ends."""
+        """Receive one rank's messages until it ends."""
         while (said := link.receive()) is not None:
             kind = said.pop("kind", "alive")
             link.heard = time.monotonic()
@@ -245,7 +244,7 @@ class Watch:
         )
 
     def _notice(self, lost: LostRank, pass_on: bool = True, dump: bool = False) -> None:
-        """Another rank is lost: tell the others, and end this process unless its main thread does so itself."""
+        """Handle a lost rank: inform the others, and end this process unless its main thread ends by itself."""
         with self._lock:
             if self._ended.is_set() or self._noticed.is_set():
                 return
@@ -268,7 +267,7 @@ class Watch:
         os._exit(code)
 
     def _own_hang(self) -> dict[str, Any]:
-        """This rank's part in a hang: to blame unless it waits for others; as old as its last sign of progress."""
+        """Return this rank's record of a hang: a cause unless it waits for others; as old as its last progress."""
         silent = time.monotonic() - self._progress.when
         waits = self.world_size > 1 and waits_for_others()
         line = f"no progress for {silent:.0f} s (--hang_timeout)" + (", waiting for other ranks" if waits else "")

@@ -1,12 +1,11 @@
-"""What a person sees: one line per stage, and a progress bar with an ETA (plain lines where there is no terminal).
+"""Terminal output: one line per stage, and a progress bar with an ETA (plain lines without a terminal).
 
-say("prepare", "12,000 blocks in prepared/eli5")
-say("train", "1,200 steps; the run is in runs/x", result="runs/x")     # the last word, also of a quiet command
-with progress("tokenize", total=5000, unit="documents") as advance:
+say("prepare", "12,000 blocks in prepared/eli5") say("train", "1,200 steps; the run is in runs/x", result="runs/x")
+# shown even with `quiet` with progress("tokenize", total=5000, unit="documents") as advance:
     advance(100, note="1.2 Mtok/s")
 
-Of many ranks only rank 0 speaks. What another has to say, an error, begins with `[rank 3 @ host]` in every line.
---log_format (or CLOZE_LOG_FORMAT) says how: see FORMATS. `json` makes one object of each line
+Only rank 0 writes, except for errors: each line from another rank begins with `[rank 3 @ host]`. --log_format (or
+CLOZE_LOG_FORMAT) sets the form: see FORMATS. `json` writes each line as an object
 (`cloze.utils.terminal.json_events`).
 """
 
@@ -43,42 +42,42 @@ FORMATS = {
     "json": "one JSON object a line on stdout, errors too",
 }
 _answers: list[bool] = []
-# Who shows progress while something else is shown live: (stage, total, unit, start) -> advance.
+# Who shows progress during a live display: (stage, total, unit, start) -> advance.
 _shown: list[Callable[[str, int | None, str, int], Callable[..., None]]] = []
 
 
 def log_format() -> str:
-    """One of FORMATS."""
+    """Return the log format, one of FORMATS."""
     return os.environ.get(FORMAT_VARIABLE, "auto")
 
 
 def answer(yes: bool) -> None:
-    """Whether from now on what is said is what was asked for, which a quiet command says, too."""
+    """Treat later output as the result if `yes`: show it even with `quiet`."""
     _answers[:] = [True] * yes
 
 
 def is_quiet() -> bool:
-    """Whether only warnings, errors and results are to be shown."""
+    """Return whether only warnings, errors and results are shown."""
     return log_format() == "quiet"
 
 
 def is_live() -> bool:
-    """Whether there is a terminal that can be drawn on, and it is to be drawn on."""
+    """Return whether live displays may be drawn on the terminal."""
     return log_format() == "auto" and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown")
 
 
 def own_rank() -> int:
-    """This process's rank as its launcher says it; 0 without one."""
+    """Return this process's rank as set by its launcher; 0 without one."""
     return processes.rank()
 
 
 def is_main() -> bool:
-    """Whether this process is the one that talks (rank 0, or the only one)."""
+    """Return whether this process writes output: rank 0, or the only process."""
     return processes.rank() == 0
 
 
 def front() -> str:
-    """What errors and warnings of this process begin with: `[rank 3 @ host] `; nothing where rank 0 is on the only
+    """Return the prefix of this process's errors and warnings: `[rank 3 @ host] `; empty for rank 0 on a single
     host."""
     world = processes.world_size()
     if is_main() and world == (processes.local_world_size() or world):
@@ -87,16 +86,16 @@ def front() -> str:
 
 
 def complain(text: str) -> None:
-    """Write one or more lines to stderr, on whatever rank, each with `front`. In one piece: lines of two ranks that
-    share a terminal must not mix. What no encoding has (a byte of an argument that is not UTF-8) is escaped."""
+    """Write lines to stderr on any rank, each with `front`, in one call, so that lines of ranks that share a terminal
+    do not mix. Characters that cannot be encoded are escaped."""
     text = visible(redacted(text.encode("utf-8", "backslashreplace").decode("utf-8")))
     put(sys.stderr, "".join(f"{front()}{line}\n" for line in text.splitlines()))
 
 
 def silence_other_ranks() -> None:
-    """On ranks other than 0, only errors of libraries are heard: no warnings, nothing of level info.
+    """Silence libraries on ranks other than 0, except for errors.
 
-    To be called before torch is imported, whose C++ part reads its level once.
+    Call it before torch is imported, because torch's C++ part reads its level once.
     """
     if is_main():
         return
@@ -122,8 +121,8 @@ def _complain_of_thread(what: threading.ExceptHookArgs) -> None:
 
 
 def say(stage: str, line: str, result: object = None) -> None:
-    """Print one line about a stage, on rank 0 only. `result`: where the command's result is, which a quiet command
-    says in place of the line; True where the line itself is the result."""
+    """Print one line about a stage, on rank 0 only. `result`: where the command's result is, which replaces the line
+    with `quiet`; True if the line itself is the result."""
     if not is_main():
         return
     if is_json():
@@ -146,8 +145,8 @@ def show_coloured(text: str) -> None:
 
 
 def show_table(table: Table, width: int | None = None) -> None:
-    """Print a table of rich on stdout, at most `width` columns wide (None: as wide as the terminal). Its cells are
-    text, not rich's markup."""
+    """Print a rich table on stdout, at most `width` columns wide (None: the terminal's width). Cells are plain text,
+    not rich markup."""
     from rich.console import Console
 
     drawn = Console(width=width, markup=False, emoji=False, highlight=False)
@@ -157,7 +156,7 @@ def show_table(table: Table, width: int | None = None) -> None:
 
 
 def warn(line: str, on_any_rank: bool = False) -> None:
-    """Print one warning line to stderr, on rank 0 only unless it is about this rank (`on_any_rank`)."""
+    """Print one warning line to stderr, on rank 0 only unless it concerns this rank (`on_any_rank`)."""
     if not (is_main() or on_any_rank):
         return
     if is_json():
@@ -170,7 +169,7 @@ on_left_out.append(warn)
 
 
 def tell_end(line: str, exit_code: int) -> None:
-    """Say on rank 0 why the command ends before its time without an error: it was asked to."""
+    """Print on rank 0 why the command ends early without an error: it was asked to."""
     if is_main() and is_json():
         event("stopped", message=line, exit_code=exit_code)
     elif is_main():
@@ -178,7 +177,7 @@ def tell_end(line: str, exit_code: int) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`75` -> `1:15`, `3675` -> `1:01:15`."""
+    """Return a duration as text: 75 (seconds) -> `1:15`, 3675 -> `1:01:15`."""
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -199,7 +198,7 @@ def progress(stage: str, total: int | None, unit: str = "", start: int = 0) -> I
 
 @contextlib.contextmanager
 def showing(part: Callable[[str, int | None, str, int], Callable[..., None]]) -> Iterator[None]:
-    """Within it, `part` shows what `progress` is asked to show: something live has the terminal."""
+    """Show progress with `part` within the block, because a live display uses the terminal."""
     _shown.append(part)
     try:
         yield
@@ -229,7 +228,7 @@ def _bar(stage: str, total: int | None, unit: str, start: int) -> Iterator[Calla
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    # rich would send what goes to a file by `> log` to the terminal
+    # rich would send output that is redirected by `> log` to the terminal
     lines = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=lines) as bar:
         task = bar.add_task(stage, total=total, completed=start, note="")
