@@ -112,8 +112,9 @@ def _table(plan: Plan, chosen: Row | None, columns: list[int]) -> Table:
 def _lines(plan: Plan) -> None:
     names = [name.replace("-\n", "").replace("\n", " ") for name in _COLUMNS]
     for row in plan.rows:
-        named = zip(names[1:], cells(plan, row)[1:], strict=True)
-        say(row.choice.name, "; ".join(f"{name} {cell}" for name, cell in named))
+        say("choice", row.choice.name)
+        for name, cell in zip(names[1:], cells(plan, row)[1:], strict=True):
+            say("", f"{name} {cell}")
 
 
 def as_json(plan: Plan, row: Row | None, notes: list[str]) -> dict[str, Any]:
