@@ -24,7 +24,7 @@ from cloze.utils.terminal.console import say, show
 
 VOCAB_SIZE = 4000
 BLOCK_SIZE = 32
-PROBE = "The Milky Way is a <mask> galaxy."
+PROBE = "The shape of the Milky Way is <mask>."  # without an article, which would not fit every answer
 
 # A model small enough to learn the sample corpus from nothing in about three minutes on two cores. Larger initial
 # weights, more masks and a smaller beta2 than usual shorten the plateau at the beginning, where a small model stays.
