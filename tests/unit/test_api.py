@@ -306,3 +306,10 @@ def test_type_checkers_see_the_flags_and_the_results(tmp_path: Path):
     assert lines[1] == '4: note: Revealed type is "str"'
     assert lines[2].startswith('5: error: Unexpected keyword argument "learning_rat" for "train"; did you mean')
     assert any(line.startswith('6: error: Argument "draws" to "evaluate" has incompatible type') for line in lines)
+
+
+def test_a_run_is_evaluated_on_its_own_validation_split_by_default(
+    prepared: Path, run: cloze.Run, capsys: pytest.CaptureFixture
+):
+    assert cloze.evaluate(run, use_cpu=True).values == cloze.evaluate(run, prepared, use_cpu=True).values
+    assert f"on the split validation of {prepared}, which the run was trained with" in capsys.readouterr().out

@@ -63,7 +63,7 @@ class EvaluateConfig(MeasureConfig):
     model: str
     """a model folder, a run's folder (its `model`, else its newest checkpoint), a checkpoint, or a model on the Hub"""
     data: str | None = None
-    """a folder made by `cloze prepare`"""
+    """a folder made by `cloze prepare` (default: the one that the run was trained with)"""
     sentences: str | None = None
     """for pll: a text file with one sentence on each line"""
     metric: Literal["perplexity", "pll", "pll_word_l2r"] = "perplexity"

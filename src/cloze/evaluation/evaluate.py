@@ -13,6 +13,8 @@ from typing import Any
 
 from cloze.checkpoint.lineage import KEY as LINEAGE
 from cloze.checkpoint.lineage import describe as describe_lineage
+from cloze.checkpoint.model_path import resolve_model_path
+from cloze.checkpoint.run_data import open_run_data
 from cloze.config import EvaluateConfig
 from cloze.data.prepared.shards import Prepared, open_prepared
 from cloze.data.prepared.verified import verify_for_use
@@ -40,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check(config)
     if config.output and is_main():
         check_output_file(config.output, HINT)
-    prepared = None if config.data is None else open_prepared(config.data)
+    prepared = _data_of(config)
     if prepared is not None:
         prepared.blocks(config.split)
         verify_for_use(prepared, [config.split], config)
@@ -55,7 +57,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         assert prepared is not None
         masks = masks_of(config)
         scores = subject.score_split(prepared, config.split, masks)
-        values = {**describe(scores), **about_masks(masks), **about_data(config.data, config.split, prepared)}
+        values = {
+            **describe(scores),
+            **about_masks(masks),
+            **about_data(str(prepared.folder), config.split, prepared),
+        }
     else:
         if lines is not None:
             sentences = subject.read_sentences(lines)
@@ -80,14 +86,29 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def check(config: EvaluateConfig) -> None:
     """Raise ConfigError for values that cannot be used."""
-    if config.metric == "perplexity" and (config.data is None or config.sentences is not None):
+    if config.metric == "perplexity" and config.sentences is not None:
         raise ConfigError(
             "perplexity is measured on prepared blocks",
             where="--data",
             hint="give --data FOLDER; for a file of sentences use --metric pll",
         )
-    if config.metric != "perplexity" and (config.data is None) == (config.sentences is None):
+    if config.data is not None and config.sentences is not None:
         raise ConfigError("give one of --data and --sentences", where=f"--metric {config.metric}")
+
+
+def _data_of(config: EvaluateConfig) -> Prepared | None:
+    """Return the prepared folder to measure on: --data, else the one that the run was trained on; None if sentences
+    are measured."""
+    if config.data is not None or config.sentences is not None:
+        return None if config.data is None else open_prepared(config.data)
+    run_dir = resolve_model_path(config.model).run_dir
+    if run_dir is None or not (run_dir / "data.json").is_file():
+        what = "the model does not belong to a run whose data is known"
+        hint = "give --data FOLDER; for a file of sentences use --metric pll --sentences FILE"
+        raise ConfigError(what, where="--data", hint=hint)
+    prepared = open_run_data(run_dir, "--data")
+    say("evaluate", f"on the split {config.split} of {prepared.folder}, which the run was trained with")
+    return prepared
 
 
 def read_sentences(path: str) -> list[str]:

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from cloze.config import TrainConfig
+from cloze.checkpoint.run_data import open_run_data
 from cloze.data.manifest import MANIFEST
-from cloze.data.prepared.shards import Prepared, open_prepared
-from cloze.data.train_data import open_data
-from cloze.errors import ConfigError, DataError
+from cloze.data.prepared.shards import Prepared
+from cloze.errors import ConfigError
 from cloze.export.hub.client import Pushed, Target, commit
 from cloze.export.hub.publish import refuse_tokens
-from cloze.utils.foreign.json_yaml import read_json, read_yaml
 from cloze.utils.foreign.paths import check_regular, names_below
 
 _OLD_BLOCKS = re.compile(r"(train|validation)/data-\d{5}-of-\d{5}\.arrow")
@@ -28,18 +26,7 @@ def find_blocks(run_dir: Path | None) -> Prepared:
     """The prepared folder that a run was trained on. Raises ConfigError or DataError where it cannot be found."""
     if run_dir is None:
         raise ConfigError("needs the run's folder", where="--dataset_repo", hint="give the run, not its model folder")
-    manifest = read_json(run_dir / "data.json")
-    if manifest.get("streamed"):
-        raise ConfigError("a streamed run keeps no blocks", where="--dataset_repo", hint="prepare the corpus first")
-    values = read_yaml(run_dir / "config.yaml")
-    found = open_data(TrainConfig(**values))
-    if found.manifest["checksum"] != manifest["checksum"]:
-        raise DataError(
-            "not the data of this run: its checksum is another one",
-            where=values["dataset_name"],
-            hint="put the old blocks back, or leave out --dataset_repo",
-        )
-    return open_prepared(Path(found.tokenizer).parent)
+    return open_run_data(run_dir, "--dataset_repo")
 
 
 def block_files(prepared: Prepared, card: str) -> dict[str, Path | bytes]:
