@@ -1,6 +1,6 @@
-"""The curves of a run as a picture for its model card: an SVG, drawn from the lines of metrics.jsonl.
+"""The loss curves of a run for its model card: an SVG from the lines of metrics.jsonl.
 
-text = loss_curve(read_lines)        # None where there are not two points to join
+text = loss_curve(read_lines)        # None without two points
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SERIES = (("loss", "training", "#4c72b0"), ("eval_loss", "validation", "#dd8452
 
 
 def loss_curve(lines: Sequence[dict[str, Any]]) -> str | None:
-    """An SVG of training and validation loss (nats per masked token) by optimizer step; None without two points."""
+    """Return an SVG of training and validation loss (nats per masked token) by step; None without two points."""
     curves = [(thinned(points_of(lines, key)), label, colour) for key, label, colour in _SERIES]
     drawn = [one for one in curves if one[0]]
     if not any(len(points) > 1 for points, _, _ in drawn):
@@ -58,13 +58,13 @@ def loss_curve(lines: Sequence[dict[str, Any]]) -> str | None:
 
 
 def points_of(lines: Sequence[dict[str, Any]], key: str) -> Points:
-    """(step, value) of the lines that have a finite value."""
+    """Return (step, value) of the lines that have a finite value."""
     found: list[tuple[Any, Any]] = [(line.get("step"), line.get(key)) for line in lines]
     return [(float(s), float(v)) for s, v in found if is_number(s) and is_number(v)]
 
 
 def thinned(points: Points) -> Points:
-    """At most MOST_POINTS points, each the mean of its neighbours: a picture is no wider than that."""
+    """Return at most MOST_POINTS points, each the mean of its neighbours, for the width of the picture."""
     group = -(-len(points) // MOST_POINTS)
     if group < 2:
         return points
@@ -73,7 +73,7 @@ def thinned(points: Points) -> Points:
 
 
 def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, evenly spaced, about `wanted` of them."""
+    """Return round numbers from at most `low` to at least `high`, evenly spaced, about `wanted` of them."""
     span = max(high - low, abs(high) * 1e-6, 1e-9)
     size = 10 ** math.floor(math.log10(span / wanted))
     step = next(size * factor for factor in (1, 2, 5, 10) if span / (size * factor) <= wanted)

@@ -15,7 +15,7 @@ from cloze.utils.foreign.lenient_read import part
 
 
 def dataset_card(repo: str, manifest: dict[str, Any], told: CardInfo) -> str:
-    """README.md for the blocks of a manifest: what `datasets` reads to open them, and what they are made of."""
+    """Return README.md for the blocks of a manifest: metadata with which `datasets` opens them, and their origin."""
     source = part(manifest, "source")
     splits = part(manifest, "splits")
     origin = origin_of(manifest)

@@ -1,4 +1,4 @@
-"""What the Hub reads of a card: the YAML between its `---` lines, from what a run leaves behind.
+"""The metadata of a card for the Hub: the YAML between its `---` lines, from a run's files.
 
 data = model_metadata("demo", run_files(Path("runs/demo")), mask="<mask>", told=CardInfo(license="mit"))
 """
@@ -27,32 +27,32 @@ _METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What only a person knows. `language`: codes separated by commas; `dataset`: where the blocks are published."""
+    """Values from the user. `language`: codes separated by commas; `dataset`: where the blocks are published."""
 
     license: str | None = None
     language: str | None = None
     dataset: str | None = None
 
     def values(self) -> dict[str, Any]:
-        """Fields of the metadata block; those that were not told are left out."""
+        """Return the fields of the metadata block that were given."""
         languages = [code.strip() for code in str(self.language or "").split(",") if code.strip()]
         return ({"license": self.license} if self.license else {}) | ({"language": languages} if languages else {})
 
 
 def run_files(run_dir: Path | None) -> dict[str, dict[str, Any]]:
-    """The mappings in a run's files by name; empty ones where there is no such file."""
+    """Return the mappings in a run's files by name; empty ones for missing files."""
     names = ("config.yaml", "data.json", "eval.json", "sessions.json")
     return {name: read_mapping(run_dir / name) if run_dir else {} for name in names}
 
 
 def base_and_dataset(run_dir: Path | None) -> tuple[str | None, str | None]:
-    """The names on the Hub of the model that a run began with and of its dataset, where they have such names."""
+    """Return the names on the Hub of the run's base model and of its dataset, each None without one."""
     files = run_files(run_dir)
     return hub_name(files["config.yaml"].get("model_name_or_path")), origin_of(files["data.json"])
 
 
 def told_by_run(run_dir: Path | None, told: CardInfo) -> CardInfo:
-    """`told`, and where it says nothing, what the run's own --license and --language said."""
+    """Return `told`, completed by the run's own --license and --language."""
     config = run_files(run_dir)["config.yaml"]
     return replace(
         told, license=told.license or config.get("license"), language=told.language or config.get("language")
@@ -60,7 +60,7 @@ def told_by_run(run_dir: Path | None, told: CardInfo) -> CardInfo:
 
 
 def origin_of(data: dict[str, Any]) -> str | None:
-    """The name on the Hub of the dataset that blocks were made of, by their manifest; None for local files."""
+    """Return the name on the Hub of the dataset that blocks were made of, by their manifest; None for local files."""
     source = part(data, "source")
     return None if source.get("files") else hub_name(source.get("dataset_name"))
 
@@ -68,7 +68,7 @@ def origin_of(data: dict[str, Any]) -> str | None:
 def model_metadata(
     name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str, told: CardInfo
 ) -> ModelCardData:
-    """The metadata block: library, task, widget, and where known base model, datasets, license, language, results."""
+    """Return the metadata: library, task, widget, and if known base model, datasets, license, language, results."""
     source, dataset = part(data, "source"), origin_of(data)
     measured, local = dataset, last_part(source.get("dataset_name"))
     if on_other_data(scores, data):
@@ -123,7 +123,7 @@ def _measured_with(scores: dict[str, Any], kind: str) -> dict[str, Any] | None:
 
 
 def metadata_text(card: str) -> str:
-    """The YAML at the top of a card; empty where there is none. Raises HubError where it is not a mapping."""
+    """Return the YAML at the top of a card; empty without any. Raises HubError if it is not a mapping."""
     found = _METADATA.match(card)
     if found is None:
         return ""
@@ -139,14 +139,14 @@ def metadata_text(card: str) -> str:
 
 
 def with_values(card: str, values: dict[str, Any]) -> str:
-    """A card with some fields of its metadata set. Raises HubError where its metadata are no mapping."""
+    """Return a card with some fields of its metadata set. Raises HubError if its metadata are not a mapping."""
     if not values or not (before := metadata_text(card)):
         return card
     return card.replace(before, with_names(before, values), 1)
 
 
 def hub_name(name: Any) -> str | None:
-    """`name` where it is one on the Hub; None for a path, and where in doubt (`demo/model`, something that exists)."""
+    """Return `name` if it is one on the Hub; None for a path, and if in doubt (`demo/model`, an existing path)."""
     if not isinstance(name, str) or _DATA_FILE.search(name) or Path(name).exists():
         return None
     if re.fullmatch(r"model|checkpoint-\d+|LOCAL_MODEL", name.split("/")[-1]):
@@ -159,5 +159,5 @@ def hub_name(name: Any) -> str | None:
 
 
 def last_part(name: Any) -> str | None:
-    """The last part of a path; None for what is no text."""
+    """Return the last part of a path; None if it is not text."""
     return Path(name).name if isinstance(name, str) else None

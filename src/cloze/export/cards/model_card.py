@@ -1,8 +1,7 @@
-"""The model card: README.md of a consolidated model, with the metadata the Hub reads and the run's loss curve.
+"""The model card: README.md of a consolidated model, with metadata for the Hub and the run's loss curve.
 
-Built from what a run leaves behind (config.yaml, data.json, metrics.jsonl, sessions.json, eval.json), each of which
-may be missing. Only values that are true everywhere get in: no path, token or host name. A card written by hand is
-kept.
+It is built from a run's files (config.yaml, data.json, metrics.jsonl, sessions.json, eval.json), each of which may be
+missing. It names no paths, tokens or hosts. A card written by hand is kept.
 
     write_card(Path("runs/demo/model"), Path("runs/demo"))
 """
@@ -76,9 +75,9 @@ _NOBODY = CardInfo()
 
 
 def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> Path:
-    """Bring `model_dir`/README.md and the curve beside it up to date, unless somebody wrote the card by hand.
+    """Update `model_dir`/README.md and the curve in that folder, unless the card was written by hand.
 
-    `repo` is the name on the Hub where it is known. Returns the card's path. Raises DiskError.
+    `repo`: the name on the Hub, None if unknown. Returns the card's path. Raises DiskError.
     """
     path = model_dir / "README.md"
     text = card_text(model_dir, run_dir, repo, told)
@@ -91,9 +90,9 @@ def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, t
 
 
 def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> str:
-    """What README.md should hold: what was written by hand, else the card that Cloze makes.
+    """Return the text for README.md: the one written by hand, else a generated card.
 
-    A card made earlier is made again only where the run's folder is at hand, for it holds what the run knew.
+    An earlier generated card is replaced only if the run's folder is available, whose values it contains.
     """
     path = model_dir / "README.md"
     if not path.exists():
@@ -108,7 +107,7 @@ def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, to
 
 
 def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> str:
-    """The text of a card that Cloze makes, from whatever is known."""
+    """Return the text of a generated card, from the values that are known."""
     model_config = read_mapping(model_dir / "config.json")
     files = run_files(run_dir)
     config, data = _public_names(files["config.yaml"]), files["data.json"]
@@ -144,7 +143,7 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
 
 
 def _public_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration where models that are not on the Hub have no name: it would be a path, or a part of one."""
+    """Return a configuration in which models outside of the Hub have no name: it would be a path, or a part of one."""
     told = {name: config[name] for name in MODEL_NAMES if isinstance(config.get(name), str)}
     return config | {name: one if hub_name(one) else LOCAL for name, one in told.items()}
 
@@ -181,7 +180,7 @@ def _data_section(data: dict[str, Any], published: str | None) -> str:
 
 
 def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]], data: dict[str, Any]) -> str:
-    """What the run was computed on, and how fast."""
+    """Return the section on devices, time and speed of the run."""
     logged = [line for line in lines if is_number(line.get("seconds"))]
     seconds = sum(line["seconds"] for line in logged)
     rate = sum(
@@ -208,7 +207,7 @@ def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]],
 
 
 def _config_section(config: dict[str, Any], data: dict[str, Any]) -> str:
-    """config.yaml, without what has no say in a run on blocks that were there already: how blocks are made."""
+    """Return config.yaml without the settings for making blocks, if the run used existing blocks."""
     told = shareable_config(config)
     if not data.get("streamed"):
         told = {name: value for name, value in told.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
@@ -237,7 +236,7 @@ def _limits_section(data: dict[str, Any]) -> str:
 
 
 def _table(title: str, column: str, values: dict[str, Any]) -> str:
-    """A Markdown table of the values that are known; empty where none is."""
+    """Return a Markdown table of the known values; empty if there are none."""
     cells = {in_table(name): in_table(value) for name, value in values.items() if value is not None}
     if not cells:
         return ""
@@ -255,5 +254,5 @@ def _mask_token(model_dir: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    """A card's text; bytes that are not UTF-8 are kept as they are."""
+    """Return a card's text; bytes that are not UTF-8 are kept."""
     return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""The commands that make a run again, from what it left behind: with its own flags, and no path of this machine.
+"""The commands that repeat a run, from its files: with its own flags, and without paths of this machine.
 
 for command in commands(config, data, sessions, repo="owner/name"): print(command)
 """
@@ -28,14 +28,14 @@ def commands(
     repo: str,
     lineage: Lineage | None = None,
 ) -> list[str]:
-    """`cloze prepare`, `train` and `push` as shell commands; empty where the run's files do not say enough."""
+    """Return `cloze prepare`, `train` and `push` as shell commands; [] if the run's files are insufficient."""
     if not config or not isinstance(data.get("source"), dict):
         return []
     name = repo.split("/")[-1]
     run = shlex.quote(f"runs/{name}")
     precision = sessions[-1].get("precision") if sessions else None
     if precision and not (config.get("bf16") or config.get("fp16")) and config.get("precision", "auto") == "auto":
-        config = {**config, "precision": precision}  # what the launcher and the machine made of it
+        config = {**config, "precision": precision}  # as resolved from launcher and machine
     lines = [] if data.get("streamed") else [prepare_command(data, f"prepared/{name}")]
     lines.append(f"{launcher(sessions)} {train_command(config, data, f'prepared/{name}', f'runs/{name}')}")
     lines.append(f"cloze consolidate {run}{_which_weights(lineage)} && cloze push {run} --repo {shlex.quote(repo)}")
@@ -51,7 +51,7 @@ def _which_weights(lineage: Lineage | None) -> str:
 
 
 def prepare_command(data: dict[str, Any], output: str) -> str:
-    """`cloze prepare` with the settings of a prepared folder's manifest."""
+    """Return `cloze prepare` with the settings of a prepared folder's manifest."""
     source, rule, tokenizer = data["source"], part(data, "split_rule"), part(data, "tokenizer")
     values = {
         "dataset_name": source.get("dataset_name"),
@@ -75,7 +75,7 @@ def prepare_command(data: dict[str, Any], output: str) -> str:
 
 
 def train_command(config: dict[str, Any], data: dict[str, Any], prepared: str, run: str) -> str:
-    """`cloze train` with every flag of a run's config.yaml that is not its default."""
+    """Return `cloze train` with every flag of a run's config.yaml that is not its default."""
     defaults = _defaults(TrainConfig)
     not_said = {*PLACES, *SECRETS, *_HUB, "dataset_name"}
     dataset = config.get("dataset_name") if data.get("streamed") else prepared
@@ -86,7 +86,7 @@ def train_command(config: dict[str, Any], data: dict[str, Any], prepared: str, r
 
 
 def launcher(sessions: list[dict[str, Any]]) -> str:
-    """How the processes of the last start are started."""
+    """Return the command that launches the processes of the last start."""
     last = sessions[-1] if sessions else {}
     ranks = int(last["ranks"]) if is_number(last.get("ranks")) else 1
     engine = str(last.get("engine", ""))
@@ -108,13 +108,13 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _flags(values: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """`--name value ...` of what this version knows, differs from the default and is no path's beginning."""
+    """Return `--name value ...` of known values that differ from the default, paths without their folders."""
     words = []
     for name, value in values.items():
         if name not in defaults or value is None or value == defaults[name]:
             continue
         told = basename_paths(value)
         text = json.dumps(told) if isinstance(told, dict | list | bool) else str(told)
-        if text.isprintable():  # what is copied into a terminal holds no control characters
+        if text.isprintable():  # commands to copy must not contain control characters
             words += [f"--{name}", shlex.quote(text)]
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""What a card says of the weights of its model, and only of them: evaluation, metrics up to their step, checksum."""
+"""The card's values for exactly the weights of its model: evaluation, metrics up to their step, checksum."""
 
 from __future__ import annotations
 

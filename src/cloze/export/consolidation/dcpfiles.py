@@ -61,7 +61,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Chunked:
-    """Where one tensor lies."""
+    """The chunks of one tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Chunked:
     chunks: list[Chunk]
 
     def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(offset, elements [n]); one chunk is in memory at a time. Raises CheckpointError where one is damaged."""
+        """Yield (offset, elements [n]); one chunk is in memory at a time. Raises CheckpointError if one is damaged."""
         for chunk in self.chunks:
             flat = _load(chunk, self).reshape(-1)
             for place, offset, length in runs(self.shape, chunk.offsets, chunk.sizes):
@@ -77,8 +77,8 @@ class Chunked:
 
 
 class DcpFiles:
-    """An opened checkpoint. `trained`: the tensors of its model by name, trained or not; the other names are those of
-    `zerofiles.ZeroFiles`, and empty: DCP does not tell what was trained, tied or a buffer."""
+    """An opened checkpoint. `trained`: the tensors of its model by name, trained or not. The other attributes, as in
+    `zerofiles.ZeroFiles`, are empty: DCP does not record what was trained, tied or a buffer."""
 
     stage = None
 
@@ -110,13 +110,13 @@ class DcpFiles:
 
 
 def holds_metadata(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of DCP."""
+    """Return whether a folder is a checkpoint of DCP."""
     return (folder / METADATA).is_file()
 
 
 def runs(shape: tuple[int, ...], offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """The elements of a rectangle of a tensor that lie side by side in both: (place in the rectangle, offset in the
-    tensor, length), in the order of the rectangle. One run where only rows are cut, as FSDP does."""
+    """Yield the contiguous runs of a rectangle of a tensor: (place in the rectangle, offset in the tensor, length), in
+    the order of the rectangle. One run if only rows are cut, as FSDP does."""
     cut = max((d for d in range(len(shape)) if sizes[d] != shape[d]), default=0)
     length = math.prod(sizes[cut:])
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
@@ -155,7 +155,7 @@ def _model_tensors(metadata: Any, folder: Path) -> dict[str, Chunked]:
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """The path to a value in nested mappings and lists, as the planner of DCP notes it."""
+    """Return the path to a value in nested mappings and lists, as the planner of DCP records it."""
     if not isinstance(path, tuple | list) or not 1 <= len(path) <= MAX_PATH:
         raise ValueError("a path to a tensor is not a few names")
     return tuple(str(one) if type(one) is int else _name(one) for one in path)
@@ -168,8 +168,7 @@ def _name(value: Any) -> str:
 
 
 def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: Path) -> Chunked:
-    """Return where a tensor lies. Its parts must not be more than the files hold: so work and memory for them cannot
-    be more than the size of the files."""
+    """Return the chunks of a tensor. They must not exceed the sizes of the files, which bounds work and memory."""
     shape, dtype, chunks = sizes(facts.size), facts.properties.state[0], []
     if not isinstance(dtype, torch.dtype) or not isinstance(facts.chunks, list):
         raise ValueError(f"{plain} is described in another way")
@@ -261,7 +260,7 @@ def _load(chunk: Chunk, tensor: Chunked) -> torch.Tensor:
             where=chunk.file,
             hint="do not use it: whoever wrote it put something else there",
         ) from None
-    except Exception as error:  # whatever a damaged file provokes in torch
+    except Exception as error:  # torch raises different errors for damaged files
         raise _damaged(chunk, tensor.name, error) from None
 
 

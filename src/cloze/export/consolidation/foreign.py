@@ -1,4 +1,4 @@
-"""A masked language model out of a checkpoint that transformers' Trainer, accelerate, DeepSpeed or torch wrote.
+"""Read a masked language model from a checkpoint of transformers' Trainer, accelerate, DeepSpeed or torch.
 
     find_zero_files(Path("runs/old/checkpoint-500"))      # Trainer: latest + global_step500/
     find_zero_files(Path("state"))                        # accelerate's save_state: state/pytorch_model/
@@ -7,8 +7,8 @@
     find_dcp_files(Path("state"))                         # torch.distributed.checkpoint.save: .metadata
     source = foreign_source(folder, config_name, tokenizer_name)
 
-Neither DeepSpeed nor a process group is needed. Which tensors there are, which of them are tied, and what shapes they
-have is asked of the model that the configuration makes, without memory for its weights.
+Neither DeepSpeed nor a process group is needed. Names, shapes and ties of tensors are those of the model that the
+configuration makes, without memory for its weights.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ MAX_TAG_BYTES = 4096
 
 
 def find_zero_files(path: Path) -> Path | None:
-    """The folder with DeepSpeed's files that `path` means; None where there is none. Raises CheckpointError where
-    `latest` names one that is not there."""
+    """Return the folder with DeepSpeed's files for `path`, None without one. Raises CheckpointError if `latest` names
+    a folder that is missing."""
     if not path.is_dir() or (path / MANIFEST).is_file():
         return None
     if holds_files(path):
@@ -67,7 +67,7 @@ def find_zero_files(path: Path) -> Path | None:
 
 
 def find_dcp_files(path: Path) -> Path | None:
-    """The folder with torch.distributed.checkpoint's files of a model that `path` means; None where there is none."""
+    """Return the folder with torch.distributed.checkpoint's files of a model for `path`; None without one."""
     if not path.is_dir() or (path / MANIFEST).is_file():
         return None
     if holds_metadata(path):
@@ -79,10 +79,10 @@ def find_dcp_files(path: Path) -> Path | None:
 
 
 def foreign_source(folder: Path, given: Path, config_name: str | None, tokenizer_name: str | None) -> Source:
-    """The model in DeepSpeed's or DCP's files in `folder`; `given`: the checkpoint's folder as the user named it.
+    """Return the model in DeepSpeed's or DCP's files in `folder`; `given`: the folder that the user named.
 
-    Configuration and tokenizer are taken from what is named, else from beside the files, where Trainer puts them.
-    Raises ConfigError, ModelError or CheckpointError, all before anything is written.
+    Configuration and tokenizer are those named, else those in the folder where Trainer saves them. Raises ConfigError,
+    ModelError or CheckpointError before writing.
     """
     beside = next((p for p in (folder.parent, given) if (p / "config.json").is_file()), None)
     name = config_name or (str(beside) if beside else None)
@@ -114,7 +114,7 @@ def _opened(folder: Path) -> Files:
 
 
 def expected_tensors(config: PretrainedConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
-    """Name and shape of every tensor in the model's files; name -> name of what is tied; the model's class."""
+    """Return name and shape of every tensor in the model's files; name -> name of tied tensors; the model's class."""
     try:
         with torch.device("meta"):
             model = from_config(AutoModelForMaskedLM, config, dtype=torch.float32)
@@ -152,7 +152,7 @@ def _check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBa
 
 
 def _is_bare(name: Path | str) -> bool:
-    """Whether it is a folder without a tokenizer: out of which transformers 5 makes one with no vocabulary."""
+    """Return whether it is a folder without a tokenizer, from which transformers 5 makes one with no vocabulary."""
     return Path(name).is_dir() and not any(
         path.name.startswith(("tokenizer", "vocab", "sentencepiece", "spiece")) for path in Path(name).iterdir()
     )
@@ -161,8 +161,8 @@ def _is_bare(name: Path | str) -> bool:
 def _assign(
     files: Files, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], config_name: str
 ) -> list[Stored]:
-    """For every tensor of the model the one in the files: under its own name, one that is tied to it, or the one that
-    the files say it shares."""
+    """Return for every tensor of the model the one in the files: under its own name, the name of a tied one, or the
+    one that the files say it shares."""
     there: dict[str, Placed | Chunked] = {**files.trained, **files.frozen}
     dtypes = {name: placed.dtype for name, placed in there.items()}
     for name in files.buffers:
@@ -222,8 +222,8 @@ def _pieces(
 
 
 def _check(files: Files, tensors: dict[str, Stored], model: torch.nn.Module) -> str:
-    """Compare the loaded model with the copy of its weights that the training engine computed with, where there is one
-    in the checkpoint; say what was compared. Raises CheckpointError where they differ by more than rounding."""
+    """Compare the loaded model with the copy of its weights that the training engine computed with, if the checkpoint
+    has one; return what was compared. Raises CheckpointError if they differ by more than rounding."""
     copies = files.module if files.stage in (1, 2) else _beside(files.folder)
     where = files.model_file.name if isinstance(files, ZeroFiles) and files.stage in (1, 2) else "model.safetensors"
     if files.stage == 0:
@@ -268,7 +268,7 @@ def _difference(written: torch.Tensor, copy: torch.Tensor) -> float:
 
 
 def _beside(folder: Path) -> dict[str, Any]:
-    """The weights that Trainer may have gathered beside a stage-3 checkpoint, mapped; {} where there are none."""
+    """Return the weights that Trainer may have gathered next to a stage-3 checkpoint, mapped; {} without any."""
     found: dict[str, Any] = {}
     for file in sorted(folder.parent.glob("model*.safetensors")):
         with open_tensors(file) as tensors:

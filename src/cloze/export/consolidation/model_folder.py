@@ -53,9 +53,9 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def choose_checkpoint(path: Path) -> Path:
-    """`path` itself if it is a checkpoint, else the newest good checkpoint of the run's folder.
+    """Return `path` if it is a checkpoint, else the newest good checkpoint of the run's folder.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     if not path.is_dir():
         raise ConfigError("no such folder", where=path, hint="give a run's folder or a checkpoint-N folder")
@@ -70,8 +70,8 @@ def choose_checkpoint(path: Path) -> Path:
 
 
 def choose_last(path: Path, count: int) -> list[Path]:
-    """The last `count` good checkpoints of a run, oldest first; `path`: the run's folder, or the checkpoint to be the
-    newest of them. Damaged ones are left out with a warning. Raises CheckpointError where there are fewer."""
+    """Return the last `count` good checkpoints of a run, oldest first; `path`: the run's folder, or the newest
+    checkpoint to use. Damaged ones are left out with a warning. Raises CheckpointError if there are fewer."""
     newest = choose_checkpoint(path)
     chosen = [newest]
     step = read_manifest(newest)["position"]["global_step"]
@@ -95,18 +95,18 @@ def choose_last(path: Path, count: int) -> list[Path]:
 
 
 def consolidate(checkpoint: Path, output: Path, max_shard_bytes: int, dtype: str = "fp32") -> str:
-    """Verify one checkpoint of Cloze and write its model folder; what was compared, in words. See `write_model`."""
+    """Verify a checkpoint of Cloze and write its model folder; return what was compared. See `write_model`."""
     verify_checkpoint(checkpoint)
     with ExitStack() as stack:
         return write_model(own_source([checkpoint], stack), output, max_shard_bytes, dtype)
 
 
 def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) -> str:
-    """Write the model folder; say what was compared to know that it is right.
+    """Write the model folder; return what was compared to verify it.
 
-    An older folder of the same name, made by consolidation, is replaced when the new one is whole. Raises ConfigError
-    if the folder is anything else (see `check_replaceable`), CheckpointError if the checkpoint is damaged or the new
-    folder is not its model; nothing is left behind then.
+    An older folder of the same name, made by consolidation, is replaced when the new one is complete. Raises
+    ConfigError if the folder is anything else (see `check_replaceable`), CheckpointError if the checkpoint is damaged
+    or the new folder is not its model; partial output is removed.
     """
     check_replaceable(output)
     with replaced_folder(output) as staged:
@@ -119,17 +119,17 @@ def write_model(source: Source, output: Path, max_shard_bytes: int, dtype: str) 
         model = load_checked(staged)
         compared = source.check(model)
         if (output / "README.md").is_file():
-            shutil.copy(output / "README.md", staged)  # write_card keeps it if somebody wrote it by hand
+            shutil.copy(output / "README.md", staged)  # write_card keeps a card written by hand
         if line := excluded_scores(staged, source.run_dir):
             warn(line)
         write_card(staged, source.run_dir)
-        check_replaceable(output)  # somebody may have put a file there meanwhile
+        check_replaceable(output)  # it may have changed meanwhile
     return compared
 
 
 def tidy_config(folder: Path, dtype: torch.dtype) -> None:
-    """Say in config.json which type the weights have, and leave out what belongs to text generation: old
-    configurations carry such values, and newer transformers refuse to save them again."""
+    """Set the type of the weights in config.json, and drop values for text generation, which old configurations have
+    and newer transformers refuse to save."""
     path = folder / "config.json"
     values = read_json(path, error=ModelError)
     own = type(from_pretrained(AutoConfig, folder))().to_dict()
@@ -140,8 +140,7 @@ def tidy_config(folder: Path, dtype: torch.dtype) -> None:
 
 
 def write_weights(folder: Path, tensors: list[Stored], max_shard_bytes: int, dtype: torch.dtype) -> dict[str, str]:
-    """model.safetensors, or several files with an index where they would be larger than `max_shard_bytes`; return the
-    file of each tensor."""
+    """Write model.safetensors, or shards and an index beyond `max_shard_bytes`; return the file of each tensor."""
     shards: list[list[Entry]] = [[]]
     size = 0
     with progress("write", total=len(tensors), unit="tensors") as advance:

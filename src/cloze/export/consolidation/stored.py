@@ -1,7 +1,7 @@
-"""A model as it lies in checkpoints: every tensor once, in pieces that are read when they are wanted.
+"""The model in one or several checkpoints: every tensor once, in pieces that are read on demand.
 
-What consolidation writes comes from here, whoever wrote the checkpoint. No more than one tensor is in memory at a
-time: files are mapped, a tensor is put together from its pieces, and given away before the next one is read.
+Consolidation reads all checkpoints, of Cloze and of others, through it. At most one tensor is in memory at a time:
+files are mapped, and a tensor is assembled from its pieces and released before the next one.
 
     source = own_source([folder], stack)                  # a checkpoint of Cloze
     source = own_source([older, newer], stack)            # the mean of several
@@ -48,8 +48,8 @@ Pieces = Callable[[], Iterator[tuple[int, torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a model. `pieces` gives (offset, elements [n]) until each element was there once, in any order;
-    `saved_sum`: its `content_sum` when it was saved, where the checkpoint remembers; `where`: to name in errors."""
+    """One tensor of a model. `pieces` yields (offset, elements [n]), each element once, in any order; `saved_sum`: its
+    `content_sum` when it was saved, None if not recorded; `where`: its place, for errors."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,11 +59,11 @@ class Stored:
     saved_sum: int | None = None
 
     def written_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The type it is written in where floating point numbers become `dtype`: whole numbers stay what they are."""
+        """Return the type to write if floating-point numbers become `dtype`: integers keep theirs."""
         return dtype if self.dtype.is_floating_point else self.dtype
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
-        """The whole tensor. CheckpointError where elements are missing, ConfigError where `dtype` cannot hold them."""
+        """Return the whole tensor. Raises CheckpointError for missing elements, ConfigError if `dtype` overflows."""
         numel = math.prod(self.shape)
         out: torch.Tensor | None = None
         covered = 0
@@ -84,8 +84,8 @@ class Stored:
         return torch.empty(self.shape, dtype=self.written_dtype(dtype)) if out is None else out.view(self.shape)
 
     def content_sum(self, dtype: torch.dtype) -> int:
-        """What `cloze.checkpoint.checksum.content_sum` of the tensor in the checkpoint is once it is `dtype`:
-        remembered from when it was saved, else taken from the pieces where they lie."""
+        """Return `cloze.checkpoint.checksum.content_sum` of the tensor after conversion to `dtype`: the value recorded
+        when it was saved, else computed from the pieces in place."""
         written = self.written_dtype(dtype)
         if self.saved_sum is not None and written == self.dtype:
             return self.saved_sum
@@ -116,16 +116,16 @@ def _converted(piece: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tens
 
 
 def chunks(numel: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of `numel` elements, a chunk at a time."""
+    """Yield (offset, length) of `numel` elements, a chunk at a time."""
     for offset in range(0, numel, CHUNK):
         yield offset, min(CHUNK, numel - offset)
 
 
 def own_source(folders: Sequence[Path], stack: ExitStack, weights: str = "trained") -> Source:
-    """The model in a checkpoint of Cloze, or the mean of those in several, oldest first, newest last.
+    """Return the model in a checkpoint of Cloze, or the mean of those in several, oldest first, newest last.
 
     `weights`: "trained", or "ema" for the moving average of them. The folders were verified before. Raises
-    CheckpointError where they are not of one model; ConfigError where no moving average was kept.
+    CheckpointError if they are not of one model; ConfigError if no moving average was kept.
     """
     stack.enter_context(still_there(*folders))
     manifests = [read_manifest(folder) for folder in folders]
@@ -184,8 +184,8 @@ def _frozen(reader: PieceReader, name: str, kept: str) -> Stored:
 
 
 def _mean_pieces(readers: Sequence[PieceReader], name: str, key: str) -> Pieces:
-    """The mean of a parameter over checkpoints, summed in float64 (Izmailov et al., "Averaging Weights Leads to Wider
-    Optima and Better Generalization", 2018; Wortsman et al., "Model soups", 2022)."""
+    """Yield the mean of a parameter over checkpoints, summed in float64 (Izmailov et al., "Averaging Weights Leads to
+    Wider Optima and Better Generalization", 2018; Wortsman et al., "Model soups", 2022)."""
 
     def pieces() -> Iterator[tuple[int, torch.Tensor]]:
         for offset, length in chunks(math.prod(readers[-1].manifest["parameters"][name]["shape"])):
@@ -208,7 +208,7 @@ def _copy_model_files(folder: Path, names: Sequence[str], output: Path) -> None:
 
 
 def _check_logits(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
-    """The model answers the stored batch as the training model did."""
+    """Check that the model reproduces the training model's logits on the stored batch."""
     probe = load_tensors(folders[0] / PROBE)
     if not len(probe["rows"]):
         return _NOTHING
@@ -231,7 +231,7 @@ def _computing(model: Any) -> AbstractContextManager[Any]:
 
 
 def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
-    """An average answers no batch as any training model did; its loss must be a number not far above theirs."""
+    """Check that an average, whose logits differ from all models', has a finite loss not far above theirs."""
     probes = [load_tensors(folder / PROBE) for folder in folders]
     if not all(len(probe["rows"]) for probe in probes):
         return _NOTHING

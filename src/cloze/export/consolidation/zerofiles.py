@@ -50,18 +50,18 @@ class Extent:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where one parameter lies."""
+    """The place of one parameter."""
 
     shape: tuple[int, ...]
     extents: list[Extent]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which it lies there."""
+        """Return the stored type."""
         return self.extents[0].flat.dtype if self.extents else torch.float32
 
     def pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(offset, elements [n]), mapped."""
+        """Yield (offset, elements [n]), mapped."""
         for one in self.extents:
             yield one.offset, one.flat[one.start : one.start + one.length]
 
@@ -114,12 +114,12 @@ class ZeroFiles:
 
 
 def holds_files(folder: Path) -> bool:
-    """Whether DeepSpeed's files lie in a folder."""
+    """Return whether a folder contains DeepSpeed's files."""
     return folder.is_dir() and any(_MODEL.fullmatch(p.name) or _OPTIMIZER.fullmatch(p.name) for p in folder.iterdir())
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile and data-parallel wrappers put before it."""
+    """Return a parameter's name without the prefixes of torch.compile and data-parallel wrappers."""
     return re.sub(r"^(module\.)+|(?<![^.])_orig_mod\.", "", name)
 
 
@@ -132,7 +132,7 @@ def _whole(tensor: torch.Tensor, shape: Any) -> Placed:
 
 
 def _find(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
-    """The model files and the optimizer files, by rank. Raises for layouts that are not read, and for gaps."""
+    """Return the model files and the optimizer files, by rank. Raises for unsupported layouts, and for gaps."""
     models: dict[int, Path] = {}
     optimizers: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -165,8 +165,8 @@ def _find(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
 
 
 def _load(file: Path, rank: int) -> dict[str, Any]:
-    """What is in a file, its tensors mapped. Raises CheckpointError naming file and rank where it is damaged,
-    ConfigError where it holds objects that are not known."""
+    """Return the contents of a file, its tensors mapped. Raises CheckpointError naming file and rank if it is damaged,
+    ConfigError if it holds unknown objects."""
     hint = "save the checkpoint without it (client_state), or, if you trust it, use the zero_to_fp32.py beside it"
     content = load_torch(file, f"rank {rank}'s file", _SHELLS, hint)
     if not isinstance(content, dict) or not ({"module", "optimizer_state_dict"} & content.keys()):
@@ -181,8 +181,8 @@ def _damaged(file: Path, rank: int, why: str) -> CheckpointError:
 
 
 def verify_files(folder: Path) -> None:
-    """Compare every file with the checksums inside (CRC-32 of each of its records, which torch does not look at where
-    it maps a file). Raises CheckpointError naming file and rank."""
+    """Compare every file with the checksums inside (CRC-32 of each record, which torch ignores for a mapped file).
+    Raises CheckpointError naming file and rank."""
     found = [(rank, file) for files in _find(folder) for rank, file in sorted(files.items())]
     with progress("verify", total=len(found), unit="files") as advance:
         for rank, file in found:
@@ -249,7 +249,7 @@ def _place_by_parameter(
 
 
 def _extents(flats: list[torch.Tensor], position: int, length: int) -> Iterator[Extent]:
-    """Elements [position, position + length) of tensors that are thought of as joined, as extents from offset 0 on."""
+    """Yield elements [position, position + length) of the concatenated tensors as extents from offset 0 on."""
     begin = 0
     for flat in flats:
         first, last = max(position, begin), min(position + length, begin + flat.numel())

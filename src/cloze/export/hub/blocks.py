@@ -23,14 +23,14 @@ _OLD_BLOCKS = re.compile(r"(train|validation)/data-\d{5}-of-\d{5}\.arrow")
 
 
 def find_blocks(run_dir: Path | None) -> Prepared:
-    """The prepared folder that a run was trained on. Raises ConfigError or DataError where it cannot be found."""
+    """Return the prepared folder that a run was trained on. Raises ConfigError or DataError if it cannot be found."""
     if run_dir is None:
         raise ConfigError("needs the run's folder", where="--dataset_repo", hint="give the run, not its model folder")
     return open_run_data(run_dir, "--dataset_repo")
 
 
 def block_files(prepared: Prepared, card: str) -> dict[str, Path | bytes]:
-    """The files of a prepared folder that go up, by their names in the repository, with a dataset card."""
+    """Return the files of a prepared folder to upload, by name in the repository, with a dataset card."""
     folder = prepared.folder
     parts = [folder / name for name in (*prepared.splits, "tokenizer")]
     paths = [MANIFEST, "dataset_dict.json"]

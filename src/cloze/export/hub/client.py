@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: who we are there, what we may write, and one commit at a time.
+"""The Hugging Face Hub: account and rights, and one commit at a time.
 
-The token and its rights are checked before anything is uploaded, a busy Hub is asked again, and what it refuses is one
-line. What goes up is decided in cloze.export.hub.publish.
+The token and its rights are checked before an upload. A busy Hub is asked again; a refusal becomes a one-line error.
+cloze.export.hub.publish decides what is uploaded.
 
     api = connect(token=None)
     repo = check_access(api, Target("name"))                             # "owner/name"
@@ -40,8 +40,8 @@ _LOST: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], ConnectionErr
 
 @dataclass(frozen=True)
 class Target:
-    """Where to push to. `repo`: `name` or `owner/name`; `private`: True makes a new repository private, None leaves it
-    to the owner's default; `revision`: a branch, made where it is missing; `create_pr`: open a pull request."""
+    """Where to push to. `repo`: `name` or `owner/name`; `private`: True makes a new repository private, None uses the
+    owner's default; `revision`: a branch, created if missing; `create_pr`: open a pull request."""
 
     repo: str
     kind: Literal["model", "dataset"] = "model"
@@ -52,7 +52,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Pushed:
-    """A commit's address, its hash, and whether it is a new one."""
+    """A commit's address, its hash, and whether it is new."""
 
     url: str
     oid: str
@@ -60,13 +60,13 @@ class Pushed:
 
 
 class HubBusy(HubError):
-    """The Hub, or the way to it, does not work now; the same may go well later."""
+    """The Hub is unavailable or unreachable; a retry may succeed."""
 
 
 def connect(token: str | None, quiet: bool = False) -> HfApi:
-    """The client, with `token` or the one of `hf auth login`. Raises HubError where it cannot be a token.
+    """Return the client, with `token` or that of `hf auth login`. Raises HubError if it cannot be a token.
 
-    Its progress bars are for terminals only; `quiet`: for none.
+    Progress bars are shown on terminals only; with `quiet` never.
     """
     if quiet or not sys.stderr.isatty():
         disable_progress_bars()
@@ -77,7 +77,7 @@ def connect(token: str | None, quiet: bool = False) -> HfApi:
 
 
 def check_access(api: HfApi, target: Target) -> str:
-    """The full `owner/name`, once the token is known to be good and to have the rights that a push there needs.
+    """Return the full `owner/name` after checking the token and its rights to push there.
 
     Changes nothing on the Hub. Raises HubError.
     """
@@ -97,7 +97,7 @@ def check_access(api: HfApi, target: Target) -> str:
 
 
 def missing_right(who: dict[str, Any], repo: str, target: Target) -> str | None:
-    """What the token lacks to push there, by the Hub's answer to `whoami`; None where it lacks nothing.
+    """Return which right for the push the token lacks by the Hub's answer to `whoami`; None if it lacks none.
 
     Fine-grained tokens list their permissions for each user, organization and repository; others have one role.
     """
@@ -121,7 +121,7 @@ def missing_right(who: dict[str, Any], repo: str, target: Target) -> str | None:
 
 
 def _check_privacy(api: HfApi, repo: str, target: Target) -> None:
-    """Raise HubError where a model that is to be private would land in a public repository."""
+    """Raise HubError if a model that is to be private would be pushed to a public repository."""
     if not target.private:
         return
     try:
@@ -143,12 +143,12 @@ def commit(
     message: str,
     outdated: Callable[[str], bool] = lambda name: False,
 ) -> Pushed:
-    """Put `files` (name in the repository -> content) there in one commit; make the repository where it is missing.
+    """Write `files` (name in the repository -> content) in one commit; create the repository if it is missing.
 
-    Files there that are `outdated` and not among `files` go in the same commit; no commit is made where nothing
-    changes. It is made on top of the state that was looked at: where somebody else commits meanwhile, it looks again.
-    Raises HubError, in one line, for everything the Hub refuses; 429, 5xx and lost connections are tried again with
-    growing pauses first, and raise HubBusy.
+    Files there that are `outdated` and not among `files` are deleted in the same commit; without changes there is
+    none. It is based on the state that was compared; after a concurrent commit the comparison is repeated. Raises
+    HubError, in one line, for every refusal; 429, 5xx and lost connections are retried with growing pauses, then
+    HubBusy.
     """
     repo, kind = target.repo, target.kind
     ask(lambda: api.create_repo(repo, repo_type=kind, private=target.private, exist_ok=True), repo)
@@ -179,7 +179,7 @@ def commit(
 
 
 def _open_pull_request(api: HfApi, target: Target, title: str) -> str | None:
-    """The branch of this account's open pull request of that title, so that pushing again opens no second one."""
+    """Return the branch of this account's open pull request of that title, to avoid opening a second one."""
     name = ask(api.whoami, target.repo)["name"]
     found = ask(
         lambda: list(
@@ -197,7 +197,7 @@ def _open_pull_request(api: HfApi, target: Target, title: str) -> str | None:
 
 
 def check_tag(api: HfApi, target: Target, tag: str) -> str | None:
-    """The commit that a tag stands at; None where there is no such tag, or no such repository. Raises HubError."""
+    """Return the commit of a tag; None if there is no such tag or repository. Raises HubError."""
     try:
         refs = ask(lambda: api.list_repo_refs(target.repo, repo_type=target.kind), target.repo)
     except _Missing:
@@ -206,7 +206,7 @@ def check_tag(api: HfApi, target: Target, tag: str) -> str | None:
 
 
 def put_tag(api: HfApi, target: Target, tag: str, oid: str) -> None:
-    """Tag a commit. Raises HubError where the tag stands at another one."""
+    """Tag a commit. Raises HubError if the tag exists at another one."""
     there = check_tag(api, target, tag)
     if there is None:
         ask(
@@ -222,11 +222,11 @@ def put_tag(api: HfApi, target: Target, tag: str, oid: str) -> None:
 
 
 class _Missing(HubError):
-    """There is no such repository, or not for this token."""
+    """The repository does not exist, or is hidden from this token."""
 
 
 def ask(call: Callable[[], T], repo: str, pauses: tuple[float, ...] = RETRY_SECONDS) -> T:
-    """Call the Hub; ask again after each of `pauses` where it is busy; turn its refusals into one line."""
+    """Call the Hub; retry after each of `pauses` if it is busy; turn its refusals into one line."""
     left = list(pauses)
     while True:
         try:
@@ -266,10 +266,10 @@ def ask(call: Callable[[], T], repo: str, pauses: tuple[float, ...] = RETRY_SECO
 
 
 def _without_xet(error: Exception) -> bool:
-    """Go on without Xet where it is what failed: a Hub that has none, or storage that a proxy lets nobody reach.
+    """Disable Xet if it is what failed: the Hub has none, or a proxy blocks its storage.
 
-    hf_xet raises ConnectionError for everything, a refused token included; the Hub's plain LFS upload then says what
-    is the matter, or works.
+    hf_xet raises ConnectionError for everything, a refused token included; the Hub's plain LFS upload then reports the
+    cause, or works.
     """
     from_xet = type(error) is ConnectionError or "-xet-" in str(error) or "/xet-" in str(error)
     if not from_xet or constants.HF_HUB_DISABLE_XET:

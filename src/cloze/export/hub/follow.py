@@ -1,12 +1,11 @@
-"""Push a run's checkpoints to the Hub while it is trained: `cloze train --push_to_hub`.
+"""Push a run's checkpoints to the Hub during training: `cloze train --push_to_hub`.
 
-Rank 0 starts a process that looks into the run's folder for new checkpoints, consolidates the newest and pushes it.
-Nothing in it can stop training, slow it down by waiting, or touch its random numbers; a checkpoint has its name only
-when it is whole, so there is nothing to agree on. The newest one is always what is pushed: a push that failed, or came
-too late, is made up for by the next.
+Rank 0 starts a process that watches the run's folder for new checkpoints, consolidates the newest and pushes it. It
+cannot stop or delay training, or change its random numbers. It needs no synchronization, because only a complete
+checkpoint has its name. It always pushes the newest one, which makes up for failed or late pushes.
 
     with following(config):     # the token and its rights are checked here
-        train(config)           # at the end the last push is waited for
+        train(config)           # then waits for the last push
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class PushJob:
-    """What the process that pushes is told, on its standard input; `token` goes nowhere else. `known`: checkpoints
-    that were there before this start, as `identity` names them."""
+    """The input of the pushing process, on its standard input; `token` is passed in no other way. `known`: checkpoints
+    that existed before this start, as `identity` names them."""
 
     run_dir: str
     repo: str
@@ -52,7 +51,7 @@ class PushJob:
 
 
 def identity(folder: Path) -> tuple[str, int]:
-    """What tells a checkpoint from one that was saved again under its name."""
+    """Return what distinguishes a checkpoint from one saved again under its name."""
     try:
         return folder.name, (folder / MANIFEST).stat().st_ino
     except OSError:
@@ -63,8 +62,8 @@ def identity(folder: Path) -> tuple[str, int]:
 def following(config: TrainConfig) -> Iterator[None]:
     """Push checkpoints of the run in the background while the block runs; at its end, wait for the last push.
 
-    On rank 0 only. Raises ConfigError or HubError before the block where nothing could be pushed, and Stopped where
-    Ctrl-C ends the waiting; a push that fails is a line, no error. Where the block raises, nothing is waited for.
+    On rank 0 only. Raises ConfigError or HubError before the block if pushing is impossible, and Stopped if Ctrl-C
+    ends the waiting. A push that fails is reported, not raised. If the block raises, it does not wait.
     """
     if not (config.push_to_hub and is_main()):
         yield
@@ -79,7 +78,7 @@ def following(config: TrainConfig) -> Iterator[None]:
 
 
 def _order(config: TrainConfig) -> PushJob:
-    """Where to push, once that is known to be possible."""
+    """Return the job, after checking that pushing is possible."""
     if config.save_strategy == "no":
         raise ConfigError("what is pushed are checkpoints", where="--push_to_hub", hint="set another --save_strategy")
     token = config.hub_token or config.token
@@ -101,7 +100,7 @@ def _order(config: TrainConfig) -> PushJob:
 
 
 class Follower:
-    """The process that pushes, as rank 0 sees it."""
+    """The pushing process, as rank 0 controls it."""
 
     def __init__(self, order: PushJob):
         self._order = order
@@ -109,7 +108,7 @@ class Follower:
         self._end: dict[str, Any] = {}
         environment = {name: value for name, value in os.environ.items() if name not in processes.RANK_VARIABLES}
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-        # A session of its own: Ctrl-C at a terminal is for training to answer. It ends when its standard input does.
+        # A session of its own: only training handles Ctrl-C. The process exits when its standard input closes.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cloze.export.hub.pusher"],
             stdin=subprocess.PIPE,
@@ -137,7 +136,7 @@ class Follower:
                 self._end = told.get("end", self._end)
 
     def finish(self) -> None:
-        """Wait for the last push, and say where it is, or how to make it by hand. Raises Stopped on Ctrl-C."""
+        """Wait for the last push, and report its address, or how to push by hand. Raises Stopped on Ctrl-C."""
         self._say("end")
         begin = time.monotonic()
         try:
@@ -162,7 +161,7 @@ class Follower:
         return f"push by hand: cloze consolidate {run} && cloze push {run} --repo {self._order.repo}{more}"
 
     def close(self) -> None:
-        """End the process, in the middle of a push too: a commit is there whole or not at all."""
+        """End the process, also during a push: commits are atomic."""
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()

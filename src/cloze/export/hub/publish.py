@@ -1,7 +1,7 @@
-"""What goes up to the Hub: a model with its card, and checkpoints to go on from.
+"""The files for the Hub: a model with its card, and checkpoints to resume from.
 
-Only named files go up, never logs or pickles, and nothing that is only true on this machine: `checkpoint.json` loses
-its paths on the way, and gets a new checksum. Each push is one commit, so a repository is whole at any time.
+Only listed files are uploaded, never logs or pickles, and nothing specific to this machine: the uploaded
+`checkpoint.json` has no paths and a new checksum. Each push is one commit, so a repository is always complete.
 
     model = model_to_publish(Path("runs/demo"))
     pushed = push_model(api, Target("owner/name"), Path(model.folder), message="Upload model")
@@ -39,7 +39,7 @@ MODEL_FILES = (
     "README.md",
     CURVE,
 )
-# What a push replaces in the repository: `from_pretrained` would take an old model.safetensors before new shards.
+# Replaced in the repository: `from_pretrained` would prefer an old model.safetensors to new shards.
 _OLD_WEIGHTS = re.compile(r"model\.safetensors|model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")
 _NUMBERS = (".safetensors", ".arrow")
 _SEARCHED_AT_ONCE = 1 << 24
@@ -57,7 +57,7 @@ def model_to_publish(path: Path) -> ModelPath:
 
 
 def files_to_push(model_dir: Path) -> dict[str, Path]:
-    """The files of a model folder that go up, by name. Raises ConfigError where weights are not all there."""
+    """Return the files of a model folder to upload, by name. Raises ConfigError if weights are missing."""
     files = {
         file.name: check_regular(file, error=ConfigError)
         for pattern in MODEL_FILES
@@ -77,8 +77,8 @@ def push_model(
 ) -> Pushed:
     """Upload a model folder, and `checkpoints` (folder in the repository -> checkpoint), in one commit.
 
-    Weights of an earlier push that this one does not replace are deleted, and so is what else was in those folders.
-    Raises ConfigError, CheckpointError or HubError.
+    Weights of an earlier push that this one does not replace are deleted, as are other files in those folders. Raises
+    ConfigError, CheckpointError or HubError.
     """
     files: dict[str, Path | bytes] = dict(files_to_push(model_dir))
     folders = tuple(f"{folder}/" for folder in checkpoints or {})
@@ -91,9 +91,9 @@ def push_model(
 
 
 def checkpoint_files(folder: Path) -> dict[str, Path | bytes]:
-    """The files of a checkpoint by their names in it; checkpoint.json without what is only true here.
+    """Return the files of a checkpoint by name; checkpoint.json without values of this machine.
 
-    A run goes on from what is pulled: see `cloze.checkpoint.identity.check_same_run`. Raises CheckpointError.
+    A run can be resumed from them: see `cloze.checkpoint.identity.check_same_run`. Raises CheckpointError.
     """
     manifest = read_manifest(folder)
     manifest |= {"config": shareable_config(manifest["config"]), "run": basename_paths(manifest["run"])}
@@ -123,7 +123,7 @@ def _secret_in(content: Path | bytes) -> str | None:
 
 
 def with_license(api: HfApi, told: CardInfo, base: str | None, dataset: str | None) -> CardInfo:
-    """`told` with the license that the Hub knows of the base model, else of the dataset, where none was given."""
+    """Return `told`; without a license, with the one that the Hub has for the base model, else for the dataset."""
     for kind, name in (("model", base), ("dataset", dataset)):
         if told.license is None and name is not None:
             told = replace(told, license=_license_of(api, kind, name))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def push(config: PushConfig) -> None:
-    """Bring the card up to date and push; with `dry_run` print what would be pushed, and change nothing.
+    """Update the card and push; with `dry_run` print what would be pushed, and change nothing.
 
     Raises ConfigError, ModelError, CheckpointError, DataError or HubError.
     """
@@ -35,7 +35,7 @@ def push(config: PushConfig) -> None:
     files_to_push(model_dir)
     blocks = None
     if config.dataset_repo:
-        from cloze.export.hub.blocks import find_blocks  # it needs torch, a push without blocks does not
+        from cloze.export.hub.blocks import find_blocks  # imports torch, which a push without blocks does not need
 
         blocks = find_blocks(run_dir)
     told = told_by_run(run_dir, CardInfo(config.license, config.language, config.dataset_repo))
@@ -65,7 +65,7 @@ def push(config: PushConfig) -> None:
 
 
 def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: CardInfo) -> CardInfo:
-    """Push the blocks first, so that the model's card can name them; return what it is to say."""
+    """Push the blocks first, so that the model's card can name them; return the card's values."""
     from cloze.export.hub.blocks import push_blocks
 
     private = True if config.private else None
@@ -79,7 +79,7 @@ def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: CardInf
 def _show(
     config: PushConfig, model_dir: Path, run_dir: Path | None, told: CardInfo, blocks: Prepared | None, metadata: str
 ) -> None:
-    """What would be pushed, with sizes in bytes."""
+    """Print what would be pushed, with sizes in bytes."""
     card = card_text(model_dir, run_dir, config.repo, told).encode("utf-8", "surrogateescape")
     files: dict[str, Path | bytes] = {**files_to_push(model_dir), "README.md": card}
     _list(files)

@@ -1,7 +1,7 @@
-"""The process beside a run that pushes its checkpoints: `python -m cloze.export.hub.pusher`, started by
+"""The process that pushes a run's checkpoints: `python -m cloze.export.hub.pusher`, started by
 cloze.export.hub.follow.
 
-Reads a PushJob as a line of JSON from standard input, later the line `end`; ends at once where standard input does, as
+Reads a PushJob as a line of JSON from standard input, later the line `end`; exits at once if standard input closes, as
 when training was killed. Writes {"note": what it does} and at last {"end": {"url" or "problem"}} as lines to standard
 output, warnings to standard error.
 """
@@ -26,28 +26,28 @@ from cloze.export.hub.follow import POLL_SECONDS, PushJob, identity
 from cloze.utils.atomic_files import remove_tree
 from cloze.utils.terminal.console import warn
 
-FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # between tries of the same push while training goes on
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # between retries during training
 TRIES_AT_END = 3
-LAST_PAUSE = 5.0  # before another try at the end, and twice that before the next
+LAST_PAUSE = 5.0  # before the first retry after training, doubled for the next
 WORK = "push.tmp"
 
 
 def main() -> None:
-    """Push until training ends and its last checkpoint is on the Hub, or cannot be brought there."""
+    """Push until training ends and its last checkpoint is on the Hub, or cannot be pushed."""
     order = PushJob(**json.loads(sys.stdin.readline()))
     with contextlib.suppress(OSError):
         os.nice(10)
     ended = threading.Event()
     threading.Thread(target=_listen, args=(ended,), daemon=True).start()
     work = Path(order.run_dir) / WORK
-    remove_tree(work, quietly=True)  # of a process that was killed
+    remove_tree(work, quietly=True)  # left by a killed process
     end = Pusher(order, work).follow(ended)
     remove_tree(work, quietly=True)
     tell({"end": end})
 
 
 def _listen(ended: threading.Event) -> None:
-    """Wait for the line `end`; without it, training is gone and there is nobody to push for."""
+    """Wait for the line `end`; if standard input closes first, training was killed: exit."""
     if sys.stdin.readline().strip() != "end":
         os._exit(1)
     ended.set()
@@ -56,7 +56,7 @@ def _listen(ended: threading.Event) -> None:
 
 
 def tell(line: dict[str, Any]) -> None:
-    """A line to the process that trains."""
+    """Write a line to the training process."""
     with contextlib.suppress(OSError):
         print(json.dumps(line), flush=True)
 
@@ -75,7 +75,7 @@ class Pusher:
         self._url = ""
 
     def follow(self, ended: threading.Event) -> dict[str, str]:
-        """Push what comes until training ends; {"url": ...} of the last push, or {"problem": one line}."""
+        """Push new checkpoints until training ends; return {"url": ...} of the last push, or {"problem": one line}."""
         pause, again, failed = FIRST_PAUSE, 0.0, None
         while not ended.wait(POLL_SECONDS):
             new = self._new()
@@ -111,11 +111,11 @@ class Pusher:
         return {"problem": problem}
 
     def _new(self) -> list[Path]:
-        """Checkpoints that have come since the last push, oldest first."""
+        """Return the checkpoints saved since the last push, oldest first."""
         return [folder for folder in list_checkpoints(self._run) if identity(folder) not in self._done]
 
     def _push(self, checkpoints: list[Path], message: str) -> None:
-        """One commit: the newest checkpoint's model and card, and what else the strategy asks for."""
+        """Push one commit: the newest checkpoint's model and card, and what else the strategy asks for."""
         from cloze.export.cards.model_card import write_card
         from cloze.export.consolidation.model_folder import consolidate
         from cloze.export.hub.publish import push_model, with_license
@@ -136,7 +136,7 @@ class Pusher:
         (model / "README.md").unlink()
         kept = self._run / "model" / "README.md"
         if kept.is_file():
-            shutil.copy(kept, model)  # where somebody wrote it by hand, it stays
+            shutil.copy(kept, model)  # a card written by hand is kept
         write_card(model, self._run, self._order.repo, self._told)
         size = sum(file.stat().st_size for file in model.iterdir())
         tell({"note": f"uploading {newest.name} ({size / 1e6:,.0f} MB and what goes with it)"})
@@ -156,7 +156,7 @@ def _step(folder: Path) -> str:
 
 
 def _link(folder: Path, copy: Path) -> bool:
-    """Make `copy` of links to the files of `folder`, or of copies where there are no links; whether it is whole."""
+    """Make `copy` of links to the files of `folder`, or of copies if links fail; return whether it is complete."""
     try:
         shutil.copytree(folder, copy, copy_function=_link_file)
         return True
