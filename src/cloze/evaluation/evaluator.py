@@ -1,4 +1,4 @@
-"""Score a model on prepared blocks or on sentences: what `cloze evaluate` and `cloze compare` share.
+"""Score a model on prepared blocks or on sentences, for `cloze evaluate` and `cloze compare`.
 
 subject = open_subject("runs/mine", prepared, "validation", accelerator)
 scores = subject.score_split("validation", settings)            # cloze.evaluation.perplexity.Scores
@@ -42,7 +42,7 @@ from cloze.utils.terminal.console import progress
 
 @dataclass(frozen=True)
 class Masks:
-    """How blocks are masked: share of tokens, seed, how many masks for each block, blocks per forward pass."""
+    """How blocks are masked: share of tokens, seed, masks per block, blocks per forward pass."""
 
     mlm_probability: float
     seed: int
@@ -51,14 +51,14 @@ class Masks:
 
 
 def masks_of(config: MeasureConfig) -> Masks:
-    """What the flags say of masks."""
+    """Return the masks that the flags select."""
     return Masks(config.mlm_probability, config.seed, config.draws, config.per_device_eval_batch_size)
 
 
 @dataclass(frozen=True)
 class EvalModel:
-    """A model that is to be measured, on its device, with the tokenizer it came with. `run_dir`: the run that it
-    belongs to, and `lineage`: the weights that it is made of, each None if unknown."""
+    """A model to be measured, on its device, with its tokenizer. `run_dir`: its run, and `lineage`: the weights that
+    it is made of, each None if unknown."""
 
     name: str
     model: Any
@@ -96,7 +96,7 @@ class EvalModel:
         return scores
 
     def score_sentences(self, sentences: Sequence[Sentence], batch_size: int, word_l2r: bool) -> list[SentenceScore]:
-        """Pseudo-log-likelihoods, shared between the ranks; every rank gets all of them."""
+        """Return pseudo-log-likelihoods, computed by all ranks together; every rank gets all of them."""
         rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         if self.decoder_start is not None:
             raise ConfigError("pseudo-log-likelihood is for encoders", where=self.name, hint="measure perplexity")
@@ -119,16 +119,15 @@ class EvalModel:
             return self.head.logits(self.model, inputs, positions)
 
     def read_sentences(self, lines: Sequence[str]) -> list[Sentence]:
-        """Texts as the model reads them. Raises ConfigError for what is too long or empty."""
+        """Return texts as the model reads them. Raises ConfigError for one that is too long or empty."""
         return read_sentences(lines, self.tokenizer, usable_length(self.model.config))
 
 
 def open_subject(
     name: str, prepared: Prepared | None, split: str, accelerator: Accelerator, trust_remote_code: bool = False
 ) -> EvalModel:
-    """Open a model and put it on the device. `prepared`: the blocks it is for, of which those of `split` are scored;
-    None: it is for sentences. Raises ModelError where it is not one for them, DataError where there is no such split.
-    """
+    """Open a model and put it on the device. `prepared`: the blocks whose `split` it is to score; None for sentences.
+    Raises ModelError if it does not suit them, DataError for a missing split."""
     blocks = None if prepared is None else prepared.blocks(split)
     found = resolve_model_path(name)
     tokenizer = open_tokenizer(found, trust_remote_code)
@@ -159,7 +158,7 @@ def open_subject(
 
 
 def split_sentences(prepared: Prepared, split: str, tokenizer: Any) -> list[Sentence]:
-    """The blocks of a split as sentences: all tokens but special ones are scored."""
+    """Return the blocks of a split as sentences: all tokens but special ones are scored."""
     blocks = prepared.blocks(split)
     ids = blocks.read(np.arange(len(blocks)))
     words = np.cumsum(words_of(tokenizer).starts(ids), axis=1)

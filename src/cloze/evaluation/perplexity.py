@@ -1,8 +1,8 @@
 """Perplexity of a masked language model on fixed masks: the same number for any number of ranks and any batch size.
 
-Masks are drawn from (seed, block number), so they are the same every time a model is measured. The loss is the sum of
-the cross entropies of all masked tokens over all blocks, divided once by their number; perplexity is its exponential.
-What is kept is a line for each block, which says how sure the number is and lets two models be compared in pairs.
+Masks are drawn from (seed, block number), so every measurement uses the same ones. The loss is the sum of the cross
+entropies of all masked tokens over all blocks, divided once by their number; perplexity is its exponential. The sums
+of each block are kept, for confidence intervals and paired comparisons of models.
 
     scores = score_blocks(logits_of, blocks, masking, per_device=8, accelerator=accelerator)
     scores.perplexity, scores.perplexity_interval, scores.masked_accuracy, scores.masked_tokens
@@ -29,13 +29,13 @@ COLUMNS = LOSS, MASKED, RIGHT, RIGHT_IN_5, BYTES = range(5)  # of the table of b
 
 
 class Interrupted(Exception):
-    """Somebody wants the processes to stop while a model is being scored."""
+    """A stop was requested while a model is being scored."""
 
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """What is known of each token of the vocabulary: `num_bytes` [V], the UTF-8 bytes of its text; `band` [V], its
-    band of frequency, and the bands' names."""
+    """Facts of each token of the vocabulary. `num_bytes` [V]: the UTF-8 bytes of its text; `band` [V]: its frequency
+    band; and the names of the bands."""
 
     num_bytes: torch.Tensor
     band: torch.Tensor
@@ -44,11 +44,10 @@ class TokenFacts:
 
 @dataclass(frozen=True)
 class Scores:
-    """Sums over the masked tokens of each block, in double precision.
+    """Sums over the masked tokens of each block, in float64.
 
-    `table` [blocks, 5]: sum of losses (nats), masked tokens, how many of them were predicted right, were among the
-    five best, and their bytes (0 where nobody knows them). `bands` [bands, 3]: sum of losses, tokens, and how many
-    were predicted right, of each band of frequency.
+    `table` [blocks, 5]: sum of losses (nats), masked tokens, correct predictions, tokens among the five best, and
+    UTF-8 bytes (0 if unknown). `bands` [bands, 3]: sum of losses, tokens, correct predictions by frequency band.
     """
 
     table: NDArray[np.float64]
@@ -62,49 +61,49 @@ class Scores:
 
     @property
     def blocks(self) -> int:
-        """How many blocks were scored."""
+        """Return the number of blocks scored."""
         return len(self.table)
 
     @property
     def masked_tokens(self) -> int:
-        """How many tokens were predicted."""
+        """Return the number of masked tokens."""
         return int(self._sum(MASKED))
 
     @property
     def loss(self) -> float:
-        """Mean cross entropy of a masked token, in nats."""
+        """Return the mean cross entropy of a masked token, in nats."""
         return self._share(LOSS)
 
     @property
     def loss_interval(self) -> tuple[float, float]:
-        """Where the loss is with 95 % confidence, blocks being what was drawn (see `cloze.evaluation.intervals`)."""
+        """Return the 95 % interval of the loss, with blocks as the sample (see `cloze.evaluation.intervals`)."""
         return interval(*ratio_and_error(self.table[:, LOSS], self.table[:, MASKED]))
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinity where that overflows."""
+        """Return exp(loss); infinity if that overflows."""
         return perplexity(self.loss)
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
-        """exp of the loss's 95 % interval."""
+        """Return exp of the loss's 95 % interval."""
         low, high = self.loss_interval
         return perplexity(low), perplexity(high)
 
     @property
     def masked_accuracy(self) -> float:
-        """Share of masked tokens whose most likely prediction is right."""
+        """Return the share of masked tokens whose most likely prediction is right."""
         return self._share(RIGHT)
 
     @property
     def masked_accuracy_top5(self) -> float:
-        """Share of masked tokens that are among the five most likely predictions."""
+        """Return the share of masked tokens that are among the five most likely predictions."""
         return self._share(RIGHT_IN_5)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Loss in bits for each UTF-8 byte of the masked tokens' text, which can be compared between tokenizers; None
-        where the bytes are not known."""
+        """Return the loss in bits per UTF-8 byte of the masked tokens' text, which is comparable between tokenizers;
+        None if the bytes are unknown."""
         num_bytes = self._sum(BYTES)
         return self._sum(LOSS) / math.log(2) / num_bytes if num_bytes else None
 
@@ -118,8 +117,8 @@ def perplexity(loss: float) -> float:
 def score_batch(
     logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, num_rows: int, facts: TokenFacts | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits: [K, V], targets: [K], rows: [K], which of `num_rows` blocks each belongs to -> lines of the table
-    [num_rows, 5] and bands [bands, 3], both float64."""
+    """Return lines of the table [num_rows, 5] and bands [bands, 3], both float64, from logits [K, V], targets [K] and
+    rows [K], the block (of `num_rows`) that each belongs to."""
     real = targets != IGNORE_INDEX
     logits, targets, rows = logits[real].float(), targets[real], rows[real]
     losses = F.cross_entropy(logits, targets, reduction="none").double()
@@ -150,9 +149,8 @@ def score_blocks(
     """Score every block, shared between the ranks. `logits_of`: a batch with input_ids [B, S] (on the CPU) -> logits
     [K, V] at its positions [K].
 
-    Every rank calls it, and every rank gets the scores of all blocks. `draws`: how many masks each block is scored
-    with; the first are those of a single draw. `stop_vote`: asked before each batch; where it is above 0 on any rank,
-    Interrupted is raised on all of them.
+    Every rank calls it and gets the scores of all blocks. `draws`: masks per block, the first being those of a single
+    draw. `stop_vote`: called before each batch; if it is above 0 on any rank, all ranks raise Interrupted.
     """
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     count = len(blocks)

@@ -1,4 +1,4 @@
-"""What `cloze.evaluate` and `cloze.fill` return: small values that say what they are."""
+"""The results of `cloze.evaluate` and `cloze.fill`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """One word for a mask. `score`: its probability; `text`: the text with `token` in the place of its mask."""
+    """One word for a mask. `score`: its probability; `text`: the text with `token` in place of its mask."""
 
     score: float
     token: str
@@ -16,33 +16,33 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `cloze.evaluate` measured. `values`: all of eval.json.
+    """The result of `cloze.evaluate`. `values`: all of eval.json.
 
-    `perplexity` is exp(mean loss in nats) of the masked tokens, of sentences the pseudo-perplexity.
+    `perplexity` is exp(mean loss in nats) of the masked tokens; for sentences the pseudo-perplexity.
     """
 
     values: dict[str, Any]
 
     @property
     def perplexity(self) -> float:
-        """Perplexity, or pseudo-perplexity where sentences were scored."""
+        """Return the perplexity, or for sentences the pseudo-perplexity."""
         return float(self.values["perplexity" if "perplexity" in self.values else "pseudo_perplexity"])
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps of the checkpoints whose weights were measured; () if that is not recorded."""
+        """Return the steps of the checkpoints whose weights were measured; () if not recorded."""
         lineage = self.values.get("lineage")
         return tuple(lineage["steps"]) if isinstance(lineage, dict) else ()
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the perplexity is with 95 % confidence; None of sentences."""
+        """Return the 95 % interval of the perplexity; None for sentences."""
         found = self.values.get("perplexity_interval")
         return None if found is None else (float(found[0]), float(found[1]))
 
     @property
     def masked_accuracy(self) -> float | None:
-        """Share of masked tokens that are predicted right; None of sentences."""
+        """Return the share of masked tokens that are predicted right; None for sentences."""
         return self.values.get("masked_accuracy")
 
     def __repr__(self) -> str:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map
 
 
 class InFloat32(TorchFunctionMode):
-    """Computes in fp32 with weights in half precision, made longer one at a time when they are used: some operations
-    have no half precision on a CPU, and a copy of all weights would take more memory than everything else."""
+    """Computes in fp32 with half-precision weights, converted one at a time when they are used: a CPU lacks some
+    operations in half precision, and a copy of all weights would take too much memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")

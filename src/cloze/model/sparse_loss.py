@@ -3,9 +3,9 @@
     model = cloze.sparse_head(AutoModelForMaskedLM.from_pretrained("distilbert/distilroberta-base"))
     Trainer(model, ...).train()                     # the same losses; the head computes 15 % of the rows
 
-While the model trains and is given labels [B, S], the backbone's output is cut down to the rows that have one (see
-`cloze.model.sparse_head`), and so are the labels: the model's own loss is the mean over the same tokens. In
-evaluation, and without labels, nothing is different.
+In training with labels [B, S], the backbone's output and the labels are reduced to the rows that have a label (see
+`cloze.model.sparse_head`): the model's own loss is the mean over the same tokens. Evaluation, and forwards without
+labels, do not change.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class SparseLoss:
 
 
 def sparse_head(model: Model) -> Model:
-    """Make a masked language model compute its head on the rows that have a label only, and return it.
+    """Make a masked language model compute its head only on rows with a label, and return it.
 
-    Call it once, before Trainer, DDP, DeepSpeed or torch.compile wrap the model. The loss is the model's own, by its
-    own code. Logits are then [1, K, V] while it trains, K being the rows with a label and padding.
+    Call it once, before Trainer, DDP, DeepSpeed or torch.compile wrap the model. The model's own code computes the
+    loss. In training, logits are [1, K, V], with K the number of rows with a label and of padding.
 
-    Raises ModelError where that loss would be another one: for encoder-decoders, whose decoders read the labels, and
-    for architectures whose head mixes rows. It is tried, by two forwards.
+    Raises ModelError if the loss would differ: for encoder-decoders, whose decoders read the labels, and for
+    architectures whose head mixes rows. Two forwards test it.
     """
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
