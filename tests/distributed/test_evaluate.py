@@ -209,7 +209,7 @@ def test_sentences_and_blocks_have_pseudo_likelihoods_on_any_ranks(run: Path, pr
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--metric", "pll"], "give one of --data and --sentences"),
+        (["--metric", "pll", "--data", "x", "--sentences", "y"], "give one of --data and --sentences"),
         (["--sentences", "x.txt"], "perplexity is measured on prepared blocks"),
         (["--metric", "pll", "--sentences", "none.txt"], "none.txt: cannot be read"),
         (["--data", "x", "--draws", "0"], "--draws: must be at least 1"),
