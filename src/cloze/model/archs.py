@@ -1,9 +1,9 @@
-"""What architectures need beyond the common case: the one place that knows their names.
+"""Exceptions for single architectures: the one module that knows their names.
 
-Everything else in Cloze treats all masked language models of transformers the same way; what is listed here was found
-by running every one of them. `adapt_config` makes a configuration from scratch fit, `check_block_size` refuses lengths
-that an architecture cannot take, `GONE` says what to use instead of what transformers no longer has, `architectures`
-is the table of `cloze archs`.
+The rest of Cloze treats all masked language models of transformers alike; the exceptions here were found by running
+each of them. `adapt_config` makes a configuration from scratch fit, `check_block_size` refuses lengths that an
+architecture cannot take, `GONE` names replacements for what transformers no longer has, `architectures` is the table
+of `cloze archs`.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ POSITIONS_AFTER_PADDING = {
     "mpnet",
     "esm",
 }
-# They are made with the id of the padding token, and fail without one.
+# They need the id of the padding token when they are made.
 PADDED = {"bart", "flaubert", "mbart", "mvp", "nomic_bert", "xlm"}
-# The id of the padding token is in their code.
+# They hard-code the id of the padding token.
 PADDING_ID = {"mpnet": 1}
 # They take the first padding token of a text for its end.
 ENDS_AT_PADDING = {"flaubert", "xlm"}
-# The prediction comes out of a decoder, which reads the original text shifted by one.
+# A decoder predicts, which reads the original text shifted by one.
 ENCODER_DECODER = {"bart", "mbart", "mvp"}
-# Their backward pass computes activations anew, and refuses to outside of training.
+# Their backward pass recomputes activations, and refuses to outside of training.
 REVERSIBLE = {"reformer"}
 # Their backbone does not become one graph under torch.compile; that of all others does.
 BREAKS_GRAPH = {"flaubert", "ibert", "longformer", "mra", "reformer", "xlm", "xmod", "yoso"}
-# They call their layers past the hooks in which FSDP2 gathers a layer's weights.
+# They bypass the hooks in which FSDP2 gathers a layer's weights.
 GATHERED_AS_ONE = {"reformer", "squeezebert"}
-# Left alone, their forward pass fails under autocast to bfloat16 (deberta, xmod) or with such weights (fnet, mra).
+# Unchanged, their forward pass fails under autocast to bfloat16 (deberta, xmod) or with such weights (fnet, mra).
 NO_BF16 = {"deberta", "fnet", "mra", "xmod"}
 # Without their CUDA kernel, attention silently returns zeros.
 NEEDS_CUDA = {"mra"}
 # They take blocks of one size only (`check_block_size`).
 FIXED_BLOCK_SIZE = {"perceiver", "reformer"}
-# A short block turns their sparse attention off for good.
+# A short block disables their sparse attention permanently.
 LONG_BLOCKS_ONLY = {"big_bird"}
-# Some of their parameters have no part in the prediction, and are not trained.
+# Some of their parameters do not affect the prediction, and are not trained.
 UNUSED_PARAMETERS = {
     "big_bird",
     "esm",
@@ -72,7 +72,7 @@ UNUSED_PARAMETERS = {
     "squeezebert",
     "ultravbert",
 }
-# Nothing keeps their attention inside documents: no form of mask gives the logits of each document alone.
+# Their documents cannot be kept apart: no form of mask gives the logits of each document alone.
 ONE_DOCUMENT_PER_BLOCK = {
     "bart",
     "convbert",
@@ -93,10 +93,10 @@ ONE_DOCUMENT_PER_BLOCK = {
     "xlm",
     "yoso",
 }
-# Offsets do, but they have no place for a mask of two dimensions.
+# Only offsets keep their documents apart: they accept no mask of two dimensions.
 DOCUMENTS_BY_FLASH_ONLY = {"esm"}
 
-MIN_POSITIONS = 64  # so many rows of positions may be unused, whatever the length of blocks
+MIN_POSITIONS = 64  # this many rows of positions may be unused, for any block length
 
 GONE = {
     "mega": "it left transformers after 4.57; use modernbert for long inputs",
@@ -106,7 +106,7 @@ GONE = {
 }
 
 
-# A note of `cloze archs`: the architectures it is for, and what it means.
+# The notes of `cloze archs`: the architectures, and what the note means.
 NOTES: dict[str, tuple[Set[str], str]] = {
     "needs a GPU": (NEEDS_CUDA, "without one its attention returns zeros"),
     "one block size": (
@@ -181,7 +181,7 @@ def adapt_config(config: PretrainedConfig, tokenizer: Any, block_size: int) -> N
     """Set, from scratch, what an architecture needs to train on such blocks of this tokenizer."""
     if config.model_type == "xmod":
         config.default_language = config.languages[0]
-    elif config.model_type == "perceiver":  # its decoder predicts exactly so many positions
+    elif config.model_type == "perceiver":  # its decoder predicts a fixed number of positions
         config.max_position_embeddings = block_size
     elif config.model_type == "reformer":  # its position table is a product of two
         config.is_decoder = False

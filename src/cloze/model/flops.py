@@ -52,8 +52,7 @@ def step_flops(
 
 
 def block_flops(model: Any, block_size: int) -> tuple[float, float]:
-    """Return the operations of a forward of one block [1, block_size]: of the backbone, and of the head on all
-    positions.
+    """Return the operations of a forward of one block [1, block_size]: of the backbone, and of the head on all rows.
 
     Raises what the model's forward raises on tensors without data.
     """
@@ -65,7 +64,7 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
     inputs = {"input_ids": ids}
     try:
         body, whole = _count(twin, inputs)
-    except Exception:  # without a mask, some look for padding among the tokens
+    except Exception:  # some look for padding tokens if there is no mask
         body, whole = _count(twin, inputs | {"attention_mask": torch.ones_like(ids)})
     return body - unseen_attention(config, block_size), whole - body
 

@@ -44,7 +44,7 @@ def load_op(builder: Any, what_for: str) -> Any:
 
 def wait_for_lock(lock: Path, seconds: float = SECONDS_WITHOUT_A_SIGN) -> None:
     """Wait for a build in progress. A lock left by a killed build is removed if only this machine can see it. Raises
-    ConfigError after `seconds` without a write beside the lock."""
+    ConfigError if nothing was written to the lock's folder for `seconds`."""
     told = False
     while lock.exists():
         if file_system(real_path(lock)) in _SEEN_BY_ONE_MACHINE and not is_held(lock):
