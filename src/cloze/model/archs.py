@@ -143,7 +143,7 @@ class Architecture:
 
 
 def architectures(model_type: str | None = None) -> list[Architecture]:
-    """The masked language models of the installed transformers, or one of them, sorted by name. Raises ConfigError."""
+    """Return the masked language models of the installed transformers, or one, sorted by name. Raises ConfigError."""
     known = {config.model_type: config for config in MODEL_FOR_MASKED_LM_MAPPING}
     if model_type is not None:
         check_model_type(model_type)

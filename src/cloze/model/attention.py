@@ -139,7 +139,7 @@ def check_half(name: str, precision: str) -> None:
 
 @contextlib.contextmanager
 def as_usual(model: Any) -> Iterator[None]:
-    """Inside, a model with flex or flash attention uses an implementation that runs on the CPU, backward too."""
+    """Let a model with flex or flash attention use one that runs on the CPU, backward too, inside the block."""
     name = model.config._attn_implementation
     if not is_flash(name) and not is_flex(name):
         yield
@@ -150,7 +150,7 @@ def as_usual(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def computed_plainly(model: Any) -> Iterator[None]:
-    """Inside, the model computes attention in plain torch from the inputs of flex and flash attention."""
+    """Compute attention in plain torch from the inputs of flex and flash attention inside the block."""
     AttentionInterface.register(_PLAIN, _plain_attention)
     with _set(model, _PLAIN):
         yield

@@ -185,7 +185,7 @@ def check_fits(config: PretrainedConfig, tokenizer_size: int, block_size: int) -
 def _fit_to_tokenizer(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, block_size: int, overrides: dict[str, str]
 ) -> None:
-    """From scratch, fit vocabulary, special ids and positions to tokenizer and blocks unless overridden."""
+    """Fit vocabulary, special ids and positions from scratch to tokenizer and blocks unless overridden."""
     check_padding(config, tokenizer, block_size, "max_position_embeddings" in overrides)
     fit_vocabulary(config, tokenizer, overrides)
     config.vocab_size = vocabulary_size(tokenizer)

@@ -32,7 +32,7 @@ _COMMON = frozenset(dir(PretrainedConfig)) | vars(PretrainedConfig()).keys()
 
 
 def parse_overrides(text: str | None) -> dict[str, str]:
-    """`a=1,b=x` -> {"a": "1", "b": "x"}. Raises ConfigError."""
+    """Parse `a=1,b=x` into {"a": "1", "b": "x"}. Raises ConfigError."""
     if not text:
         return {}
     pairs = [part.split("=", 1) for part in re.split(r",(?![^\[]*\])", text)]  # commas outside of brackets

@@ -205,7 +205,7 @@ def _write_shared(snapshot: Snapshot, save_model_files: Callable[[Path], None]) 
 
 
 def _commit(snapshot: Snapshot, parts: list[tuple[ClozeError | None, dict[str, Any]]]) -> None:
-    """On rank 0: describe what all ranks have written, flush it, and rename it."""
+    """Describe what all ranks have written, flush it, and rename it, on rank 0."""
     try:
         for error, _ in parts:
             if error is not None:
