@@ -20,7 +20,7 @@ from cloze.config.data import BlocksConfig, PrepareConfig, SourceConfig, Tokeniz
 from cloze.config.machines import BenchConfig, SubmitConfig, prepare_recipe
 from cloze.config.plan import PlanConfig
 from cloze.config.ranges import MAX_BATCH, Ranged
-from cloze.config.train import ModelConfig, TrainConfig
+from cloze.config.train import NOT_ADAM, ModelConfig, TrainConfig
 from cloze.config.use import EvaluateConfig, PushConfig
 from cloze.errors import ConfigError
 
@@ -137,7 +137,7 @@ UNUSED: dict[type, tuple[Unused, ...]] = {
         Unused(("num_train_epochs",), lambda v: v["max_steps"] > 0, "--max_steps is given"),
         Unused(
             ("adam_beta1", "adam_beta2", "adam_epsilon"),
-            lambda v: v["optim"] in ("sgd", "rmsprop"),
+            lambda v: v["optim"] in NOT_ADAM,
             "the optimizer is not Adam; see --optim_args",
         ),
         Unused(("warmup_steps",), lambda v: v["lr_scheduler_type"] == "constant", "--lr_scheduler_type is constant"),

@@ -22,6 +22,8 @@ from cloze.config.ranges import (
     Ranged,
 )
 
+NOT_ADAM = ("sgd", "rmsprop")  # values of `optim` for which the flags of Adam have no effect
+
 
 @dataclass(kw_only=True)
 class ModelConfig(Ranged):

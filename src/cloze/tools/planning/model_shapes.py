@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM
 
-from cloze.config.spellings import parse_arguments
 from cloze.errors import ConfigError, ModelError
 from cloze.model.archs import NO_BF16
 from cloze.model.attention import supported
@@ -24,11 +23,8 @@ from cloze.tools.planning.activations import Untraceable, untrained
 from cloze.tools.planning.gpus import Gpu
 from cloze.tools.planning.recipe import Recipe
 from cloze.training.engines.fsdp2 import units
-from cloze.training.optim.optimizers import layer_groups
+from cloze.training.optim.optimizers import layer_groups, moments_of
 from cloze.utils.foreign.pretrained import from_config
-
-# Optimizer: tensors of a parameter's size that it keeps for each, and how many it makes on the way.
-_MOMENTS = {"adamw_torch": 2, "adamw_torch_fused": 2, "stable_adamw": 2, "sgd": 0, "rmsprop": 1, "muon": 1}
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         model_class=type(twin).__name__,
         groups=groups,
         frozen=sum(p.numel() for p in twin.parameters() if not p.requires_grad),
-        moments=moments_of(recipe, twin) + (recipe.train.ema_decay is not None),
+        moments=moments_of(twin, recipe.train) + (recipe.train.ema_decay is not None),
         unused=unused,
         hidden_size=sizes or None,
         depth=int(getattr(text, "num_hidden_layers", None) or 0),
@@ -140,25 +136,6 @@ def _weights(twin: Any) -> list[Weight]:
         Weight(p.shape[0] if p.ndim else 1, p.numel(), p.requires_grad, layers.get(id(p), 0))
         for p in twin.parameters()
     ]
-
-
-def moments_of(recipe: Recipe, twin: Any) -> float:
-    """Tensors that the optimizer keeps for each trained element (Muon: its matrices 1, the rest AdamW's 2)."""
-    train = recipe.train
-    arguments = parse_arguments(train.optim_args)
-    found = float(_MOMENTS[train.optim])
-    if train.optim in ("sgd", "rmsprop") and arguments.get("momentum"):
-        found += 1
-    if train.optim == "rmsprop" and arguments.get("centered"):
-        found += 1
-    if train.optim in ("adamw_torch", "adamw_torch_fused") and arguments.get("amsgrad"):
-        found += 1
-    if train.optim == "muon":
-        groups = [group for group, _ in layer_groups(twin, train)]
-        sizes = [(sum(p.numel() for p in group["params"]), group["use_muon"]) for group in groups]
-        total = sum(size for size, _ in sizes)
-        found = sum(size * (1 if muon else 2) for size, muon in sizes) / total
-    return found
 
 
 def precision_for(recipe: Recipe, gpu: Gpu) -> str:

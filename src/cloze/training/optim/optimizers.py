@@ -39,6 +39,8 @@ Groups = list[tuple[dict[str, Any], list[str]]]
 _NOT_ARGUMENTS = {"params", "model_params", "lr", "weight_decay", "adamw_wd", "kwargs", "betas", "adamw_betas"}
 _NOT_ARGUMENTS |= {"maximize", "differentiable", "capturable"}  # gradient ascent; code around the optimizer
 _FLAGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "betas": "adam_beta1", "adamw_betas": "adam_beta1"}
+# For each optimizer, how many tensors of a parameter's shape it keeps (see `moments_of`).
+_MOMENTS = {"adamw_torch": 2, "adamw_torch_fused": 2, "stable_adamw": 2, "sgd": 0, "rmsprop": 1, "muon": 1}
 WHOLE_TENSORS = ("stable_adamw", "muon")  # the update of an element depends on the whole tensor
 
 
@@ -168,6 +170,23 @@ def _choose(config: TrainConfig, offload: bool) -> tuple[Callable[..., torch.opt
             return DeepSpeedCPUAdam, {"betas": betas, "eps": eps}
         warn("no C++ compiler is here, so that offload uses torch's AdamW, not DeepSpeed's faster CPU Adam")
     return torch.optim.AdamW, {"betas": betas, "eps": eps, "fused": True}
+
+
+def moments_of(model: torch.nn.Module, config: TrainConfig) -> float:
+    """Return the tensors kept for each trained element (Muon: its matrices 1, the rest AdamW's 2)."""
+    arguments = parse_arguments(config.optim_args)
+    found = float(_MOMENTS[config.optim])
+    if config.optim in ("sgd", "rmsprop") and arguments.get("momentum"):
+        found += 1
+    if config.optim == "rmsprop" and arguments.get("centered"):
+        found += 1
+    if config.optim in ("adamw_torch", "adamw_torch_fused") and arguments.get("amsgrad"):
+        found += 1
+    if config.optim == "muon":
+        groups = [group for group, _ in layer_groups(model, config)]
+        sizes = [(sum(p.numel() for p in group["params"]), group["use_muon"]) for group in groups]
+        found = sum(size * (1 if muon else 2) for size, muon in sizes) / sum(size for size, _ in sizes)
+    return found
 
 
 def _check_argument(name: str, value: Any, default: Any) -> None:

@@ -30,6 +30,7 @@ from cloze.tools.planning.recipe import read_recipe
 from cloze.tools.planning.settings import Choice, all_choices, bucket_sizes, ds_config
 from cloze.tools.planning.speed import Load, SpeedEstimate, pace_of
 from cloze.tools.planning.write_configs import write_configs
+from cloze.training.optim.optimizers import moments_of
 
 # GPUs.
 
@@ -271,7 +272,7 @@ def test_files_are_whole_or_not_there(planned: Any, tmp_path: Path, monkeypatch:
 def test_optimizers_keep_what_they_keep(tmp_path: Path):
     def moments(**train: Any) -> float:
         recipe = read_recipe(PlanConfig(recipe=recipe_file(tmp_path, **train)))
-        return model_shapes.moments_of(recipe, model_shapes.make_twin(recipe, torch.float32))
+        return moments_of(model_shapes.make_twin(recipe, torch.float32), recipe.train)
 
     assert (moments(), moments(optim="sgd"), moments(optim="sgd", optim_args="momentum=0.9")) == (2, 0, 1)
     assert (moments(optim="rmsprop"), moments(optim="rmsprop", optim_args="centered=true")) == (1, 2)
