@@ -24,7 +24,7 @@ from cloze.data.batches.layout import Layout
 from cloze.data.batches.loader import BlockOrder, StepBatches, step_batches
 from cloze.data.batches.make_batch import count_masked, make_batch
 from cloze.data.batches.maskable import check_maskable, maskable_share
-from cloze.data.batches.masking import Masking
+from cloze.data.batches.masking import MASK_UNITS, Masking
 from cloze.data.batches.word_boundaries import LONG_WORD, Words, mean_word_length, words_of
 from cloze.data.corpus.content import default_cache
 from cloze.data.corpus.local_files import NoFiles, is_local, local_splits
@@ -159,7 +159,7 @@ def _spread(rows: NDArray[np.int32] | None, places: NDArray[np.bool_]) -> NDArra
 @error_phase("data")
 def words_for(config: TrainConfig, data: TrainData) -> Words | None:
     """What `mask_unit` needs to know of the tokenizer. Raises ConfigError where that has no notion of a word."""
-    if config.mask_unit == "token":
+    if not MASK_UNITS[config.mask_unit].needs_words:
         return None
     words = words_of(load_tokenizer(data.tokenizer, config.trust_remote_code, config.token))
     special = data.manifest["tokenizer"]["special_token_ids"]
@@ -185,7 +185,7 @@ def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: i
         mlm_probability_end=config.mlm_probability_end,
         total_samples=total_samples,
         words=words,
-        spans=config.mask_unit == "span",
+        **dict(MASK_UNITS[config.mask_unit].fields),
     )
 
 

@@ -11,13 +11,13 @@ after a resume.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from cloze.data.batches.make_batch import document_offsets
-from cloze.data.batches.masking import IGNORE_INDEX, Masking
+from cloze.data.batches.masking import IGNORE_INDEX, MASK_UNITS, Masking
 from cloze.data.batches.word_boundaries import words_of
 from cloze.data.tokenizers.token_ids import missing_ids, special_ids, vocabulary_size
 from cloze.errors import ConfigError, DataError
@@ -47,12 +47,12 @@ class MaskingCollator:
         mlm_probability: float = 0.15,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
-        mask_unit: Literal["token", "word", "span"] = "token",
+        mask_unit: str = "token",
         seed: int = 42,
         documents: Documents | None = None,
     ):
-        if mask_unit not in ("token", "word", "span"):
-            raise ConfigError(f"must be token, word or span, not {mask_unit!r}", where="mask_unit")
+        if mask_unit not in MASK_UNITS:
+            raise ConfigError(f"must be one of {', '.join(MASK_UNITS)}, not {mask_unit!r}", where="mask_unit")
         if not 0 < mlm_probability <= 1:
             raise ConfigError("must be above 0 and at most 1", where="mlm_probability")
         if not 0 <= mask_replace_prob <= 1 or not 0 <= random_replace_prob <= 1 - mask_replace_prob + 1e-9:
@@ -68,9 +68,9 @@ class MaskingCollator:
             mlm_probability=mlm_probability,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
-            words=None if mask_unit == "token" else words_of(tokenizer),
-            spans=mask_unit == "span",
+            words=words_of(tokenizer) if MASK_UNITS[mask_unit].needs_words else None,
             missing_token_ids=tuple(missing_ids(tokenizer)),
+            **dict(MASK_UNITS[mask_unit].fields),
         )
         self._pad, self._documents = tokenizer.pad_token_id, documents
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloze.data.batches.masking import IGNORE_INDEX, Masking, span_variance
+from cloze.data.batches.masking import IGNORE_INDEX, MASK_UNITS, Masking
 
 TOKENS_PER_WORD = 3.0  # of the word of a token, on average: 1.1 on ELI5 with RoBERTa's, 2.7 with 600 tokens
 _TOKENS_PER_DOCUMENT = 16
@@ -49,13 +49,13 @@ def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "to
     binomial distribution, so that one in 10^9 has more (and is computed with another shape); a multiple of 64.
 
     Where whole words are masked, the variance is that of the binomial one times the tokens of the word that a token is
-    in, on average: TOKENS_PER_WORD is above what texts have. Where spans of words are, it is that times
-    `span_variance`. A text of much longer words has other shapes more often, and the same numbers.
+    in, on average: TOKENS_PER_WORD is above what texts have. Of other units of words, it is that times
+    `MaskUnit.variance`. A text of much longer words has other shapes more often, and the same numbers.
     """
     mean = num_tokens * mlm_probability
     variance = mean * (1 - mlm_probability)
-    if mask_unit != "token":
-        variance *= TOKENS_PER_WORD * (span_variance(mlm_probability) if mask_unit == "span" else 1.0)
+    if MASK_UNITS[mask_unit].needs_words:
+        variance *= TOKENS_PER_WORD * MASK_UNITS[mask_unit].variance(mlm_probability)
     wanted = math.ceil(mean + 6 * math.sqrt(variance))
     return min(num_tokens, -(-wanted // 64) * 64)
 

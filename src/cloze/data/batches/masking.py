@@ -39,6 +39,7 @@ several with the same end, to the one that begins last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -227,6 +228,24 @@ def span_variance(rate: float) -> float:
         free *= 1 - begins * longer
         total += 2 * (free - (1 - rate)) / rate
     return total
+
+
+@dataclass(frozen=True)
+class MaskUnit:
+    """What is masked as a whole: a value of --mask_unit. `needs_words`: of the tokenizer; `fields`: those of `Masking`
+    with which it is chosen; `variance`: how many times the variance of the number of masked units is, at a rate, that
+    of units masked on their own."""
+
+    needs_words: bool = True
+    fields: tuple[tuple[str, Any], ...] = ()
+    variance: Callable[[float], float] = lambda rate: 1.0
+
+
+MASK_UNITS = {
+    "token": MaskUnit(needs_words=False),
+    "word": MaskUnit(),
+    "span": MaskUnit(fields=(("spans", True),), variance=span_variance),
+}
 
 
 def _threshold(probability: float) -> np.uint64:
