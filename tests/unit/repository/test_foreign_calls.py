@@ -124,7 +124,7 @@ ALLOWED = {
     "data/corpus/jsonl.py:parse_line": CORPUS,
     "data/corpus/jsonl.py:_parse_slowly": CORPUS,
     "utils/file_locks.py:try_lock": LOCK,
-    "data/corpus/readers.py:open_binary": CORPUS,
+    "data/corpus/unpack.py:open_binary": CORPUS,
     "data/corpus/readers.py:place_of": CORPUS,
     "data/prepared/shards.py:describe_split": OWN,
     "data/tokenizers/token_ids.py:unknown_id": TOKENIZER,

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloze.data.corpus.readers import COMPRESSIONS, format_of
+from cloze.data.corpus.formats import format_of
+from cloze.data.corpus.unpack import COMPRESSIONS
 from cloze.errors import DataError
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.foreign.paths import is_plain_name, real_path

@@ -27,7 +27,8 @@ from cloze.data.corpus.find_files import (
     files_matching,
     is_data,
 )
-from cloze.data.corpus.readers import COMPRESSIONS, FORMATS, format_of
+from cloze.data.corpus.formats import FORMATS, format_of
+from cloze.data.corpus.unpack import COMPRESSIONS
 from cloze.errors import DataError
 
 KEYWORDS = {

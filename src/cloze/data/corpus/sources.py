@@ -25,10 +25,12 @@ from typing import Any
 from cloze.config import SourceConfig
 from cloze.data.corpus.content import describe_contents
 from cloze.data.corpus.fields import BadRecord, Document, Fields, joined_texts
+from cloze.data.corpus.formats import Item, Piece, Raw
 from cloze.data.corpus.jsonl import parse_line
 from cloze.data.corpus.local_files import LocalFiles, describe_files, find_local, is_local
 from cloze.data.corpus.presets import with_preset
-from cloze.data.corpus.readers import Item, Meter, Piece, Raw, check_shapes, pieces_of, place_of, read_piece
+from cloze.data.corpus.readers import check_shapes, pieces_of, place_of, read_piece
+from cloze.data.corpus.unpack import Meter
 from cloze.errors import ConfigError, DataError
 from cloze.utils.terminal.console import say, warn
 

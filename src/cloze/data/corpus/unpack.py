@@ -1,5 +1,5 @@
-"""Recognise packed files, and unpack zstd, also the long windows and the many frames of public dumps, which pyarrow
-refuses."""
+"""Open files that may be packed, and unpack zstd, also the long windows and the many frames of public dumps, which
+pyarrow refuses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import zstandard
 
 from cloze.utils.foreign.text_lines import Blocks
@@ -16,6 +17,7 @@ from cloze.utils.foreign.text_lines import Blocks
 MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the largest that the format's own tool writes
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+_BUFFER = 2**20
 _READ = 4096  # packed bytes at a time: at most 128 MiB come out of them
 
 
@@ -27,9 +29,30 @@ def packed_as(path: Path) -> str | None:
     return None
 
 
+class Meter:
+    """Tells how much of a file has been read so far, before unpacking."""
+
+    file: Any = None
+
+    def bytes_read(self) -> int:
+        """Bytes of the file, 0 before it is opened and after it is closed."""
+        return self.file.tell() if self.file is not None and not self.file.closed else 0
+
+
+def open_binary(path: Path, meter: Meter | None = None) -> Any:
+    """The unpacked bytes of a file; a context manager. A packed file that was cut short raises OSError at its end."""
+    packing = COMPRESSIONS.get(path.suffix.lower())
+    file = open(path, "rb", buffering=_BUFFER)  # noqa: SIM115
+    if meter is not None:
+        meter.file = file
+    if packing == "zstd":
+        return unpack_zstd(file)
+    return io.BufferedReader(pyarrow.input_stream(file, compression=packing), _BUFFER) if packing else file
+
+
 def unpack_zstd(file: Any) -> Any:
     """Return the unpacked bytes of a file. Reading raises OSError if it was cut short, or is not zstd."""
-    return io.BufferedReader(Blocks(_unpacked(file), file), 2**20)
+    return io.BufferedReader(Blocks(_unpacked(file), file), _BUFFER)
 
 
 def _unpacked(file: Any) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.data.corpus.fields import BadRecord, Document, Fields
-from cloze.data.corpus.readers import Raw
+from cloze.data.corpus.formats import Raw
 from cloze.data.corpus.sources import Task, document_of
 from cloze.data.prepare.unit import Recipe, do_unit, read_unit, unit_name
 from cloze.data.tokenizers.encoders import Encoder

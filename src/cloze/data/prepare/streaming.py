@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cloze.data.batches.counter_rng import make_key
 from cloze.data.batches.sampler import permute
 from cloze.data.corpus.fields import BadRecord
-from cloze.data.corpus.readers import Raw
+from cloze.data.corpus.formats import Raw
 from cloze.data.corpus.sources import Task, bad_record_error, document_of, items_of
 from cloze.data.prepare.scheduler import chunks_of
 from cloze.data.prepare.unit import BATCH_CHARACTERS, Recipe, is_validation, make_packer, records_of_chunk

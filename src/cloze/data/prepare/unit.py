@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cloze.data.corpus.fields import BadRecord, Document, Fields
-from cloze.data.corpus.readers import Raw
+from cloze.data.corpus.formats import Raw
 from cloze.data.corpus.sources import Task, bad_record_error, document_of, items_of, stream_place
 from cloze.data.prepare.text_sketch import TextSketch
 from cloze.data.prepared.packing import LEFT_BLOCKS, BestFit, Concat

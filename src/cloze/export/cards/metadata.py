@@ -15,13 +15,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cloze.checkpoint.lineage import from_mapping
+from cloze.data.corpus.formats import format_of
+from cloze.data.corpus.unpack import COMPRESSIONS
 from cloze.errors import HubError
 from cloze.evaluation.metric_table import METRICS
 from cloze.utils.foreign.card_yaml import metadata_names, with_names
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.foreign.lenient_read import interval_of, is_number, part
 
-_DATA_FILE = re.compile(r"\.(json|jsonl|parquet|arrow|csv|txt|gz|zst)$", re.IGNORECASE)
 _METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
@@ -147,7 +148,7 @@ def with_values(card: str, values: dict[str, Any]) -> str:
 
 def hub_name(name: Any) -> str | None:
     """Return `name` if it is one on the Hub; None for a path, and if in doubt (`demo/model`, an existing path)."""
-    if not isinstance(name, str) or _DATA_FILE.search(name) or Path(name).exists():
+    if not isinstance(name, str) or _is_data_file(Path(name)) or Path(name).exists():
         return None
     if re.fullmatch(r"model|checkpoint-\d+|LOCAL_MODEL", name.split("/")[-1]):
         return None
@@ -156,6 +157,10 @@ def hub_name(name: Any) -> str | None:
     except HFValidationError:
         return None
     return name
+
+
+def _is_data_file(path: Path) -> bool:
+    return format_of(path) is not None or path.suffix.lower() in COMPRESSIONS
 
 
 def last_part(name: Any) -> str | None:

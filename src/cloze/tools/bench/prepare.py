@@ -24,8 +24,9 @@ import pyarrow.parquet
 
 from cloze.config import BenchConfig, PrepareConfig, TokenizerConfig
 from cloze.data.corpus.fields import Fields
+from cloze.data.corpus.formats import Piece
 from cloze.data.corpus.jsonl import parse_line
-from cloze.data.corpus.readers import Piece, read_piece
+from cloze.data.corpus.readers import read_piece
 from cloze.data.corpus.sources import open_corpus
 from cloze.data.prepare.pipeline import make_recipe, open_inputs, prepare, usable_cores
 from cloze.data.prepare.scheduler import WorkerShard, do_units

@@ -67,7 +67,7 @@ def test_a_dictionary_of_parquet_is_decoded_in_slices(tmp_path: Path, monkeypatc
     seen = sum(1 for _ in open_corpus(SourceConfig(dataset_name=str(path))).documents())
     assert seen == 20_000
     assert max(held) < 1.1 * arrow_batches.BATCH_BYTES
-    monkeypatch.setattr("cloze.data.corpus.readers.MAX_RECORD_BYTES", 15_000)
+    monkeypatch.setattr("cloze.data.corpus.formats.MAX_RECORD_BYTES", 15_000)
     monkeypatch.setattr(arrow_batches, "BATCH_BYTES", 10_000)
     assert "row 0: larger than" in refused(path)
 

@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloze.config import PrepareConfig, SourceConfig
-from cloze.data.corpus import arrow_columns, json_array, readers
+from cloze.data.corpus import arrow_columns, formats, json_array
 from cloze.data.corpus.content import PART_BYTES, digest
 from cloze.data.corpus.fields import BadRecord, Document, Fields, hash_of
+from cloze.data.corpus.formats import Piece
 from cloze.data.corpus.jsonl import parse_line
 from cloze.data.corpus.presets import PRESETS, with_preset
-from cloze.data.corpus.readers import Piece, pieces_of, place_of, read_piece
+from cloze.data.corpus.readers import pieces_of, place_of, read_piece
 from cloze.data.corpus.sources import document_of, open_corpus
 from cloze.errors import DataError
 
@@ -114,7 +115,7 @@ def test_a_bad_line_is_a_reason_and_the_others_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, reason: str, size: int
 ):
     limit = 200 if reason.startswith("larger") else 10**6
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", limit)
+    monkeypatch.setattr(formats, "MAX_RECORD_BYTES", limit)
     (tmp_path / "c.jsonl").write_bytes(b'{"text": "before"}\n' + line + b'\n{"text": "after"}\n')
     before, bad, after = read(tmp_path / "c.jsonl", size)
     assert (before.text, after.text) == ("before", "after")
@@ -171,7 +172,7 @@ def test_a_broken_array_is_refused(tmp_path: Path, content: bytes, expected: str
 
 
 def test_bad_records_of_arrays_and_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(formats, "MAX_RECORD_BYTES", 100)
     big = b"x" * 150
     (tmp_path / "c.json").write_bytes(b'[{"text": "a"}, 7, {"text": "\xff"}, {"text": "' + big + b'"}, {"text": "b"}]')
     found = read(tmp_path / "c.json", 1000)
