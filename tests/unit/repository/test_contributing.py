@@ -15,6 +15,13 @@ import cloze
 PACKAGE = Path(cloze.__file__).parent
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 ROWS = re.findall(r"^\| ([^|]+) \| `([\w/.]+)` \| `([\w.]+)` \|$", GUIDE, re.MULTILINE)
+ADDITIONS = re.findall(r"^\| (an? [^|]+) \| ([^|]+) \| ([^|]+) \|$", GUIDE.partition("| to add |")[2], re.MULTILINE)
+PLACES = [
+    (what, file, name)
+    for what, *cells in ADDITIONS
+    for cell in cells
+    for file, name in re.findall(r"^`([\w/]+\.py)` `(\w+)`$", cell)
+]
 
 
 def defines(body: list[ast.stmt], name: str) -> bool:
@@ -24,9 +31,20 @@ def defines(body: list[ast.stmt], name: str) -> bool:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == first:
             return not rest or (isinstance(node, ast.ClassDef) and defines(node.body, rest))
         targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
         if any(isinstance(target, ast.Name) and target.id == first for target in targets):
             return not rest
     return False
+
+
+@pytest.mark.parametrize(("what", "file", "name"), PLACES, ids=[f"{place[0]}, {place[1]}" for place in PLACES])
+def test_what_to_edit_for_an_addition_is_there(what: str, file: str, name: str):
+    assert defines(ast.parse((PACKAGE / file).read_text()).body, name), f"{what}: no {name} in {file}"
+
+
+def test_the_guide_says_for_eight_additions_what_to_edit():
+    assert len({what for what, _, _ in PLACES}) >= 6
+    assert len(ADDITIONS) == 8
 
 
 @pytest.mark.parametrize(("what", "file", "name"), ROWS, ids=[row[0] for row in ROWS])
