@@ -28,8 +28,8 @@ def everywhere() -> list[Option]:
     return [
         Option("log_format", "str", tuple(FORMATS), "auto", False, formats, ""),
         Option("config", "str", (), None, False, "read values from this YAML file first", ""),
-        Option("print_config", "none", (), None, False, "print the configuration as YAML, and end", ""),
-        Option("help", "none", (), None, False, "show what can be typed, and end", ""),
+        Option("print_config", "none", (), None, False, "print the configuration as YAML and exit", ""),
+        Option("help", "none", (), None, False, "show the help and exit", ""),
     ]
 
 
@@ -154,7 +154,7 @@ def _fish() -> str:
     none = f"not __fish_seen_subcommand_from {' '.join(COMMANDS)}"
     for name, (_, line, _) in COMMANDS.items():
         lines.append(f"complete -c cloze -n {_quoted(none)} -f -a {name} -d {_quoted(line)}")
-    lines.append(f"complete -c cloze -n {_quoted(none)} -f -l version -d 'print the version, and end'")
+    lines.append(f"complete -c cloze -n {_quoted(none)} -f -l version -d 'print the version and exit'")
     for option in everywhere():
         lines.append(f"complete -c cloze -l {option.name}{_fish_values(option)} -d {_quoted(option.about)}")
     for command in COMMANDS:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 # The commands, as `cloze --help` shows them; one that is in no group comes last.
 COMMAND_GROUPS = {
-    "begin": ("demo",),
+    "start here": ("demo",),
     "data": ("tokenizer", "prepare", "inspect"),
     "training": ("plan", "grow", "train", "replay"),
     "trained models": ("consolidate", "evaluate", "compare", "fill", "report", "push"),
     "machines": ("submit", "doctor", "bench", "archs"),
-    "this program": ("init", "completion"),
+    "setup": ("init", "completion"),
 }
 
 # (the dataclass, its first option of a group) -> the group's name. A group goes on until the next one begins.
@@ -19,22 +19,22 @@ GROUP_BEGINS = {
     ("TrainConfig", "mlm_probability"): "masking",
     ("TrainConfig", "per_device_train_batch_size"): "batch and length",
     ("TrainConfig", "learning_rate"): "optimization",
-    ("TrainConfig", "freeze"): "what is trained, and its randomness",
+    ("TrainConfig", "freeze"): "trained parameters and seed",
     ("TrainConfig", "precision"): "speed and memory",
     ("TrainConfig", "deepspeed"): "processes",
     ("TrainConfig", "eval_strategy"): "evaluation and logging",
     ("TrainConfig", "save_strategy"): "checkpoints",
-    ("TrainConfig", "on_nonfinite"): "trouble and resuming",
+    ("TrainConfig", "on_nonfinite"): "failures and resuming",
     ("TrainConfig", "push_to_hub"): "the Hub",
     ("ModelConfig", "model_name_or_path"): "the model",
     ("BlocksConfig", "block_size"): "blocks",
     ("SourceConfig", "dataset_name"): "the corpus",
-    ("MeasureConfig", "split"): "how it is measured",
+    ("MeasureConfig", "split"): "measurement",
     ("SubmitConfig", "recipe"): "the job",
     ("SubmitConfig", "partition"): "the cluster",
     ("SubmitConfig", "ds_config"): "training",
-    ("SubmitConfig", "prepare_tasks"): "other jobs, and flags",
-    ("PushConfig", "path"): "what, and where to",
+    ("SubmitConfig", "prepare_tasks"): "other jobs and options",
+    ("PushConfig", "path"): "what to push, and where",
     ("PushConfig", "license"): "the card and the commit",
 }
 

@@ -25,8 +25,8 @@ _FORMATS = "; ".join(f"`{name}`: {what}" for name, what in FORMATS.items())
 EVERYWHERE = (
     ("--log_format {" + ",".join(FORMATS) + "}", f"{_FORMATS} (default: auto; or {FORMAT_VARIABLE})"),
     ("--config FILE.yaml", "read values from this file first; flags win"),
-    ("--print_config", "print the configuration as YAML, and end"),
-    ("-h, --help", "show this, and end"),
+    ("--print_config", "print the configuration as YAML and exit"),
+    ("-h, --help", "show this help and exit"),
 )
 
 
@@ -59,7 +59,7 @@ def _all_commands(width: int) -> list[str]:
             lines += ["", f"{title}:"]
             lines += [line for name in names if name in COMMANDS for line in _row(name, COMMANDS[name][1], width, 14)]
     lines += ["", "options:"]
-    shown = [EVERYWHERE[0], ("--version", "print the version, and end"), EVERYWHERE[-1]]
+    shown = [EVERYWHERE[0], ("--version", "print the version and exit"), EVERYWHERE[-1]]
     lines += [line for name, text in shown for line in _row(name, text, width, _COLUMN)]
     return [*lines, "", *_wrap("`cloze COMMAND --help` explains a command and shows examples.", width)]
 

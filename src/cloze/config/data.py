@@ -19,7 +19,7 @@ class SourceConfig(Ranged):
     """the fields (and, without a dataset_name, the place on the Hub) of a known corpus: `eli5` (the original records),
     `eli5_category`, `eli5_kilt` (facebook/kilt_tasks), `eli5_pairs` (sentence-transformers/eli5)"""
     document: Literal["answers", "full"] = "answers"
-    """with a preset: what the text is; `answers` as in the tutorial, `full` with title and question before them"""
+    """with a preset, what the text is: `answers` as in the tutorial; `full`: title and question before the answers"""
     dataset_config_name: str | None = None
     """the configuration of a Hub dataset"""
     dataset_revision: str | None = None
@@ -44,24 +44,25 @@ class BlocksConfig(SourceConfig):
     block_size: Annotated[int, Ge(MIN_BLOCK_SIZE), Le(MAX_BLOCK_SIZE)] = 128
     """tokens per block"""
     packing: Literal["concat", "best_fit"] = "concat"
-    """`concat`: documents end to end, cut into full blocks, as in the tutorial; `best_fit`: documents kept whole where
-    they fit, blocks padded, attention inside documents"""
+    """`concat`: join documents and cut full blocks, as in the tutorial; `best_fit`: keep documents whole if they fit,
+    pad blocks, and restrict attention to documents"""
     tokenizer_backend: Literal["auto", "gigatoken", "tokenizers", "characters", "transformers"] = "auto"
-    """what encodes (default: the fastest one that gives the tokenizer's own ids)"""
+    """what encodes the text (default: the fastest backend that gives the tokenizer's own ids)"""
     split_special_tokens: bool = False
-    """encode text that spells a special token (`<mask>`) as text; default: as the special token, as tokenizers do"""
+    """encode text that spells a special token (`<mask>`) as ordinary text (default: as the special token, like
+    tokenizers)"""
     on_bad_record: Literal["refuse", "skip"] = "refuse"
-    """a record without text, of the wrong type, no UTF-8, or above 64 MiB: stop and name it, or leave it out and
-    count it"""
+    """what to do with a record without text, of the wrong type, that is not UTF-8, or above 64 MiB: stop and name it,
+    or skip and count it"""
     num_proc: Annotated[int | None, Ge(1), Le(4096)] = None
-    """worker processes (default: one per core); the result does not depend on it"""
+    """worker processes; the result does not depend on their number (default: one per core)"""
     unit_size: Annotated[str, SIZE] = "32MB"
-    """bytes of the corpus that are done, and kept, at a time; larger ones for corpora of many terabytes"""
+    """bytes of the corpus that are processed and saved at a time; use larger units for corpora of many terabytes"""
     validation_split: str | None = None
     """take the validation documents from this split of the dataset"""
     validation_split_percentage: Annotated[float, Ge(0), Lt(100)] = 5.0
-    """without a validation_split: the share of documents kept for validation, chosen by a hash of the document's id,
-    so that the same document always falls on the same side; 0 for none"""
+    """without a validation_split: percentage of documents for validation, chosen by a hash of the document's id, so
+    that a document is always on the same side; 0 for none"""
     trust_remote_code: bool = False
     """run Python code that comes with the tokenizer"""
 

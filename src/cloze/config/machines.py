@@ -30,7 +30,7 @@ class DemoConfig(Ranged):
     output_dir: str = "runs/demo"
     """the run's folder"""
     num_processes: Annotated[int | None, Ge(1), Le(1024)] = None
-    """how many processes train (default: one per GPU, or 2 on the CPU)"""
+    """number of training processes (default: one per GPU, or 2 on the CPU)"""
     max_steps: Annotated[int, Ge(-1), Le(MAX_STEPS)] = -1
     """optimizer steps (default: enough to learn the sample corpus)"""
 
@@ -53,8 +53,7 @@ class DoctorConfig(Ranged):
     tasks and GPUs per node of training), `accelerate launch ... -m cloze doctor`, `torchrun ... -m cloze doctor`."""
 
     output_dir: str = "."
-    """the folder that runs are to be written to: is it one folder for all ranks, has it room, how fast is it; nothing
-    is left there"""
+    """the folder for runs: it is tested for sharing between ranks, free space and speed; test files are removed"""
     timeout: Annotated[float, Gt(0), Le(MAX_SECONDS)] = 60.0
     """seconds to wait until all ranks have reached rank 0"""
     megabytes: Annotated[int, Ge(1), Le(2**16)] = 64
@@ -115,8 +114,8 @@ class BenchConfig(Ranged):
 class SubmitConfig(Ranged):
     """Submit a recipe to SLURM as a chain of jobs: prepare (an array) -> train -> consolidate and evaluate (-> push).
 
-    Run it in the repository root, on a machine that has `sbatch`. Each job begins when the one before has done well,
-    and is cancelled where that cannot happen any more. The scripts are in slurm/; each works alone with sbatch, too.
+    Run it in the repository root, on a machine that has `sbatch`. A job starts after the previous one has succeeded,
+    and is cancelled if that can no longer happen. The scripts are in slurm/; each also works alone with sbatch.
     """
 
     recipe: str
@@ -124,15 +123,15 @@ class SubmitConfig(Ranged):
     nodes: Annotated[int, Ge(1), Le(MAX_NODES)] = 1
     """nodes to train on"""
     min_nodes: Annotated[int | None, Ge(1), Le(MAX_NODES)] = None
-    """go on with so many where no more are there (default: --nodes); samples, masks and global batch stay"""
+    """continue on this many nodes if no more are available (default: --nodes); samples, masks and global batch stay"""
     gpus_per_node: Annotated[int, Ge(0), Le(1024)] = 0
-    """GPUs of each node, one process for each; 0: none are asked for"""
+    """GPUs of each node, with one process for each; 0: request none"""
     processes_per_node: Annotated[int | None, Ge(1), Le(4096)] = None
-    """default: one for each GPU, or one where there is no GPU"""
+    """processes of each node (default: one for each GPU, or one without a GPU)"""
     cpus_per_task: Annotated[int, Ge(1), Le(4096)] = 8
     """CPU cores of each node, or of each task that prepares"""
     time: Annotated[str, TIME] = "24:00:00"
-    """time limit of one start of the training job; a run that needs longer is queued again, and goes on"""
+    """time limit of one start of the training job; a longer run is requeued and resumes"""
     partition: str | None = None
     """the partition to train in (default: the cluster's)"""
     cpu_partition: str | None = None
@@ -144,9 +143,9 @@ class SubmitConfig(Ranged):
     ds_config: str = "ds_configs/zero2.json"
     """the DeepSpeed configuration"""
     max_restarts: Annotated[int, Ge(0), Le(MAX_COUNT)] = 3
-    """how often training may be started again without a new checkpoint"""
+    """how often training may be started again without a new checkpoint in between"""
     seeds: Annotated[int | None, Ge(1), Le(MAX_NODES)] = None
-    """train with so many seeds, 1 to N, as an array of jobs in OUTPUT_DIR-seed1, ..."""
+    """train with the seeds 1 to N, as an array of jobs in OUTPUT_DIR-seed1, ..."""
     prepare_tasks: Annotated[int, Ge(1), Le(MAX_NODES)] = 8
     """tasks that prepare; the blocks are the same for any number of them"""
     prepare_tasks_at_once: Annotated[int | None, Ge(1), Le(MAX_NODES)] = None
@@ -158,7 +157,7 @@ class SubmitConfig(Ranged):
     prepare_flags: str = ""
     """flags of `cloze prepare` that win over its recipe"""
     dry_run: bool = False
-    """submit nothing; print the sbatch commands, and the scripts"""
+    """submit nothing; print the sbatch commands and the scripts"""
 
 
 def prepare_recipe(recipe: str) -> Path:

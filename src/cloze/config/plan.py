@@ -10,7 +10,7 @@ from cloze.config.ranges import MAX_BLOCK_SIZE, MAX_COUNT, MAX_NODES, Ge, Gt, Le
 
 @dataclass(kw_only=True)
 class PlanConfig(Ranged):
-    """Tell what a run of `cloze train` will take, in seconds, without its weights, a GPU or the network.
+    """Estimate what a run of `cloze train` needs, in seconds, without its weights, a GPU or the network.
 
     That is: memory of a GPU for DDP, every ZeRO stage and offload, and FSDP2, with and without activation
     checkpointing; the largest micro-batch that fits; host memory, bytes on wire and disk; an estimate of speed and

@@ -16,13 +16,13 @@ class ConsolidateConfig(Ranged):
     """a run's folder (its newest checkpoint is taken) or one checkpoint-N; or a ZeRO or FSDP checkpoint of
     transformers' Trainer, of accelerate, of DeepSpeed or of torch (torch.distributed.checkpoint)"""
     output: str | None = None
-    """the folder to make (default: `model` in the run's folder; must be given for checkpoints of other tools)"""
+    """the folder to write (default: `model` in the run's folder; required for checkpoints of other tools)"""
     max_shard_size: Annotated[str, SIZE] = "5GB"
     """largest size of one weights file"""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """type of the weights that are written; they are kept in fp32 while training in any precision"""
+    """type of the weights that are written; training keeps them in fp32 in any precision"""
     weights: Literal["trained", "ema"] = "trained"
-    """which weights: those that were trained, or their moving average (see --ema_decay of `cloze train`)"""
+    """which weights: the trained ones, or their moving average (see --ema_decay of `cloze train`)"""
     average: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
     """the mean of the weights of so many of the last checkpoints"""
     config_name: str | None = None
@@ -44,15 +44,15 @@ class MeasureConfig(Ranged):
     mlm_probability: Annotated[float, Gt(0), Le(1)] = 0.15
     """share of tokens to predict"""
     seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 42
-    """decides which tokens are masked"""
+    """seed of the masks"""
     draws: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
-    """how many masks each block is scored with; more make the number surer"""
+    """masks per block; more draws narrow the interval"""
     output: str | None = None
     """the JSON file to write"""
     trust_remote_code: bool = False
     """run Python code that comes with the model"""
     use_cpu: bool = False
-    """do not use a GPU even where there is one"""
+    """compute on the CPU even if there is a GPU"""
 
 
 @dataclass(kw_only=True)
@@ -114,7 +114,7 @@ class ReplayConfig(Ranged):
     run: str
     """a run's folder"""
     step: Annotated[int, Ge(1), Le(MAX_STEPS)]
-    """which step, counted from 1 as in metrics.jsonl and in messages"""
+    """the step, counted from 1 as in metrics.jsonl and in messages"""
     samples: Annotated[int, Ge(0), Le(MAX_COUNT)] = 4
     """how many of its blocks to show"""
     data: str | None = None
@@ -138,17 +138,17 @@ class PushConfig(Ranged):
     tag: str | None = None
     """tag the commit of the model"""
     create_pr: bool = False
-    """open a pull request, or go on with yours of the same commit_message, in place of a commit to the branch"""
+    """open a pull request, or update your open one of the same commit_message, instead of committing to the branch"""
     dataset_repo: str | None = None
-    """push the blocks that the run was trained on, too, as a dataset with its own card: `name` or `owner/name`"""
+    """also push the blocks that the run was trained on, as a dataset with its own card: `name` or `owner/name`"""
     license: str | None = None
-    """the license for the card, as the Hub spells it: `apache-2.0`, `mit`, ... (default: the one that the Hub knows of
-    the base model, else of the dataset)"""
+    """the license on the card, as the Hub spells it: `apache-2.0`, `mit`, ... (default: that of the base model on the
+    Hub, otherwise that of the dataset)"""
     language: str | None = None
-    """the language of the text for the card: `en`, or several separated by commas"""
+    """the language of the text on the card: `en`, or several separated by commas"""
     commit_message: str = "Upload model trained with Cloze"
     """the message of the model's commit"""
     token: str | None = None
     """a Hub token with write access (default: the one of `hf auth login`)"""
     dry_run: bool = False
-    """say what would be pushed, and push nothing"""
+    """show what would be pushed, and push nothing"""
