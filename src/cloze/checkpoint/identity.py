@@ -1,13 +1,13 @@
-"""What makes two starts one run: the values that decide its numbers, compared by content and not by spelling.
+"""The identity of a run: the values that determine its numbers, compared by content and not by spelling.
 
     here = run_identity(config, global_batch=256, manifest=data.manifest, base=base_checksum(config))
     check_same_run(checkpoint, saved["run"], here, model_config)       # CheckpointError naming what differs
 
-A base model is the checksum of its weights and configuration, so that its folder may move, and data are the checksum
-of their blocks. Values that have no effect do not count: num_train_epochs beside max_steps, Adam's beside SGD. A
+A base model is identified by the checksum of its weights and configuration, so its folder may move; data by the
+checksum of their blocks. Values without effect are ignored: num_train_epochs with max_steps, Adam's with SGD. A
 checkpoint holds all weights, so its run can resume without its base model. Checkpoints of earlier versions have no
-checksum of the base model: of those the last part of the path is compared. The model's configuration is compared with
-the checkpoint's copy if its options are spelled differently.
+checksum of the base model: the last part of its path is compared. If the model's options are spelled differently, its
+configuration is compared with the checkpoint's copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.shareable import basename_paths
 from cloze.utils.terminal.console import warn
 
-# What decides the numbers a run computes. The split of the global batch is not among them.
+# The values that determine a run's numbers. The split of the global batch is not among them.
 RUN_KEYS = (
     "model_name_or_path",
     "model_revision",
@@ -67,15 +67,15 @@ RUN_KEYS = (
 MODEL_KEYS = ("model_name_or_path", "model_revision", "model_type", "config_name", "config_overrides")
 BASE, BLOCKS, DATA = "base_model", "blocks", "data"
 _ADAM = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}
-_CONTENT_NAME = re.compile(r"[0-9a-f]{64}")  # of a file in the Hub's cache: the SHA-256 of what it holds
-# Values of a model's configuration that change nothing in the model.
+_CONTENT_NAME = re.compile(r"[0-9a-f]{64}")  # of a file in the Hub's cache: the SHA-256 of its content
+# Values of a model's configuration that do not change the model.
 _VOLATILE = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "attn_implementation")
 
 
 def run_identity(
     config: TrainConfig, global_batch: int, manifest: dict[str, Any], base: str | None = None
 ) -> dict[str, Any]:
-    """Return what two starts must share to be the same run. `base`: see `base_checksum`."""
+    """Return the values that all starts of a run share. `base`: see `base_checksum`."""
     values = dataclasses.asdict(config)
     return {
         **{key: values[key] for key in RUN_KEYS},
@@ -87,8 +87,7 @@ def run_identity(
 
 
 def blocks_checksum(manifest: dict[str, Any]) -> str | None:
-    """Return the checksum of the blocks of prepared data and of what is needed to mask them, whatever the corpus was
-    called; None of streamed data."""
+    """Return the checksum of prepared blocks and of what masks them, without the corpus's name; None if streamed."""
     splits = manifest.get("splits")
     if not splits:
         return None
@@ -98,7 +97,7 @@ def blocks_checksum(manifest: dict[str, Any]) -> str | None:
 
 
 def base_checksum(config: TrainConfig) -> str | None:
-    """Return the checksum of a base model's configuration and weights; None from scratch, or if it is not there."""
+    """Return the checksum of a base model's configuration and weights; None from scratch, or if it is missing."""
     folder = base_folder(config)
     if folder is None:
         return None
@@ -136,7 +135,7 @@ def plain_config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def effective(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of an identity that have an effect, each in one spelling; without those of the model."""
+    """Return the values of an identity that have an effect, in a canonical spelling, without those of the model."""
     without_model = {key: value for key, value in identity.items() if key not in (*MODEL_KEYS, BASE, BLOCKS)}
     values = effective_values(TrainConfig, without_model)
     if values["max_steps"] < 1:
@@ -167,10 +166,10 @@ def _arguments(text: str | None) -> dict[str, Any]:
 def check_same_run(
     folder: Path, saved: dict[str, Any], here: dict[str, Any], model_config: dict[str, Any] | None = None
 ) -> None:
-    """Raise CheckpointError listing what differs between a checkpoint's run and this one.
+    """Raise CheckpointError listing the differences between a checkpoint's run and this one.
 
-    `model_config`: the configuration of this start's model. A flag that `saved` does not know is younger than the
-    checkpoint: its run did what the flag's default does.
+    `model_config`: the configuration of this start's model. A flag that `saved` lacks is newer than the checkpoint,
+    whose run behaves like the flag's default.
     """
     saved, here = _complete(saved), _complete(here)
     different = _differences(saved, here)
@@ -193,7 +192,7 @@ def check_same_run(
 
 
 def option_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Return the options, without those of model and data, in which the identities of two checkpoints differ."""
+    """Return the options in which the identities of two checkpoints differ, without those of model and data."""
     return [key for key in _differences(_complete(one), _complete(other)) if key != DATA]
 
 
@@ -212,8 +211,8 @@ def _differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def _has_same_blocks(folder: Path, saved: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Return whether the blocks are the same although the manifest is another. Earlier versions kept the manifest in
-    the run's folder only."""
+    """Return whether the blocks are equal although the manifests differ. Earlier versions kept the manifest in the
+    run's folder only."""
     blocks = saved.get(BLOCKS)
     if blocks is None:
         manifest = read_mapping(folder.parent / "data.json")
@@ -229,7 +228,7 @@ def _has_same_blocks(folder: Path, saved: dict[str, Any], here: dict[str, Any]) 
 def model_differences(
     folder: Path, saved: dict[str, Any], here: dict[str, Any], model_config: dict[str, Any] | None
 ) -> list[str]:
-    """Return the keys of two identities that mean different models."""
+    """Return the keys of two identities that describe different models."""
     base = "model_name_or_path"
     if not _has_same_base(saved, here):
         return [base]
@@ -249,8 +248,7 @@ def model_differences(
 
 
 def _has_same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Return whether both start from the same weights. One whose files are gone is known by the last part of its
-    name."""
+    """Return whether both start from the same weights. If the files of one are gone, its name's last part decides."""
     was, now = saved["model_name_or_path"], here["model_name_or_path"]
     if was is None or now is None:
         return was is now

@@ -1,8 +1,8 @@
-"""Which model a path or a name stands for: the one rule for evaluate, fill, compare, report, grow and push.
+"""Resolve a path or name to a model: the one rule for evaluate, fill, compare, report, grow and push.
 
-- A checkpoint-N folder stands for itself, and so does a model folder.
-- A run's folder stands for its newest weights: RUN/model if it was consolidated from the newest checkpoint, else that
-  checkpoint. A RUN/model that is older, of another run, or changed by hand is named in one line. Commands that need
+- A checkpoint-N folder or a model folder is used as it is.
+- For a run's folder, the newest weights are used: RUN/model if it was consolidated from the newest checkpoint, else
+  that checkpoint. One line reports a RUN/model that is older, of another run, or changed by hand; commands that need
   a consolidated model refuse it.
 - Anything else is a name on the Hub.
 
@@ -48,9 +48,9 @@ class ModelPath:
 
 
 def resolve_model_path(name: str, consolidated: bool = False) -> ModelPath:
-    """Return the model that `name` stands for. `consolidated`: it must be a model folder or a name on the Hub.
+    """Return the model for `name`. `consolidated`: require a model folder or a name on the Hub.
 
-    Raises ModelError if there is no model, or RUN/model is not the run's newest and `consolidated`; CheckpointError
+    Raises ModelError if there is no model, or if `consolidated` and RUN/model is not the run's newest; CheckpointError
     if the checkpoint is damaged.
     """
     path = Path(name)
@@ -75,7 +75,7 @@ def resolve_model_path(name: str, consolidated: bool = False) -> ModelPath:
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a folder is a run's, with a model in it or without."""
+    """Return whether a folder is a run's, with or without a model in it."""
     return (
         (path / "model" / "config.json").is_file()
         or (path / "config.yaml").is_file()
@@ -85,8 +85,8 @@ def is_run(path: Path) -> bool:
 
 
 def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
-    """Return the newest whole checkpoint of a run that is newer than `lineage`, or of the same step with other
-    weights; None if no checkpoint is newer. Reads a checkpoint's files only if it may be one."""
+    """Return the newest undamaged checkpoint that is newer than `lineage`, or of the same step with other weights;
+    None if there is none. Reads the files of such candidates only."""
     own = run_id(read_mapping(run_dir / IDENTITY))
     candidates, deleted = list_checkpoints(run_dir), 0
     while candidates:
@@ -118,14 +118,14 @@ def is_of_run(folder: Path, own: str | None) -> bool:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the run's folder that a checkpoint is in; None if that is no run or another one."""
+    """Return the run folder that contains a checkpoint; None if the folder is no run's or another run's."""
     run_dir = real_path(checkpoint.parent)  # the checkpoint may be a link to another disk
     own = run_id(read_mapping(run_dir / IDENTITY))
     return run_dir if (run_dir / "config.yaml").is_file() and is_of_run(checkpoint, own) else None
 
 
 def _differs(folder: Path, lineage: Lineage) -> bool:
-    """Return whether a checkpoint of the same step has other weights. Of an average, its members may be gone."""
+    """Return whether a checkpoint of the same step has other weights. The members of an average may be gone."""
     if lineage.kind not in ("trained", "ema"):
         return False
     key = "ema" if lineage.kind == "ema" else "weight"
@@ -171,14 +171,14 @@ def _model_folder(path: Path) -> ModelPath:
 
 
 def _warn_unrecorded(found: ModelPath) -> None:
-    """Warn of a model that does not record the checkpoint of its run that it is made of."""
+    """Warn about a model that does not record the checkpoint it was made from."""
     if found.lineage is None and found.run_dir is not None and _has_whole_checkpoint(found.run_dir):
         why = f"{found.folder}: does not record the checkpoint it is made of"
         warn(f"{why}; `cloze consolidate {found.run_dir}` makes it again")
 
 
 def _examine(model: Path, run_dir: Path | None) -> tuple[ModelPath, str | None]:
-    """Return a model folder, and why it is not its run's newest model, None if it is or nothing is recorded."""
+    """Return a model folder, and why it is not its run's newest model; None if it is, or if no lineage is recorded."""
     lineage = read_record(model)
     if lineage is None:
         return ModelPath(str(model), str(model), run_dir), None
@@ -200,8 +200,8 @@ def _has_whole_checkpoint(run_dir: Path) -> bool:
 
 
 def _records_lineage(run_dir: Path) -> bool:
-    """Return whether a checkpoint of the run is of a version of Cloze whose models record what they are made of. Such
-    a version describes the data of a run by its blocks too."""
+    """Return whether a version of Cloze whose models record their lineage wrote a checkpoint of the run. Such a
+    version also identifies a run's data by its blocks."""
     for folder in reversed(list_checkpoints(run_dir)):
         with contextlib.suppress(CheckpointError):
             if "blocks" in part(read_manifest(folder), "run"):

@@ -1,6 +1,6 @@
-"""What a run's folder says of the run, for a program or a notebook.
+"""Read a run's folder from a program or a notebook.
 
-run = cloze.Run("runs/mine")        # also of a run that was made on the command line
+run = cloze.Run("runs/mine")        # also for a run of the command line
 run.metrics[-1]["loss"]
 """
 
@@ -17,7 +17,7 @@ from cloze.utils.foreign.json_yaml import read_json_lines, read_mapping
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, which stands for the run wherever a path does: `cloze.fill(run, ...)`, `open(run / "run.json")`.
+    """A run's folder, accepted wherever a path is: `cloze.fill(run, ...)`, `open(run / "run.json")`.
 
     Raises ConfigError if `folder` holds no run.
     """
@@ -37,19 +37,19 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, as `pandas.DataFrame` takes them: `step` with `loss` (nats), `learning_rate`,
-        `grad_norm`, `tokens_per_second`, ..., or with `eval_loss`, `eval_perplexity`, ..."""
+        """Return the lines of metrics.jsonl, for example for `pandas.DataFrame`: `step` with `loss` (nats),
+        `learning_rate`, `grad_norm`, `tokens_per_second`, ..., or with `eval_loss`, `eval_perplexity`, ..."""
         path = self.folder / "metrics.jsonl"
         return read_json_lines(path, "step")[0] if path.is_file() else []
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `stopped` (go on with resume_from_checkpoint="auto") or `failed`."""
+        """Return `running`, `finished`, `stopped` (resume it with resume_from_checkpoint="auto") or `failed`."""
         return str(self._said().get("status", "running"))
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The folders of its checkpoints, the oldest first."""
+        """Return the folders of its checkpoints, oldest first."""
         found = [path for path in self.folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
         return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 

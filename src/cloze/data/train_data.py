@@ -48,21 +48,21 @@ PROBE_BLOCKS, SAMPLE = 2, 16
 
 @dataclass(frozen=True)
 class StreamedCorpus:
-    """A corpus that is made into blocks while training."""
+    """A corpus that is made into blocks during training."""
 
     tasks: list[Task]
     recipe: Recipe
     unit_bytes: int
 
     def open(self, seed: int, rank: int, world_size: int, position: dict[str, int] | None = None) -> BlockStream:
-        """One rank's blocks, from a position on."""
+        """Return one rank's blocks from a position on."""
         return BlockStream(self.tasks, self.recipe, seed, rank, world_size, self.unit_bytes, position)
 
 
 @dataclass(frozen=True)
 class TrainData:
-    """Blocks to train and evaluate on; one of `blocks` and `streamed` is there. `manifest` says what they are;
-    `folder`: where they are prepared, None of a stream."""
+    """Blocks to train and evaluate on: either `blocks` or `streamed` is set. `manifest` describes them; `folder`: the
+    prepared folder, None if streamed."""
 
     manifest: dict[str, Any]
     tokenizer: str
@@ -73,28 +73,28 @@ class TrainData:
 
     @property
     def block_size(self) -> int:
-        """Tokens per block."""
+        """Return the number of tokens per block."""
         return int(self.manifest["block_size"])
 
     @property
     def num_blocks(self) -> int | None:
-        """Blocks in an epoch; None where nobody has counted them."""
+        """Return the number of blocks in an epoch; None if unknown."""
         return None if self.blocks is None else len(self.blocks)
 
     @property
     def has_documents(self) -> bool:
-        """Whether attention is to stay inside documents."""
+        """Return whether attention is limited to documents."""
         return self.manifest.get("packing") == "best_fit"
 
     @property
     def filled(self) -> float:
-        """Share of the blocks' places that hold tokens; 1 where nobody has counted them."""
+        """Return the share of block positions that hold tokens; 1 if unknown."""
         train = self.manifest.get("splits", {}).get("train", {})
         places = train.get("blocks", 0) * self.block_size
         return min(1.0, (train["tokens"] - train.get("dropped_tokens", 0)) / places) if places else 1.0
 
     def check_maskable(self) -> None:
-        """Raise DataError if no token to train or evaluate on can be masked; of a stream, in its first blocks."""
+        """Raise DataError if no token can be masked; of a stream, the first blocks are checked."""
         name = Path(self.tokenizer).parent if self.blocks is not None else "--streaming_train"
         if self.blocks is not None:
             check_maskable(self.blocks, self.manifest, f"{name}: train")
@@ -108,7 +108,7 @@ class TrainData:
             check_maskable(self.validation, self.manifest, f"{name}: validation")
 
     def first_blocks(self, seed: int, count: int = PROBE_BLOCKS) -> NDArray[np.int32]:
-        """Return up to `count` blocks [n, block_size] to try a model on, the same on every rank."""
+        """Return up to `count` blocks [n, block_size] to test a model on, the same on every rank."""
         if self.blocks is not None:
             return self.blocks.read(np.arange(min(count, len(self.blocks))))
         assert self.streamed is not None
@@ -122,9 +122,10 @@ class TrainData:
         position: dict[str, int] | None,
         capacity: int = 0,
     ) -> Callable[[int], StepBatches]:
-        """Global step -> this rank's batches; of a stream, one step after another from `position` on.
+        """Return a function from global step to this rank's batches; a stream needs consecutive steps from `position`
+        on.
 
-        `capacity`: places to predict per micro-batch (see `make_batch`).
+        `capacity`: predicted positions per micro-batch (see `make_batch`).
         """
         if self.blocks is not None:
             order = BlockOrder(layout, len(self.blocks), masking.seed)
@@ -137,7 +138,7 @@ class TrainData:
 def streamed_step(
     stream: BlockStream, masking: Masking, layout: Layout, total_samples: int, capacity: int, global_step: int
 ) -> StepBatches:
-    """Take one rank's micro-batches of one step off its stream. Masks depend on the sample's number, as always."""
+    """Take one rank's micro-batches of a step from its stream. Masks depend on the sample numbers."""
     micro_batches = []
     for micro_step in range(layout.micro_steps(global_step)):
         samples = layout.samples(global_step, micro_step)
@@ -148,7 +149,7 @@ def streamed_step(
 
 
 def _spread(rows: NDArray[np.int32] | None, places: NDArray[np.bool_]) -> NDArray[np.int32] | None:
-    """rows [n, S] put into the n places [B] that hold a sample -> [B, S]; zeros in the others."""
+    """Put rows [n, S] at the n positions [B] that hold a sample -> [B, S], zeros elsewhere."""
     if rows is None or places.all():
         return rows
     spread = np.zeros((len(places), rows.shape[1]), np.int32)
@@ -158,7 +159,7 @@ def _spread(rows: NDArray[np.int32] | None, places: NDArray[np.bool_]) -> NDArra
 
 @error_phase("data")
 def words_for(config: TrainConfig, data: TrainData) -> Words | None:
-    """What `mask_unit` needs to know of the tokenizer. Raises ConfigError where that has no notion of a word."""
+    """Return the word tables for `mask_unit`. Raises ConfigError if the tokenizer has no notion of a word."""
     if not MASK_UNITS[config.mask_unit].needs_words:
         return None
     words = words_of(load_tokenizer(data.tokenizer, config.trust_remote_code, config.token))
@@ -175,7 +176,7 @@ def words_for(config: TrainConfig, data: TrainData) -> Words | None:
 
 
 def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: int, words: Words | None) -> Masking:
-    """The masks of a run of `total_samples` samples on the data of a manifest."""
+    """Return the masking rule of a run of `total_samples` samples on the data of a manifest."""
     return Masking.from_manifest(
         manifest,
         config.seed,
@@ -191,7 +192,7 @@ def masking_rule(config: TrainConfig, manifest: dict[str, Any], total_samples: i
 
 @error_phase("data")
 def open_data(config: TrainConfig) -> TrainData:
-    """Open, prepare or begin to stream what `dataset_name` means. Raises ConfigError, DataError, ModelError."""
+    """Open, prepare or stream `dataset_name`. Raises ConfigError, DataError, ModelError."""
     name = config.dataset_name
     if name is not None and (is_prepared(name) or _should_be_prepared(name, config.dataset_config_name)):
         if config.streaming_train:
@@ -209,8 +210,7 @@ def open_data(config: TrainConfig) -> TrainData:
 
 
 def _check_blocks(config: TrainConfig, prepared: Prepared) -> None:
-    """Raise ConfigError for options of blocks that contradict the prepared folder. At its default, an option counts as
-    not given."""
+    """Raise ConfigError if block options that are not at their default contradict the prepared folder."""
     for name in ("block_size", "packing"):
         given, found = getattr(config, name), getattr(prepared, name)
         if given not in (found, getattr(TrainConfig, name)):
@@ -253,7 +253,7 @@ def _open_stream(config: TrainConfig) -> TrainData:
 
 
 def _should_be_prepared(name: str, config_name: str | None) -> bool:
-    """What is not there, holds no corpus, or lost its manifest is opened as a prepared folder, to say so."""
+    """Return whether the name is bad as a prepared folder: it is missing, has no corpus, or lost its manifest."""
     if (Path(name) / "dataset_dict.json").is_file() and (Path(name) / "tokenizer").is_dir():
         return True
     try:

@@ -1,4 +1,4 @@
-"""Compare what a launcher was asked for with the processes that exist."""
+"""Compare the launcher's request with the processes that exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cloze.utils.environment import processes
 
 @dataclass(frozen=True)
 class Launched:
-    """What the launcher was asked for; None where it was not said."""
+    """The launcher's request; None for values that it does not state."""
 
     num_processes: int | None = None
     num_machines: int | None = None
@@ -27,7 +27,7 @@ class Launched:
 
 
 def check_world(accelerator: Accelerator, launched: Launched) -> None:
-    """Raise LaunchError unless the world is the launched one and every rank is there once."""
+    """Raise LaunchError unless the world is the launched one and contains every rank once."""
     expected = processes.world_size()
     seen = accelerator.num_processes
     if seen != expected:
@@ -64,7 +64,7 @@ def check_world(accelerator: Accelerator, launched: Launched) -> None:
 
 
 def read_launcher() -> Launched:
-    """What `accelerate launch` above this process was asked for, from its command line (Linux; else nothing)."""
+    """Return the request of `accelerate launch` above this process, from its command line (only on Linux)."""
     for arguments in _ancestors():
         words = [Path(word).name for word in arguments[:4]]
         for position, word in enumerate(words):
@@ -94,7 +94,7 @@ def _read_accelerate(arguments: list[str]) -> Launched:
 
 
 def _ancestors() -> list[list[str]]:
-    """Command lines of the parent processes, nearest first."""
+    """Return the command lines of the parent processes, nearest first."""
     lines, pid = [], os.getppid()
     while pid > 1:
         try:

@@ -1,10 +1,10 @@
-"""Where the processes of a run meet: what is checked before they try to, and who they are once they have.
+"""Join the processes of a run: checks before they connect, and authentication afterwards.
 
-with joining():                        # a port that is taken is one line
-    accelerator = Accelerator(...)
-authenticate_ranks(timeout_seconds)    # before the first message
+    with joining():                        # a port in use is reported in one line
+        accelerator = Accelerator(...)
+    authenticate_ranks(timeout_seconds)    # before the first message
 
-A rank that fails before it joins reports that where the others wait for it: not every launcher ends them.
+A rank that fails before it joins reports this to the waiting ranks, because not every launcher ends them.
 
     report_failure(line, exit_code)    # in the rank that fails
     with hearing_failures(act): ...    # in the others, while they wait
@@ -30,14 +30,14 @@ from cloze.utils.foreign.json_yaml import parse_json
 from cloze.utils.foreign.paths import printable
 from cloze.utils.terminal.console import warn
 
-ANSWER_SECONDS = 120.0  # all ranks have joined by then, so that an answer takes milliseconds
-REPORT_SECONDS = 30.0  # how long a rank that failed waits for the others, to report it
+ANSWER_SECONDS = 120.0  # all ranks have joined by then, so an answer takes milliseconds
+REPORT_SECONDS = 30.0  # how long a failed rank tries to reach the others
 _LOOK_SECONDS = 0.5
 
 
 @contextlib.contextmanager
 def joining() -> Iterator[None]:
-    """Check where the processes meet, and turn a port that is taken into one line. Raises LaunchError."""
+    """Check the address of rank 0, and report a port in use in one line. Raises LaunchError."""
     address, port = processes.master()
     if processes.world_size() > 1:
         check_secret(processes.secret())
@@ -55,7 +55,7 @@ def joining() -> Iterator[None]:
 
 
 def check_address(address: str) -> None:
-    """Raise LaunchError for an address of rank 0 that this machine does not know."""
+    """Raise LaunchError if this machine cannot resolve the address of rank 0."""
     try:
         socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -69,8 +69,8 @@ def check_address(address: str) -> None:
 def authenticate_ranks(timeout_seconds: float) -> None:
     """Let all ranks prove that they belong to this run; every rank calls it, before any message is exchanged.
 
-    Raises LaunchError if one does not. Without a secret a run on several hosts continues after a warning: its messages
-    are data, never code, but a stranger who reaches its port can take part.
+    Raises LaunchError if one does not. Without a secret, a run on several hosts continues after a warning: its
+    messages are data, never code, but any process that reaches its port can take part.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return
@@ -83,8 +83,8 @@ def authenticate_ranks(timeout_seconds: float) -> None:
 
 
 def report_failure(line: str, exit_code: int) -> None:
-    """Report to the ranks that wait for this one that it has failed, if they can be reached within REPORT_SECONDS.
-    Returns at once; a thread does it, which the end of the process waits for."""
+    """Report this rank's failure to the waiting ranks for at most REPORT_SECONDS. Returns at once: a thread reports,
+    and the process ends after it."""
     if processes.world_size() == 1 or not processes.is_launched():
         return
     content = {"rank": processes.rank(), "host": socket.gethostname(), "line": line, "exit_code": exit_code}
@@ -96,7 +96,7 @@ def report_failure(line: str, exit_code: int) -> None:
             store = _store(REPORT_SECONDS, serves)
             store.set(_failure_key(), message)
             store.set(f"{_failure_key()}/{processes.rank()}", b"")
-            if serves:  # until all others have read it, or failed too
+            if serves:  # until all others have read it or failed too
                 store.wait([f"{_failure_key()}/{rank}" for rank in range(processes.world_size())])
 
     threading.Thread(target=report, name="report failure").start()
@@ -104,8 +104,8 @@ def report_failure(line: str, exit_code: int) -> None:
 
 @contextlib.contextmanager
 def hearing_failures(act: Callable[[str, int], None], seconds: float) -> Iterator[None]:
-    """While the block waits for the other ranks, for at most `seconds`: call `act(line, exit_code)` in a thread if one
-    of them reports that it has failed."""
+    """Call `act(line, exit_code)` in a thread if another rank reports a failure, for at most `seconds`, while the
+    block waits for the ranks."""
     ended = threading.Event()
 
     def listen() -> None:
@@ -127,7 +127,7 @@ def hearing_failures(act: Callable[[str, int], None], seconds: float) -> Iterato
 
 
 def _read_failure(message: bytes) -> tuple[str, int] | None:
-    """Return the line and the exit code of a report; None if it is not of a rank of this run."""
+    """Return the line and the exit code of a report; None if it is not from a rank of this run."""
     content = signed(_secret(), message)
     with contextlib.suppress(DataError):
         said = parse_json(content or b"", "report of a failed rank")
@@ -147,7 +147,7 @@ def _failure_key() -> str:
 
 
 def _store(seconds: float, serves: bool) -> Any:
-    """Connect to where the ranks meet; `serves`: be that place. Raises RuntimeError after `seconds`."""
+    """Connect to the ranks' store, or with `serves` provide it. Raises RuntimeError after `seconds`."""
     address, port = processes.master()
     limit = timedelta(seconds=seconds)
     return torch.distributed.TCPStore(address, port, None, serves, limit, wait_for_workers=False)

@@ -1,8 +1,8 @@
-"""The processes of a run: start them as one world, check that it is the world that was launched, and describe it.
+"""Join the processes of a run, check the result against the launch command, and describe it.
 
-Launchers fail silently: under some flags every rank believes to be alone and trains on the same data, DeepSpeed or
-FSDP is dropped, or two worlds of one process start instead of one of two. So `start` compares what it got with what
-the launcher was asked for, read from the launcher's own command line, and refuses to train otherwise.
+Launchers can fail silently: with some flags every rank runs alone on the same data, DeepSpeed or FSDP is ignored, or
+two worlds of one process start instead of one of two. So `start` compares the world with the launcher's own command
+line, and refuses to train if they differ.
 
     accelerator = start(RunShape(use_cpu=True, precision="no", gradient_accumulation_steps=2))
     say("world", describe(accelerator, "DeepSpeed ZeRO-2"))     # 2 ranks on 1 host, DeepSpeed ZeRO-2, fp32, gloo
@@ -32,14 +32,14 @@ from cloze.utils.environment.settle import own_device, settle
 from cloze.utils.system import allow_open_files
 from cloze.utils.terminal.console import warn
 
-# Of each other rank: one of a group of gloo, another of `--async_save`, on rank 0 also the store's and the watch's.
+# For each other rank: one of a gloo group, one of `--async_save`, and on rank 0 those of the store and the watch.
 SOCKETS_PER_RANK = 4
 
 
 @dataclass(frozen=True)
 class RunShape:
-    """What a command asks of its processes. `precision`: "no", "bf16", "fp16" or "fp8"; None takes the launcher's.
-    `deepspeed`: DeepSpeed's settings; None takes the launcher's ZeRO stage, if it asks for DeepSpeed."""
+    """A command's requirements on its processes. `precision`: "no", "bf16", "fp16" or "fp8"; None: the launcher's.
+    `deepspeed`: DeepSpeed's settings; None: the launcher's ZeRO stage, if it asks for DeepSpeed."""
 
     use_cpu: bool = False
     precision: str | None = None
@@ -51,9 +51,9 @@ class RunShape:
 
 
 def start(shape: RunShape) -> Accelerator:
-    """Join the processes and return accelerate's handle to them.
+    """Join the processes and return the Accelerator.
 
-    Raises LaunchError where the world differs from the one that was launched, or cannot do what is asked.
+    Raises LaunchError if the world differs from the launched one, or does not support the request.
     """
     settle_environment()
     allow_open_files(SOCKETS_PER_RANK * processes.world_size())
@@ -69,7 +69,7 @@ def start(shape: RunShape) -> Accelerator:
         _prepare_deepspeed_on_cpu()
     if wants_deepspeed or plugin is not None or processes.is_launched():
         processes.be_alone(os.environ)
-    # DeepSpeed still calls collectives by names that torch has deprecated; nobody who trains can do anything about it.
+    # DeepSpeed calls collectives by names that torch has deprecated; users cannot act on the warnings.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     group = InitProcessGroupKwargs(
         backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=shape.timeout_seconds)
@@ -102,8 +102,8 @@ def start(shape: RunShape) -> Accelerator:
 
 
 def make_deepspeed_plugin(settings: Mapping[str, Any] | None) -> DeepSpeedPlugin:
-    """Make accelerate's handle to DeepSpeed from settings that were checked: it reads no file and no variable."""
-    os.environ.pop(requests.DEEPSPEED_FIELDS, None)  # else it refuses variables beside a file; see `check_settings`
+    """Return accelerate's DeepSpeed plugin for checked settings; it reads no file and no variable."""
+    os.environ.pop(requests.DEEPSPEED_FIELDS, None)  # it refuses variables beside a file; see `check_settings`
     settings = settings or {"zero_optimization": {"stage": requests.zero_stage()}}
     plugin = DeepSpeedPlugin(hf_ds_config={"train_micro_batch_size_per_gpu": "auto", **settings})
     plugin.deepspeed_config |= {name: settings[name] for name in ("steps_per_print",) if name in settings}
@@ -111,15 +111,15 @@ def make_deepspeed_plugin(settings: Mapping[str, Any] | None) -> DeepSpeedPlugin
 
 
 def settle_environment() -> None:
-    """Refuse or remove, with a line, settings in the environment that would change the run; see
+    """Refuse or remove, with a line, environment settings that would change the run; see
     `cloze.utils.environment.table`. Raises LaunchError."""
     for line in settle(os.environ):
         warn(line)
 
 
 def check_device(on_cpu: bool, wants_deepspeed: bool) -> None:
-    """Make libraries use the device of this run. Raises LaunchError if the environment asks for another one, and for
-    more processes than GPUs."""
+    """Make libraries use the device of this run. Raises LaunchError if the environment asks for another device, or if
+    there are more processes than GPUs."""
     if requests.wants_cpu() and wants_deepspeed:
         raise LaunchError(
             "accelerate was told to use the CPU and DeepSpeed at once, and would silently drop DeepSpeed",
@@ -140,9 +140,8 @@ def check_device(on_cpu: bool, wants_deepspeed: bool) -> None:
 
 
 def _fp8_recipe(precision: str | None) -> list[Any]:
-    """How accelerate makes linear layers compute in fp8: torchao, each tensor with a scale of its own, first and last
-    layer left out. Without FSDP's exchange in fp8, its default, which would put new parameters in the place of those
-    that the optimizer has."""
+    """Return accelerate's fp8 settings: torchao with tensorwise scales, first and last layer excluded. FSDP's exchange
+    in fp8 is off, because it would replace the parameters that the optimizer holds."""
     if precision != "fp8":
         return []
     from accelerate.utils import AORecipeKwargs
@@ -158,7 +157,7 @@ def _prepare_deepspeed_on_cpu() -> None:
 
 
 def describe(accelerator: Accelerator, engine: str) -> str:
-    """One line: ranks, hosts, engine, stage, precision, backend."""
+    """Return one line with ranks, hosts, engine, stage, precision and backend."""
     world = accelerator.num_processes
     hosts = len(set(gather(socket.gethostname())))
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)

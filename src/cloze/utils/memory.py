@@ -1,10 +1,10 @@
-"""How much memory of its own a piece of work takes in this process (Linux).
+"""Measure the memory that a piece of work allocates in this process (Linux).
 
     with PeakMemory() as peak:
         load_state(training, pieces)
-    peak.grown                  # bytes above what was there before, at the highest
+    peak.grown                  # the highest increase, in bytes
 
-Anonymous memory only: pages of mapped files are the operating system's to drop.
+Only anonymous memory counts: the operating system can drop pages of mapped files.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ INTERVAL_SECONDS = 0.002
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process's memory that no file is behind."""
+    """Return this process's anonymous memory in bytes."""
     found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found.group(1)) * 1024 if found else 0
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: what the machine, or the container it is in, has left, shared evenly
-    with the other ranks on this host."""
+    """Return the bytes that this process may still allocate: an equal share, among the ranks on this host, of what the
+    machine or container has left."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     left = [int(found.group(1)) * 1024] if found else []
     with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit
@@ -39,7 +39,7 @@ def free_memory() -> int:
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes that are taken on this machine, or in the container that limits this process, and bytes there are."""
+    """Return the bytes in use on this machine, or in the container that limits this process, and their limit."""
     text = Path("/proc/meminfo").read_text()
     total, free = (
         int(found.group(1)) * 1024 if (found := re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)) else 0
@@ -54,14 +54,14 @@ def host_memory() -> tuple[int, int]:
 
 
 def give_back() -> None:
-    """Give freed memory back to the operating system, which glibc keeps for itself: what comes next then shows."""
+    """Return freed memory, which glibc keeps, to the operating system, so that later growth is measurable."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # musl and macOS have no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class PeakMemory:
-    """Looks every 2 ms while the block runs."""
+    """Samples the memory every 2 ms within the block."""
 
     def __enter__(self) -> PeakMemory:
         give_back()

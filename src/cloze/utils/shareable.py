@@ -22,8 +22,8 @@ _PATH = re.compile(r"[/~]|\.\.?/")
 
 
 def split_secrets(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A configuration without its secrets, and these as variables for the environment of a process of one's own,
-    which takes them with `with_secrets`: a file outlives whoever is killed."""
+    """Return a configuration without its secrets, and the secrets as variables for a child process, which reads them
+    by `with_secrets`: a killed process would leave them in a file."""
     secrets = {_variable(name): config[name] for name in SECRETS if config.get(name)}
     return {key: value for key, value in config.items() if key not in SECRETS}, secrets
 
@@ -40,14 +40,14 @@ def _variable(secret: str) -> str:
 
 
 def is_place(text: str) -> bool:
-    """Whether a text is a path of this machine: written like one, or something that exists here."""
+    """Return whether a text is a path of this machine: written like one, or existing here."""
     if _PATH.match(text):
         return True
     return "/" in text and len(text) < 4096 and "\0" not in text and os.path.exists(text)
 
 
 def basename_paths(value: Any) -> Any:
-    """A value, also inside lists and mappings, with only the last part of every path."""
+    """Return a value with paths, also inside lists and mappings, reduced to their last part."""
     if isinstance(value, dict):
         return {key: basename_paths(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -56,5 +56,5 @@ def basename_paths(value: Any) -> Any:
 
 
 def shareable_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration as others may see it: no secrets, no places, of other paths the last part."""
+    """Return a run's configuration for others: no secrets or places, and only the last part of other paths."""
     return {key: basename_paths(value) for key, value in config.items() if key not in SECRETS + PLACES}

@@ -18,7 +18,7 @@ SPARE_FILES = 256
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The version of each package that is installed, in the order given."""
+    """Return the version of each installed package, in the given order."""
     found = {}
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -27,7 +27,7 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The CPU's model, or where the system does not tell it, its architecture."""
+    """Return the CPU's model, or its architecture if the system does not report the model."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -36,9 +36,9 @@ def processor() -> str:
 
 
 def set_tf32(on: bool) -> None:
-    """Let fp32 matrix products and convolutions on a GPU compute in TF32 or not.
+    """Enable or disable TF32 for fp32 matrix products and convolutions on a GPU.
 
-    torch has two interfaces for it (2.9 brought `fp32_precision`), and raises RuntimeError if they are mixed: the one
+    torch has two interfaces for it (2.9 added `fp32_precision`) and raises RuntimeError if they are mixed, so the one
     that this process has used is used.
     """
     import torch
@@ -52,7 +52,7 @@ def set_tf32(on: bool) -> None:
 
 
 class Tf32Settings:
-    """What this process has set of torch's TF32 switches, by either interface."""
+    """This process's TF32 settings, from either interface of torch."""
 
     def __init__(self) -> None:
         import torch
@@ -64,7 +64,7 @@ class Tf32Settings:
         self._new = [(backend, backend.fp32_precision) for backend in _precise_backends()]
 
     def restore(self) -> None:
-        """Set them again."""
+        """Restore the settings."""
         for backend, on in self._old.items():
             with contextlib.suppress(RuntimeError):
                 backend.allow_tf32 = on
@@ -73,7 +73,7 @@ class Tf32Settings:
 
 
 def _precise_backends() -> list[Any]:
-    """torch's backends of a GPU that have a `fp32_precision`: none before torch 2.9."""
+    """Return torch's GPU backends with a `fp32_precision`: none before torch 2.9."""
     import torch
 
     cudnn = torch.backends.cudnn
@@ -82,8 +82,7 @@ def _precise_backends() -> list[Any]:
 
 
 def allow_open_files(count: int) -> None:
-    """Ask for `count` files and sockets beside the usual ones, as far as the machine allows (`ulimit -Hn`): many
-    machines let a process have 1,024 unless it asks for more."""
+    """Raise the limit of open files and sockets by `count`, as far as `ulimit -Hn` allows; often 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

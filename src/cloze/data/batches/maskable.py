@@ -1,7 +1,7 @@
-"""How many tokens of some blocks can be masked: those that are neither special nor unknown.
+"""Count the tokens that can be masked: those that are neither special nor unknown.
 
 Text in an alphabet that a tokenizer does not know is nearly all [UNK]. Unknown tokens are never masked, so there would
-be nothing to learn, and a loss of 0 or none.
+be nothing to learn, and a loss that is 0 or not finite.
 
     check_maskable(blocks, manifest, "prepared/x")      # DataError without one; warns if they are few
 """
@@ -19,7 +19,7 @@ from cloze.errors import DataError
 from cloze.utils.terminal.console import warn
 
 SAMPLE_BLOCKS = 256
-FEW = 0.5  # below this share of the tokens a warning says so
+FEW = 0.5  # warn below this share of the tokens
 _BLOCKS_AT_ONCE = 8192
 
 
@@ -33,7 +33,7 @@ def maskable_share(blocks: NDArray[np.int32], manifest: dict[str, Any]) -> float
 
 
 def check_maskable(blocks: BlockSource, manifest: dict[str, Any], where: Path | str) -> None:
-    """Look at blocks from all over a split; at all of them only if these have no token that can be masked.
+    """Check blocks from all parts of a split, and all of its blocks only if none of these has a token to mask.
 
     Raises DataError if no token can be masked. Warns if few can.
     """

@@ -42,10 +42,10 @@ def step_samples(
     global_batch: int | None = None,
     first_sample: int | None = None,
 ) -> NDArray[np.int64]:
-    """Sample numbers of one micro-batch of one rank: [per_device] int64.
+    """Return the sample numbers of one micro-batch of one rank: [per_device] int64.
 
-    `global_batch`: samples of the step, where they are fewer than the product of the three (a batch of 8 on 3 ranks);
-    the places left over hold no sample, -1. `first_sample`: where the step begins, if not all steps are equally large.
+    `global_batch`: samples of the step, if fewer than the product of the three (a batch of 8 on 3 ranks); positions
+    left over are -1. `first_sample`: the first sample of the step, if steps differ in size.
     """
     places = per_device * accumulation * world_size
     size = places if global_batch is None else global_batch
@@ -58,7 +58,7 @@ def step_samples(
 
 
 def block_indices(samples: NDArray[np.int64], num_blocks: int, seed: int) -> NDArray[np.int64]:
-    """Block of each sample. samples: [B] int64, each >= 0 -> [B] int64 in [0, num_blocks)."""
+    """Return the block of each sample: samples [B] int64, each >= 0 -> [B] int64 in [0, num_blocks)."""
     out = np.empty_like(samples)
     epochs = samples // num_blocks
     for epoch in np.unique(epochs):
@@ -68,7 +68,7 @@ def block_indices(samples: NDArray[np.int64], num_blocks: int, seed: int) -> NDA
 
 
 def permute(positions: NDArray[np.int64], size: int, key: np.uint64) -> NDArray[np.int64]:
-    """A keyed bijection of [0, size). positions: [B] int64 in [0, size) -> [B] int64. ValueError if out of range."""
+    """Apply a keyed bijection of [0, size): positions [B] int64 -> [B] int64. ValueError if out of range."""
     if len(positions) and (positions.min() < 0 or positions.max() >= size):
         raise ValueError(f"positions must be in [0, {size})")
     half_bits = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))

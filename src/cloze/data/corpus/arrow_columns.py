@@ -30,7 +30,7 @@ BATCH_ROWS = 1000
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text holds no bytes that were not UTF-8 (decoded with `surrogateescape`)."""
+    """Return whether a text, decoded with `surrogateescape`, was valid UTF-8."""
     if text.isascii():
         return True
     try:
@@ -68,7 +68,7 @@ def needed(schema: Any, fields: Fields) -> list[str]:
 
 
 def documents(batch: Any, fields: Fields, first_row: int) -> Iterator[tuple[int, Document | Record | BadRecord]]:
-    """Row number (from 0) and document of each row of a record batch; where a row needs a closer look, its record."""
+    """Yield the row number (from 0) and the document of each row; its record, if the row needs the slow path."""
     texts = _texts(batch, fields)
     names = _names(batch, fields)
     if texts is None or names is None:
@@ -90,7 +90,7 @@ def _record(batch: Any, number: int) -> Record | BadRecord:
 
 
 def _texts(batch: Any, fields: Fields) -> list[str | None] | None:
-    """The text of every row; None for a row, or for all, where the columns are not plain strings or lists of them."""
+    """Return the text of every row; None for a row, or for all, if columns are not strings or lists of them."""
     if len(fields.text) > 1:
         return None
     column = _column(batch, fields.text[0])
@@ -107,7 +107,7 @@ def _texts(batch: Any, fields: Fields) -> list[str | None] | None:
 
 
 def _names(batch: Any, fields: Fields) -> list[Any] | None:
-    """The id of every row where one column of strings or whole numbers has them all; None where not."""
+    """Return the id of every row if one column of strings or integers has them all, else None."""
     paths = [fields.id] if fields.id else [(name,) for name in ID_FIELDS if name in batch.schema.names]
     if not paths:
         return [None] * len(batch)

@@ -1,12 +1,12 @@
-"""From a record to a document: which of its fields are the text, and which names it.
+"""Convert records to documents: select the fields that hold the text and the id.
 
     fields = Fields.parse("title,answers.text", id_field=None)
     document = fields.document({"q_id": "5ld1qa", "title": "Why?", "answers": {"text": ["So.", "Hence."]}})
     document.text                       # "Why? So. Hence."
 
-A field is looked for under its own name first, `answers.text` as `Dataset.flatten()` calls it, then dots go into
-nested fields. Lists are joined by a space as the Hugging Face tutorial does, and lists of records are gone through
-(`output.answer` of KILT). A record that has no text there raises BadRecord.
+A field is looked up under its full name first (`answers.text`, as `Dataset.flatten()` names it), then dots lead into
+nested fields. Lists are joined by a space, as in the Hugging Face tutorial, also through lists of records
+(`output.answer` of KILT). A record without text in these fields raises BadRecord.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ _SHOWN_NAMES, _SHOWN_CHARACTERS, _SHOWN_DEPTH = 40, 60, 8
 
 
 class BadRecord(Exception):
-    """What is wrong with one record, in a few words; the reader knows its place. See --on_bad_record.
-
-    `hint`: what to do about it.
-    """
+    """An error in one record, without its place, which the reader adds. See --on_bad_record. `hint`: how to fix it."""
 
     def __init__(self, what: str, hint: str = "correct it"):
         super().__init__(what)
@@ -40,7 +37,7 @@ class BadRecord(Exception):
 
 
 def invalid_utf8(raw: bytes | str = b"") -> BadRecord:
-    """Return the error for bytes that are not UTF-8; a text has them as `surrogateescape` makes them."""
+    """Return the error for bytes that are not UTF-8, or for a text that was decoded with `surrogateescape`."""
     raw = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogateescape")
     how = "if it is Western European text: iconv -f CP1252 -t UTF-8 OLD > NEW"
     hint = f"convert the file into UTF-8, {how if looks_western(raw) else 'from the encoding that it was written in'}"
@@ -48,7 +45,7 @@ def invalid_utf8(raw: bytes | str = b"") -> BadRecord:
 
 
 class Document(NamedTuple):
-    """One text of the corpus and the name that decides on which side of the split it falls."""
+    """One text of the corpus, and the id that determines its split."""
 
     id: str
     text: str
@@ -56,14 +53,14 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Fields:
-    """Where in a record the text and the id are. `text` holds one path of keys per field; None: the field `text`."""
+    """The paths of text and id in a record. `text` holds one path of keys per field; None: the field `text`."""
 
     text: tuple[tuple[str, ...], ...]
     id: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, text_field: str | None, id_field: str | None) -> Fields:
-        """Read `title,answers.text`. Without a text_field it is `text`. Raises ConfigError."""
+        """Parse a list of fields, such as `title,answers.text`; None means `text`. Raises ConfigError."""
         names = (text_field or "text").split(",")
         if len(names) > 1:  # a single name may begin or end with a space
             names = [name.strip() for name in names if name.strip()]
@@ -96,7 +93,7 @@ class Fields:
         return hash_of(text)
 
     def check(self, record: Record, where: str) -> None:
-        """Raise DataError with the fields there are if this record, a corpus's first, lacks one that is needed."""
+        """Raise DataError with the existing fields if this record, a corpus's first, lacks a required one."""
         wanted = [(path, "--text_field") for path in self.text]
         for path, flag in [*wanted, (self.id, "--id_field")] if self.id else wanted:
             try:
@@ -106,7 +103,7 @@ class Fields:
 
 
 def missing_field(what: str, where: object, names: Iterable[str], flag: str) -> DataError:
-    """Return the error for a field that is missing; `names`: those that there are, of which the first are shown."""
+    """Return the error for a missing field; `names`: the existing fields, of which the first are shown."""
     names = iter(names)
     shown = [_short(name) for name in islice(names, _SHOWN_NAMES)]
     more = ", ..." if next(names, None) is not None else ""
@@ -115,7 +112,7 @@ def missing_field(what: str, where: object, names: Iterable[str], flag: str) -> 
 
 
 def _short(name: str) -> str:
-    """Return a field's name as it is shown: in quotes if it could be misread, and cut."""
+    """Return a field's name for a message: shortened, and in quotes if it could be misread."""
     name = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
     return repr(name) if name != name.strip() or "," in name or not name else name
 
@@ -125,17 +122,17 @@ def _twice(names: list[str]) -> str:
 
 
 def repeated_column(column: str, count: int, where: object) -> DataError:
-    """Return the error for a table in which `count` columns have the name that is needed."""
+    """Return the error for a table in which `count` columns have the required name."""
     return DataError(f"has {count} columns {column!r}", where=where, hint="give each its own name")
 
 
 def hash_of(text: str) -> str:
-    """Return the name of a document that has none of its own."""
+    """Return the id of a document without one: a hash of its text."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def field_names(record: Record, prefix: str = "", depth: int = 0) -> Iterable[str]:
-    """Yield the fields of a record, nested ones with dots, down to a depth that can be read."""
+    """Yield the fields of a record, nested ones with dots, to a limited depth."""
     for key, value in record.items():
         inner = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
         if inner is not value:  # a path into it would join its records into one text
@@ -147,9 +144,10 @@ def field_names(record: Record, prefix: str = "", depth: int = 0) -> Iterable[st
 
 
 def find_key(names: Any, path: tuple[str, ...]) -> tuple[str, int]:
-    """Return the longest name among `names` that the path begins with, and of how many of its parts; ("", 0) if none.
+    """Return the longest of `names` that the path begins with, and its number of parts; ("", 0) if there is none.
 
-    `answers[]` is first looked up as it is written, then as `answers`."""
+    `answers[]` is looked up as it is written first, then as `answers`.
+    """
     for count in range(len(path), 0, -1):
         key = ".".join(path[:count])
         if key in names:
@@ -160,8 +158,8 @@ def find_key(names: Any, path: tuple[str, ...]) -> tuple[str, int]:
 
 
 class Joined(NamedTuple):
-    """A list from which several texts of a record become one document. `query` gives its elements in the language of
-    jq; `texts`: how many there are in the record; `of_records`: the path goes through a list of records."""
+    """A list whose texts are joined into one document. `query`: its elements in jq's language; `texts`: their number
+    in the record; `of_records`: the path leads through a list of records."""
 
     field: str
     query: str

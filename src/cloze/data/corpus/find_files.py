@@ -1,15 +1,15 @@
 """List the data files below a folder, or those that a glob pattern matches.
 
     listing = files_below(Path("corpus"))
-    listing.files                   # [DataFile(path, split), ...], in the order of their paths
+    listing.files                   # [DataFile(path, split), ...], sorted by path
     listing.repeated                # [(path, the same file under its first name), ...], each file is listed once
 
-Not data: hidden files and folders, `__pycache__` and its like, the metadata of `datasets` and of the Hub, the caches
-that `datasets` writes beside a saved dataset, folders made by `cloze prepare`. Of a dataset saved by `save_to_disk`,
-state.json names the files.
+Skipped: hidden files and folders, `__pycache__` and the like, metadata of `datasets` and of the Hub, caches that
+`datasets` writes next to a saved dataset, and folders made by `cloze prepare`. state.json names the files of a dataset
+saved by `save_to_disk`.
 
-Links are followed, because the Hub's cache consists of them. Every folder is visited once, so that links in a circle
-end, and links to a folder above the one that was named are not followed.
+Links are followed, because the Hub's cache consists of them. Each folder is visited once, so cycles of links end.
+Links to a folder above the given one are not followed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_ENTRIES = 1_000_000
 # The files that `datasets` ignores, and those that `save_to_disk` writes beside the data.
 METADATA = {"README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _CACHE = re.compile(r"cache-.*\.arrow")
-# Packed files and archives that are not read; also `.gz` and `.zst` of what is no data by its name.
+# Packed files and archives that are not read; also `.gz` and `.zst` of files that are not data by name.
 _PACKED = re.compile(r".*\.(gz|zst|bz2|xz|lzma|lz4|br|sz|snappy|gzip|zstd|zip|tar|tgz|tbz|txz|7z|rar)", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d{4,6})(?P<of>[-_]of[-_])(?P<count>\d{4,6})(?P<after>\D.*|)")
 MAGIC = re.compile(r"[*?\[]")
@@ -41,7 +41,7 @@ _Id = tuple[int, int]
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file. `split`: the split that a saved dataset says it belongs to; None if nothing says so."""
+    """One file. `split`: its split in a saved dataset; None if unknown."""
 
     path: Path
     split: str | None = None
@@ -49,8 +49,7 @@ class DataFile:
 
 @dataclass
 class Listing:
-    """The files found, without repetition; the names that were left out because they are the same file; and packed
-    files that are not read."""
+    """The files found, each once; other names of the same files; and packed files that are not read."""
 
     files: list[DataFile] = field(default_factory=list)
     repeated: list[tuple[Path, Path]] = field(default_factory=list)
@@ -59,7 +58,7 @@ class Listing:
 
 
 class _Walk:
-    """The state of one search: what was visited, and how many entries were looked at."""
+    """The state of one search: visited folders, and the number of entries examined."""
 
     def __init__(self, name: Path):
         self.name = name
@@ -85,7 +84,7 @@ class _Walk:
         return found
 
     def listing(self) -> Listing:
-        """Return what was found, each file once, under its first name; a file's own name comes before links to it."""
+        """Return the files found, each once, under its first name; a file's own name precedes links to it."""
         listing, first = Listing(packed=sorted(self.packed), folders=self.folders), dict[_Id, Path]()
         for file in sorted(self.found, key=lambda one: (one.path.is_symlink(), one.path)):
             here = _id(file.path)
@@ -136,7 +135,7 @@ def files_below(folder: Path) -> Listing:
 
 
 def files_matching(pattern: str) -> Listing:
-    """Return the files that a glob pattern matches; `**` stands for any number of folders, hidden ones apart."""
+    """Return the files that a glob pattern matches; `**` stands for any number of folders that are not hidden."""
     parts = Path(pattern).parts
     first = next((number for number, part in enumerate(parts) if MAGIC.search(part)), len(parts))
     if first == len(parts):
@@ -154,9 +153,9 @@ def files_inside(folder: Path, pattern: Path) -> Listing:
 
 
 def check_shards(files: list[DataFile], pattern: str = "*") -> None:
-    """Raise DataError if a file `NAME-00001-of-00003.EXT` is missing beside others, and its name matches a pattern.
+    """Raise DataError if a shard `NAME-00001-of-00003.EXT` is missing and its name matches a pattern.
 
-    What follows the numbers may differ from file to file, as the checksums that `push_to_hub` wrote.
+    The text after the numbers may differ between files: `push_to_hub` wrote checksums there.
     """
     shards = [(file.path, match) for file in files if (match := _SHARD.fullmatch(file.path.name))]
     there: dict[Path, dict[tuple[str, str], set[int]]] = {}  # by folder: the numbers of each set of shards
@@ -185,8 +184,8 @@ def is_data(path: Path) -> bool:
 
 
 def _expand(walk: _Walk, folder: Path, parts: tuple[str, ...]) -> None:
-    """Add the files below `folder` that match the remaining parts of a pattern. A pair of folder and remaining parts
-    is looked at once, so that links in a circle end."""
+    """Add the files below `folder` that match the remaining parts of a pattern. Each pair of folder and remaining
+    parts is visited once, so cycles of links end."""
     if not folder.is_dir() or (_id(folder), parts) in walk.visited:
         return
     walk.visited.add((_id(folder), parts))
@@ -220,7 +219,7 @@ def _take(walk: _Walk, path: Path, rest: tuple[str, ...]) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether a folder is, or becomes, what `cloze prepare` makes."""
+    """Return whether `cloze prepare` made the folder, or is making it."""
     names = ("manifest.json", "plan.json")
     return (folder / "tokenizer").is_dir() and any((folder / name).is_file() for name in names)
 
@@ -271,7 +270,7 @@ def _name_or_none(value: object) -> str | None:
 
 
 def _id(path: Path) -> _Id:
-    """Return what identifies a file or folder, whatever links lead to it. Raises DataError if it is gone."""
+    """Return the identity of a file or folder, independent of links. Raises DataError if it is gone."""
     try:
         status = path.stat()
     except OSError as error:

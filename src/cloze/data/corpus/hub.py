@@ -23,10 +23,10 @@ _FAILURES = (DatasetsError, HfHubHTTPError, HFValidationError, OSError, RuntimeE
 
 
 def open_hub(config: SourceConfig, split: str) -> tuple[list[tuple[str, Stream]], dict[str, Any], list[str]]:
-    """Return a stream of records per file of the split, with its name; what the manifest says of the dataset; and the
-    names of its splits, as far as they are known.
+    """Return a named stream of records per file of the split, its description for the manifest, and the known names of
+    the dataset's splits.
 
-    Raises DataError where the dataset, its configuration or the split cannot be had.
+    Raises DataError if the dataset, its configuration or the split is not available.
     """
     builder = _builder(config)
     # A dataset whose card has no facts about its splits still groups its files by split.

@@ -1,4 +1,4 @@
-"""The records of a JSON array of any size, without ever holding more than a few of them.
+"""Read the records of a JSON array of any size, with only a few in memory.
 
 for number, record in read_array(file, "corpus.json", max_bytes=64 * 2**20):
     ...
@@ -21,7 +21,7 @@ _SPACE = " \t\r\n"
 
 
 class _Window:
-    """The part of the text that is looked at."""
+    """The part of the text that is in memory."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -29,14 +29,14 @@ class _Window:
         self.text, self.at, self.ended = "", 0, False
 
     def more(self) -> None:
-        """Drop what was read and get at least as much again as is left."""
+        """Drop what was read and read at least as much again as is left."""
         block = self._file.read(max(_READ, len(self.text) - self.at))
         self.ended = not block
         self.text = self.text[self.at :] + self._decoder.decode(block, final=self.ended)
         self.at = 0
 
     def next_character(self) -> str:
-        """Go to the next character that is no white space; "" at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             rest = len(self.text)
             while self.at < rest and self.text[self.at] in _SPACE:
@@ -47,9 +47,9 @@ class _Window:
 
 
 def read_array(file: Any, name: str, max_bytes: int) -> Iterator[tuple[int, Record | BadRecord]]:
-    """Number (from 1) and record of each element; BadRecord for one that is no object, too large or no UTF-8.
+    """Yield the number (from 1) and record of each element; BadRecord if it is no object, too large or not UTF-8.
 
-    Raises DataError where it is not JSON: nothing after that place can be trusted.
+    Raises DataError at invalid JSON, because nothing after it can be trusted.
     """
     window, decode = _Window(file), json.JSONDecoder().raw_decode
     window.more()
@@ -74,13 +74,13 @@ def read_array(file: Any, name: str, max_bytes: int) -> Iterator[tuple[int, Reco
 
 
 def _element(window: _Window, decode: Any, where: str, max_bytes: int) -> tuple[Any, int]:
-    """The element at the window's place and its length in characters; reads on until it is whole."""
+    """Return the element at the window's position and its length in characters; read until it is complete."""
     while True:
         enough = window.ended or len(window.text) - window.at > 4 * max_bytes
         try:
             value, end = decode(window.text, window.at)
             follows = window.text[end : end + 1]
-            if enough or (follows and (isinstance(value, dict) or follows in _SPACE + ",]")):  # a number may go on
+            if enough or (follows and (isinstance(value, dict) or follows in _SPACE + ",]")):  # a number may continue
                 return value, end - window.at
         except json.JSONDecodeError as error:
             if enough:

@@ -1,8 +1,8 @@
-"""The shapes in which people have ELI5: where each lives on the Hub, and which of its fields are what.
+"""Presets for the common forms of ELI5: their Hub names and fields.
 
     config = with_preset(SourceConfig(preset="eli5_category", document="full"))
 
-A preset fills in what was not given: a local copy is `--preset eli5 --dataset_name my/eli5`.
+A preset sets only options that are not given: a local copy is `--preset eli5 --dataset_name my/eli5`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Config = TypeVar("Config", bound=SourceConfig)
 
 @dataclass(frozen=True)
 class Preset:
-    """`answers`: the fields with the answers; `question`: those that go before them in a full document."""
+    """`answers`: the fields with the answers; `question`: the fields before them in a full document."""
 
     dataset_name: str
     answers: str
@@ -43,7 +43,7 @@ PRESETS = {
 
 
 def with_preset(config: Config) -> Config:
-    """The configuration with its preset's values where it has none of its own."""
+    """Return the configuration with its preset's values for options that are not given."""
     if config.preset is None:
         return config
     preset = PRESETS[config.preset]

@@ -2,7 +2,7 @@
 
     corpus = open_corpus(config, unit_bytes=32 * 2**20)
     for task in corpus.tasks:
-        task.pieces            # parts of local files, read by whoever takes the task
+        task.pieces            # parts of local files, read by the worker of the task
         task.stream            # or records that must be read from their beginning (a large .gz, a slice, the Hub)
 
 A split may be a slice, as in `datasets`: `train[:5000]`, `train[100:]`, `train[10%:20%]`. Without a slice, local files
@@ -65,7 +65,7 @@ class Corpus:
     splits: list[str]
 
     def documents(self) -> Iterator[Document]:
-        """Every document in order, also empty ones. Raises DataError naming the first bad record."""
+        """Yield every document in order, empty ones included. Raises DataError naming the first bad record."""
         for task in self.tasks:
             for place, raw in items_of(task, self.fields):
                 try:
@@ -75,7 +75,7 @@ class Corpus:
 
 
 def items_of(task: Task, fields: Fields) -> Iterator[tuple[Callable[[], str], Raw]]:
-    """The records of a task, each with a function that puts its place into words."""
+    """Yield the records of a task, each with a function that describes its place."""
     if task.stream is not None:
         for position, raw in task.stream():
             yield partial(stream_place, task, position), raw
@@ -85,7 +85,7 @@ def items_of(task: Task, fields: Fields) -> Iterator[tuple[Callable[[], str], Ra
 
 
 def stream_place(task: Task, position: int) -> str:
-    """Words for a place in a stream."""
+    """Return the description of a place in a stream."""
     return f"{task.name}, record {position}"
 
 
@@ -103,7 +103,7 @@ def document_of(raw: Raw, fields: Fields) -> Document:
 
 
 def bad_record_error(error: BadRecord, place: str) -> DataError:
-    """The one line for a record that is refused."""
+    """Return the error for a refused record."""
     return DataError(
         str(error), where=place, hint=f"{error.hint}, or leave such records out with --on_bad_record skip"
     )
@@ -112,10 +112,10 @@ def bad_record_error(error: BadRecord, place: str) -> DataError:
 def open_corpus(
     config: SourceConfig, validation_split: str | None = None, unit_bytes: int = 32 * 2**20, identify: bool = False
 ) -> Corpus:
-    """The tasks of a corpus. With `identify`, its description holds checksums of all bytes (see
+    """Return the tasks of a corpus. With `identify`, its description has checksums of all bytes (see
     `cloze.data.corpus.content`).
 
-    Raises ConfigError or DataError where there is no such corpus or split, or its first record lacks a field.
+    Raises ConfigError or DataError if the corpus or split is missing, or its first record lacks a field.
     """
     config = with_preset(config)
     if config.dataset_name is None:
@@ -189,7 +189,7 @@ def _open_split(
 
 
 def _bounds(first: str | None, last: str | None, count: Callable[[], int]) -> tuple[int, int | None]:
-    """Slice ends as numbers; percentages and negative ends need the number of records."""
+    """Return slice ends as numbers; percentages and negative ends need the number of records."""
     total = count() if any(text and (text[-1] == "%" or text[0] == "-") for text in (first, last)) else 0
 
     def number(text: str) -> int:

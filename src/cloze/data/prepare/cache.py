@@ -1,9 +1,9 @@
-"""Corpora prepared on the way to training, once, and kept under a name that says what they were made of.
+"""A cache of corpora that training prepares, named by a fingerprint of their contents and settings.
 
     prepared = open_or_prepare(config, tokenizer_name="roberta-base", folder=default_cache())
 
-No process group exists yet, so nothing can time out. The processes of one machine wait for the first; machines that
-share the folder may at worst do the same work twice, with the same bytes.
+It runs before the process group exists, so nothing can time out. The processes of one machine wait for the first.
+Machines that share the folder may do the same work twice, with the same bytes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _OTHERS_WAIT_SECONDS = 60.0
 
 
 def is_prepared(name: str) -> bool:
-    """Whether a dataset name is a folder made by `cloze prepare`."""
+    """Return whether a dataset name is a folder made by `cloze prepare`."""
     return (Path(name) / MANIFEST).is_file()
 
 
 def cached_name(config: BlocksConfig, inputs: Inputs) -> str:
-    """`eli5-train-3f1c...`: the corpus's name, and a fingerprint of corpus, tokenizer and settings."""
+    """Return `eli5-train-3f1c...`: the corpus's name, and a fingerprint of corpus, tokenizer and settings."""
     facts = json.dumps([inputs.facts, config.tokenizer_backend], sort_keys=True)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(str(inputs.corpus.description["dataset_name"])).name.split(".")[0])
     return f"{stem[:40]}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
 def open_or_prepare(config: BlocksConfig, tokenizer_name: str, folder: Path) -> Prepared:
-    """The prepared folder of a corpus, from the cache or made now. Raises what `prepare` raises."""
+    """Return the prepared folder of a corpus, from the cache or newly made. Raises what `prepare` raises."""
     inputs = open_inputs(config, tokenizer_name)
     output = folder / cached_name(config, inputs)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(BlocksConfig)}
@@ -63,7 +63,7 @@ def open_or_prepare(config: BlocksConfig, tokenizer_name: str, folder: Path) -> 
 
 
 def _let_the_first_begin(lock: Path, output: Path) -> None:
-    """Local rank 0 does the work, since it is the one that shows progress; the others come after it."""
+    """Wait until local rank 0, which shows the progress, has begun the work."""
     if processes.local_rank() == 0:
         return
     deadline = time.monotonic() + _OTHERS_WAIT_SECONDS

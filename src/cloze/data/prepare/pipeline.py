@@ -1,11 +1,11 @@
-"""From a corpus to a prepared folder, in bounded memory, on any number of processes and machines.
+"""Prepare a corpus in bounded memory, on any number of processes and machines.
 
-documents -> token ids with special tokens -> blocks      unit by unit (cloze.data.prepare.unit), each a part of the
-corpus units -> shards and manifest                              once all are there (cloze.data.prepare.finalize)
+    documents -> token ids with special tokens -> blocks    unit by unit (cloze.data.prepare.unit), part of the corpus
+    units -> shards and manifest                            when all units are done (cloze.data.prepare.finalize)
 
-prepare(PrepareConfig(dataset_name="corpus.jsonl", tokenizer_name="roberta-base", output="prepared/corpus"))
+    prepare(PrepareConfig(dataset_name="corpus.jsonl", tokenizer_name="roberta-base", output="prepared/corpus"))
 
-Until then the work is in OUTPUT.parts: plan.json (what is being made of what), the tokenizer, and the units.
+Unfinished work is in OUTPUT.parts: plan.json (corpus and settings), the tokenizer, and the units.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 50, 100_000
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a prepared folder is made of. `facts` is what its manifest says of that."""
+    """The inputs of a prepared folder. `facts`: their description in its manifest."""
 
     tokenizer: Any
     corpus: Corpus
@@ -49,7 +49,7 @@ class Inputs:
 
 
 def open_inputs(config: BlocksConfig, tokenizer_name: str) -> Inputs:
-    """Open corpus and tokenizer, and say what is to be made of them. Raises ConfigError, DataError or ModelError."""
+    """Open and describe corpus and tokenizer. Raises ConfigError, DataError or ModelError."""
     unit_bytes = parse_size(config.unit_size, "--unit_size")
     tokenizer = load_tokenizer(tokenizer_name, config.trust_remote_code, config.token)
     _check_tokenizer(config, tokenizer)
@@ -71,7 +71,7 @@ def open_inputs(config: BlocksConfig, tokenizer_name: str) -> Inputs:
 
 
 def make_recipe(config: BlocksConfig, inputs: Inputs, backend: str) -> Recipe:
-    """How documents become blocks, with the tokenizer backend that was asked for or is the fastest fit."""
+    """Return how documents become blocks, with the requested tokenizer backend or the fastest that fits."""
     encoder = choose_encoder(
         inputs.tokenizer,
         backend,
@@ -92,10 +92,10 @@ def make_recipe(config: BlocksConfig, inputs: Inputs, backend: str) -> Recipe:
 
 
 def prepare(config: PrepareConfig, inputs: Inputs | None = None) -> dict[str, Any] | None:
-    """Make the prepared folder `config.output` and return its manifest; None while other shards' units are missing.
+    """Make the prepared folder `config.output` and return its manifest; None if units of other shards are missing.
 
-    What is there already is kept: a folder of the same corpus and settings is done. Raises ConfigError, DataError,
-    ModelError or DiskError, in one line each; the folder is whole or not there.
+    An existing folder of the same corpus and settings is kept. Raises ConfigError, DataError, ModelError or DiskError;
+    the folder is complete or absent.
     """
     manifest = _prepare(config, inputs)
     if manifest is not None and (bad := manifest.get("bad_records")):
@@ -113,7 +113,7 @@ def _prepare(config: PrepareConfig, inputs: Inputs | None) -> dict[str, Any] | N
     share = check_share(config)
     num_proc = config.num_proc or usable_cores()
     if num_proc > 1 and not output.exists():
-        start_method()  # in the background, while the tokenizer is loaded
+        start_method()  # starts in the background while the tokenizer loads
     inputs = inputs or open_inputs(config, config.tokenizer_name)
     corpus, facts = inputs.corpus, inputs.facts
     if output.exists():
@@ -121,7 +121,7 @@ def _prepare(config: PrepareConfig, inputs: Inputs | None) -> dict[str, Any] | N
     before = read_plan(parts)
     if before is None and config.finalize:
         raise DataError("nothing has been begun here", where=parts, hint="run without --finalize first")
-    # A backend that other shards have begun with is the one to go on with.
+    # Use the backend with which other shards have begun.
     begun_with = str(before["tokenizer"]["backend"]).split()[0] if before else "auto"
     recipe = make_recipe(
         config, inputs, begun_with if config.tokenizer_backend == "auto" else config.tokenizer_backend
@@ -132,7 +132,7 @@ def _prepare(config: PrepareConfig, inputs: Inputs | None) -> dict[str, Any] | N
     units = parts / "units"
     try:
         open_parts(parts, facts, inputs.tokenizer)
-        if output.exists():  # another process has made it meanwhile
+        if output.exists():  # made by another process meanwhile
             return _done_meanwhile(config, output, parts, facts)
         if not config.finalize:
             say("prepare", f"{corpus.description['dataset_name']} with {facts['tokenizer']['backend']}")
@@ -145,10 +145,10 @@ def _prepare(config: PrepareConfig, inputs: Inputs | None) -> dict[str, Any] | N
                 warn(line)
             return manifest
     except (ClozeError, OSError):
-        if output.exists():  # another process has made it meanwhile, and removed what this one was working on
+        if output.exists():  # made by another process meanwhile, which then removed these parts
             return _done_meanwhile(config, output, parts, facts)
         if share.count == 1 and not any(read_unit(unit) for unit in units.glob("0*")):
-            remove_tree(parts, quietly=True)  # nothing was finished: nothing to go on from
+            remove_tree(parts, quietly=True)  # no unit was finished, so there is nothing to resume
         raise
     if output.exists():
         return _done_meanwhile(config, output, parts, facts)
@@ -162,12 +162,12 @@ def _prepare(config: PrepareConfig, inputs: Inputs | None) -> dict[str, Any] | N
 
 
 def usable_cores() -> int:
-    """The cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_share(config: PrepareConfig) -> WorkerShard:
-    """This run's share of the work. Raises ConfigError where there is no such share."""
+    """Return this process's share of the work. Raises ConfigError if the share is invalid."""
     check_relations(config)
     if config.shard_index is None:
         if config.num_shards > 1 and not config.finalize:
@@ -186,7 +186,7 @@ def _check_tokenizer(config: BlocksConfig, tokenizer: Any) -> None:
 
 
 def sample_texts(corpus: Corpus) -> list[str]:
-    """Some of the corpus's own texts, from its beginning, middle and end: what backends are compared on."""
+    """Return texts from the corpus's beginning, middle and end, on which backends are compared."""
     texts: list[str] = []
     places = {0, len(corpus.tasks) // 2, len(corpus.tasks) - 1} if corpus.tasks else set()
     for number in sorted(places):
@@ -201,18 +201,18 @@ def sample_texts(corpus: Corpus) -> list[str]:
 
 
 def _done_meanwhile(config: PrepareConfig, output: Path, parts: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest of a folder that is there, and remove what is left of making it."""
+    """Return the manifest of an existing folder, and remove leftovers of its preparation."""
     manifest = _same_as_before(config, output, facts)
     remove_tree(parts, quietly=True)
     return manifest
 
 
 def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a folder that is there. Raises ConfigError if it was made of, or with, something else."""
+    """Return the manifest of an existing folder. Raises ConfigError if its corpus or settings differ."""
     try:
         found = open_prepared(output)
     except DataError as error:
-        # It may be the corpus itself, or hold it: no hint to delete it.
+        # The folder may be the corpus itself or contain it, so the hint is not to delete it.
         what = f"exists already ({error.what})"
         raise ConfigError(what, where=output, hint="choose another --output") from None
     manifest = found.manifest
@@ -226,7 +226,7 @@ def _same_as_before(config: PrepareConfig, output: Path, facts: dict[str, Any]) 
 
 
 def refuse_bad_records(config: BlocksConfig, prepared: Prepared) -> None:
-    """Raise DataError if records were left out of a prepared folder, and the options do not allow that."""
+    """Raise DataError if records were left out of a prepared folder and the options do not allow that."""
     count = sum(prepared.manifest.get("bad_records", {}).values())
     if count and config.on_bad_record != "skip":
         raise DataError(

@@ -1,9 +1,9 @@
-"""Who does which unit: the processes of one machine, and the tasks of an array job on many.
+"""Distribute units over the processes of one machine and the tasks of an array job.
 
     for documents, tokens in do_units(recipe, tasks, units, num_proc=8, share=WorkerShard(3, 16), ...):
 
-Units are independent and published by one rename, so that any number of processes on any machines may work on the same
-folder, be killed at any moment, and be started again.
+Units are independent, and one rename publishes each. So processes on several machines may work on the same folder, and
+any of them may be killed and restarted.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """The units one of `count` array tasks does: those numbered `index`, `index + count`, ..."""
+    """The units of one of `count` array tasks: those numbered `index`, `index + count`, ..."""
 
     index: int = 0
     count: int = 1
 
     def has(self, number: int) -> bool:
-        """Whether unit or file `number` is one of them."""
+        """Return whether unit or file `number` belongs to the share."""
         return number % self.count == self.index
 
 
 @dataclass(frozen=True)
 class Job:
-    """One unit to do. `records`: a chunk of a stream; None: the task's own pieces."""
+    """One unit to make. `records`: a chunk of a stream; None: the task's own pieces."""
 
     task: Task
     chunk: int
@@ -59,7 +59,7 @@ class Job:
 
 
 def missing_units(tasks: list[Task], units: Path) -> list[tuple[Task, int]]:
-    """Return (task, chunk) of every unit that is not there; of a stream only the first."""
+    """Return (task, chunk) of every missing unit; of a stream only the first."""
     missing = []
     for task in tasks:
         chunk, facts = 0, read_unit(units / unit_name(task.number, 0))
@@ -72,7 +72,7 @@ def missing_units(tasks: list[Task], units: Path) -> list[tuple[Task, int]]:
 
 
 def owners(tasks: list[Task], missing: list[tuple[Task, int]], count: int) -> list[int]:
-    """The array tasks that would make the missing units."""
+    """Return the array tasks that would make the missing units."""
     by_file = _streams_by_file(tasks, count)
     streams = [task.number for task in tasks if task.stream is not None]
     return sorted(
@@ -88,7 +88,7 @@ def owners(tasks: list[Task], missing: list[tuple[Task, int]], count: int) -> li
 def do_units(
     recipe: Recipe, tasks: list[Task], units: Path, num_proc: int, share: WorkerShard, unit_bytes: int
 ) -> None:
-    """Do this share's units that are not there yet, with a progress bar. Raises DataError or DiskError."""
+    """Make this share's missing units, with a progress bar. Raises DataError or DiskError."""
     jobs = _jobs(recipe.fields, tasks, units, share, unit_bytes)
     mine = [task for task in tasks if task.stream is not None or share.has(task.number)]
     done = [task for task in mine if read_unit(units / unit_name(task.number, 0)) and task.stream is None]
@@ -107,7 +107,7 @@ def do_units(
 
 
 class _Tracker:
-    """Adds up what the units report and shows it."""
+    """Sums and shows the progress of units."""
 
     def __init__(self, tasks: list[Task]):
         self._tasks = tasks
@@ -116,19 +116,19 @@ class _Tracker:
         self.show: Callable[..., None] = lambda *a, **k: None
 
     def count(self, documents: int, tokens: int) -> None:
-        """Some documents of a unit are done."""
+        """Count finished documents of a unit."""
         self.documents += documents
         self.tokens += tokens
         self.refresh()
 
     def finish(self, job: Job) -> None:
-        """A unit is done."""
+        """Count a finished unit."""
         if job.records is None or job.is_last:
             self._bytes += job.task.size or 0
         self.refresh()
 
     def refresh(self) -> None:
-        """Show the state, at most every POLL_SECONDS."""
+        """Show the progress, at most every POLL_SECONDS."""
         now = time.monotonic()
         if now - self._shown_at < POLL_SECONDS:
             return
@@ -142,7 +142,7 @@ class _Tracker:
 
 
 def _jobs(fields: Fields, tasks: list[Task], units: Path, share: WorkerShard, unit_bytes: int) -> Iterator[Job]:
-    """The units of a share that are not there yet."""
+    """Yield the missing units of a share."""
     by_file = _streams_by_file(tasks, share.count)
     streams = 0
     for task in tasks:
@@ -161,12 +161,12 @@ def _jobs(fields: Fields, tasks: list[Task], units: Path, share: WorkerShard, un
 
 
 def _streams_by_file(tasks: list[Task], count: int) -> bool:
-    """Whether each stream is read by one array task only: where there are enough of them for all."""
+    """Return whether each stream is read by one array task only: if there are enough streams for all tasks."""
     return sum(task.stream is not None for task in tasks) >= count
 
 
 def chunks_of(task: Task, fields: Fields, unit_bytes: int) -> Iterator[tuple[list[tuple[int, Raw]], bool]]:
-    """Cut a stream's records into chunks of about `unit_bytes`; with each, whether it is the last. At least one."""
+    """Cut a stream's records into chunks of about `unit_bytes`, at least one; yield each, and whether it is last."""
     assert task.stream is not None
     chunk: list[tuple[int, Raw]] = []
     held = 0
@@ -185,11 +185,11 @@ def chunks_of(task: Task, fields: Fields, unit_bytes: int) -> Iterator[tuple[lis
 
 
 def start_method() -> Any:
-    """How worker processes begin: as forks of a server that has only imported what they need.
+    """Return how worker processes start: forked from a server that has imported only what they need.
 
-    A fork of this process would take along thread pools that no longer run, a fresh interpreter takes a second. The
-    server starts in the background; ask for it early. A process that was itself forked from one with a server cannot
-    use that, nor replace it: there, workers are fresh interpreters.
+    A fork of this process would copy thread pools that no longer run, and a fresh interpreter takes a second. The
+    server starts in the background, so call this early. A process forked from one with a server can neither use nor
+    replace that server: its workers are fresh interpreters.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

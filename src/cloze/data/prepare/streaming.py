@@ -1,13 +1,14 @@
-"""Blocks made while training, from a corpus that is never stored: for what is larger than the disk.
+"""Make blocks during training from a corpus that is never stored, for corpora larger than the disk.
 
     stream = BlockStream(corpus.tasks, recipe, seed=42, rank=1, world_size=4, unit_bytes=32_000_000)
     blocks, segments = stream.take(8)           # [8, block_size] int32; segments for best_fit packing, else None
     stream.position                             # {"epoch": 0, "part": 3, "chunk": 0, "block": 1208}
 
-The parts of the corpus (pieces of files, or whole streams) are visited in an order drawn from (seed, epoch), shared
-out between the ranks; each chunk of a part is tokenized, packed and shuffled by itself. A position is four integers,
-and going on from one re-reads one chunk. Weaker than prepared blocks: the order depends on the number of ranks and is
-shuffled within chunks only; less than a block of tokens is lost per chunk; a packed file is read from its beginning.
+The parts of the corpus (pieces of files, or whole streams) are visited in an order drawn from (seed, epoch) and
+divided among the ranks. Each chunk of a part is tokenized, packed and shuffled by itself. A position is four integers;
+to resume from it, one chunk is read again. Compared with prepared blocks: the order depends on the number of ranks,
+shuffling is within chunks only, each chunk loses less than a block of tokens, and a packed file is read from its
+start.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Records = list[tuple[int, Raw]] | None
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """Where a rank's next block comes from: block `block` of chunk `chunk` of the `part`-th part of epoch `epoch`."""
+    """The position of a rank's next block: block `block` of chunk `chunk` of the `part`-th part of epoch `epoch`."""
 
     epoch: int = 0
     part: int = 0
@@ -46,8 +47,8 @@ class StreamPosition:
 
 
 class BlockStream:
-    """One rank's endless stream of blocks. Raises ConfigError where there are fewer parts than ranks, DataError for
-    bad records (unless they are skipped) and broken files."""
+    """One rank's endless stream of blocks. Raises ConfigError if there are fewer parts than ranks, DataError for
+    broken files, and for bad records unless they are skipped."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class BlockStream:
         position: dict[str, int] | None = None,
     ):
         self._tasks = [task for task in tasks if task.side != "validation"]
-        # Where there are fewer streams than ranks, every rank reads all of each and takes its share of the chunks.
+        # With fewer streams than ranks, every rank reads all streams and takes its share of the chunks.
         self._by_chunk = 0 < sum(task.stream is not None for task in self._tasks) < world_size
         if len(self._tasks) < world_size and not self._by_chunk:
             raise ConfigError(
@@ -80,11 +81,12 @@ class BlockStream:
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the next block comes from; give it to a new stream to go on there."""
+        """Return the position of the next block, from which a new stream can resume."""
         return asdict(self._at)
 
     def take(self, count: int) -> tuple[NDArray[np.int32], Segments]:
-        """The next `count` blocks: [count, block_size], and for best_fit packing their segments of the same shape."""
+        """Return the next `count` blocks [count, block_size], and their segments, of the same shape, if packed by
+        best_fit."""
         none = np.empty((0, self._recipe.block_size), np.int32)
         blocks: list[NDArray[np.int32]] = [none]
         segments: list[NDArray[np.int32]] = [none] if self._recipe.packing == "best_fit" else []
@@ -114,7 +116,7 @@ class BlockStream:
         self._at, self._skip = replace(place, block=self._skip), 0
 
     def _walk(self, start: StreamPosition) -> Iterator[tuple[StreamPosition, Task, Records]]:
-        """Every chunk of this rank from `start` on, epoch after epoch, with its task and, of a stream, its records."""
+        """Yield this rank's chunks from `start` on, over all epochs, with the task and, for a stream, the records."""
         count = len(self._tasks)
         for epoch in itertools.count(start.epoch):
             order = permute(np.arange(count), count, make_key(self._seed, _PURPOSE_PARTS, epoch))
@@ -127,7 +129,7 @@ class BlockStream:
                         yield StreamPosition(epoch, part, chunk), task, records
 
     def _chunks_of(self, task: Task, part: int) -> Iterator[tuple[int, Records]]:
-        """This rank's chunks of a part, numbered."""
+        """Yield this rank's numbered chunks of a part."""
         by_chunk = self._by_chunk and task.stream is not None
         if not by_chunk and part % self._world != self._rank:
             return
@@ -154,7 +156,7 @@ class BlockStream:
 
 
 def pack_texts(texts: list[str], recipe: Recipe, encode: Encoder) -> Packed:
-    """Encode and pack some documents by themselves."""
+    """Encode documents and pack them by themselves."""
     packer: Concat | BestFit = make_packer(recipe)
     parts = []
     for batch in batches(texts, BATCH_CHARACTERS):
@@ -170,7 +172,7 @@ def pack_texts(texts: list[str], recipe: Recipe, encode: Encoder) -> Packed:
 
 
 def segments_of(packed: Packed) -> NDArray[np.int32]:
-    """For each token [n, block_size] the number of its piece in its block; padding counts as one more piece."""
+    """Return the number of each token's piece in its block [n, block_size]; padding counts as one more piece."""
     size = packed.blocks.shape[1]
     first = np.cumsum(packed.counts) - packed.counts
     out = np.repeat(packed.counts[:, None], size, axis=1).astype(np.int32)

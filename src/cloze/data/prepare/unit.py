@@ -1,12 +1,12 @@
-"""One unit of work: a part of the corpus becomes a folder with its blocks, there whole or not at all.
+"""One unit of work: a part of the corpus becomes a folder of blocks, published by one rename.
 
-units/000007-000002/            task 7, chunk 2 of it (a task of pieces has one chunk)
-  train.arrow  validation.arrow the full blocks of its documents
-  train.tail   validation.tail  tokens left over (int32), to be joined with those of the other units
-  train.hashes, .sample.json    of its documents, see `cloze.data.prepare.text_sketch`; also of validation
-  unit.json                     counts, checksums, bad records
+    units/000007-000002/            task 7, chunk 2 of it (a task of pieces has one chunk)
+      train.arrow  validation.arrow the full blocks of its documents
+      train.tail   validation.tail  leftover tokens (int32), to be joined with those of the other units
+      train.hashes, .sample.json    of its documents, see `cloze.data.prepare.text_sketch`; also of validation
+      unit.json                     counts, checksums, bad records
 
-Who does which unit, where and when, changes nothing in it. Imports nothing slow: worker processes start with it.
+Unit contents do not depend on which worker builds them. Imports nothing slow, because worker processes start with it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_EXAMPLES = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the bytes of a unit, besides its documents."""
+    """What determines the bytes of a unit, apart from its documents."""
 
     encoder: EncoderSpec
     fields: Fields
@@ -58,7 +58,7 @@ class Recipe:
 
 @dataclass
 class SplitStream:
-    """What becomes of the documents of one split of a unit."""
+    """Packs and writes the documents of one split of a unit."""
 
     packer: Concat | BestFit
     writer: ShardWriter
@@ -73,7 +73,7 @@ class SplitStream:
     characters: int = 0
 
     def add(self, document: Document, encode: Encoder) -> None:
-        """Take one document; encode when a batch is full."""
+        """Add one document; encode if a batch is full."""
         self.documents += 1
         text = document.text
         if not text or text.isspace():
@@ -86,7 +86,7 @@ class SplitStream:
             self.flush(encode)
 
     def flush(self, encode: Encoder) -> None:
-        """Encode and pack what is waiting."""
+        """Encode and pack the waiting documents."""
         if not self.waiting:
             return
         tokens, lengths = encode(self.waiting)
@@ -105,7 +105,7 @@ class SplitStream:
                 self.writer.add(self.packer.flush(keep=LEFT_BLOCKS))
 
     def close(self, folder: Path, side: str) -> dict[str, Any]:
-        """Finish the shard, write the tail and what was found in the text, and describe all."""
+        """Finish the shard, write the tail and the text's findings, and return their description."""
         if isinstance(self.packer, BestFit):
             self.writer.add(self.packer.flush(keep=LEFT_BLOCKS))
         tokens, lengths = self.packer.close()
@@ -127,7 +127,7 @@ class SplitStream:
 
 
 def make_packer(recipe: Recipe) -> Concat | BestFit:
-    """The packer of a recipe."""
+    """Return the packer of a recipe."""
     if recipe.packing == "concat":
         return Concat(recipe.block_size)
     assert recipe.pad_token_id is not None
@@ -135,7 +135,7 @@ def make_packer(recipe: Recipe) -> Concat | BestFit:
 
 
 def is_validation(document_id: str, percentage: float) -> bool:
-    """Whether a document is kept for validation: a hash of its id, the same in any order and on any machine."""
+    """Return whether a document is used for validation, by a hash of its id: independent of order and machine."""
     digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < percentage / 100 * 2**64
 
@@ -151,12 +151,12 @@ def process_name() -> str:
 
 
 def unit_name(task: int, chunk: int) -> str:
-    """Names sort as the units' documents do in the corpus."""
+    """Return a unit's name; names sort in the order of the corpus."""
     return f"{task:06d}-{chunk:06d}"
 
 
 def read_unit(folder: Path) -> dict[str, Any] | None:
-    """The facts of a finished unit; None where it is not there or not whole."""
+    """Return the facts of a finished unit; None if it is missing or damaged."""
     try:
         facts: dict[str, Any] = read_json(folder / UNIT)
         for side in SIDES:
@@ -177,7 +177,7 @@ def read_unit(folder: Path) -> dict[str, Any] | None:
 
 
 def records_of_chunk(task: Task, chunk: list[tuple[int, Raw]]) -> Iterator[tuple[Callable[[], str], Raw]]:
-    """A chunk of a stream, as `items_of` gives the records of pieces."""
+    """Yield a chunk of a stream in the form in which `items_of` yields the records of pieces."""
     for position, raw in chunk:
         yield partial(stream_place, task, position), raw
 
@@ -192,10 +192,10 @@ def do_unit(
     is_last: bool,
     advance: Callable[[int, int], None],
 ) -> None:
-    """Make one unit's folder. `records`: the chunk of a stream; None: the task's own pieces are read.
+    """Make one unit's folder. `records`: a chunk of a stream; None: the task's own pieces are read.
 
-    `advance(documents, tokens)` is called as work goes on. Raises DataError for bad records (unless they are to be
-    skipped) and broken files, DiskError where nothing can be written.
+    `advance(documents, tokens)` reports progress. Raises DataError for broken files, and for bad records unless they
+    are skipped; DiskError if nothing can be written.
     """
     final = units / unit_name(task.number, chunk)
     staged = units / f"tmp-{process_name()}-{final.name}"
@@ -213,7 +213,7 @@ def do_unit(
             try:
                 os.rename(staged, final)
             except OSError:
-                if read_unit(final) is None:  # else another process was quicker, with the same bytes
+                if read_unit(final) is None:  # else another process has made it, with the same bytes
                     raise
             sync(units)
         finally:
@@ -263,18 +263,18 @@ def _fill_unit(
 
 
 def read_tail(folder: Path, side: str) -> Any:
-    """The tokens left over by a unit: [n] int32."""
+    """Return the leftover tokens of a unit: [n] int32."""
     path = folder / f"{side}.tail"
     return np.fromfile(path, "<i4").astype(np.int32) if path.exists() else np.empty(0, np.int32)
 
 
 def read_hashes(folder: Path, side: str) -> Any:
-    """The hashes of a unit's documents: [n] uint64."""
+    """Return the hashes of a unit's documents: [n] uint64."""
     path = folder / f"{side}.hashes"
     return np.fromfile(path, "<u8").astype(np.uint64) if path.exists() else np.empty(0, np.uint64)
 
 
 def read_sample(folder: Path, side: str) -> list[tuple[int, str]]:
-    """The hash and text of a unit's sampled documents."""
+    """Return the hash and text of a unit's sampled documents."""
     path = folder / f"{side}.sample.json"
     return list(read_json(path, kind=list)) if path.exists() else []

@@ -1,7 +1,7 @@
-"""The folder of work that is not finished: OUTPUT.parts, and whether it is the same work that is asked for now.
+"""The folder of unfinished work, OUTPUT.parts, and the check that resumed work has the same settings.
 
 OUTPUT.parts/
-  plan.json        what is being made, of what: whoever goes on with it must want the same
+  plan.json        corpus and settings, which must be equal if the work is resumed
   tokenizer/
   units/           see cloze.data.prepare.unit
 """
@@ -31,7 +31,7 @@ _NOT_COMPARED = (
 
 
 def read_plan(parts: Path) -> dict[str, Any] | None:
-    """What is being made in a folder of parts; None where nothing is. Raises DataError."""
+    """Return the plan of a folder of parts; None if there is none. Raises DataError."""
     if not (parts / "plan.json").exists():
         return None
     try:
@@ -41,7 +41,7 @@ def read_plan(parts: Path) -> dict[str, Any] | None:
 
 
 def open_parts(parts: Path, facts: dict[str, Any], tokenizer: Any) -> None:
-    """Begin the work, or go on with it. Raises ConfigError where it was begun of, or with, something else."""
+    """Begin or resume the work. Raises ConfigError if it was begun with another corpus or other settings."""
     begun = read_plan(parts)
     if begun is not None:
         refuse_differences(parts, begun, facts)
@@ -76,7 +76,7 @@ def _write_plan(parts: Path, facts: dict[str, Any]) -> None:
 
 
 def _remove_leftovers(parts: Path) -> None:
-    """What killed processes of this machine have left half done."""
+    """Remove temporary files of killed processes of this machine."""
     for folder in [*parts.glob("units/tmp-*"), *parts.glob("joined-*"), *parts.glob("tokenizer-*")]:
         words = folder.name.split("-")
         host, pid = "-".join(words[1:-3] if words[0] == "tmp" else words[1:-1]), words[-3 if words[0] == "tmp" else -1]
@@ -95,7 +95,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def refuse_differences(folder: Path, before: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raise ConfigError naming what differs between what a folder was made of and what is asked for now."""
+    """Raise ConfigError naming the differences between a folder's corpus and settings and the requested ones."""
     old, new = dict(_flat(before)), dict(_flat(facts))
     old.pop("tokenizer.name", None), new.pop("tokenizer.name", None)
     differences = [
@@ -112,7 +112,7 @@ def refuse_differences(folder: Path, before: dict[str, Any], facts: dict[str, An
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` -> ("a.b", 1): what a manifest says of corpus and settings."""
+    """Yield the values of a manifest by their dotted names: `{"a": {"b": 1}}` -> ("a.b", 1)."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if name or key not in _NOT_COMPARED:
@@ -121,7 +121,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         seen: dict[object, int] = {}
         for number, inner in enumerate(value):
             own = inner.get("name", number)
-            seen[own] = seen.get(own, 0) + 1  # files of two folders may have one name
+            seen[own] = seen.get(own, 0) + 1  # files of two folders may share a name
             yield from _flat(inner, f"{name}.{own}" + (f" ({seen[own]})" if seen[own] > 1 else ""))
     else:
         yield name, value

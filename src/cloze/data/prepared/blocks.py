@@ -48,21 +48,21 @@ class Blocks:
 
     @property
     def paths(self) -> list[Path]:
-        """The shards."""
+        """Return the shards."""
         return [path for path, _ in self._files]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, indices: NDArray[np.int64]) -> Ints:
-        """indices: [n] in any order -> blocks [n, block_size]."""
+        """Return blocks [n, block_size] for indices [n] in any order."""
         out = np.empty((len(indices), self.block_size), np.int32)
         for place, (batch, row) in enumerate(self._locate(indices)):
             out[place] = batch.ids[row]
         return out
 
     def read_segments(self, indices: NDArray[np.int64]) -> Ints:
-        """indices: [n] -> [n, block_size]: the number, from 0, of the piece of its block that each token belongs to.
+        """Return the number, from 0, of each token's piece in its block: indices [n] -> [n, block_size].
 
         Padding counts as one more piece.
         """
@@ -77,7 +77,7 @@ class Blocks:
         return out
 
     def _locate(self, indices: NDArray[np.int64]) -> Iterator[tuple[Batch, int]]:
-        """The batch and the row in it of every block: of a shuffled corpus, nearly every one in another shard."""
+        """Yield the batch and row of every block; in a shuffled corpus, nearly every one is in another shard."""
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"blocks are numbered 0 .. {len(self) - 1}")
         shards, rows = find_rows(self._ends, indices)
@@ -99,9 +99,9 @@ class Blocks:
 
 
 def find_rows(ends: NDArray[np.int64], indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where blocks lie: indices [n] -> the shard of each [n], and its row there [n].
+    """Return the shard [n] and the row in it [n] of blocks: indices [n], ends [shards] -> ([n], [n]).
 
-    ends: [shards], the blocks up to and with each shard; shards may be empty. A binary search: O(log shards).
+    `ends`: the number of blocks up to and including each shard; shards may be empty. A binary search: O(log shards).
     """
     shards = np.searchsorted(ends, indices, side="right")
     begins = np.where(shards > 0, ends[shards - 1], 0)
@@ -129,5 +129,5 @@ def open_shard(path: Path, count: int, block_size: int, has_pieces: bool = False
 
 
 def _as_numpy(values: Any) -> Ints:
-    """An int32 Arrow array without nulls as the same memory (its own `to_numpy` would import pandas first)."""
+    """Return a null-free int32 Arrow array as the same memory (its own `to_numpy` would import pandas first)."""
     return np.frombuffer(values.buffers()[1], np.int32, len(values), 4 * values.offset)

@@ -36,7 +36,7 @@ _NONE = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Packed:
-    """Blocks [n, block_size]; for `best_fit` also the pieces: `counts` [n] of each block, all `lengths` in turn."""
+    """Blocks [n, block_size]; for `best_fit` also the pieces: `counts` [n] per block, all `lengths` in sequence."""
 
     blocks: Tokens
     counts: Lengths
@@ -44,7 +44,7 @@ class Packed:
 
 
 class Concat:
-    """Keeps the tokens that do not fill a block yet, and hands on blocks as soon as they are full."""
+    """Buffers tokens until they fill a block."""
 
     def __init__(self, block_size: int):
         self.block_size = block_size
@@ -53,11 +53,11 @@ class Concat:
 
     @property
     def left_over(self) -> int:
-        """How many tokens wait for a block, less than block_size."""
+        """Return the number of buffered tokens, less than block_size."""
         return len(self._rest)
 
     def add(self, tokens: Tokens, lengths: Lengths) -> Packed:
-        """Append documents: their tokens [n] in one stream, the length of each; return the blocks that are full."""
+        """Append documents: their tokens [n] in one stream, and the length of each; return the full blocks."""
         ends = np.cumsum(lengths) + len(self._rest)
         crosses = (ends - 1) // self.block_size != (ends - lengths) // self.block_size
         self.cut_documents += int((crosses & (lengths > 0)).sum())
@@ -67,12 +67,12 @@ class Concat:
         return Packed(stream[: full * self.block_size].reshape(full, self.block_size), _NONE, _NONE)
 
     def close(self) -> tuple[Tokens, Lengths]:
-        """The tokens left over, as one piece, for another packer."""
+        """Return the buffered tokens, as one piece, for another packer."""
         return self._rest, np.array([len(self._rest)] if len(self._rest) else [], np.int64)
 
 
 class BestFit:
-    """Collects documents; `flush` packs them, `close` gives the pieces of the emptiest blocks."""
+    """Collects documents; `flush` packs them, `close` returns the pieces of the emptiest blocks."""
 
     def __init__(self, block_size: int, pad_token_id: int):
         self.block_size, self._pad = block_size, pad_token_id
@@ -82,17 +82,17 @@ class BestFit:
 
     @property
     def left_over(self) -> int:
-        """How many tokens wait to be packed."""
+        """Return the number of tokens to be packed."""
         return sum(len(tokens) for tokens in self._tokens)
 
     def add(self, tokens: Tokens, lengths: Lengths) -> None:
-        """Take documents: their tokens [n] in one stream, and the length of each."""
+        """Append documents: their tokens [n] in one stream, and the length of each."""
         self.cut_documents += int((lengths > self.block_size).sum())
         self._tokens.append(tokens)
         self._lengths.append(_cut(lengths, self.block_size))
 
     def flush(self, keep: int = 0) -> Packed:
-        """Pack everything. The `keep` emptiest blocks are not made: their pieces go on waiting."""
+        """Pack all pieces, except those of the `keep` emptiest blocks, which stay buffered."""
         tokens = np.concatenate([np.empty(0, np.int32), *self._tokens])
         lengths = np.concatenate([_NONE, *self._lengths])
         starts = np.cumsum(lengths) - lengths
@@ -107,7 +107,7 @@ class BestFit:
         return self._blocks(tokens, starts[~waits], lengths[~waits], renumbered[bins[~waits]], int((~kept).sum()))
 
     def close(self) -> tuple[Tokens, Lengths]:
-        """The pieces that wait: their tokens in one stream, and the length of each."""
+        """Return the buffered pieces: their tokens in one stream, and the length of each."""
         return np.concatenate([np.empty(0, np.int32), *self._tokens]), np.concatenate([_NONE, *self._lengths])
 
     def _blocks(self, tokens: Tokens, starts: Lengths, lengths: Lengths, bins: Lengths, count: int) -> Packed:
@@ -123,14 +123,14 @@ class BestFit:
 
 
 def best_fit(lengths: Lengths, block_size: int) -> tuple[Lengths, Lengths]:
-    """Best-fit decreasing. lengths: [n], each 1 .. block_size -> block of each piece [n], free space of each block."""
+    """Pack by best-fit decreasing: lengths [n], each 1 .. block_size -> block per piece [n], space per block."""
     bins = np.empty(len(lengths), np.int64)
     order = np.argsort(-lengths, kind="stable")
     full = int((lengths == block_size).sum())
     bins[order[:full]] = np.arange(full)
     spaces = [0] * full
     by_space: dict[int, list[int]] = {}  # free space -> blocks that have it, the newest last
-    available = 0  # bit s is set where by_space[s] is not empty
+    available = 0  # bit s is set if by_space[s] is not empty
     for piece, length in zip(order[full:].tolist(), lengths[order[full:]].tolist(), strict=True):
         fitting = available >> length
         if fitting:
@@ -151,7 +151,7 @@ def best_fit(lengths: Lengths, block_size: int) -> tuple[Lengths, Lengths]:
 
 
 def _cut(lengths: Lengths, block_size: int) -> Lengths:
-    """Documents' lengths -> pieces' lengths: full blocks and a rest."""
+    """Return the lengths of pieces (full blocks and a rest) from the lengths of documents."""
     counts = -(-lengths // block_size)
     pieces = np.full(int(counts.sum()), block_size, np.int64)
     last = np.cumsum(counts) - 1
@@ -160,7 +160,7 @@ def _cut(lengths: Lengths, block_size: int) -> Lengths:
 
 
 def _positions(starts: Lengths, lengths: Lengths) -> Lengths:
-    """The numbers start, start + 1, ... start + length - 1 of every piece in turn."""
+    """Return start, start + 1, ... start + length - 1 for every piece in sequence."""
     if not len(lengths):
         return _NONE
     ends = np.cumsum(lengths)

@@ -39,7 +39,7 @@ NOT_IN_CHECKSUM = ("checksum", "cloze_version", "text_report", "tokenizer_files"
 
 
 def block_schema(block_size: int, pieces: bool) -> Any:
-    """The Arrow schema of a shard, with what `datasets` wants to find in it.
+    """Return the Arrow schema of a shard, with the metadata that `datasets` needs.
 
     input_ids: [block_size] int32; `pieces`: also the number of tokens of each piece of a document in the block.
     """
@@ -57,7 +57,7 @@ def _int32() -> dict[str, str]:
 
 
 class ShardWriter:
-    """Writes the blocks of one shard, in record batches of BATCH_ROWS; nothing is on disk before the first block."""
+    """Writes the blocks of one shard in record batches of BATCH_ROWS; the file is created with the first block."""
 
     def __init__(self, path: Path, block_size: int, pieces: bool = False):
         self._path, self._block_size, self._pieces = path, block_size, pieces
@@ -96,7 +96,7 @@ class ShardWriter:
         self._waiting, self._num_waiting = [], 0
 
     def close(self) -> dict[str, Any] | None:
-        """Finish the file and describe it: blocks, bytes, sha256. None where there was no block."""
+        """Finish the file and return its blocks, bytes and sha256; None if there was no block."""
         if self._num_waiting:
             self._write_batch()
         if self._writer is None:
@@ -107,12 +107,12 @@ class ShardWriter:
 
 
 def _as_arrow(values: NDArray[np.int32]) -> Any:
-    """The same memory as an Arrow array (`pyarrow.array` would import pandas first)."""
+    """Return an Arrow array that shares memory with `values` (`pyarrow.array` would import pandas first)."""
     return pyarrow.Array.from_buffers(pyarrow.int32(), values.size, [None, pyarrow.py_buffer(values)])
 
 
 def shard_name(number: int, count: int) -> str:
-    """The name that `datasets` gives a shard."""
+    """Return the name of a shard, as `datasets` forms it."""
     return f"data-{number:05d}-of-{count:05d}.arrow"
 
 
@@ -161,7 +161,7 @@ def _without(value: Any, name: str) -> Any:
 
 
 class _Facts(dict[str, Any]):
-    """A mapping of a manifest, in which a name that is missing is an error of one line."""
+    """A mapping of a manifest that reports a missing key in one line."""
 
     def __missing__(self, name: str) -> Any:
         raise DataError(f"damaged: it has no {printable(str(name))}", where=MANIFEST, hint="prepare the corpus again")
@@ -169,7 +169,7 @@ class _Facts(dict[str, Any]):
 
 @dataclass(frozen=True, repr=False)
 class Prepared:
-    """An opened prepared folder, which stands for its path wherever a path does."""
+    """An opened prepared folder, accepted wherever its path is."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -183,26 +183,26 @@ class Prepared:
 
     @property
     def block_size(self) -> int:
-        """Tokens per block."""
+        """Return the number of tokens per block."""
         return int(self.manifest["block_size"])
 
     @property
     def packing(self) -> str:
-        """`concat` or `best_fit`."""
+        """Return the packing: `concat` or `best_fit`."""
         return str(self.manifest.get("packing", "concat"))
 
     @property
     def tokenizer_dir(self) -> Path:
-        """The tokenizer's folder."""
+        """Return the path of the tokenizer's folder."""
         return self.folder / TOKENIZER
 
     @property
     def splits(self) -> list[str]:
-        """The splits there are."""
+        """Return the names of the splits."""
         return list(self.manifest["splits"])
 
     def blocks(self, split: str) -> Blocks:
-        """The blocks of a split. Raises DataError where there is no such split."""
+        """Return the blocks of a split. Raises DataError if the split is missing."""
         if split not in self.manifest["splits"]:
             raise DataError(f"no split {split!r}", where=self.folder, hint=f"the splits are: {', '.join(self.splits)}")
         shards = self.manifest["splits"][split]["shards"]
@@ -211,7 +211,7 @@ class Prepared:
 
 
 def open_prepared(folder: str | Path) -> Prepared:
-    """Open a prepared folder without reading its blocks. Raises DataError where it is not one, or not whole."""
+    """Open a prepared folder without reading its blocks. Raises DataError if it is not one or is damaged."""
     folder = Path(folder)
     file = folder / MANIFEST
     if not file.exists() and not file.is_symlink():

@@ -33,7 +33,7 @@ class Block(UserDict):
 
 
 class PackedDataset(Dataset):
-    """The blocks of one split of a prepared folder. Raises DataError where there is no such folder or split."""
+    """The blocks of one split of a prepared folder. Raises DataError if the folder or split is missing."""
 
     def __init__(self, folder: str | PathLike[str] | Prepared, split: str = "train"):
         self.prepared = folder if isinstance(folder, Prepared) else open_prepared(str(folder))
@@ -55,17 +55,16 @@ class PackedDataset(Dataset):
         return Block(found)
 
     def set_epoch(self, epoch: int) -> None:
-        """Number the samples of this pass over the blocks, so that it draws masks of its own. Trainer and accelerate's
-        data loaders call it; worker processes that outlive a pass (persistent_workers) do not hear of it, and draw the
-        masks of the first one again."""
+        """Number the samples of an epoch, so that each epoch draws new masks. Trainer and accelerate's data loaders
+        call it. Persistent worker processes do not receive it and repeat the masks of the first epoch."""
         self._epoch = epoch
 
     @property
     def block_size(self) -> int:
-        """Tokens per block."""
+        """Return the number of tokens per block."""
         return self.prepared.block_size
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer the blocks were made with."""
+        """Return the tokenizer that the blocks were made with."""
         return load_tokenizer(str(self.prepared.tokenizer_dir))

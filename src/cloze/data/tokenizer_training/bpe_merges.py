@@ -1,8 +1,8 @@
-"""Go on with byte-pair encoding (Sennrich et al., 2016) where a tokenizer stopped, on counted words that it has cut.
+"""Continue byte-pair encoding (Sennrich et al., 2016) from a tokenizer's merges, on counted words that it has split.
 
     merges = learn_merges([(["Ġmyo", "card", "ium"], 120), ...], number=1000, min_frequency=2, taken=vocabulary)
 
-Each merge is the pair that saves most tokens at that moment: a greedy choice of N tokens.
+Each merge is the pair that currently saves most tokens: a greedy choice of N tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def learn_merges(
     join: Callable[[str, str], str] = str.__add__,
     fit: Callable[[str], bool] = lambda token: True,
 ) -> list[Pair]:
-    """At most `number` merges, in order: the most frequent pair first, of equally frequent ones the first by name.
+    """Return at most `number` merges, in order: the most frequent pair first, ties by name.
 
-    `cuts`: the tokens of each word, and how often it stands in the corpus; `taken`: tokens that are there already,
-    which no merge makes again; `fit`: whether a token may be part of a merge.
+    `cuts`: the tokens of each word and its count in the corpus; `taken`: existing tokens, which no merge makes again;
+    `fit`: whether a token may be part of a merge.
     """
     words = [list(tokens) for tokens, count in cuts]
     frequency = [count for _, count in cuts]
@@ -46,7 +46,7 @@ def learn_merges(
         while heap and len(merges) < number:
             negative, pair = heapq.heappop(heap)
             if counts[pair] != -negative:
-                continue  # it was counted anew since, and stands elsewhere in the heap
+                continue  # an outdated entry; the heap has a newer one
             token = join(*pair)
             if token in taken or token in made or not (fit(pair[0]) and fit(pair[1])):
                 continue
@@ -71,7 +71,7 @@ def learn_merges(
 
 
 def _merged(tokens: list[str], pair: Pair, token: str) -> list[str]:
-    """Tokens with every occurrence of a pair, from the left, made one."""
+    """Return the tokens with every occurrence of a pair, from the left, merged."""
     merged: list[str] = []
     place = 0
     while place < len(tokens):

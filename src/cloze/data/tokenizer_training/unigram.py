@@ -1,11 +1,11 @@
-"""Train a Unigram language model tokenizer (Kudo, "Subword Regularization", ACL 2018) from counts of words.
+"""Train a Unigram language model tokenizer (Kudo, "Subword Regularization", ACL 2018) from word counts.
 
     pieces = train_unigram({"▁hello": 12, ...}, num_pieces=8000)       # [("▁", -2.1), ("▁hello", -5.3), ...]
 
-As SentencePiece does it: begin with the most frequent substrings, then in turns fit their probabilities to the corpus
-(EM over all ways to cut each word) and drop the pieces whose loss costs least, until as many are left as are wanted.
-It is written here because the trainer of `tokenizers` adds numbers up in the order of a hash table: two runs over one
-corpus give two tokenizers. Here the same counts give the same pieces, and nothing runs in parallel.
+The algorithm is SentencePiece's: begin with the most frequent substrings; then alternate between fitting their
+probabilities to the corpus (EM over all segmentations) and removing the pieces whose loss costs least, until the
+wanted number is left. The trainer of `tokenizers` is not used because it sums in the order of a hash table, so two
+runs give different tokenizers. Here equal counts give equal pieces, and nothing runs in parallel.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from cloze.errors import DataError
 from cloze.utils.terminal.console import progress
 
 MAX_PIECE = 16  # characters; this and the shares below are SentencePiece's
-KEEP_SHARE = 0.75  # of the pieces, each time some are dropped
-EM_STEPS = 2  # between two times
-SPARE = 1.1  # pieces beyond the wanted number before the last cut
-SEED_PIECES = 20  # for each wanted piece, substrings to begin with
+KEEP_SHARE = 0.75  # of the pieces, in each pruning
+EM_STEPS = 2  # between two prunings
+SPARE = 1.1  # pieces beyond the wanted number before the last pruning
+SEED_PIECES = 20  # initial substrings for each wanted piece
 COVERAGE = 0.9995  # share of the corpus' characters that have a piece of their own
-MAX_WORD = 32  # characters: longer ones are cut up; products of more chances could become 0
+MAX_WORD = 32  # characters: longer words are split, because products of more probabilities could underflow
 MAX_WORDS = 200_000  # different words, the most frequent ones
 
-Edges = list[list[tuple[int, str]]]  # for each place in a word, the pieces that begin there and where they end
+Edges = list[list[tuple[int, str]]]  # for each position in a word, the pieces that begin there and their ends
 
 
 def train_unigram(words: Mapping[str, int], num_pieces: int) -> list[tuple[str, float]]:
-    """Words and how often they stand in the corpus -> `num_pieces` pieces (fewer where the corpus has not so many)
-    with the logarithm of their probability, the likeliest first.
+    """Return up to `num_pieces` pieces with their log probabilities, highest first, from words and their counts.
 
-    Raises DataError where the characters of the corpus alone are more than that.
+    Raises DataError if the corpus has more characters than that.
     """
     counted = _cut_up(words)
     characters = _alphabet(counted, num_pieces // 4)
@@ -48,7 +47,7 @@ def train_unigram(words: Mapping[str, int], num_pieces: int) -> list[tuple[str, 
     wanted = max(int(SPARE * num_pieces), len(known))
     with progress("unigram", total=None, unit="rounds") as advance:
         while True:
-            least = 0.5 if len(pieces) > wanted else 0.0  # at the end none that is wanted goes
+            least = 0.5 if len(pieces) > wanted else 0.0  # the last pruning removes no wanted piece
             for _ in range(EM_STEPS):
                 pieces = _maximized(_expected(counted, pieces), known, least)
             advance(note=f"{len(pieces):,} pieces")
@@ -62,7 +61,7 @@ def train_unigram(words: Mapping[str, int], num_pieces: int) -> list[tuple[str, 
 
 
 def _cut_up(words: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The most frequent words, in parts of at most MAX_WORD characters, in a fixed order."""
+    """Return the most frequent words, split into at most MAX_WORD characters, in a fixed order."""
     parts: Counter[str] = Counter()
     for word, count in sorted(words.items(), key=lambda one: (-one[1], one[0]))[:MAX_WORDS]:
         for begin in range(0, len(word), MAX_WORD):
@@ -71,7 +70,7 @@ def _cut_up(words: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _alphabet(words: list[tuple[str, int]], plenty: int) -> list[str]:
-    """The most frequent characters: those that make up COVERAGE of the corpus, and `plenty` at least."""
+    """Return the most frequent characters that cover COVERAGE of the corpus, but at least `plenty`."""
     counts: Counter[str] = Counter()
     for word, count in words:
         for character in word:
@@ -84,7 +83,7 @@ def _alphabet(words: list[tuple[str, int]], plenty: int) -> list[str]:
 
 
 def _seed(words: list[tuple[str, int]], known: set[str], number: int) -> dict[str, float]:
-    """The substrings that save most (frequency times length), and every character."""
+    """Return the substrings with the largest frequency times length, and every character."""
     counts: Counter[str] = Counter()
     for word, count in words:
         for begin in range(len(word)):
@@ -101,7 +100,7 @@ def _seed(words: list[tuple[str, int]], known: set[str], number: int) -> dict[st
 
 
 def _edges(word: str, pieces: Mapping[str, float]) -> Edges:
-    """Every piece at every place; a character without a piece is stepped over with an empty one."""
+    """Return the pieces at every position; an empty piece skips a character without one."""
     size = len(word)
     found: Edges = []
     for begin in range(size):
@@ -115,7 +114,7 @@ def _edges(word: str, pieces: Mapping[str, float]) -> Edges:
 
 
 def _expected(words: list[tuple[str, int]], pieces: Mapping[str, float]) -> dict[str, float]:
-    """How often each piece is used, over all ways to cut each word, weighed by their probability."""
+    """Return the expected count of each piece over all segmentations of each word, weighted by probability."""
     chance = {piece: math.exp(score) for piece, score in pieces.items()} | {"": 1.0}
     total: dict[str, float] = dict.fromkeys(pieces, 0.0)
     total[""] = 0.0
@@ -141,15 +140,15 @@ def _expected(words: list[tuple[str, int]], pieces: Mapping[str, float]) -> dict
 
 
 def _maximized(expected: Mapping[str, float], known: set[str], least: float) -> dict[str, float]:
-    """New scores from expected counts, with the sparse prior of SentencePiece (digamma); pieces that are used less
-    than `least` times go, characters stay."""
+    """Return new scores from expected counts, with SentencePiece's sparse prior (digamma). Pieces with a count below
+    `least` are removed, except characters."""
     kept = {piece: max(count, 0.5) for piece, count in expected.items() if count >= least or piece in known}
     total = _digamma(sum(kept.values()))
     return {piece: _digamma(count) - total for piece, count in kept.items()}
 
 
 def _digamma(x: float) -> float:
-    """The derivative of log gamma, for x > 0 (its asymptotic series, from 7 on)."""
+    """Return the derivative of log gamma for x > 0, from its asymptotic series for x >= 7."""
     shift = 0.0
     while x < 7:
         shift -= 1 / x
@@ -160,7 +159,7 @@ def _digamma(x: float) -> float:
 
 
 def best_cut(word: str, pieces: Mapping[str, float], without: str | None = None) -> list[str]:
-    """The likeliest way to cut a word (Viterbi), the piece `without` left out of account."""
+    """Return the most probable segmentation of a word (Viterbi) that does not use the piece `without`."""
     size = len(word)
     best = [0.0] + [-math.inf] * size
     back = [("", 0)] * (size + 1)
@@ -179,7 +178,7 @@ def best_cut(word: str, pieces: Mapping[str, float], without: str | None = None)
 
 
 def _pruned(words: list[tuple[str, int]], pieces: dict[str, float], known: set[str], number: int) -> dict[str, float]:
-    """The `number` pieces whose loss would cost the corpus most likelihood; all characters are among them."""
+    """Return the `number` pieces whose removal would reduce the corpus's likelihood most, and all characters."""
     used: Counter[str] = Counter()
     for word, count in words:
         for piece in best_cut(word, pieces):
@@ -194,7 +193,7 @@ def _pruned(words: list[tuple[str, int]], pieces: dict[str, float], known: set[s
             costs.append((0.0, piece))
             continue
         others = best_cut(piece, pieces, without=piece)
-        # What its occurrences become when they are cut otherwise, and these pieces are then so much more frequent.
+        # The segmentation that replaces the piece, whose pieces then become more frequent.
         after = total + count * (len(others) - 1)
         now = math.log(count) - math.log(total)
         then = sum(math.log(used[other] + count) - math.log(after) for other in others)

@@ -71,8 +71,8 @@ def _usable(name: str, trust_remote_code: bool, token: str | None) -> PreTrained
 
 
 def _loaded(name: str, trust_remote_code: bool, token: str | None) -> Any:
-    """Load a tokenizer with the class that its configuration names, or from tokenizer.json alone where that class
-    cannot be loaded or makes other tokens."""
+    """Load a tokenizer with the class that its configuration names, or from tokenizer.json alone if that class cannot
+    be loaded or makes other tokens."""
     file = tokenizer_file(name, token)
     try:
         tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=trust_remote_code, token=token)
@@ -96,7 +96,7 @@ def _loaded(name: str, trust_remote_code: bool, token: str | None) -> Any:
 
 
 def _difference(tokenizer: Any, name: str) -> str | None:
-    """Return a text that becomes other tokens than tokenizer.json says; None if none was found."""
+    """Return a text that becomes other tokens than by tokenizer.json; None if none was found."""
     try:
         stored = stored_tokenizer(tokenizer)
         return None if stored is None else first_difference(tokenizer, stored, [*ODD_TEXTS, *special_texts(tokenizer)])
@@ -126,7 +126,7 @@ def check_sample(tokenizer: PreTrainedTokenizerBase, texts: list[str], split_spe
 
 
 def _vocabulary_alone(name: str) -> ModelError | None:
-    """Return the error for a folder that holds a vocabulary and nothing that says how it is used; None for others."""
+    """Return the error for a folder with a vocabulary but no description of its use; None for other folders."""
     folder = Path(name)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not names & VOCABULARIES.keys() or names & {FILE, "tokenizer_config.json"}:
@@ -142,7 +142,7 @@ def _vocabulary_alone(name: str) -> ModelError | None:
 
 
 def _check_special_tokens(tokenizer: Any, name: str) -> None:
-    """Raise ModelError if the mask token is also another special token: it could not be told from that."""
+    """Raise ModelError if the mask token is also another special token, from which it could not be distinguished."""
     mask = tokenizer.mask_token_id
     same = [kind for kind in SPECIAL_TOKENS if kind != "mask_token" and getattr(tokenizer, f"{kind}_id", None) == mask]
     if same:
@@ -154,7 +154,7 @@ def _check_special_tokens(tokenizer: Any, name: str) -> None:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The SHA-256 of everything that decides a text's ids: the fast tokenizer's own description, or the vocabulary."""
+    """Return the SHA-256 of what determines a text's ids: the fast tokenizer's description, or the vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         facts: dict[str, Any] = json.loads(backend.to_str())

@@ -31,10 +31,10 @@ def choose_encoder(
     sample: list[str],
     trust_remote_code: bool = False,
 ) -> EncoderSpec:
-    """The encoder for a tokenizer: `wanted` (one of `cloze.data.tokenizers.encoders.BACKENDS`), or for `auto` the
-    fastest one.
+    """Return the encoder of a tokenizer: `wanted` (one of `cloze.data.tokenizers.encoders.BACKENDS`; `auto`: the
+    fastest).
 
-    Raises ConfigError where a wanted one cannot be had or gives other ids; ModelError where none gives the same.
+    Raises ConfigError if a wanted backend is missing or gives other ids; ModelError if no backend gives equal ids.
     """
     prefix, suffix = template(tokenizer)
     fast = getattr(tokenizer, "backend_tokenizer", None)
@@ -63,7 +63,7 @@ def choose_encoder(
 
 
 def _unfit(spec: EncoderSpec, is_fast: bool, texts: list[str], expected: list[list[int]]) -> str | None:
-    """Why a backend cannot be used; None where it can."""
+    """Return why a backend cannot be used; None if it can."""
     if spec.backend in ("gigatoken", "tokenizers"):
         if not find_spec(spec.backend):
             return f"it is not installed (pip install {spec.backend})"
@@ -81,8 +81,8 @@ def _unfit(spec: EncoderSpec, is_fast: bool, texts: list[str], expected: list[li
 
 
 def _check_splitting(tokenizer: Any, sample: list[str]) -> None:
-    """Raise ConfigError where a tokenizer that is told to split special tokens cuts other texts otherwise too: ESM's
-    then no longer finds its letters, and makes every sequence one unknown token (transformers 5.23)."""
+    """Raise ConfigError if splitting special tokens changes other texts too: ESM's tokenizer then makes every sequence
+    one unknown token (transformers 5.23)."""
     special = [str(token) for token in tokenizer.all_special_tokens]
     plain = [text for text in sample if not any(token in text for token in special)]
     if reference(tokenizer, plain, True) != reference(tokenizer, plain, False):
@@ -94,7 +94,7 @@ def _check_splitting(tokenizer: Any, sample: list[str]) -> None:
 
 
 def template(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens that the tokenizer puts before and after a single text."""
+    """Return the special tokens that the tokenizer puts before and after a single text."""
     special = set(tokenizer.all_special_tokens)
     own = (name for name in tokenizer.get_vocab() if name not in special)
     bare: list[int] = []

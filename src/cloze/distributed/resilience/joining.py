@@ -139,7 +139,7 @@ def join_main(
     addresses: Sequence[str], port: int, key: bytes, rank: int, world_size: int, seconds: float
 ) -> socket.socket:
     """Connect to rank 0 at one of `addresses`, and return the connection once both sides have proved that they know
-    `key`. Raises OSError if nobody proves it within `seconds`."""
+    `key`. Raises OSError if no process proves it within `seconds`."""
     end = time.monotonic() + seconds
     problem: OSError = TimeoutError("no address")
     while (left := end - time.monotonic()) > 0:

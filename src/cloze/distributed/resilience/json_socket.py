@@ -1,5 +1,4 @@
-"""A connection between two ranks that carries one JSON object per line; what the watch hears and says goes over it.
-And what it looks like when the ranks do not come to have one."""
+"""A connection between two ranks with one JSON object per line, for the watch; and errors while ranks join."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ def failure_reported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lost_while_joining(seconds: float) -> Iterator[None]:
-    """While the processes find each other, for at most `seconds`: one line if another rank fails or is lost."""
+    """Report a rank that fails or is lost in one line while the processes join, for at most `seconds`."""
     try:
         with hearing_failures(_leave, seconds):
             yield
@@ -68,7 +67,7 @@ class Link:
             self._socket.sendall((json.dumps(message) + "\n").encode())
 
     def receive(self) -> dict[str, Any] | None:
-        """Return the next message, or None at the end, or for what is not one."""
+        """Return the next message; None at the end or for an invalid message."""
         try:
             line = self._file.readline(LONGEST_LINE)
             message = json.loads(line) if line.endswith(b"\n") else None

@@ -1,7 +1,7 @@
-"""What a process that does not go on is doing: the stacks of its threads.
+"""Write the stacks of a hanging process's threads.
 
 write_stacks(run_dir / "stacks", rank=3, title="rank 3 on host, train, step 120")
-waits_for_others()          # whether it is the one that hangs, or waits for the one that does
+waits_for_others()          # whether this process waits for another that hangs
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from cloze.utils.terminal.console import front
 
 STACKS = "stacks"
-# Code in which a rank waits for others, or for a device whose collectives do: (part of a file's name, function).
+# Code that waits for other ranks, or for a device in a collective: (part of a file's name, function).
 _WAITING = (
     ("torch/distributed/", ""),
     ("deepspeed/comm/", ""),
@@ -47,7 +47,7 @@ def write_stacks(folder: Path, rank: int, title: str) -> None:
 
 
 def waits_for_others() -> bool:
-    """Whether this process's main thread is inside code that waits for other ranks, as far as its stack tells."""
+    """Return whether the main thread waits for other ranks, judging by its stack."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         code = frame.f_code

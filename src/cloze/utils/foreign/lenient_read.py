@@ -20,12 +20,12 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def part(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """A mapping inside a mapping; empty where there is none."""
+    """Return a mapping inside a mapping; empty if it is missing."""
     found = values.get(key)
     return found if isinstance(found, dict) else {}
 
 
 def interval_of(scores: dict[str, Any], kind: str) -> list[float] | None:
-    """[low, high] of a result where eval.json has them."""
+    """Return [low, high] of a result in eval.json; None if it is missing."""
     found = scores.get(f"{kind}_interval")
     return found if isinstance(found, list) and len(found) == 2 and all(map(is_number, found)) else None

@@ -246,7 +246,7 @@ def names_below(folder: Path) -> list[str]:
 
 
 def temporary_name(final: Path) -> Path:
-    """Return a name beside `final` that nobody can foresee, so that no other user can have put a link there."""
+    """Return an unpredictable name beside `final`, so that no other user can have put a link there."""
     return final.with_name(f"{final.name}.tmp-{secrets.token_hex(8)}")
 
 

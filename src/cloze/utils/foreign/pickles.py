@@ -41,7 +41,7 @@ class Record:
 
 
 class _Shell(Record):
-    """Stands for an object that nobody needs; takes whatever a pickle does with it."""
+    """Replaces an object that is not needed; accepts any operation of a pickle."""
 
     def __call__(self, *_: Any, **__: Any) -> _Shell:
         return self
@@ -215,7 +215,7 @@ def load_torch(file: Path, what: str, shells: re.Pattern[str], unknown_hint: str
 
 
 class _Empty:
-    """Stands for an object that nobody needs, in what torch reads."""
+    """Replaces an object that is not needed when torch reads the file."""
 
     def __init__(self, *_: Any) -> None:
         pass

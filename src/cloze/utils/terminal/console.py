@@ -1,12 +1,12 @@
 """Terminal output: one line per stage, and a progress bar with an ETA (plain lines without a terminal).
 
-say("prepare", "12,000 blocks in prepared/eli5") say("train", "1,200 steps; the run is in runs/x", result="runs/x")
-# shown even with `quiet` with progress("tokenize", total=5000, unit="documents") as advance:
-    advance(100, note="1.2 Mtok/s")
+    say("prepare", "12,000 blocks in prepared/eli5")
+    say("train", "1,200 steps; the run is in runs/x", result="runs/x")     # shown even with `quiet`
+    with progress("tokenize", total=5000, unit="documents") as advance:
+        advance(100, note="1.2 Mtok/s")
 
-Only rank 0 writes, except for errors: each line from another rank begins with `[rank 3 @ host]`. --log_format (or
-CLOZE_LOG_FORMAT) sets the form: see FORMATS. `json` writes each line as an object
-(`cloze.utils.terminal.json_events`).
+Only rank 0 writes, except for errors: each line from another rank begins with `[rank 3 @ host]`. --log_format sets the
+form (or CLOZE_LOG_FORMAT; see FORMATS). `json` writes each line as an object (`cloze.utils.terminal.json_events`).
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def silence_other_ranks() -> None:
 
 
 def silence_libraries() -> None:
-    """Keep the messages, warnings and bars of libraries out of Cloze's lines; their errors are heard. For a process of
-    Cloze's own, before libraries are imported; `python -W` keeps warnings."""
+    """Silence messages, warnings and progress bars of libraries, but not their errors. Call it in Cloze's own process
+    before libraries are imported; `python -W` keeps warnings."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.disable(logging.WARNING)
     if not sys.warnoptions:
@@ -134,13 +134,13 @@ def say(stage: str, line: str, result: object = None) -> None:
 
 
 def show(text: str, stream: TextIO | None = None) -> None:
-    """Print a text of one or more lines (on stdout unless another stream is given) with everything escaped that a
-    terminal would obey, and without secrets: names and texts of files may hold them."""
+    """Print text on stdout, or on another stream, without secrets and with terminal control characters escaped,
+    because names and texts of files may contain them."""
     put(stream or own_stream(), visible(redacted(text)) + "\n")
 
 
 def show_coloured(text: str) -> None:
-    """Print a text on stdout as `show` does, but with its ANSI colours. Foreign parts of it must be `visible`."""
+    """Print text on stdout as `show` does, but with its ANSI colours. Foreign parts must be `visible`."""
     put(own_stream(), visible_in_colour(redacted(text)) + "\n")
 
 

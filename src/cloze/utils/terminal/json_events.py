@@ -1,11 +1,11 @@
-"""Lines for machines, with `--log_format json`: one JSON object a line on stdout.
+"""JSON output (`--log_format json`): one object per line on stdout.
 
-event("checkpoint", message="runs/x/checkpoint-500")
-# {"event": "checkpoint", "time": "2025-01-31T12:00:00.000+00:00", "message": "runs/x/checkpoint-500"}
+    event("checkpoint", message="runs/x/checkpoint-500")
+    # {"event": "checkpoint", "time": "2025-01-31T12:00:00.000+00:00", "message": "runs/x/checkpoint-500"}
 
-`event` and `time` (UTC) are in each of them, `rank` where it is not 0. `metrics` has the numbers of metrics.jsonl;
-`warning`, `stopped` and `error` say how it goes (an error: what, where, hint, kind, exit_code); `output` has a line of
-what a command shows to people (a table), or of what a library prints; any other name is a stage with its `message`.
+Each object has `event` and `time` (UTC), and `rank` if it is not 0. `metrics` has the numbers of metrics.jsonl;
+`warning`, `stopped` and `error` report the state (an error: what, where, hint, kind, exit_code); `output` has a line
+of other text, such as a table or output of a library; any other name is a stage with its `message`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _lock = threading.RLock()
 
 
 def is_json() -> bool:
-    """Whether this process talks to a machine."""
+    """Return whether the output is JSON."""
     return os.environ.get("CLOZE_LOG_FORMAT") == "json"
 
 
@@ -45,7 +45,7 @@ def put(stream: TextIO, text: str) -> None:
 
 
 def event(name: str, **fields: Any) -> None:
-    """Write one object to stdout, in one piece; NaN and infinity become null."""
+    """Write one object to stdout in one call; NaN and infinity become null."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     rank = processes.rank()
     about = {"event": name, "time": now, **({"rank": rank} if rank else {})}
@@ -56,13 +56,13 @@ def event(name: str, **fields: Any) -> None:
 
 
 class Lines:
-    """Stands for stdout: each line that is printed becomes an `output` event."""
+    """Replaces stdout: each printed line becomes an `output` event."""
 
     def __init__(self, stream: TextIO):
         self.stream, self._rest = stream, ""
 
     def write(self, text: str) -> int:
-        """Take a piece of text; what is no whole line yet waits for the rest of it."""
+        """Write complete lines; buffer a partial line."""
         with _lock:
             *lines, self._rest = (self._rest + text).split("\n")
             for line in lines:
@@ -70,15 +70,15 @@ class Lines:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: an event is flushed by itself, and half a line is none."""
+        """No-op: events flush themselves; partial lines are buffered."""
 
     def close_line(self) -> None:
-        """What is left of a last line without an end becomes an event too."""
+        """Write an unfinished last line as an event."""
         if self._rest:
             self.write("\n")
 
     def isatty(self) -> bool:
-        """Never: nobody should colour it."""
+        """Return False, so that the output is not coloured."""
         return False
 
     def __getattr__(self, name: str) -> Any:
@@ -86,14 +86,14 @@ class Lines:
 
 
 def speak_json() -> None:
-    """From now on everything that this process prints on stdout is JSON; warnings of Python's come there, too."""
+    """Write everything that this process prints on stdout as JSON from now on, Python's warnings included."""
     if not isinstance(sys.stdout, Lines):
         sys.stdout = Lines(sys.stdout)  # type: ignore[assignment]
     warnings.showwarning = _show_warning
 
 
 def end_json() -> None:
-    """Write what is still unwritten, and give stdout back."""
+    """Write buffered text and restore stdout."""
     if isinstance(sys.stdout, Lines):
         sys.stdout.close_line()
         sys.stdout = sys.stdout.stream

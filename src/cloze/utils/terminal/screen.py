@@ -1,12 +1,12 @@
-"""The last rows of a terminal, kept for a view that is drawn again and again.
+"""Reserve the last rows of a terminal for a view that is redrawn.
 
     screen = Screen(2)
     screen.draw(["step 1,234", "loss 2.3"])     # rows of text, coloured or not, no longer than the terminal is wide
     screen.close()
 
-The rows above become the terminal's scrolling region (DECSTBM, as apt does it): what anybody writes there, another
-rank or a library in C too, scrolls as ever and is never drawn over. Each drawing is one write, which saves the cursor,
-hides it, and puts it back, so that nothing flickers and no moment leaves the cursor hidden.
+The rows above become the terminal's scrolling region (DECSTBM, as in apt): output of other ranks or of C libraries
+scrolls there and is never overwritten. Each drawing is one write, which saves, hides and restores the cursor, so that
+nothing flickers and the cursor is never left hidden.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Screen:
         _open.append(self)
 
     def width(self) -> int:
-        """Columns of the terminal now."""
+        """Return the current number of columns of the terminal."""
         return os.get_terminal_size(self._fd).columns
 
     def draw(self, lines: Sequence[str]) -> None:
         """Show these lines in the last rows; of too many for the terminal's height, the first ones."""
-        with self._lock, contextlib.suppress(OSError):  # the terminal may be gone: training goes on
+        with self._lock, contextlib.suppress(OSError):  # the terminal may be gone: training continues
             if self._closed:
                 return
             columns, rows = os.get_terminal_size(self._fd)
@@ -60,8 +60,8 @@ class Screen:
 
     @contextlib.contextmanager
     def handed_back(self) -> Iterator[None]:
-        """The terminal in order inside, and nothing drawn; the next drawing after that takes its rows again."""
-        locked = self._lock.acquire(timeout=1.0)  # who draws may wait for ever, for a terminal that is held (Ctrl-S)
+        """Restore the terminal within the block and draw nothing; the next drawing reserves the rows again."""
+        locked = self._lock.acquire(timeout=1.0)  # a drawing thread may wait forever for a stopped terminal (Ctrl-S)
         try:
             if locked and not self._closed and self._shape is not None:
                 with contextlib.suppress(OSError):
@@ -73,13 +73,13 @@ class Screen:
                 self._lock.release()
 
     def _reserve(self, rows: int, count: int) -> str:
-        """Make `count` rows free at the end, and let the others scroll alone."""
+        """Reserve `count` rows at the end, and let the others scroll alone."""
         before = "" if self._shape is None else self._give_back()
         room = "\x1bD" * count + (f"\x1b[{count}A" if count else "")  # down, scrolling at the end; and up again
         return f"{before}{room}{_SAVE}\x1b[1;{rows - count}r{_BACK}"
 
     def _give_back(self) -> str:
-        """The cursor is never below text, so what is below it is ours."""
+        """Return the sequence that clears the rows below the cursor, which are never text of others."""
         return f"{_SAVE}{_WHOLE_REGION}{_BACK}{_CLEAR_BELOW}"
 
     def _write(self, text: str) -> None:
@@ -90,7 +90,8 @@ class Screen:
 
 @contextlib.contextmanager
 def all_handed_back() -> Iterator[None]:
-    """Every terminal in order inside, for the shell that is seen while this process is stopped (Ctrl-Z)."""
+    """Restore every terminal within the block, for the shell that is shown while this process is suspended
+    (Ctrl-Z)."""
     with contextlib.ExitStack() as stack:
         for screen in list(_open):
             stack.enter_context(screen.handed_back())
@@ -98,14 +99,14 @@ def all_handed_back() -> Iterator[None]:
 
 
 def put_in_order(fd: int) -> None:
-    """Undo what a process that was killed has left at a terminal: a scrolling region, a hidden cursor."""
+    """Undo a killed process's terminal settings: a scrolling region, a hidden cursor."""
     if os.isatty(fd):
         with contextlib.suppress(OSError):
             os.write(fd, f"{_SAVE}{_WHOLE_REGION}{_BACK}{_SHOW}".encode())
 
 
 def restore() -> None:
-    """Leave every terminal in order; to be called before a process ends in a hurry."""
+    """Restore every terminal; called before a process ends abruptly."""
     for screen in list(_open):
         screen.close()
 
