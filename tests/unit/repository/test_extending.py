@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of additions is so: three of them, on a copy of the package, in two files each."""
+"""What CONTRIBUTING.md says of additions is so: four of them, on a copy of the package, in two files each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ OPTIMIZER: Edits = {
         ),
     ],
 }
-ADDITIONS = {"a file format": FORMAT, "an evaluation metric": METRIC, "an optimizer": OPTIMIZER}
+GPU: Edits = {
+    "model/flops.py": [('"GB200": 2500,', '"GB200": 2500, "X900": 3000,')],
+    "tools/planning/gpus.py": [("_SHEET = {", '_SHEET = {\n    "X900-300GB": ("X900", 300, 9000, 900, 64),')],
+}
+ADDITIONS = {"a file format": FORMAT, "an evaluation metric": METRIC, "an optimizer": OPTIMIZER, "a GPU": GPU}
 RUN = """
 import json, os, sys, traceback
 import cloze.cli.commands.evaluate, cloze.cli.commands.train
@@ -138,8 +142,10 @@ def test_what_was_added_works_from_the_corpus_to_the_report(extended: Path, prep
         ["evaluate", "run", "--data", "blocks", "--use_cpu", "true"],
         ["consolidate", "run"],
         ["report", "run"],
+        ["plan", "run/config.yaml", "--gpus", "8xx900-300gb"],
     )
     assert "tsv, psv, txt" in printed
+    assert "8 x X900-300GB" in printed
     assert "muon,adagrad" in printed.replace(" ", "")
     scores = json.loads((extended / "run" / "eval.json").read_text())
     assert scores["masked_error"] == 1 - scores["masked_accuracy"]
