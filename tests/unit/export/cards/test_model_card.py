@@ -153,6 +153,11 @@ def test_a_folder_that_exists_here_is_not_taken_for_a_name_on_the_hub(tmp_path: 
     assert ModelCard(render_card(model, run)).data.datasets is None
 
 
+@pytest.mark.parametrize("name", ["mine/corpus.tsv", "mine/corpus.NDJSON", "mine/corpus.json.gz", "mine/corpus.zst"])
+def test_the_name_of_a_data_file_is_no_dataset_of_the_hub(name: str, tmp_path: Path):
+    assert ModelCard(render_card(*make(tmp_path, data={"source": {"dataset_name": name}}))).data.datasets is None
+
+
 def test_a_local_file_of_the_manifest_is_no_dataset_of_the_hub(tmp_path: Path):
     source = {"dataset_name": "eli5", "files": [{"name": "a.jsonl"}]}
     assert ModelCard(render_card(*make(tmp_path, data={"source": source}))).data.datasets is None
