@@ -15,7 +15,7 @@ from typing import Any
 
 
 class ClozeError(Exception):
-    """What is wrong, where (a path, a flag, a record), and what to do (`hint`)."""
+    """An error that says what is wrong, where (a path, a flag, a record), and what to do (`hint`)."""
 
     exit_code = 2
 
@@ -24,7 +24,7 @@ class ClozeError(Exception):
         super().__init__(what, where, hint)
 
     def __reduce__(self) -> Any:
-        """Errors travel between ranks."""
+        """Return what pickle needs to make the error again."""
         return partial(type(self), where=self.where, hint=self.hint), (self.what,)
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class ClozeError(Exception):
         return " ".join((line if self.hint is None else f"{line}; {self.hint}").split())
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows of it, as it does for any exception that has this method: the line alone."""
+        """Return what IPython shows of an exception that has this method: the line alone."""
         return [f"cloze: error: {self}"]
 
 
@@ -69,15 +69,14 @@ class OwnerError(ClozeError):
 
 
 class TrainingError(ClozeError):
-    """Training cannot go on: its numbers are none."""
+    """Training cannot continue: the loss or gradients are not finite."""
 
 
 class LostRank(ClozeError):
-    """Another process of the run died, failed or hangs. Exit code 75 where starting again may help.
+    """Another process of the run died, failed or hangs. The exit code is 75 if starting again may help.
 
-    `loud`: it was rank 0, so that another one has to say it. `lost`: what is known of it, as in error.json (see
-    `cloze.distributed.resilience.error_records`); None where nobody knows which rank it was, or where this rank itself
-    hangs.
+    `loud`: rank 0 was lost, so another rank has to report it. `lost`: the record of the lost rank, as in error.json
+    (see `cloze.distributed.resilience.error_records`); None if the rank is unknown, or if this rank itself hangs.
     """
 
     exit_code = 75
@@ -112,8 +111,8 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def error_phase(phase: str, step: int | None = None) -> Iterator[None]:
-    """An error that passes knows from then on in which phase of a run it happened (the innermost counts), and after
-    how many steps. Also a decorator: `@error_phase("data")`."""
+    """Record in any exception raised here the phase of the run and the steps done; the innermost phase counts. Also a
+    decorator: `@error_phase("data")`."""
     try:
         yield
     except Exception as error:
@@ -122,33 +121,33 @@ def error_phase(phase: str, step: int | None = None) -> Iterator[None]:
 
 
 def tag_phase(error: BaseException, phase: str, step: int | None = None) -> None:
-    """Note where an error happened, unless that is known already."""
+    """Record the phase in which an error happened, unless it is already recorded."""
     if not hasattr(error, "_cloze_phase"):
         error._cloze_phase = (phase, step)  # type: ignore[attr-defined]
 
 
 def phase_of(error: BaseException) -> tuple[str, int | None]:
-    """The phase an error happened in, `start` where nobody said, and the steps done by then."""
+    """Return the phase in which an error happened (`start` if none is recorded) and the steps done by then."""
     return getattr(error, "_cloze_phase", ("start", None))
 
 
 def mark_all_ranks(error: BaseException) -> None:
-    """Note that every rank raises this error, at the same place."""
+    """Record that every rank raises this error at the same place."""
     error._cloze_common = True  # type: ignore[attr-defined]
 
 
 def is_common(error: BaseException) -> bool:
-    """Whether every rank is known to raise this error."""
+    """Return whether every rank is known to raise this error."""
     return getattr(error, "_cloze_common", False)
 
 
 def _short(text: str) -> str:
-    """At most 1,000 characters: paths of a screenful lose their middle."""
+    """Return at most 1,000 characters: very long paths lose their middle."""
     return text if len(text) <= 1000 else f"{text[:500]} ... {text[-495:]}"
 
 
 def one_line(error: BaseException) -> str:
-    """`ValueError: no good`, the first line of it; of a ClozeError its own line."""
+    """Return `ValueError: ` and the first line of its message; for a ClozeError its own line."""
     if isinstance(error, ClozeError):
         return str(error)
     text = str(error).strip()

@@ -12,7 +12,7 @@ COMMAND_GROUPS = {
     "setup": ("init", "completion"),
 }
 
-# (the dataclass, its first option of a group) -> the group's name. A group goes on until the next one begins.
+# (the dataclass, its first option of a group) -> the group's name. A group ends where the next one begins.
 GROUP_BEGINS = {
     ("TrainConfig", "dataset_name"): "data",
     ("TrainConfig", "output_dir"): "the run",

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers.integrations import deepspeed as integration
 
-# Dense peak of tensor cores in TFLOP/s for bf16 (for fp16 where there is no bf16), accumulating in fp32, from the
+# Dense peak of tensor cores in TFLOP/s for bf16 (for fp16 if there is no bf16), accumulating in fp32, from the
 # vendors' data sheets. Keys are words of torch.cuda.get_device_name(): "NVIDIA H100 80GB HBM3" is the SXM one.
 PEAK_TFLOPS = {
     "V100": 125, "V100 PCIE": 112, "T4": 65, "A10": 125, "A10G": 70, "A30": 165, "A40": 150, "RTX A6000": 155,

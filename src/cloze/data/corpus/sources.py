@@ -41,7 +41,7 @@ _SLICE = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%
 class Task:
     """A part of the corpus. `side` is the split its documents belong to; None: decided for each by its id.
 
-    `stream` starts a new pass; `size` is in bytes, None where nobody knows, and `meter` tells how many of a stream's
+    `stream` starts a new pass; `size` is in bytes, None if unknown, and `meter` tells how many of a stream's
     have been read.
     """
 

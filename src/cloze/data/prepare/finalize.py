@@ -210,7 +210,7 @@ def _check_documents(
     facts: dict[str, Any],
     corpus_name: str,
 ) -> None:
-    """Raise DataError where there is nothing at all."""
+    """Raise DataError if there is nothing at all."""
     documents = sum(counts[side]["documents"] for side in SIDES)
     if documents == 0:
         left_out = sum(count for _, unit in units for count in unit["bad_records"].values())

@@ -6,7 +6,8 @@
 All old tokens keep their ids, and the new ones come after them. How a text is cut changes only where the new tokens
 stand:
 
-- BPE goes on where it stopped: new merges follow the old ones, so that a word is first cut as it always was, and then
+- BPE continues where it stopped: new merges follow the old ones, so that a word is first cut as it always was, and
+then
   neighbouring tokens become one. (A list of added tokens would be matched inside of words, before anything else.)
 - Unigram gets the same merges as pieces. A piece is as likely as the two that it is made of together, and a trace
   more, so that it is chosen exactly where those two were.

@@ -4,8 +4,8 @@
     connections = accept_ranks(server, key, world_size, seconds=20)        # rank 0: {rank: socket}
     connection = join_main(addresses, port, key, rank, world_size, seconds=20)
 
-Whoever else connects gets a random number and may send 68 bytes, which are compared before anything is read from them.
-No such connection holds up the others: all are waited for at once, under one deadline.
+Any other process that connects gets a random number and may send 68 bytes, which are compared before anything is read
+from them. No such connection holds up the others: all are waited for at once, under one deadline.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def train(config: TrainConfig, own: dict[str, Any]) -> Run:
         run = cloze.Run("runs/x")
 
     Ctrl-C (the notebook's stop button) saves a checkpoint after the step that is under way, and then raises
-    KeyboardInterrupt, so that cells that follow do not run; the same call with resume_from_checkpoint="auto" goes on.
+    KeyboardInterrupt, so that cells that follow do not run; the same call with resume_from_checkpoint="auto" resumes.
     A second Ctrl-C raises it at once. A SIGTERM or SIGUSR1, and the end of a job's time, end in `cloze.Stopped`
     likewise. Raises ClozeError.
     """

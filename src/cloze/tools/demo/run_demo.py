@@ -2,7 +2,7 @@
 
     corpus -> tokenizer -> prepare -> train (2 processes, DeepSpeed ZeRO-2) -> consolidate -> evaluate -> fill
 
-Started again, it goes on where it was stopped.
+Started again, it resumes where it was stopped.
 """
 
 from __future__ import annotations

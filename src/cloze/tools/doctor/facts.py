@@ -160,7 +160,7 @@ def _limit(name: str) -> int | None:
 
 
 def _size_of(path: str) -> int | None:
-    """Bytes of the file system there in all; None where there is none."""
+    """Return the size of the file system there in bytes; None if there is none."""
     try:
         usage = os.statvfs(path)
     except OSError:

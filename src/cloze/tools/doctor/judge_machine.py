@@ -56,7 +56,7 @@ def _gpus_unseen(hosts: dict[str, list[dict[str, Any]]]) -> list[Row]:
 
 
 def _gpus_broken(hosts: dict[str, list[dict[str, Any]]]) -> list[Row]:
-    """GPUs that fail, or that somebody else is using."""
+    """Judge GPUs that fail, or that another process is using."""
     rows: list[Row] = []
     for host, ranks in hosts.items():
         for number, gpu in enumerate(ranks[0]["gpus"]):

@@ -41,7 +41,7 @@ def measured_ranks(ranks: list[int], hosts: dict[int, str]) -> list[int]:
 
 
 def schedule(ranks: list[int]) -> list[list[Pair]]:
-    """Rounds of pairs; every two ranks meet once, and nobody is in two pairs of a round.
+    """Rounds of pairs; every two ranks meet once, and no rank is in two pairs of a round.
 
     Up to 16 ranks one pair at a time; above, a round-robin tournament by the circle method: one stays, the others go
     around, n - 1 rounds for n ranks (n for an odd number).

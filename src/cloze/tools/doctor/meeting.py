@@ -1,6 +1,6 @@
 """Where the processes meet: one key-value store, which needs a connection to rank 0 and no other.
 
-It works where collectives do not: a process that cannot reach rank 0 says so, and rank 0 goes on with those who came.
+It works if collectives do not: a process that cannot reach rank 0 reports it, and rank 0 continues with the others.
 
     meeting = join(place, timeout=60)
     meeting.tell("facts", {...}); meeting.ask(rank=3, what="facts")

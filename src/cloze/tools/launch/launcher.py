@@ -1,8 +1,8 @@
 """`accelerate launch`, but its exit code says what the ranks on this machine ended with: whether to start again.
 
 accelerate ends with 1 whatever happened, and shows 60 lines of itself, after a stop in good order too; and a signal to
-it kills the ranks 30 s later, in the middle of a large save. Here signals go on to the ranks, which end when they have
-saved. The flags are the same, and `launch/multi_node` and `slurm/train.sbatch` start one on each machine:
+it kills the ranks 30 s later, in the middle of a large save. Here signals are passed on to the ranks, which end when
+they have saved. The flags are the same, and `launch/multi_node` and `slurm/train.sbatch` start one on each machine:
 
     python -m cloze.tools.launch.launcher --config_file multi_node.yaml --machine_rank 1 ... -m cloze train ...
 """
@@ -47,7 +47,7 @@ def children() -> list[int]:
 
 
 def pass_on(number: int, _: Any) -> None:
-    """Give a signal to the processes that this one has started, and go on waiting for them."""
+    """Pass a signal to the processes that this one has started, and continue to wait for them."""
     for pid in children():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -40,7 +40,7 @@ _PLACES = {"pad_token_id": 1, "mask_token_id": 3}
 
 @dataclass(frozen=True)
 class Recipe:
-    """`tokens`: that the run reads, None where nobody knows; `notes`: what was assumed, in words."""
+    """`tokens`: that the run reads, None if unknown; `notes`: what was assumed, in words."""
 
     train: TrainConfig
     model_config: PretrainedConfig

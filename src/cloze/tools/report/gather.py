@@ -79,7 +79,7 @@ class Run:
 
     @property
     def tokens_seen(self) -> int | None:
-        """Tokens of the blocks that were trained on; None where nobody knows."""
+        """Return the tokens of the blocks that were trained on; None if unknown."""
         samples, size = self.last("samples_seen"), self.data.get("block_size")
         return int(samples) * size if samples is not None and isinstance(size, int) else None
 
@@ -153,7 +153,7 @@ def read_scores(folder: Path, checkpoints: Sequence[Path]) -> tuple[dict[str, An
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of metrics.jsonl by step, and how many are damaged. A last line without its end is being written.
 
-    Raises DataError where there is no such file or nothing in it can be read.
+    Raises DataError if there is no such file or nothing in it can be read.
     """
     try:
         found, damaged = read_json_lines(path, "step")
@@ -194,7 +194,7 @@ def _checkpoint(folder: Path) -> Checkpoint:
     for path in folder.rglob("*"):
         try:
             sizes += path.stat().st_size if path.is_file() else 0
-        except OSError:  # a run that goes on deletes its oldest checkpoint
+        except OSError:  # a run that is being trained deletes its oldest checkpoint
             continue
     return Checkpoint(int(folder.name.rpartition("-")[2]), sizes)
 
