@@ -61,7 +61,7 @@ def _near() -> torch.Tensor:
 
 
 def add_sums(sums: Iterable[int]) -> int:
-    """The sum of several, as a signed int64."""
+    """Return the sum of several, as a signed int64."""
     return _signed(sum(sums))
 
 

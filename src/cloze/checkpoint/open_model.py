@@ -48,9 +48,9 @@ def load_model(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> 
 
 @torch.no_grad()
 def load_checkpoint(folder: Path) -> Any:
-    """The model of a whole checkpoint, whatever engine and number of ranks wrote it: read weight by weight.
+    """Return the model of a whole checkpoint, whatever engine and number of ranks wrote it: read weight by weight.
 
-    Raises CheckpointError where its weights are not those of its configuration.
+    Raises CheckpointError if its weights are not those of its configuration.
     """
     with still_there(folder):
         return _load_checkpoint(folder)

@@ -21,7 +21,7 @@ TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 8e-2, "fp8": 2e-1}
 def _answers(
     logits_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], probe: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Logits [K, V] in fp32 on the CPU, block by block. `logits_of`: (ids [1, S], positions [k]) -> [k, V]."""
+    """Return logits [K, V] in fp32 on the CPU, block by block. `logits_of`: (ids [1, S], positions [k]) -> [k, V]."""
     ids, rows = probe["input_ids"], probe["rows"]
     size = ids.shape[1]
     found = []
@@ -52,12 +52,12 @@ def probe_loss(model: Any, probe: dict[str, torch.Tensor]) -> float:
 
 @torch.no_grad()
 def _answered(model: Any, probe: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits [K, V] of a model that is not being trained."""
+    """Return logits [K, V] of a model that is not being trained."""
     head = MaskedHead(model)
     check_head(head, model, {"input_ids": probe["input_ids"]}, "no")
     return _answers(lambda ids, rows: head.logits(model, {"input_ids": ids}, rows), probe)
 
 
 def stored_loss(probe: dict[str, torch.Tensor]) -> float:
-    """The same of the answers that are stored with it: the training model's."""
+    """Return the same of the answers that are stored with it: the training model's."""
     return float(F.cross_entropy(probe["logits"], probe["labels"]))

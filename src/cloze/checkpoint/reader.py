@@ -43,11 +43,11 @@ class PieceReader:
         self._files.clear()
 
     def sums(self) -> dict[tuple[str, str], int]:
-        """The checksum of every stored tensor, by parameter name and key."""
+        """Return the checksum of every stored tensor, by parameter name and key."""
         return {key: add_sums(piece["sum"] for piece in found) for key, found in self._pieces.items()}
 
     def keys(self, name: str) -> list[str]:
-        """The optimizer's tensors stored for a parameter."""
+        """Return the optimizer's tensors stored for a parameter."""
         return sorted(key for other, key in self._pieces if other == name and key != WEIGHT)
 
     def numbers(self, name: str) -> dict[str, float]:
@@ -70,7 +70,8 @@ class PieceReader:
             yield piece["offset"], self._tensor(piece["file"], f"{name}:{key}")
 
     def read(self, name: str, key: str, offset: int = 0, length: int | None = None) -> torch.Tensor:
-        """Elements [offset, offset + length) of a tensor, [length] on the CPU. CheckpointError if some are missing."""
+        """Return elements [offset, offset + length) of a tensor, [length] on the CPU. CheckpointError if some are
+        missing."""
         numel = math.prod(self.manifest["parameters"][name]["shape"])
         end = numel if length is None else offset + length
         out: torch.Tensor | None = None
@@ -98,11 +99,11 @@ class PieceReader:
         return out
 
     def frozen(self, name: str) -> torch.Tensor:
-        """A buffer, or a parameter that was not trained."""
+        """Return a buffer, or a parameter that was not trained."""
         return self._tensor(FROZEN, name)
 
     def frozen_names(self) -> list[str]:
-        """Names of the buffers and untrained parameters."""
+        """Return names of the buffers and untrained parameters."""
         return sorted(self._open(FROZEN).keys())
 
     def _tensor(self, file: str, key: str, method: str = "get_tensor") -> Any:

@@ -18,12 +18,12 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def script(shell: str) -> str:
-    """What `shell` (one of SHELLS) is to read."""
+    """Return what `shell` (one of SHELLS) is to read."""
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]()
 
 
 def everywhere() -> list[Option]:
-    """The options that every command has beside its own."""
+    """Return the options that every command has beside its own."""
     formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
     return [
         Option("log_format", "str", tuple(FORMATS), "auto", False, formats, ""),
@@ -38,7 +38,7 @@ def _options(command: str) -> list[Option]:
 
 
 def _places(command: str) -> list[Option]:
-    """What is given by position."""
+    """Return what is given by position."""
     dataclass, _, takes_positions = COMMANDS[command]
     return [option for option in options_of(dataclass) if option.required and takes_positions]
 
@@ -169,12 +169,12 @@ def _fish() -> str:
 
 
 def _fish_values(option: Option) -> str:
-    """What follows an option: nothing, one of a list, a file, or something to be typed."""
+    """Return what follows an option: nothing, one of a list, a file, or something to be typed."""
     if option.values:
         return f" -x -a {_quoted(' '.join(option.values))}"
     return {"none": " -f", "str": " -r -F"}.get(option.kind, " -x")
 
 
 def _quoted(text: str) -> str:
-    """A word of fish, whose single quotes know these two escapes."""
+    """Return a word of fish, whose single quotes know these two escapes."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

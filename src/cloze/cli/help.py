@@ -31,7 +31,7 @@ EVERYWHERE = (
 
 
 def wants_help(words: Sequence[str]) -> bool:
-    """Whether help is asked for, anywhere in a command line."""
+    """Return whether help is asked for, anywhere in a command line."""
     return any(word in ("-h", "--help") for word in words)
 
 
@@ -45,7 +45,8 @@ def show_help(words: Sequence[str]) -> None:
 
 
 def help_text(words: Sequence[str], width: int) -> str:
-    """The help of the command in `words`, or of all commands, in lines of at most `width` where words allow it."""
+    """Return the help of the command in `words`, or of all commands, in lines of at most `width` where words allow
+    it."""
     command = next((word for word in words if word in COMMANDS), None)
     return "\n".join(_all_commands(width) if command is None else _one_command(command, width))
 
@@ -123,7 +124,7 @@ def _paragraphs(text: str, width: int) -> list[str]:
 
 
 def _command_line(example: str, width: int) -> list[str]:
-    """A command over several lines that a shell takes as one: cut between options, never inside quotes."""
+    """Return a command over several lines that a shell takes as one: cut between options, never inside quotes."""
     lines, line = [], " "
     for piece in re.findall(r"--\w+ (?:'[^']*'|[^-\s]\S*)|'[^']*'|\S+", example):
         if len(line) + len(piece) + 3 > width and line.strip():

@@ -39,7 +39,7 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in a help text."""
+        """Return what stands for the value in a help text."""
         if self.kind == "bool":
             return f"[{'|'.join(self.values)}]"
         if self.values:
@@ -48,7 +48,7 @@ class Option:
 
 
 def options_of(dataclass: type) -> list[Option]:
-    """All options of a command's dataclass, inherited ones first."""
+    """Return all options of a command's dataclass, inherited ones first."""
     hints, allowed = typing.get_type_hints(dataclass), allowed_values(dataclass)
     helps: dict[str, str] = {}
     homes: dict[str, str] = {}

@@ -34,8 +34,8 @@ _COMMANDS = f"the commands are: {', '.join(COMMANDS)}"
 
 @functools.cache
 def build_parser(only: str | None = None) -> jsonargparse.ArgumentParser:
-    """The parser of all commands, or one that knows the options of a single one (made in a tenth of the time); raises
-    `jsonargparse.ArgumentError` instead of exiting."""
+    """Return the parser of all commands, or one that knows the options of a single one (made in a tenth of the time);
+    raises `jsonargparse.ArgumentError` instead of exiting."""
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(
@@ -67,7 +67,8 @@ def _command_parser(command: str, with_options: bool = True) -> jsonargparse.Arg
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """The command's name and its filled dataclass. Raises ConfigError for anything that cannot be understood."""
+    """Return the command's name and its filled dataclass. Raises ConfigError for anything that cannot be
+    understood."""
     words = _spell_out(_without_log_format(argv)[0])
     first = check_command(words)
     parser = build_parser(first if words[0] == first else None)
@@ -136,7 +137,7 @@ def overridden(argv: Sequence[str]) -> list[str]:
 def choose_log_format(argv: Sequence[str]) -> list[str]:
     """Take --log_format out of a command line and into the environment, for this process and those it starts.
 
-    Raises ConfigError where it, or CLOZE_LOG_FORMAT, is none of `cloze.utils.terminal.console.FORMATS`.
+    Raises ConfigError if it, or CLOZE_LOG_FORMAT, is none of `cloze.utils.terminal.console.FORMATS`.
     """
     words, chosen = _without_log_format(argv)
     if chosen is not None:
@@ -151,7 +152,8 @@ def choose_log_format(argv: Sequence[str]) -> list[str]:
 
 
 def _without_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The other words, and the last format that was given, if any; the flag may stand before the command, too."""
+    """Return the other words, and the last format that was given, if any; the flag may stand before the command,
+    too."""
     words, chosen, rest = [], None, list(argv)
     while rest:
         word = rest.pop(0)
@@ -165,8 +167,8 @@ def _without_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def from_values(command: str, values: Mapping[str, Any]) -> Any:
-    """A command's dataclass from Python values by the names of its flags, `config` among them: what the same flags on
-    the command line give. Raises ConfigError for a name or value that those would not take."""
+    """Return a command's dataclass from Python values by the names of its flags, `config` among them: what the same
+    flags on the command line give. Raises ConfigError for a name or value that those would not take."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(COMMANDS[command][0])}
     given: dict[str, Any] = {"config": values["config"]} if "config" in values else {}
     for name, value in values.items():

@@ -91,7 +91,7 @@ class Allowed:
     text: Matches | None
 
     def __str__(self) -> str:
-        """The range in words, without technical limits: `at least 1`, `above 0 and at most 1`; else empty."""
+        """Return the range in words, without technical limits: `at least 1`, `above 0 and at most 1`; else empty."""
         low, high = self._end((Ge, Gt)), self._end((Le, Lt))
         if high is not None and high.bound >= _HIDDEN:
             high = None
@@ -165,7 +165,7 @@ class Ranged:
 
 @functools.cache
 def allowed_values(config: type) -> dict[str, Allowed]:
-    """What each option of a configuration's class may be, by name."""
+    """Return what each option of a configuration's class may be, by name."""
     hints = typing.get_type_hints(config, include_extras=True)
     return {field.name: _read(hints[field.name]) for field in dataclasses.fields(config)}
 

@@ -27,7 +27,7 @@ def parse_arguments(text: str | None) -> dict[str, Any]:
 
 
 def _read(text: str) -> Any:
-    """A value as YAML reads it, but 1e-8 is a number too."""
+    """Return a value as YAML reads it, but 1e-8 is a number too."""
     value = parse_yaml(text, "--optim_args", kind=object, typed=True, error=ConfigError)
     try:
         return float(value) if isinstance(value, str) else value

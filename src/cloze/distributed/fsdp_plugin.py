@@ -49,5 +49,5 @@ def keep_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin
 
 
 def is_fsdp(accelerator: Accelerator) -> bool:
-    """Whether weights, gradients and optimizer state are divided by FSDP2."""
+    """Return whether weights, gradients and optimizer state are divided by FSDP2."""
     return accelerator.distributed_type == DistributedType.FSDP

@@ -186,7 +186,7 @@ def check_writable(path: Path | str, hint: str = "choose another --output") -> N
 def staged_folder(final: Path | str) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and is removed when it does not.
 
-    Raises DiskError where the disk is full or read-only; FileExistsError if `final` exists already.
+    Raises DiskError if the disk is full or read-only; FileExistsError if `final` exists already.
     """
     final = Path(final)
     if final.exists():
@@ -268,7 +268,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def sha256(path: Path | str) -> str:
-    """The hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -51,5 +51,5 @@ class Progress:
 
     @property
     def total(self) -> int:
-        """The signs of all sources."""
+        """Return the signs of all sources."""
         return sum(self._counts.values())

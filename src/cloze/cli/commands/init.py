@@ -21,7 +21,7 @@ NOT_IN_A_WHEEL = ("demo", "test", "test_lowest", "lock", "env.sh", "site.env", "
 
 
 def run(config: InitConfig) -> None:
-    """Write them into the folder, each of the three whole or not at all. Raises ConfigError where one is there
+    """Write them into the folder, each of the three whole or not at all. Raises ConfigError if one is there
     already, DiskError."""
     folder = Path(config.folder)
     for name in FOLDERS:

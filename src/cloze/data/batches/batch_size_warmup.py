@@ -32,19 +32,19 @@ class BatchSizes:
             raise ValueError(f"no growth from {self.start} to {self.full} blocks in {self.warmup_steps} steps")
 
     def size(self, step: int) -> int:
-        """Blocks of a step (0-based)."""
+        """Return blocks of a step (0-based)."""
         if step >= self.warmup_steps:
             return self.full
         return self.start + (self.full - self.start) * step // self.warmup_steps
 
     def samples_before(self, step: int) -> int:
-        """Blocks of all steps before this one: the number of its first sample."""
+        """Return blocks of all steps before this one: the number of its first sample."""
         if step > self.warmup_steps:
             return self._samples_of_warmup + (step - self.warmup_steps) * self.full
         return step * self.start + _floor_sum(step, self.warmup_steps, self.full - self.start) if step else 0
 
     def steps_for(self, total_samples: int) -> int:
-        """How many steps it takes to have seen so many samples; the last one may be part full."""
+        """Return how many steps it takes to have seen so many samples; the last one may be part full."""
         if total_samples > self._samples_of_warmup:
             return self.warmup_steps + -(-(total_samples - self._samples_of_warmup) // self.full)
         return bisect_left(range(self.warmup_steps + 1), total_samples, key=self.samples_before)
@@ -55,7 +55,7 @@ class BatchSizes:
 
 
 def _floor_sum(count: int, divisor: int, factor: int) -> int:
-    """The sum of `factor * i // divisor` for i in [0, count), in O(log) steps: the lattice points under a line,
+    """Return the sum of `factor * i // divisor` for i in [0, count), in O(log) steps: the lattice points under a line,
     counted from one side and then from the other, as in Euclid's algorithm (Graham, Knuth, Patashnik, "Concrete
     Mathematics", section 3.5)."""
     total, offset = 0, 0

@@ -97,7 +97,7 @@ class MaskingCollator:
         return batch
 
     def _samples(self, examples: Sequence[Mapping[str, Any]]) -> Any:
-        """The number of each example: [B] int64."""
+        """Return the number of each example: [B] int64."""
         if all("sample" in example for example in examples):
             return np.array([example["sample"] for example in examples], np.int64)
         return torch.randint(2**62, (len(examples),)).numpy()

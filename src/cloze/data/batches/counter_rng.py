@@ -23,7 +23,7 @@ U64 = NDArray[np.uint64]
 
 
 def mix64(x: U64) -> U64:
-    """The finalizer of SplitMix64: a bijection of 64-bit integers that scatters every input bit. Any shape."""
+    """Return the finalizer of SplitMix64: a bijection of 64-bit integers that scatters every input bit. Any shape."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))

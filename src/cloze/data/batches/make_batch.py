@@ -80,5 +80,5 @@ def document_offsets(segments: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def count_masked(micro_batches: list[dict[str, torch.Tensor]]) -> int:
-    """The tokens to predict."""
+    """Return the tokens to predict."""
     return sum(int(np.count_nonzero(batch["targets"].numpy() != IGNORE_INDEX)) for batch in micro_batches)

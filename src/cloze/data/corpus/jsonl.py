@@ -73,7 +73,8 @@ def _skip_line(file: Any, stop: int | None) -> int:
 
 
 def parse_line(line: bytes) -> Record:
-    """The record of a JSON line. Raises BadRecord. Lone surrogates become U+FFFD, as no tokenizer takes them."""
+    """Return the record of a JSON line. Raises BadRecord. Lone surrogates become U+FFFD, as no tokenizer takes
+    them."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:

@@ -30,12 +30,13 @@ _CHECKED_FILES = 20
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a file has to be unpacked from its beginning."""
+    """Return whether a file has to be unpacked from its beginning."""
     return path.suffix.lower() in COMPRESSIONS
 
 
 def pieces_of(path: Path, size: int) -> list[Piece]:
-    """The pieces of a file, a function of its contents and `size` (bytes) only. Raises DataError if it is broken."""
+    """Return the pieces of a file, a function of its contents and `size` (bytes) only. Raises DataError if it is
+    broken."""
     whole = [Piece(str(path), 0, None, _stat_size(path))]
     kind = _kind(path)
     if is_compressed(path) and not kind.is_text:
@@ -52,7 +53,7 @@ def pieces_of(path: Path, size: int) -> list[Piece]:
 
 def read_piece(piece: Piece, fields: Fields, meter: Meter | None = None) -> Iterator[Item]:
     """Every record of a piece with its position: a line's number (in a piece that starts inside a file: its first
-    byte), or a record's number. Raises DataError where the file is missing, cut short or broken."""
+    byte), or a record's number. Raises DataError if the file is missing, cut short or broken."""
     path = Path(piece.path)
     kind = _kind(path, piece.stop is not None)
     with file_errors(path), open_binary(path, meter) as file:

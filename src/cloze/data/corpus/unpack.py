@@ -35,12 +35,13 @@ class Meter:
     file: Any = None
 
     def bytes_read(self) -> int:
-        """Bytes of the file, 0 before it is opened and after it is closed."""
+        """Return bytes of the file, 0 before it is opened and after it is closed."""
         return self.file.tell() if self.file is not None and not self.file.closed else 0
 
 
 def open_binary(path: Path, meter: Meter | None = None) -> Any:
-    """The unpacked bytes of a file; a context manager. A packed file that was cut short raises OSError at its end."""
+    """Return the unpacked bytes of a file; a context manager. A packed file that was cut short raises OSError at its
+    end."""
     packing = COMPRESSIONS.get(path.suffix.lower())
     file = open(path, "rb", buffering=_BUFFER)  # noqa: SIM115
     if meter is not None:

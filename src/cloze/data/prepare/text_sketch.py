@@ -52,12 +52,12 @@ class TextSketch:
 
     @property
     def hashes(self) -> Hashes:
-        """The hash of every document: [n] uint64."""
+        """Return the hash of every document: [n] uint64."""
         return np.array(self._hashes, np.uint64)
 
     @property
     def sample(self) -> list[tuple[int, str]]:
-        """The hash and text of the sampled documents, by their hash."""
+        """Return the hash and text of the sampled documents, by their hash."""
         return sorted((-number, text) for number, text in self._lowest)
 
 

@@ -100,7 +100,7 @@ def extend_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, 
 
 
 def _backend(tokenizer: Any, config: TokenizerConfig) -> Tokenizer:
-    """The fast tokenizer of one of the three kinds. Raises ModelError, ConfigError."""
+    """Return the fast tokenizer of one of the three kinds. Raises ModelError, ConfigError."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
@@ -125,7 +125,7 @@ def _backend(tokenizer: Any, config: TokenizerConfig) -> Tokenizer:
 
 
 def _words_of(backend: Tokenizer, text: str) -> list[str]:
-    """What the tokenizer splits a text into before it looks for tokens."""
+    """Return what the tokenizer splits a text into before it looks for tokens."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
@@ -156,7 +156,7 @@ def _add_merges(
 def _add_pieces(
     facts: dict[str, Any], tokenizer: Any, cuts: list[tuple[list[str], int]], config: TokenizerConfig
 ) -> dict[str, int]:
-    """The same for a Unigram vocabulary: a list, in which the place is the id."""
+    """Return the same for a Unigram vocabulary: a list, in which the place is the id."""
     vocabulary = facts["model"]["vocab"]
     scores = {piece: score for piece, score in vocabulary}
     merges = _merges(tokenizer, cuts, config, str.__add__, lambda piece: piece in scores)
@@ -249,7 +249,7 @@ def _numbered(tokenizer: Any, tokens: list[str]) -> dict[str, int]:
 
 
 def _reloaded(folder: Path, old: Any, added: dict[str, int]) -> Any:
-    """The tokenizer as it will be loaded. Raises ModelError where that is not the old one with the new tokens."""
+    """The tokenizer as it will be loaded. Raises ModelError if that is not the old one with the new tokens."""
     found = load_tokenizer(str(folder))
     if (
         found.get_vocab() != {**old.get_vocab(), **added}

@@ -47,7 +47,7 @@ MAX_ALPHABET = 1000  # characters of a WordPiece vocabulary, the most frequent o
 def train_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerFast:
     """Train on every document of the split, write the folder `config.output`, and return the tokenizer.
 
-    Raises ConfigError for values that cannot be used, DataError where the corpus holds no text.
+    Raises ConfigError for values that cannot be used, DataError if the corpus holds no text.
     """
     check_new(Path(config.output))
     _check_values(config)
@@ -90,7 +90,7 @@ class Texts:
 
 
 def check_new(output: Path) -> None:
-    """Raise ConfigError where a folder is there already."""
+    """Raise ConfigError if a folder is there already."""
     if output.exists():
         raise ConfigError("exists already", where=output, hint="choose another --output")
 
@@ -124,7 +124,7 @@ def _train_bpe(config: TokenizerConfig, texts: Texts) -> PreTrainedTokenizerFast
 
 
 def as_roberta(trained: ByteLevelBPETokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
-    """The trained BPE as the tokenizer class of RoBERTa, `<s> text </s>`."""
+    """Return the trained BPE as the tokenizer class of RoBERTa, `<s> text </s>`."""
     backend = trained._tokenizer
     ids = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
     backend.post_processor = RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False)

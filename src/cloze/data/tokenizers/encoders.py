@@ -140,7 +140,7 @@ def _transformers(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray
 
 
 def character_table(tokenizer: Any) -> NDArray[np.int32] | None:
-    """Ids of the ASCII characters that are tokens, [128], -1 for others; None where a text of such characters could
+    """Ids of the ASCII characters that are tokens, [128], -1 for others; None if a text of such characters could
     hold a longer token too, so that it takes more than a look into a table."""
     table = np.full(128, -1, np.int32)
     vocabulary = tokenizer.get_vocab()

@@ -153,7 +153,7 @@ class RunOwner:
         self._descriptors.append(os.open(self._lock, os.O_RDWR | os.O_NOFOLLOW))
 
     def _is_over(self, found: Sighting) -> bool:
-        """Whether an owner has ended; False if that is not known yet. Raises OwnerError if it is alive."""
+        """Return whether an owner has ended; False if that is not known yet. Raises OwnerError if it is alive."""
         owner = found.owner
         if self.me.succeeds(owner):
             return True

@@ -102,7 +102,8 @@ class _Push(PushConfig):
 
 
 def _command(takes: Callable[P, Any]) -> Callable[[Callable[[Any, dict[str, Any]], R]], Callable[P, R]]:
-    """A function of (the command's configuration, arguments of its own) as one that takes the fields of `takes`."""
+    """Return a function of (the command's configuration, arguments of its own) as one that takes the fields of
+    `takes`."""
     places = [f for f in fields(takes) if not f.kw_only]  # type: ignore[arg-type]
 
     def wrap(function: Callable[[Any, dict[str, Any]], R]) -> Callable[P, R]:
@@ -244,7 +245,7 @@ def evaluate(config: EvaluateConfig, own: dict[str, Any]) -> Evaluation:
 
 @_command(_Fill)
 def fill(config: FillConfig, own: dict[str, Any]) -> list[Answer]:
-    """What a model puts in place of the mask: (score, token, text), the most likely first, `top_k` of them.
+    """Return what a model puts in place of the mask: (score, token, text), the most likely first, `top_k` of them.
 
         cloze.fill(run, "The Milky Way is a <mask> galaxy.")[0].token       # "spiral"
 

@@ -30,7 +30,7 @@ _LOADED_IN = os.getpid()
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this process as one of several: then it is training's own."""
+    """Return whether a launcher has started this process as one of several: then it is training's own."""
     return processes.is_launched()
 
 

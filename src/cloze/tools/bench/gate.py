@@ -85,7 +85,7 @@ def _peak_bytes() -> int:
 
 
 def _compiled_graphs() -> int:
-    """How many graphs torch.compile has made in this process: more after warm-up are recompilations."""
+    """Return how many graphs torch.compile has made in this process: more after warm-up are recompilations."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
 

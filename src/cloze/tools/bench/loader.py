@@ -88,7 +88,7 @@ def bench_loader(config: BenchConfig) -> Table:
 
 
 def make_blocks(folder: Path, num_blocks: int, block_size: int) -> Path:
-    """A prepared folder of random blocks, as `cloze prepare` would lay it out."""
+    """Return a prepared folder of random blocks, as `cloze prepare` would lay it out."""
     (folder / "train").mkdir(parents=True)
     rng = np.random.default_rng(0)
     names = [

@@ -87,7 +87,7 @@ def bench_memory(config: BenchConfig) -> Table:
 
 
 def settings_of(name: str, config: BenchConfig) -> dict[str, Any]:
-    """What a rank is told, but for the engine."""
+    """Return what a rank is told, but for the engine."""
     blocks = config.per_device_train_batch_size or (32 if config.gpu else 8)
     overrides = MODELS[name]
     for narrow, wide in _BASE.items() if config.gpu else ():
@@ -98,7 +98,7 @@ def settings_of(name: str, config: BenchConfig) -> dict[str, Any]:
 
 
 def recipe_of(settings: dict[str, Any]) -> Recipe:
-    """The recipe that is planned and run."""
+    """Return the recipe that is planned and run."""
     model_config = AutoConfig.for_model(settings["model_type"])
     apply_overrides(model_config, parse_overrides(settings.get("overrides") or MODELS[settings["model_type"]]))
     train = TrainConfig(
@@ -114,8 +114,8 @@ def recipe_of(settings: dict[str, Any]) -> Recipe:
 
 
 def predict(recipe: Recipe, choice: Choice) -> tuple[Memory, list[str]]:
-    """What the plan says of `RANKS` ranks on this CPU, or of one on this GPU, and which parameters it takes to be
-    unused."""
+    """Return what the plan says of `RANKS` ranks on this CPU, or of one on this GPU, and which parameters it takes to
+    be unused."""
     blocks, on_gpu = recipe.train.per_device_train_batch_size, not recipe.train.use_cpu
     with quiet():
         weighing = Weighing(recipe, this_machine()[0] if on_gpu else _CPU, 1 if on_gpu else RANKS, 1)

@@ -26,7 +26,7 @@ from cloze.tools.bench.gate import Gate, serve
 
 
 def cloze_config(settings: dict[str, Any], batch: int, torch_compile: bool) -> Any:
-    """The configuration of `cloze train`."""
+    """Return the configuration of `cloze train`."""
     from cloze.config import TrainConfig
 
     return TrainConfig(
@@ -179,7 +179,7 @@ class BarePeer:
         self._documents, self._head = prepare_model(self._model, config, self._data)
 
     def batches(self, batch: int) -> list[dict[str, torch.Tensor]]:
-        """The first 16 batches of Cloze's own run."""
+        """Return the first 16 batches of Cloze's own run."""
         from cloze.data.batches.layout import Layout
         from cloze.data.batches.loader import step_batches
         from cloze.data.batches.make_batch import fixed_capacity

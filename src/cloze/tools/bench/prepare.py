@@ -84,8 +84,8 @@ def bench_prepare(config: BenchConfig) -> Table:
 
 
 def make_corpus(config: BenchConfig, folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The same records as .jsonl, .parquet and .jsonl.gz, and their texts. Answers are shuffled between the threads
-    in every repetition, so that no two documents are the same for a cache."""
+    """Return the same records as .jsonl, .parquet and .jsonl.gz, and their texts. Answers are shuffled between the
+    threads in every repetition, so that no two documents are the same for a cache."""
     source = Path(config.dataset_name) if config.dataset_name else folder / "sample.jsonl"
     if config.dataset_name is None:
         write_corpus(source, num_threads=SAMPLE_THREADS)
@@ -208,14 +208,14 @@ print("SECONDS", time.perf_counter() - begin)
 
 
 def _tutorial_seconds(file: Path, tokenizer: str, block_size: int, num_proc: int, folder: Path) -> float:
-    """The Hugging Face tutorial's two maps, in a process of its own."""
+    """Return the Hugging Face tutorial's two maps, in a process of its own."""
     words = [sys.executable, "-c", TUTORIAL, str(file), tokenizer, str(block_size), str(num_proc), str(folder / "hf")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("SECONDS")))
 
 
 def stages(file: Path, spec: EncoderSpec, block_size: int, folder: Path) -> dict[str, float]:
-    """Where the time of one process goes: each stage over the whole corpus, one after another."""
+    """Return where the time of one process goes: each stage over the whole corpus, one after another."""
     fields = Fields.parse(TEXT_FIELD, None)
     piece = Piece(str(file), 0, None, 0)
     begin = time.perf_counter()

@@ -61,7 +61,7 @@ def bench_save(config: BenchConfig) -> Table:
 
 
 def make_engine(config: BenchConfig) -> Engine:
-    """A model with random weights, and its optimizer after a first step."""
+    """Return a model with random weights, and its optimizer after a first step."""
     model_config = AutoConfig.for_model(config.model_type)
     apply_overrides(model_config, parse_overrides(config.config_overrides))
     torch.manual_seed(0)

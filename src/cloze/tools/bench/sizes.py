@@ -50,13 +50,13 @@ class Size:
     block_size: int
 
     def model_config(self) -> PretrainedConfig:
-        """The configuration of the model."""
+        """Return the configuration of the model."""
         config = AutoConfig.for_model(self.model_type, vocab_size=self.vocab_size)
         apply_overrides(config, parse_overrides(self.config_overrides))
         return config
 
     def empty_model(self) -> Any:
-        """The model without weights."""
+        """Return the model without weights."""
         with torch.device("meta"):
             return AutoModelForMaskedLM.from_config(self.model_config())
 
@@ -72,7 +72,7 @@ SIZES = {
 
 
 def chosen_sizes(config: BenchConfig, default: list[str]) -> dict[str, Size]:
-    """The sizes of `--sizes`, by name. Raises ConfigError for one that is not known."""
+    """Return the sizes of `--sizes`, by name. Raises ConfigError for one that is not known."""
     names = [name.strip() for name in config.sizes.split(",")] if config.sizes else default
     for name in names:
         if name not in SIZES:
@@ -103,7 +103,7 @@ def make_data(folder: Path, size: Size, packing: str = "concat", num_tokens: int
 
 
 def make_tokenizer(folder: Path, vocab_size: int, block_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of so many made-up words with RoBERTa's special tokens, saved in `folder`."""
+    """Return a tokenizer of so many made-up words with RoBERTa's special tokens, saved in `folder`."""
     words = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(4, vocab_size - 1)), "<mask>"]
     model = WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
     names = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"}

@@ -68,7 +68,7 @@ class Clock:
         self._last = self._begin = 0.0
 
     def now(self) -> float:
-        """The time, when everything that was asked for is done."""
+        """Return the time, when everything that was asked for is done."""
         if torch.cuda.is_available() and self._run is not None and self._run.engine.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -186,7 +186,7 @@ def bench_step(config: BenchConfig) -> Table:
 
 
 def train_config(config: BenchConfig, size: Size, folder: Path, batch: int) -> TrainConfig:
-    """The command that is measured."""
+    """Return the command that is measured."""
     return TrainConfig(
         dataset_name=str(folder / "data"),
         output_dir=str(folder / "run"),

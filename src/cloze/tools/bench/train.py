@@ -243,7 +243,7 @@ def details_of(done: Comparison, gpu: bool) -> dict[str, Any]:
 
 
 def gpu_facts() -> dict[str, Any]:
-    """The GPU's name, memory, driver and CUDA version, as torch and the driver's own file tell."""
+    """Return the GPU's name, memory, driver and CUDA version, as torch and the driver's own file tell."""
     properties = torch.cuda.get_device_properties(0)
     driver = Path("/proc/driver/nvidia/version")
     return {

@@ -38,7 +38,7 @@ Weighted = TypeVar("Weighted", Domain, Topic)
 def write_corpus(path: Path | str, seed: int = 0, num_threads: int = NUM_THREADS) -> int:
     """Write the corpus as JSON lines, whole or not at all; return the number of threads.
 
-    Raises ConfigError for a number of threads below one, DiskError where nothing can be written.
+    Raises ConfigError for a number of threads below one, DiskError if nothing can be written.
     """
     if num_threads < 1:
         raise ConfigError("must be at least 1", where="num_threads")

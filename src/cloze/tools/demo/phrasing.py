@@ -37,7 +37,7 @@ class Topic:
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """The columns that a row needs."""
+        """Return the columns that a row needs."""
         return frozenset(
             column.lower() for text in self.questions + self.statements for _, column in _PLACE.findall(text)
         )
@@ -47,7 +47,7 @@ class Topic:
 class Domain:
     """One fact table: how often it is talked about, and what about it.
 
-    `pronoun` can stand for an entity that the sentence before was about; empty where none fits them all.
+    `pronoun` can stand for an entity that the sentence before was about; empty if none fits them all.
     """
 
     table: str
@@ -56,13 +56,14 @@ class Domain:
     pronoun: str = "It"
 
     def rows(self, topic: Topic) -> tuple[Row, ...]:
-        """The rows that know everything the topic needs; well-known ones as often as their column `times` says."""
+        """Return the rows that know everything the topic needs; well-known ones as often as their column `times`
+        says."""
         return _rows(self.table, topic.columns)
 
 
 @cache
 def read_table(table: str) -> tuple[Row, ...]:
-    """The rows of a fact table."""
+    """Return the rows of a fact table."""
     text = resources.files(__package__).joinpath("facts", f"{table}.csv").read_text(encoding="utf-8")
     return tuple(csv.DictReader(text.splitlines()))
 
@@ -88,10 +89,10 @@ def say(template: str, row: Row) -> str:
 
 
 def begins_with_entity(template: str) -> bool:
-    """Whether the entity is the subject of the sentence, so that a pronoun can stand for it."""
+    """Return whether the entity is the subject of the sentence, so that a pronoun can stand for it."""
     return _SUBJECT.match(template) is not None
 
 
 def with_pronoun(template: str, pronoun: str) -> str:
-    """The template with a pronoun for its subject: `{A name} eats {diet}.` -> `It eats {diet}.`"""
+    """Return the template with a pronoun for its subject: `{A name} eats {diet}.` -> `It eats {diet}.`"""
     return _SUBJECT.sub(f"{pronoun} ", template)

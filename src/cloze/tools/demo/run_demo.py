@@ -48,7 +48,7 @@ GLOBAL_BATCH, STEPS = 64, 1200
 
 
 def run_demo(config: DemoConfig) -> Path:
-    """Run every stage and return the run's folder. Raises ConfigError where training fails."""
+    """Run every stage and return the run's folder. Raises ConfigError if training fails."""
     folder = Path(config.output_dir)
     num_processes = config.num_processes or torch.cuda.device_count() or 2
     if num_processes < 1 or GLOBAL_BATCH % num_processes:

@@ -16,7 +16,7 @@ from cloze.tools.doctor.place import Place
 
 
 def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
-    """All findings, as JSON values, on rank 0. Every rank of the meeting calls it; nothing is left on any disk.
+    """Return all findings, as JSON values, on rank 0. Every rank of the meeting calls it; nothing is left on any disk.
 
     A rank that falls silent on the way costs a time-out and is left out of what comes after.
     """
@@ -59,7 +59,7 @@ def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
 
 
 def alone(config: DoctorConfig) -> dict[str, Any]:
-    """The findings of one process."""
+    """Return the findings of one process."""
     path = nearest_folder(config.output_dir)
     facts = find_facts(Place())
     return {
@@ -82,7 +82,7 @@ def alone(config: DoctorConfig) -> dict[str, Any]:
 
 
 def _way(config: DoctorConfig, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all are to do, as rank 0 decides: who takes part, in which folder, over which backends."""
+    """Return what all are to do, as rank 0 decides: who takes part, in which folder, over which backends."""
     with_nccl = all("nccl" in one["versions"] and len(one["gpus"]) > one["local_rank"] for one in ranks)
     return {
         "ranks": [one["rank"] for one in ranks],

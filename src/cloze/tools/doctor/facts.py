@@ -30,7 +30,7 @@ HUB_SECONDS = 8.0
 
 
 def find_facts(place: Place) -> dict[str, Any]:
-    """What every rank tells; DeepSpeed's kernels are tried on the first rank of each machine only."""
+    """Return what every rank tells; DeepSpeed's kernels are tried on the first rank of each machine only."""
     return {
         "rank": place.rank,
         "local_rank": place.local_rank,
@@ -96,7 +96,8 @@ def find_offload(environment: Mapping[str, str]) -> str:
 
 
 def find_ops() -> dict[str, Any]:
-    """Whether DeepSpeed's CPU Adam (offload to the CPU) and async_io (to NVMe) can be built here, and with what.
+    """Return whether DeepSpeed's CPU Adam (offload to the CPU) and async_io (to NVMe) can be built here, and with
+    what.
 
     These are the two that Cloze's runs load: on GPUs its optimizers are torch's own fused ones.
     """
@@ -154,7 +155,7 @@ def _ask_hub() -> dict[str, Any]:
 
 
 def _limit(name: str) -> int | None:
-    """The soft limit, what this process lives under; None for no limit."""
+    """Return the soft limit, what this process lives under; None for no limit."""
     soft, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
     return None if soft == resource.RLIM_INFINITY else soft
 
@@ -176,7 +177,7 @@ def _names(path: str) -> list[str]:
 
 
 def _output(command: list[str]) -> str:
-    """What it prints; "" where it is not there, fails or takes 10 s."""
+    """Return what it prints; "" where it is not there, fails or takes 10 s."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -22,7 +22,7 @@ PREFIX = ".cloze-doctor-"
 
 
 def nearest_folder(path: str) -> Path:
-    """The folder itself, or the nearest one above it that exists: a run makes its own folder there."""
+    """Return the folder itself, or the nearest one above it that exists: a run makes its own folder there."""
     folder = Path(path).absolute()
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -110,7 +110,7 @@ def _other_rank(meeting: Meeting) -> None:
 
 
 def _look_back(meeting: Meeting, rank: int, staged: Path, nonce: str) -> dict[str, Any]:
-    """What rank 0 makes of another rank's file."""
+    """Return what rank 0 makes of another rank's file."""
     told = meeting.ask(rank, "seen", meeting.timeout + APPEAR_SECONDS)
     if told is None:
         meeting.silent.append(rank)

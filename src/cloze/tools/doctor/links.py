@@ -126,12 +126,12 @@ def _run_rounds(
 
 
 def _key(backend: str, pair: Pair, rank: int) -> str:
-    """Where a rank tells how its pair did."""
+    """Return where a rank tells how its pair did."""
     return f"{backend}/{pair[0]}-{pair[1]}/{rank}"
 
 
 def open_pair(store: Any, pair: Pair, place: Place, backend: str, seconds: float) -> Any:
-    """A process group of these two ranks, with interfaces and time-out as in training."""
+    """Return a process group of these two ranks, with interfaces and time-out as in training."""
     import torch
     from torch.distributed import PrefixStore
 
@@ -204,7 +204,7 @@ def _wait_on_gpu(work: Any, seconds: float) -> None:
 
 
 def _result(store: Any, backend: str, pair: Pair) -> dict[str, Any]:
-    """What the two told; an error of either is the pair's, the first one's figures count."""
+    """Return what the two told; an error of either is the pair's, the first one's figures count."""
     told = [
         parse_json(store.get(key), f"rank {rank}") if store.check([key]) else {"error": f"rank {rank} said nothing"}
         for rank, key in ((rank, _key(backend, pair, rank)) for rank in pair)

@@ -48,9 +48,9 @@ class Meeting:
             self.store.set(f"{what}/{self.place.rank}", json.dumps(value))
 
     def ask(self, rank: int, what: str, seconds: float | None = None) -> Any:
-        """What that rank told; None where it says nothing in so many seconds (default: the timeout).
+        """Return what that rank told; None if it says nothing in so many seconds (default: the timeout).
 
-        Looks again and again, so that Ctrl-C is heard. Raises LaunchError where rank 0 is gone.
+        Looks again and again, so that Ctrl-C is heard. Raises LaunchError if rank 0 is gone.
         """
         end = time.monotonic() + (self.timeout if seconds is None else seconds)
         key = f"{what}/{rank}"
@@ -73,7 +73,7 @@ class Meeting:
         return told
 
     def decide(self, what: str, choose: Callable[[], Any]) -> Any:
-        """Rank 0's choice, on every rank. Raises LaunchError where rank 0 says nothing."""
+        """Rank 0's choice, on every rank. Raises LaunchError if rank 0 says nothing."""
         if self.place.rank == 0:
             self.tell(what, choose())
         chosen = self.ask(0, what, LONGEST_SECONDS)
@@ -102,7 +102,7 @@ def join(place: Place, timeout: float) -> Meeting:
     """Meet the other processes within `timeout` seconds, agree on who came, and prove to each other that they know
     CLOZE_SECRET, as in training.
 
-    Raises LaunchError, naming both ends, where rank 0 cannot be reached, and on rank 0 where its port is taken.
+    Raises LaunchError, naming both ends, where rank 0 cannot be reached, and on rank 0 if its port is taken.
     """
     secret = check_secret(processes.secret())
     end = time.monotonic() + timeout
@@ -152,7 +152,7 @@ def knock(place: Place, end: float, timeout: float) -> None:
 
 
 def open_store(place: Place, serves: bool, timeout: float) -> Any:
-    """torch's TCPStore, under names of our own. Raises LaunchError where it cannot be had."""
+    """torch's TCPStore, under names of our own. Raises LaunchError if it cannot be had."""
     from torch.distributed import DistError, PrefixStore, TCPStore
 
     seconds = timedelta(seconds=max(1.0, timeout))

@@ -35,7 +35,7 @@ class Place:
 
     @property
     def first_on_host(self) -> bool:
-        """Whether this process looks at what is the same for all processes of its machine."""
+        """Return whether this process looks at what is the same for all processes of its machine."""
         return self.local_rank == 0
 
     def say(self) -> str:
@@ -90,7 +90,7 @@ def _by_srun(task: processes.SlurmTask, environment: Mapping[str, str]) -> Place
 
 
 def first_host(nodes: str) -> str:
-    """The first of SLURM's list of nodes, `node[03-05,9],big1`: as scontrol says, or where a container has no
+    """Return the first of SLURM's list of nodes, `node[03-05,9],big1`: as scontrol says, or where a container has no
     scontrol, from the list's own spelling. Raises LaunchError for an empty list."""
     try:
         done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=10)

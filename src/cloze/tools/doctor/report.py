@@ -40,7 +40,7 @@ PIPED_WIDTH = 120
 
 
 def judge(findings: Findings) -> list[Row]:
-    """All rows, in the order in which they are printed."""
+    """Return all rows, in the order in which they are printed."""
     return [row for one in JUDGES for row in one(findings)]
 
 

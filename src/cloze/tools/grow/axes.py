@@ -55,7 +55,7 @@ class Heads:
 
 
 def blank_model(config: PretrainedConfig) -> Any:
-    """The masked language model of a configuration, without memory for its weights. Raises ModelError."""
+    """Return the masked language model of a configuration, without memory for its weights. Raises ModelError."""
     try:
         with torch.device("meta"):
             return from_config(AutoModelForMaskedLM, copy.deepcopy(config), dtype=torch.float32)
@@ -74,21 +74,21 @@ def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def whole_numbers(config: PretrainedConfig) -> dict[str, int]:
-    """The whole numbers of a configuration that may be sizes."""
+    """Return the whole numbers of a configuration that may be sizes."""
     values = config.get_text_config().to_dict()
     found = {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
     return {name: value for name, value in found.items() if not name.endswith("token_id")}
 
 
 def first_of(config: PretrainedConfig, names: tuple[str, ...]) -> int | None:
-    """The first of several numbers that a configuration has."""
+    """Return the first of several numbers that a configuration has."""
     values = (getattr(config.get_text_config(), name, None) for name in names)
     return next((value for value in values if isinstance(value, int)), None)
 
 
 def heads_of(config: PretrainedConfig) -> Heads:
-    """The width and the heads of a model; without attention, every place is a head. Raises ModelError where no width
-    is known."""
+    """Return the width and the heads of a model; without attention, every place is a head. Raises ModelError if no
+    width is known."""
     hidden = first_of(config, HIDDEN)
     if hidden is None:
         raise ModelError(
@@ -102,7 +102,7 @@ def heads_of(config: PretrainedConfig) -> Heads:
 
 
 def axes_of_number(config: PretrainedConfig, name: str, value: int, shapes: Shapes) -> set[tuple[str, int]]:
-    """The axes (weight, dimension) whose size changes when one number of the configuration is `value`."""
+    """Return the axes (weight, dimension) whose size changes when one number of the configuration is `value`."""
     changed = copy.deepcopy(config)
     setattr(changed.get_text_config(), name, value)
     others = shapes_of(blank_model(changed))
@@ -180,8 +180,8 @@ def find_axes(
     """For each axis of a weight that is larger than it was, the old place of each new one; and the axes that are those
     of the vocabulary, which are not among them.
 
-    `old_shapes`: of the old model, under the names of the new one. Raises ConfigError where the model would become
-    smaller, ModelError where it cannot be told what an axis is.
+    `old_shapes`: of the old model, under the names of the new one. Raises ConfigError if the model would become
+    smaller, ModelError if it cannot be told what an axis is.
     """
     new_config, shift = growth.new, growth.position_shift
     old_numbers, new_numbers = whole_numbers(growth.old), whole_numbers(new_config)
@@ -239,7 +239,7 @@ def _numbers_of_axes(
 
 
 def _parts(one: Map, old: int, new: int, before: int, after: int) -> Map | None:
-    """The map of an axis of several parts, each as large as `old` before and `new` now; None where it has none."""
+    """Return the map of an axis of several parts, each as large as `old` before and `new` now; None if it has none."""
     count = before // old
     if before != count * old or after != count * new:
         return None
@@ -247,6 +247,6 @@ def _parts(one: Map, old: int, new: int, before: int, after: int) -> Map | None:
 
 
 def _by_head(width: Width, head_dim: int, parts: int) -> Map:
-    """The map of the rows [head, part, place] of a fused matrix."""
+    """Return the map of the rows [head, part, place] of a fused matrix."""
     part = torch.arange(parts)[:, None]
     return ((width.heads[:, None, None] * parts + part) * head_dim + width.places).reshape(-1)

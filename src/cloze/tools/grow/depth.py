@@ -32,7 +32,7 @@ def layer_sources(
 ) -> dict[str, LayerSource]:
     """Beginning of the names of each new layer's weights -> of the old layer's. `types`: of all layers, or empty.
 
-    Raises ModelError where the models have other lists of layers, or none of the same kind.
+    Raises ModelError if the models have other lists of layers, or none of the same kind.
     """
     old_lists, new_lists = _lists(old_model), _lists(new_model)
     if old_lists.keys() != new_lists.keys():
@@ -73,7 +73,8 @@ def _lists(model: Any) -> dict[str, list[str]]:
 
 
 def _kinds(model: Any, layers: list[str], types: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
-    """What must be the same of two layers for one to be copied from the other: names of weights, type of attention."""
+    """Return what must be the same of two layers for one to be copied from the other: names of weights, type of
+    attention."""
     weights: dict[str, list[str]] = {prefix: [] for prefix in layers}
     for name in model.state_dict():
         for prefix in layers:

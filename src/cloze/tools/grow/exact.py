@@ -67,7 +67,8 @@ def shares(copies: Map) -> torch.Tensor:
 
 @torch.no_grad()
 def before_decoder(model: Any) -> set[str]:
-    """The weights of the module whose output the tied decoder reads. Raises ModelError where nothing else is there."""
+    """Return the weights of the module whose output the tied decoder reads. Raises ModelError if nothing else is
+    there."""
     decoder = model.get_output_embeddings()
     if not isinstance(decoder, torch.nn.Module):
         raise ModelError("has no decoder that could be followed", where=type(model).__name__, hint=f"leave {FLAG} out")
@@ -96,9 +97,9 @@ def before_decoder(model: Any) -> set[str]:
 
 @torch.no_grad()
 def compare(old: Any, new: Any, rows: Rows | None, reshaped: bool) -> str:
-    """What was compared, in words. Raises ModelError where the new model does not answer as the old one.
+    """Return what was compared, in words. Raises ModelError if the new model does not answer as the old one.
 
-    `rows`: of the new vocabulary; None where it stayed the same; `reshaped`: whether layers or widths changed. Texts
+    `rows`: of the new vocabulary; None if it stayed the same; `reshaped`: whether layers or widths changed. Texts
     and answers are of tokens that both have.
     """
     if rows is None:

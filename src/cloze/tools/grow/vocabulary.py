@@ -42,7 +42,7 @@ class Rows:
     kinds: Counter[str]
 
     def of(self, token: int) -> list[int]:
-        """The old rows that a new token's is the mean of; none stands for all."""
+        """Return the old rows that a new token's is the mean of; none stands for all."""
         end = int(self.starts[token + 1]) if token + 1 < len(self.starts) else len(self.old)
         return [int(row) for row in self.old[int(self.starts[token]) : end]]
 
@@ -74,7 +74,7 @@ CHUNK = 65_536
 
 
 def vocabulary_rows(old: Any, new: Any, size: int | None = None) -> Rows:
-    """The rows of every token of `new`, a tokenizer, in a model that was trained with the tokenizer `old`.
+    """Return the rows of every token of `new`, a tokenizer, in a model that was trained with the tokenizer `old`.
 
     `size`: rows to make, where they are to be more than tokens (default: as many).
     """
@@ -120,8 +120,8 @@ def special_tokens(old: Any, new: Any) -> dict[int, int]:
 
 
 def token_texts(tokenizer: Any) -> list[bytes | None]:
-    """What each token stands for, in bytes, with a space in front where it begins a word; None for special tokens and
-    those that were added to the vocabulary later."""
+    """Return what each token stands for, in bytes, with a space in front where it begins a word; None for special
+    tokens and those that were added to the vocabulary later."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
     names = token_names(tokenizer)
@@ -152,7 +152,7 @@ def _spelling(facts: dict[str, Any]) -> Any:
 
 
 def _pieces(old: Any, text: bytes, same: dict[bytes, int], unknown: int | None) -> list[int]:
-    """The old tokens that a text is cut into; of bytes that are no text, those of the single bytes."""
+    """Return the old tokens that a text is cut into; of bytes that are no text, those of the single bytes."""
     try:
         string = text.decode()
     except UnicodeDecodeError:

@@ -55,7 +55,7 @@ class Recipe:
     zero: bool = False
 
     def make(self, tensors: dict[str, torch.Tensor], rows: Rows | None) -> torch.Tensor:
-        """The new weight."""
+        """Return the new weight."""
         weight = tensors[self.old_name].detach()
         if self.vocabulary is not None and rows is not None:
             weight = rows.apply(weight, self.vocabulary)
@@ -114,7 +114,7 @@ def warm_start(config: GrowConfig) -> Done:
 
 
 def _new_config(old: PretrainedConfig, config: GrowConfig, tokenizer: Any, new_tokenizer: Any) -> PretrainedConfig:
-    """The new configuration: the old one or that of --config_name, with overrides, fit to a new tokenizer."""
+    """Return the new configuration: the old one or that of --config_name, with overrides, fit to a new tokenizer."""
     overrides = parse_overrides(config.config_overrides)
     new = copy.deepcopy(old)
     if config.config_name is not None:
@@ -153,7 +153,8 @@ def _changes(old: PretrainedConfig, new: PretrainedConfig) -> dict[str, tuple[in
 def _recipes(
     old: Any, new_config: PretrainedConfig, exact: bool
 ) -> tuple[Any, dict[str, LayerSource], list[tuple[Recipe, tuple[int, ...]]]]:
-    """A blank model of the new configuration, where its layers come from, and how each weight in its files is made."""
+    """Return a blank model of the new configuration, where its layers come from, and how each weight in its files is
+    made."""
     old_blank, new = blank_model(old.config), blank_model(new_config)
     layers = layer_sources(old_blank, new, _layer_types(old.config), _layer_types(new_config))
     new_shapes, old_shapes = shapes_of(new), shapes_of(old_blank)
@@ -243,7 +244,7 @@ def _stored(
 def _note(
     config: GrowConfig, changes: dict[str, tuple[int, int]], rows: Rows | None, layers: dict[str, LayerSource]
 ) -> dict[str, Any]:
-    """What the folder was made of, for who finds it later; nothing in it is only true on this machine."""
+    """Return what the folder was made of, for who finds it later; nothing in it is only true on this machine."""
     named = {name: getattr(config, name) for name in ("source", "tokenizer", "config_name", "config_overrides")}
     moved = {prefix: one.prefix for prefix, one in layers.items() if prefix != one.prefix}
     return {

@@ -66,7 +66,7 @@ def print_facts(prepared: Prepared) -> None:
 
 
 def split_line(manifest: dict[str, Any], name: str) -> str:
-    """What became of a split's documents, in one line."""
+    """Return what became of a split's documents, in one line."""
     facts, size = manifest["splits"][name], manifest["block_size"]
     empty = f" ({facts['empty_documents']:,} empty)" if facts["empty_documents"] else ""
     fill = (facts["tokens"] - facts["dropped_tokens"]) / (facts["blocks"] * size)
@@ -79,7 +79,7 @@ def split_line(manifest: dict[str, Any], name: str) -> str:
 
 
 def piece_lengths(prepared: Prepared, blocks: Blocks) -> NDArray[np.int64]:
-    """How many tokens of one document stand together in a block, for a sample of blocks spread over the split.
+    """Return how many tokens of one document stand together in a block, for a sample of blocks spread over the split.
 
     With best_fit packing the pieces are stored; otherwise a document's first special token shows where it begins.
     """
@@ -134,7 +134,7 @@ def _segments(prepared: Prepared, blocks: Blocks, rows: NDArray[np.int64]) -> ND
 
 
 def first_special(prepared: Prepared) -> int:
-    """The special token with which a document begins; -1 where documents begin with none."""
+    """Return the special token with which a document begins; -1 where documents begin with none."""
     tokenizer = load_tokenizer(str(prepared.tokenizer_dir))
     ids = tokenizer("a")["input_ids"]
     special = set(Masking.from_manifest(prepared.manifest, seed=0).special_token_ids)

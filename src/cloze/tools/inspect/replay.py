@@ -57,9 +57,9 @@ class Replayed:
 
 
 def rebuild(run: Path, step: int, data: str | None = None) -> Replayed:
-    """The batch of `step`, counted from 1 as in metrics.jsonl. `data`: where the prepared data are now.
+    """Return the batch of `step`, counted from 1 as in metrics.jsonl. `data`: where the prepared data are now.
 
-    Raises ConfigError for a folder that is no run, a step that it does not have, or streamed data; DataError where the
+    Raises ConfigError for a folder that is no run, a step that it does not have, or streamed data; DataError if the
     data are not those the run was trained on.
     """
     config, global_batch, checksum = read_run(run)
@@ -100,7 +100,8 @@ def rebuild(run: Path, step: int, data: str | None = None) -> Replayed:
 
 
 def read_run(run: Path) -> tuple[TrainConfig, int, str]:
-    """A run's configuration, its global batch in blocks, and the checksum of its data. ConfigError if it is no run."""
+    """Return a run's configuration, its global batch in blocks, and the checksum of its data. ConfigError if it is no
+    run."""
     try:
         values = read_yaml(run / "config.yaml")
         identity = read_json(run / IDENTITY_FILE)

@@ -27,8 +27,9 @@ ENDS_WITH_PARENT = "CLOZE_ENDS_WITH_PARENT"  # in the environment: stop the rank
 
 
 def exit_code(codes: Iterable[int]) -> int:
-    """The code of a machine from those of its ranks, where a negative one is a signal: 2 (something to mend) before
-    any other failure, that before Ctrl-C (130), that before 75 (start again: stopped, or a rank killed or lost)."""
+    """Return the code of a machine from those of its ranks, where a negative one is a signal: 2 (something to mend)
+    before any other failure, that before Ctrl-C (130), that before 75 (start again: stopped, or a rank killed or
+    lost)."""
     found = set(codes)
     failed = sorted(code for code in found if code > 0 and code not in (START_AGAIN, INTERRUPTED, MEND))
     for code in (MEND, *failed, INTERRUPTED):
@@ -38,7 +39,7 @@ def exit_code(codes: Iterable[int]) -> int:
 
 
 def children() -> list[int]:
-    """The processes that this one has started (Linux)."""
+    """Return the processes that this one has started (Linux)."""
     found = []
     for file in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -45,9 +45,9 @@ def check(config: SubmitConfig) -> None:
 
 
 def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
-    """The recipe's settings with --train_flags on top, and those of its RECIPE.prepare.yaml where there is one.
+    """Return the recipe's settings with --train_flags on top, and those of its RECIPE.prepare.yaml where there is one.
 
-    Raises ConfigError where something in them is wrong, or where they do not fit together; DataError where the corpus
+    Raises ConfigError if something in them is wrong, or where they do not fit together; DataError if the corpus
     is not there.
     """
     train = parse(["train", "--config", config.recipe, *shlex.split(config.train_flags)])[1]
@@ -73,7 +73,7 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
 
 
 def chain(config: SubmitConfig, train: TrainConfig, prepare: PrepareConfig | None) -> list[Job]:
-    """The jobs in their order."""
+    """Return the jobs in their order."""
     cpu = _flags(partition=config.cpu_partition or config.partition, cpus_per_task=config.cpus_per_task)
     jobs = []
     if prepare is not None and (Path(prepare.output) / MANIFEST).is_file():
@@ -128,7 +128,7 @@ def _flags(**values: Any) -> list[str]:
 
 
 def command(config: SubmitConfig, job: Job, logs: Path, before: str | None) -> list[str]:
-    """The sbatch command of a job that waits for the job `before`."""
+    """Return the sbatch command of a job that waits for the job `before`."""
     number = "%A_%a" if any(flag.startswith("--array") for flag in job.sbatch) else "%j"
     words = ["sbatch", "--parsable", f"--job-name=cloze-{job.name}", f"--output={logs}/{job.name}-{number}.out"]
     words += _flags(account=config.account)

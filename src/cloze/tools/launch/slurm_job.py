@@ -34,7 +34,7 @@ def newest_step(run: Path) -> int:
 
 
 def count_start(run: Path, max_restarts: int) -> bool:
-    """Note one more start of a run; False where `max_restarts` starts after the first brought no new checkpoint."""
+    """Note one more start of a run; False if `max_restarts` starts after the first brought no new checkpoint."""
     step, starts = newest_step(run), 0
     noted = read_mapping(run / STARTS)
     if is_number(noted.get("starts")) and is_number(noted.get("step")) and noted["step"] >= step:
@@ -48,7 +48,7 @@ def count_start(run: Path, max_restarts: int) -> bool:
 
 
 def blocks_a_step(config: TrainConfig, processes: int) -> int:
-    """The global batch of a run on so many processes."""
+    """Return the global batch of a run on so many processes."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
 
 

@@ -64,8 +64,8 @@ class Trace:
         return np.maximum(self.plane @ np.array([1.0, blocks, rows]), 0.0)
 
     def peak(self, blocks: float, rows: float, kept: float | NDArray[np.float64] = 1.0, copies: float = 0.0) -> float:
-        """Bytes at the highest. `kept`: the share of each finished gradient that stays until the pass ends, or one
-        for each parameter; `copies`: how many times a gradient is copied when it is finished, to travel."""
+        """Return bytes at the highest. `kept`: the share of each finished gradient that stays until the pass ends, or
+        one for each parameter; `copies`: how many times a gradient is copied when it is finished, to travel."""
         if isinstance(kept, np.ndarray):
             staying = np.cumsum(np.where(self.which >= 0, self.just * kept[self.which], 0.0))
         else:
@@ -73,11 +73,12 @@ class Trace:
         return float((self.live(blocks, rows) + staying + copies * self.just).max())
 
     def activations(self, blocks: float) -> float:
-        """Bytes kept for the backward pass when it begins, but for those that the head keeps for each position."""
+        """Return bytes kept for the backward pass when it begins, but for those that the head keeps for each
+        position."""
         return float(self.live(blocks, 0.0)[self.forward_end])
 
     def logits(self, rows: float) -> float:
-        """Bytes that head and loss keep then for so many positions, most of them scores for the vocabulary."""
+        """Return bytes that head and loss keep then for so many positions, most of them scores for the vocabulary."""
         return float(self.plane[self.forward_end, 2]) * rows
 
 
@@ -118,7 +119,8 @@ def trace_pass(
 
 
 def untrained(twin: Any, block_size: int) -> list[str]:
-    """Names of parameters that get no gradient from the prediction (poolers, contact heads). Raises Untraceable."""
+    """Return names of parameters that get no gradient from the prediction (poolers, contact heads). Raises
+    Untraceable."""
     reached: set[int] = set()
     handles = [
         p.register_post_accumulate_grad_hook(lambda q: reached.add(id(q)))

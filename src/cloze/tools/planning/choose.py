@@ -48,7 +48,7 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Row:
-    """A choice. `blocks`, `accumulation`: of its passes; `largest`: blocks of the largest pass that fits, None where
+    """A choice. `blocks`, `accumulation`: of its passes; `largest`: blocks of the largest pass that fits, None if
     activations could not be traced; `problem`: why it cannot be taken; `host_node`: bytes of host memory of a node;
     `flags`: of `cloze train`, beside the recipe's."""
 
@@ -66,8 +66,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """`recommended`: the row to take, None where none fits; `reason`: why, in words; `untraced`: why activations are
-    left out, None where they are not."""
+    """`recommended`: the row to take, None if none fits; `reason`: why, in words; `untraced`: why activations are
+    left out, None if they are not."""
 
     gpu: Gpu
     ranks: int
@@ -99,7 +99,7 @@ class Weighing:
 
     @cached_property
     def share(self) -> int:
-        """Blocks of a step on one rank."""
+        """Return blocks of a step on one rank."""
         return -(-self.layout.global_batch // self.ranks)
 
     def world(self, blocks: int) -> World:
@@ -107,7 +107,7 @@ class Weighing:
         return World(self.ranks, self.ranks_a_node, -(-self.share // blocks), self.precision, self.gpu.is_gpu)
 
     def trace(self, choice: Choice) -> Trace | None:
-        """Of the choice's passes; None where the model cannot be traced."""
+        """Of the choice's passes; None if the model cannot be traced."""
         half = _TYPES.get(self.precision)
         autocast = choice.stage is None and half is not None
         whole = half is None or (autocast and not choice.fully_sharded)  # FSDP2 gathers weights in 16 bit
@@ -130,7 +130,7 @@ class Weighing:
         return self.recipe.rows(blocks, self.gpu.is_gpu) if sparse else blocks * self.recipe.block_size
 
     def peak(self, choice: Choice, blocks: int) -> float:
-        """Bytes at the highest, of a model that can be traced."""
+        """Return bytes at the highest, of a model that can be traced."""
         trace = self.trace(choice)
         assert trace is not None
         parts = parts_of(choice, self.facts, self.world(blocks), self.sizes(choice))
@@ -151,7 +151,7 @@ class Weighing:
         return bucket_sizes(ds_config(choice), self.facts.hidden_size)
 
     def largest(self, choice: Choice) -> int:
-        """Blocks of the largest pass that fits with a tenth to spare; 0 where not even one block does."""
+        """Return blocks of the largest pass that fits with a tenth to spare; 0 if not even one block does."""
         allowed = SAFE_SHARE * self.gpu.memory
         if self.peak(choice, 1) > allowed:
             return 0
@@ -224,7 +224,7 @@ def weigh(weighing: Weighing, choice: Choice, network: float, host_memory: float
 
 
 def train_flags(train: TrainConfig, choice: Choice, split: Layout) -> list[str]:
-    """What `cloze train` must be told, beside the recipe, to train so with the same global batch."""
+    """Return what `cloze train` must be told, beside the recipe, to train so with the same global batch."""
     words = ["--per_device_train_batch_size", str(split.per_device)]
     if train.global_batch_size is not None or split.size is not None:  # accumulation follows from it
         words += ["--global_batch_size", str(split.global_batch), "--gradient_accumulation_steps", "1"]
@@ -236,7 +236,7 @@ def train_flags(train: TrainConfig, choice: Choice, split: Layout) -> list[str]:
 
 
 def recommend(rows: list[Row], gpu: Gpu) -> tuple[Row | None, str]:
-    """The row to take by the rule of this module, and why."""
+    """Return the row to take by the rule of this module, and why."""
     fitting = [row for row in rows if row.problem is None and row.largest is not None]
     if not any(row.largest is not None for row in rows):
         return None, "activations could not be traced, so what fits is not known; compare the other parts"
@@ -256,14 +256,14 @@ def recommend(rows: list[Row], gpu: Gpu) -> tuple[Row | None, str]:
 
 
 def _burden(row: Row) -> tuple[bool, int, bool]:
-    """What is preferred comes first: nothing offloaded or recomputed, then the least partitioned."""
+    """Return what is preferred comes first: nothing offloaded or recomputed, then the least partitioned."""
     heavy = row.choice.checkpointing or row.choice.offload != "none"
     divided = 4 if row.choice.fully_sharded else -1 if row.choice.stage is None else row.choice.stage
     return heavy, divided, row.choice.checkpointing
 
 
 def _middle(row: Row) -> float:
-    """Tokens a second; where no speed is known, blocks of a pass stand for it."""
+    """Return tokens a second; where no speed is known, blocks of a pass stand for it."""
     return sum(row.pace.tokens_per_second) / 2 if row.pace is not None else float(row.blocks)
 
 
@@ -284,7 +284,7 @@ def _reason(best: Row, fastest: Row, rows: list[Row]) -> str:
 
 
 def choose(plan: Plan, name: str | None) -> Row | None:
-    """The row of a name, by default the recommended one. Raises ConfigError for a name that is none."""
+    """Return the row of a name, by default the recommended one. Raises ConfigError for a name that is none."""
     if name is None:
         return plan.recommended
     for row in plan.rows:

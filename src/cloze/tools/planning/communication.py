@@ -19,8 +19,8 @@ def bytes_per_step(
     micro_batches: int = 1,
     backend: str = "nccl",
 ) -> float:
-    """Bytes that each rank sends, and receives, per optimizer step. A ring leaves each machine once, so it is also
-    what goes out of a machine, whatever its number of GPUs.
+    """Return bytes that each rank sends, and receives, per optimizer step. A ring leaves each machine once, so it is
+    also what goes out of a machine, whatever its number of GPUs.
 
     In units of (N-1)/N P b, with m micro-batches:
 
@@ -46,8 +46,8 @@ def fsdp_bytes_per_step(
     micro_batches: int = 1,
     backend: str = "nccl",
 ) -> float:
-    """The same under FSDP2 as `cloze.training.engines.fsdp2` divides a model, `in_layers` of whose parameters lie in
-    its layers.
+    """Return the same under FSDP2 as `cloze.training.engines.fsdp2` divides a model, `in_layers` of whose parameters
+    lie in its layers.
 
     In every micro-batch weights are gathered, `bytes_per_element` each: those of the layers for forward and again for
     backward, the rest once. Gradients are reduce-scattered in fp32 with the last one, on "gloo" by an all-reduce.

@@ -37,7 +37,7 @@ class Gpu:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU; else host memory and device memory are one."""
+        """Return whether it is a GPU; else host memory and device memory are one."""
         return self.half != "no"
 
 
@@ -98,7 +98,8 @@ def _plain(name: str) -> str:
 
 
 def this_machine() -> tuple[Gpu, int]:
-    """The GPUs that torch finds here, taken to be of one kind; or the CPU, one process, with the memory that is free.
+    """Return the GPUs that torch finds here, taken to be of one kind; or the CPU, one process, with the memory that is
+    free.
 
     Of a GPU that is not in the catalogue only memory and peak are known: its links are taken for PCIe 4.0's.
     """

@@ -24,7 +24,7 @@ class Repeats:
         self._known: dict[Any, tuple[bool, list[_Made | None]]] = {}
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What `func` gives: by calling it, or new tensors like those that it gave before."""
+        """Return what `func` gives: by calling it, or new tensors like those that it gave before."""
         try:
             key = func, _described(args), _described(kwargs)
             known = self._known.get(key)
@@ -54,8 +54,8 @@ def _described(value: Any) -> Any:
 
 
 def _are_new(func: Any, outs: list[Any], args: Any, kwargs: Any) -> bool:
-    """Whether an operation gave meta tensors, each with a storage of its own that is filled to the last byte, and is
-    said to share none with its arguments."""
+    """Return whether an operation gave meta tensors, each with a storage of its own that is filled to the last byte,
+    and is said to share none with its arguments."""
     if any(one.alias_info is not None for one in [*func._schema.returns, *func._schema.arguments]):
         return False
     inputs = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]

@@ -43,7 +43,7 @@ class ModelFacts:
     """`groups`: elements of each trained parameter, group by group of the optimizer, in the order of its flat tensors;
     `frozen`: elements that are not trained; `moments`: tensors the optimizer keeps for each trained element, EMA
     included; `unused`: names of parameters that have no part in the output; `flops`: of one block's forward, backbone
-    and head (None where it cannot be counted); `weights`: every parameter, in the model's order."""
+    and head (None if it cannot be counted); `weights`: every parameter, in the model's order."""
 
     model_class: str
     groups: list[list[int]]
@@ -58,17 +58,17 @@ class ModelFacts:
 
     @property
     def trained(self) -> int:
-        """Elements that are trained."""
+        """Return elements that are trained."""
         return sum(map(sum, self.groups))
 
     @property
     def elements(self) -> int:
-        """Elements of all parameters, tied ones once."""
+        """Return elements of all parameters, tied ones once."""
         return self.trained + self.frozen
 
 
 def make_twin(recipe: Recipe, dtype: torch.dtype, checkpointing: bool = False) -> Any:
-    """The model on the meta device, in training mode. Raises ModelError where it cannot be made there."""
+    """Return the model on the meta device, in training mode. Raises ModelError if it cannot be made there."""
     config = copy.deepcopy(recipe.model_config)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), undivided():
@@ -84,7 +84,7 @@ def make_twin(recipe: Recipe, dtype: torch.dtype, checkpointing: bool = False) -
 
 
 def _attention(recipe: Recipe) -> dict[str, Any]:
-    """What the model is made with: flash and flex attention, which need a GPU, keep what sdpa keeps there."""
+    """Return what the model is made with: flash and flex attention, which need a GPU, keep what sdpa keeps there."""
     asked = recipe.train.attn_implementation
     if asked is None:
         return {}

@@ -50,7 +50,7 @@ class Recipe:
     notes: list[str]
 
     def layout(self, world_size: int) -> Layout:
-        """The recipe's batch on so many ranks. Raises ConfigError where there are more ranks than blocks in it."""
+        """Return the recipe's batch on so many ranks. Raises ConfigError if there are more ranks than blocks in it."""
         train = self.train
         wanted = train.per_device_train_batch_size, train.gradient_accumulation_steps
         layout = Layout(*wanted, 0, world_size, None, *warmup_of(train))
@@ -113,7 +113,8 @@ def _keys(recipe: str, flags: str) -> set[str]:
 
 
 def own_config(train: TrainConfig) -> PretrainedConfig:
-    """The model's configuration as its maker left it, from a folder, the cache, or the architecture's defaults."""
+    """Return the model's configuration as its maker left it, from a folder, the cache, or the architecture's
+    defaults."""
     source = train.model_name_or_path or train.config_name
     try:
         if source is None and train.model_type is not None:
@@ -159,7 +160,7 @@ class _Words:
 def _fitted(
     train: TrainConfig, own: PretrainedConfig, tokenizer: Any, asked: int | None, block_size: int, notes: list[str]
 ) -> PretrainedConfig:
-    """The configuration that `cloze train` will use: from scratch it follows tokenizer and blocks."""
+    """Return the configuration that `cloze train` will use: from scratch it follows tokenizer and blocks."""
     text = own.get_text_config()
     usual = parse_overrides(train.config_overrides).get("vocab_size", getattr(text, "vocab_size", 0))
     size = asked or (vocabulary_size(tokenizer) if tokenizer is not None else int(usual))
@@ -174,7 +175,7 @@ def _fitted(
 
 
 def _cached_tokenizer(name: str, trust_remote_code: bool) -> Any:
-    """A tokenizer from a folder or the cache; None where it is not there."""
+    """Return a tokenizer from a folder or the cache; None where it is not there."""
     try:
         return load_tokenizer(name, trust_remote_code)
     except ClozeError:
@@ -182,7 +183,7 @@ def _cached_tokenizer(name: str, trust_remote_code: bool) -> Any:
 
 
 def _tokens(config: PlanConfig, train: TrainConfig, num_blocks: int | None, block_size: int) -> float | None:
-    """Tokens the run reads, but for those that follow from max_steps, which depend on the number of ranks."""
+    """Return tokens the run reads, but for those that follow from max_steps, which depend on the number of ranks."""
     if config.tokens is not None:
         return config.tokens
     if train.max_steps > 0 or num_blocks is None:

@@ -27,14 +27,14 @@ _LAYOUTS = [(170, [_EVERY]), (118, [_EVERY[:10], [0, *_EVERY[10:]]])]
 
 
 def size(value: float | None) -> str:
-    """Bytes in GiB, or MiB below one: `12.3G`, `456M`; `?` where it is not known."""
+    """Return bytes in GiB, or MiB below one: `12.3G`, `456M`; `?` where it is not known."""
     if value is None:
         return "?"
     return f"{value / 2**30:.1f}G" if value >= 2**30 else f"{value / 2**20:.0f}M"
 
 
 def days(plan: Plan, row: Row) -> tuple[float, float] | None:
-    """Days until the run has read its tokens: fast, slow. None where either is not known."""
+    """Days until the run has read its tokens: fast, slow. None if either is not known."""
     if plan.tokens is None or row.pace is None:
         return None
     slow, fast = row.pace.tokens_per_second
@@ -118,7 +118,7 @@ def _lines(plan: Plan) -> None:
 
 
 def as_json(plan: Plan, row: Row | None, notes: list[str]) -> dict[str, Any]:
-    """All of it, in bytes, seconds, tokens per second and shares of one; null is not known."""
+    """Return all of it, in bytes, seconds, tokens per second and shares of one; null is not known."""
     facts = plan.facts
     return {
         "gpu": dataclasses.asdict(plan.gpu),

@@ -71,13 +71,13 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """What --choose takes: the engine, and `+checkpointing` where activations are recomputed."""
+        """Return what --choose takes: the engine, and `+checkpointing` where activations are recomputed."""
         return self.engine + ("+checkpointing" if self.checkpointing else "")
 
 
 def all_choices(with_checkpointing: bool, on_gpu: bool, with_fsdp: bool = True) -> list[Choice]:
-    """Every choice, from the least partitioned on; each without recomputation first. Without a GPU there is nowhere to
-    offload to. `with_fsdp`: whether FSDP2 can be one, which has neither fp16 nor fp8 here."""
+    """Return every choice, from the least partitioned on; each without recomputation first. Without a GPU there is
+    nowhere to offload to. `with_fsdp`: whether FSDP2 can be one, which has neither fp16 nor fp8 here."""
     engines = [(None, "none"), (0, "none"), (1, "none"), (2, "none"), (3, "none")]
     if on_gpu:
         engines += [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all"), (3, "nvme")]
@@ -87,7 +87,7 @@ def all_choices(with_checkpointing: bool, on_gpu: bool, with_fsdp: bool = True) 
 
 
 def ds_config(choice: Choice) -> dict[str, Any]:
-    """The DeepSpeed configuration of a choice with a stage, "auto" where accelerate fills in."""
+    """Return the DeepSpeed configuration of a choice with a stage, "auto" where accelerate fills in."""
     zero: dict[str, Any] = {"stage": choice.stage}
     if choice.stage:
         zero |= _STAGE_3 if choice.stage == 3 else _STAGE_1_2
@@ -129,8 +129,9 @@ class Sizes:
 
 
 def bucket_sizes(config: dict[str, Any], hidden_size: int | None) -> Sizes:
-    """What DeepSpeed will use: the file's values, for "auto" accelerate's formulas (Accelerator._prepare_deepspeed:
-    h^2, 0.9 h^2, 10 h), and where a model has no hidden size DeepSpeed's defaults (runtime/zero/config.py)."""
+    """Return what DeepSpeed will use: the file's values, for "auto" accelerate's formulas
+    (Accelerator._prepare_deepspeed: h^2, 0.9 h^2, 10 h), and where a model has no hidden size DeepSpeed's defaults
+    (runtime/zero/config.py)."""
     zero = config["zero_optimization"]
     width = hidden_size or 0
     automatic = {

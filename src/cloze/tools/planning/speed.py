@@ -56,7 +56,7 @@ class SpeedEstimate:
 
 
 def wire_bytes(choice: Choice, facts: ModelFacts, world: World) -> float:
-    """Bytes that each rank sends in a step: see cloze.tools.planning.communication."""
+    """Return bytes that each rank sends in a step: see cloze.tools.planning.communication."""
     if choice.fully_sharded:
         return fsdp_wire(facts, world)
     stage = choice.stage or 0
@@ -66,7 +66,7 @@ def wire_bytes(choice: Choice, facts: ModelFacts, world: World) -> float:
 def pace_of(
     choice: Choice, facts: ModelFacts, world: World, gpu: Gpu, load: Load, network: float, step_tokens: float
 ) -> SpeedEstimate | None:
-    """None where the GPU's peak or the model's operations are not known. `network`: bytes per second between nodes;
+    """None if the GPU's peak or the model's operations are not known. `network`: bytes per second between nodes;
     `step_tokens`: of the global batch."""
     if gpu.peak is None or facts.flops is None:
         return None

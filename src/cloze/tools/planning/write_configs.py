@@ -43,7 +43,7 @@ def write_configs(folder: str, row: Row, plan: Plan, config: PlanConfig) -> None
 
 
 def accelerate_config(folder: str, row: Row, plan: Plan) -> dict[str, Any]:
-    """What accelerate is to read: see launch/accelerate/*.yaml."""
+    """Return what accelerate is to read: see launch/accelerate/*.yaml."""
     several = plan.ranks > 1
     kind = "DEEPSPEED" if row.choice.stage is not None else "NO" if not several else "MULTI_GPU"
     if row.choice.fully_sharded:
@@ -79,7 +79,7 @@ def accelerate_config(folder: str, row: Row, plan: Plan) -> dict[str, Any]:
 
 
 def command_line(folder: str, row: Row, plan: Plan, config: PlanConfig) -> str:
-    """The command that trains so."""
+    """Return the command that trains so."""
     words = ["accelerate", "launch", "--config_file", str(Path(folder) / ACCELERATE_FILE)]
     if plan.nodes > 1:
         words += ["--machine_rank", "R", "--main_process_ip", "HOST"]

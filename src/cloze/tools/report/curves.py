@@ -57,7 +57,8 @@ CHARTS = (
 
 
 def charts_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The charts that have something to show, as charts.js draws them, each with its text for those who see none."""
+    """Return the charts that have something to show, as charts.js draws them, each with its text for those who see
+    none."""
     span, clocks = SMOOTHING * max(run.last_step for run in runs), [clock_of(run.lines) for run in runs]
     found = []
     for chart in CHARTS:
@@ -98,7 +99,7 @@ def _curve(number: int, kind: str, points: Sequence[Point]) -> dict[str, Any]:
 
 
 def points_of(lines: Sequence[dict[str, Any]], key: str, clock: Sequence[float]) -> list[Point]:
-    """The lines that have a finite value, as points; `clock`: see `clock_of`."""
+    """Return the lines that have a finite value, as points; `clock`: see `clock_of`."""
     return [
         (line["step"], seconds, value)
         for line, seconds in zip(lines, clock, strict=True)
@@ -151,8 +152,8 @@ def _one_sided(points: Sequence[Point], span: float) -> tuple[list[float], list[
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` points: the first and the last one, and the lowest and highest of equal parts between them, so
-    that no peak is lost."""
+    """Return at most `most` points: the first and the last one, and the lowest and highest of equal parts between
+    them, so that no peak is lost."""
     if len(points) <= most:
         return list(points)
     values = [value for _, _, value in points]
@@ -166,7 +167,7 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def describe(chart: Chart, runs: Sequence[Run], curves: Sequence[dict[str, Any]]) -> str:
-    """A chart in words: where each curve begins, ends and is lowest and highest."""
+    """Return a chart in words: where each curve begins, ends and is lowest and highest."""
     words = [f"{chart.title}{f', {chart.unit},' if chart.unit else ''} by optimizer step."]
     for curve in curves:
         if curve["kind"] == "smooth":
@@ -185,7 +186,7 @@ def describe(chart: Chart, runs: Sequence[Run], curves: Sequence[dict[str, Any]]
 
 
 def restarts_of(run: Run) -> list[dict[str, Any]]:
-    """Where a run was started again, by step and time, and on what; for the lines on the time axis."""
+    """Return where a run was started again, by step and time, and on what; for the lines on the time axis."""
     starts, clock = [], clock_of(run.lines) if run.restarts else []
     steps = [line["step"] for line in run.lines]
     for session in run.restarts:

@@ -21,8 +21,8 @@ TOP_K = 3
 
 
 def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
-    """The TOP_K best words for the masks of each text, by each run. Raises ConfigError for a text without a mask,
-    ModelError, CheckpointError where a run has no model that can be loaded."""
+    """Return the TOP_K best words for the masks of each text, by each run. Raises ConfigError for a text without a
+    mask, ModelError, CheckpointError if a run has no model that can be loaded."""
     filled: list[Filled] = []
     for number, run in enumerate(runs):
         found = resolve_model_path(str(run.folder))
@@ -44,8 +44,8 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
 
 
 def begun_with(run: Run, tokenizer: Any) -> tuple[Any, str] | None:
-    """The model before training, and what it is: the weights that the run began with, where they are a folder of this
-    machine, else its first checkpoint; None where neither is there, whole, and earlier than the model."""
+    """Return the model before training, and what it is: the weights that the run began with, where they are a folder
+    of this machine, else its first checkpoint; None if neither is there, whole, and earlier than the model."""
     start = read_mapping(run.folder / "config.yaml").get("model_name_or_path")
     if isinstance(start, str) and (Path(start) / "config.json").is_file():
         return load_model(resolve_model_path(start).folder, tokenizer), "the weights it began with"
@@ -60,7 +60,7 @@ def begun_with(run: Run, tokenizer: Any) -> tuple[Any, str] | None:
 
 
 def _answers(model: Any, tokenizer: Any, text: Any) -> Answers:
-    """The best words of a text's mask; of several masks the best word of each, in their order."""
+    """Return the best words of a text's mask; of several masks the best word of each, in their order."""
     inputs, rows = text
     found = best_words(model, tokenizer, inputs, rows, TOP_K)
     return found[0] if len(found) == 1 else [words[0] for words in found]

@@ -56,16 +56,16 @@ class Run:
 
     @property
     def measured(self) -> Lineage | None:
-        """The weights that eval.json is of; None if that is not recorded."""
+        """Return the weights that eval.json is of; None if that is not recorded."""
         return from_mapping(self.scores)
 
     @property
     def last_step(self) -> int:
-        """The last step that was logged."""
+        """Return the last step that was logged."""
         return int(self.lines[-1]["step"])
 
     def last(self, key: str) -> float | None:
-        """The last finite value of a metric."""
+        """Return the last finite value of a metric."""
         return next((line[key] for line in reversed(self.lines) if is_number(line.get(key))), None)
 
     def last_step_of(self, key: str) -> int | None:
@@ -85,13 +85,13 @@ class Run:
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
-        """The sessions that went on with the run."""
+        """Return the sessions that went on with the run."""
         return [one for one in self.sessions if one["first_step"] > 0]
 
 
 def gather_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs in these folders, in this order. Raises ConfigError for a folder that is not there or given twice,
-    DataError for one without metrics."""
+    """Return the runs in these folders, in this order. Raises ConfigError for a folder that is not there or given
+    twice, DataError for one without metrics."""
     paths = [Path(folder) for folder in folders]
     for number, path in enumerate(paths):
         if not path.is_dir():
@@ -151,7 +151,8 @@ def read_scores(folder: Path, checkpoints: Sequence[Path]) -> tuple[dict[str, An
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of metrics.jsonl by step, and how many are damaged. A last line without its end is being written.
+    """Return the lines of metrics.jsonl by step, and how many are damaged. A last line without its end is being
+    written.
 
     Raises DataError if there is no such file or nothing in it can be read.
     """
@@ -169,7 +170,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The last part of each folder's name; where two are alike, as many parts as tell them apart."""
+    """Return the last part of each folder's name; where two are alike, as many parts as tell them apart."""
     parts = [real_path(folder).parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-count:]).lstrip("/") for one in parts]
@@ -179,7 +180,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def num_parameters(model: Path) -> int | None:
-    """Numbers in the safetensors files of a folder, from their headers; None where there are none to be read."""
+    """Numbers in the safetensors files of a folder, from their headers; None if there are none to be read."""
     total = 0
     for path in model.glob("*.safetensors"):
         try:
@@ -200,14 +201,14 @@ def _checkpoint(folder: Path) -> Checkpoint:
 
 
 def model_name(run: Run) -> str:
-    """What was trained: the pretrained model's name, else the architecture."""
+    """Return what was trained: the pretrained model's name, else the architecture."""
     config = run.config
     name = config.get("model_name_or_path") or config.get("config_name") or config.get("model_type")
     return str(name) if name else "masked language model"
 
 
 def data_name(run: Run) -> str | None:
-    """What it was trained on, by the name its source has."""
+    """Return what it was trained on, by the name its source has."""
     name = part(run.data, "source").get("dataset_name")
     return str(name) if name else None
 

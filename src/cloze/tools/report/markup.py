@@ -19,7 +19,7 @@ class Html(str):
 
 
 def text(value: Any) -> Html:
-    """A value as HTML: escaped unless it is HTML."""
+    """Return a value as HTML: escaped unless it is HTML."""
     return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
@@ -35,8 +35,8 @@ def joined(parts: Iterable[Any]) -> Html:
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], numbers: Iterable[int] = (), class_: str = "") -> Html:
-    """A table that scrolls in its own box where it is too wide. The first cell of a row names it; `numbers`: columns
-    that are set to the right. No head: facts by name."""
+    """Return a table that scrolls in its own box where it is too wide. The first cell of a row names it; `numbers`:
+    columns that are set to the right. No head: facts by name."""
     right = set(numbers)
 
     def cell(at: int, value: Any, is_head: bool) -> Html:
@@ -53,36 +53,36 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], numbers: Iterable[
 
 
 def facts(values: dict[str, Any]) -> Html:
-    """A table of the facts that are known; empty where none is."""
+    """Return a table of the facts that are known; empty if none is."""
     rows = [[name, value] for name, value in values.items() if value is not None]
     return table([], rows, class_="facts") if rows else Html("")
 
 
 def section(title: str, *parts: Any) -> Html:
-    """A section with its heading; empty where it has nothing to say."""
+    """Return a section with its heading; empty if it has nothing to say."""
     shown = [one for one in parts if one]
     return element("section", joined([element("h2", title), *shown])) if shown else Html("")
 
 
 def note(words: Any) -> Html:
-    """A remark below a heading or a table."""
+    """Return a remark below a heading or a table."""
     return element("p", words, class_="note")
 
 
 def colour(run: int) -> str:
-    """The class of style.css for the colour of a run."""
+    """Return the class of style.css for the colour of a run."""
     return f"r{run % PALETTE}"
 
 
 def key(run: int, name: str, several: bool) -> Html:
-    """A run's name with the dot of its colour, where there are several."""
+    """Return a run's name with the dot of its colour, where there are several."""
     if not several:
         return text(name)
     return element("span", joined([Html(f'<i class="key {colour(run)}"></i>'), name]), class_="name")
 
 
 def number(value: float | None, digits: int = 4) -> str | None:
-    """A number with so many digits that count, thousands apart: `1,234`, `4.052`, `2e-05`."""
+    """Return a number with so many digits that count, thousands apart: `1,234`, `4.052`, `2e-05`."""
     if value is None:
         return None
     if isinstance(value, int) or (abs(value) >= 10 ** (digits - 1) and abs(value) < 1e15):
@@ -100,7 +100,7 @@ def size(num_bytes: float) -> str:
 
 
 def short(value: float | None) -> str | None:
-    """A count for a headline: `953`, `12.4k`, `2.46M`."""
+    """Return a count for a headline: `953`, `12.4k`, `2.46M`."""
     if value is None:
         return None
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):

@@ -31,7 +31,7 @@ STYLES = {"loss": "faint: as logged; solid: smoothed; dots: validation", "smooth
 
 
 def render(runs: Sequence[Run], filled: Sequence[Filled] = ()) -> str:
-    """The page of these runs, the first one in the first colour. The same runs give the same text."""
+    """Return the page of these runs, the first one in the first colour. The same runs give the same text."""
     charts = charts_of(runs)
     *first, last = [text(run.name) for run in runs]
     heading = Html(f"{'<span>,</span> '.join(first)} <span>and</span> {last}" if first else last)
@@ -68,7 +68,7 @@ def embedded(value: Any) -> str:
 
 
 def damaged_note(runs: Sequence[Run]) -> Html:
-    """What could not be read of the metrics."""
+    """Return what could not be read of the metrics."""
     told = [f"{run.name}: {damaged_line(run.damaged_lines)}" for run in runs if run.damaged_lines]
     return element("p", "; ".join(told), class_="warning") if told else Html("")
 

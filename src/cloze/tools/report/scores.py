@@ -58,7 +58,7 @@ def _measured(scores: dict[str, Any]) -> str:
 
 
 def _perplexities(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
-    """A row for each run: its numbers, and its interval on a scale that all runs share."""
+    """Return a row for each run: its numbers, and its interval on a scale that all runs share."""
     intervals = [interval_of(run.scores, "perplexity") or [run.scores["perplexity"]] * 2 for _, run in scored]
     low, high = min(one[0] for one in intervals), max(one[1] for one in intervals)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
@@ -111,7 +111,7 @@ def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
 
 
 def section_of_answers(filled: Sequence[Filled], several: bool) -> Html:
-    """What each model puts in place of the mask, before training and after it."""
+    """Return what each model puts in place of the mask, before training and after it."""
     if not filled:
         return Html("")
     with_before = any(one["before"] for one in filled)

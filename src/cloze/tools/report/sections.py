@@ -21,7 +21,7 @@ BLOCK_FLAGS = {field.name for field in dataclasses.fields(BlocksConfig)} - {"dat
 
 
 def headline(runs: Sequence[Run]) -> Html:
-    """The figures one looks for first: tiles of one run, a table of several."""
+    """Return the figures one looks for first: tiles of one run, a table of several."""
     if len(runs) == 1:
         tiles = [
             element("div", joined([element("dt", name), element("dd", joined([value, element("small", more)]))]))
@@ -93,7 +93,7 @@ def _spent(run: Run) -> str | None:
 
 
 def _tokens_per_second(run: Run) -> float | None:
-    """The mean over the time of training."""
+    """Return the mean over the time of training."""
     timed = [
         (seconds, rate)
         for line in run.lines
@@ -106,7 +106,7 @@ def _tokens_per_second(run: Run) -> float | None:
 
 
 def data_section(runs: Sequence[Run]) -> Html:
-    """What was trained on, as the manifest of the blocks says; once for runs on the same blocks."""
+    """Return what was trained on, as the manifest of the blocks says; once for runs on the same blocks."""
     parts: list[Html] = []
     for runs_alike in _groups(runs, lambda run: run.data.get("checksum") or id(run)):
         shown = facts(_data_facts(runs_alike[0].data))
@@ -162,7 +162,7 @@ def machines_section(runs: Sequence[Run]) -> Html:
 
 
 def checkpoints_section(runs: Sequence[Run]) -> Html:
-    """The checkpoints that are there, and the perplexity that was measured at their step."""
+    """Return the checkpoints that are there, and the perplexity that was measured at their step."""
     rows = []
     for at, run in enumerate(runs):
         measured = {
@@ -177,7 +177,7 @@ def checkpoints_section(runs: Sequence[Run]) -> Html:
 
 
 def configuration_section(runs: Sequence[Run]) -> Html:
-    """What differs between runs, then what is not at its default, then everything; no paths of the machine."""
+    """Return what differs between runs, then what is not at its default, then everything; no paths of the machine."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     keys = list(dict.fromkeys(name for run in runs for name in run.config))
     if not keys:
@@ -230,7 +230,7 @@ def _groups(runs: Sequence[Run], by: Any) -> list[list[Run]]:
 
 
 def _of(some: Sequence[Run], runs: Sequence[Run]) -> Html:
-    """Which runs a table is of, where it is not all of them."""
+    """Return which runs a table is of, where it is not all of them."""
     return note(", ".join(run.name for run in some)) if len(some) < len(runs) else Html("")
 
 

@@ -27,12 +27,12 @@ from cloze.training.engines.optimizer_memory import optimizer_bytes
 
 
 def own_part(weight: Weight, ranks: int) -> int:
-    """Elements of a parameter on the rank that has the most of it, and on every rank with padding."""
+    """Return elements of a parameter on the rank that has the most of it, and on every rank with padding."""
     return -(-weight.rows // ranks) * (weight.elements // max(weight.rows, 1))
 
 
 def fsdp_parts(facts: ModelFacts, world: World) -> Parts:
-    """Bytes of the rank that holds the most, the first one."""
+    """Return bytes of the rank that holds the most, the first one."""
     ranks, width = world.ranks, 2 if world.precision == "bf16" else 4
     part = [own_part(weight, ranks) for weight in facts.weights]
     trained = sum(p for p, weight in zip(part, facts.weights, strict=True) if weight.trained)
@@ -73,7 +73,7 @@ def _by_layer(facts: ModelFacts, sizes: list[int]) -> dict[int, int]:
 
 
 def fsdp_wire(facts: ModelFacts, world: World) -> float:
-    """Bytes that each rank sends in a step: all weights are gathered, gradients of the trained ones reduced."""
+    """Return bytes that each rank sends in a step: all weights are gathered, gradients of the trained ones reduced."""
     in_layers = sum(weight.elements for weight in facts.weights if weight.layer)
     width = 2 if world.precision == "bf16" else 4
     sent = fsdp_bytes_per_step(facts.elements, in_layers, width, world.ranks, world.accumulation)

@@ -24,7 +24,7 @@ class World:
     on_gpu: bool = True
 
     def width(self, stage: int | None) -> int:
-        """Bytes of an element of the weights that the model computes with, and of its gradients."""
+        """Return bytes of an element of the weights that the model computes with, and of its gradients."""
         return 4 if stage is None or self.precision == "no" else 2
 
 

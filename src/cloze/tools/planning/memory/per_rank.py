@@ -43,7 +43,7 @@ class Memory:
     """Bytes of one rank. `gradients` as they are when the backward pass ends; `buffers`: for messages to other ranks,
     and gathered weights; `logits` with the sparse head, `logits_dense` without; `peak` is less than the sum of the
     parts, which are not all there at the same time. `host`: of host memory; `nvme`: of the disk. What depends on
-    activations is None where they could not be traced."""
+    activations is None if they could not be traced."""
 
     parameters: float
     gradients: float
@@ -93,15 +93,15 @@ def memory_of(
 
 
 def peak_of(parts: Parts, trace: Trace, blocks: int, rows: int, probed: int = 0) -> float:
-    """Bytes at the highest: in the pass, in the step, while the engine is made, or while the stored batch is answered
-    (`probed`: positions that the head predicts then, whose scores all stay)."""
+    """Return bytes at the highest: in the pass, in the step, while the engine is made, or while the stored batch is
+    answered (`probed`: positions that the head predicts then, whose scores all stay)."""
     held = parts.parameters + parts.optimizer + parts.lasting
     pass_peak = held + parts.waiting + parts.buffers + trace.peak(blocks, rows, parts.kept, parts.copies)
     return max(pass_peak, held + parts.gradients + parts.step, parts.start, held + trace.logits(probed))
 
 
 def parts_of(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes, rank: int | None = None) -> Parts:
-    """What the engine of a choice holds. `rank`: whose part; None: the largest."""
+    """Return what the engine of a choice holds. `rank`: whose part; None: the largest."""
     if choice.fully_sharded:
         return fsdp_parts(facts, world)
     if choice.stage is None:
@@ -139,12 +139,12 @@ def _stage_0(facts: ModelFacts, world: World) -> Parts:
 
 
 def partition(sizes: list[int], ranks: int) -> int:
-    """Elements of one rank's part of a group's flat tensor (nccl_start_alignment_factor is 2)."""
+    """Return elements of one rank's part of a group's flat tensor (nccl_start_alignment_factor is 2)."""
     return 2 * -(-sum(sizes) // (2 * ranks))
 
 
 def overlapping(sizes: list[int], ranks: int, rank: int) -> list[int]:
-    """Elements of each parameter, whole, of which a rank's part of the flat tensor has some."""
+    """Return elements of each parameter, whole, of which a rank's part of the flat tensor has some."""
     part = partition(sizes, ranks)
     begin, end, at, found = rank * part, (rank + 1) * part, 0, []
     for size in sizes:
@@ -213,13 +213,13 @@ def _stage_3(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes) -> P
 
 
 def host_at_start(choice: Choice, facts: ModelFacts) -> float:
-    """Bytes of host memory while a rank builds its model in fp32; under ZeRO-3 it lies in mapped files, which are the
-    operating system's to drop (see `cloze.training.engines.zero3`), all but one tensor."""
+    """Return bytes of host memory while a rank builds its model in fp32; under ZeRO-3 it lies in mapped files, which
+    are the operating system's to drop (see `cloze.training.engines.zero3`), all but one tensor."""
     if choice.stage == 3:
         return 4.0 * max(size for group in facts.groups for size in group)
     return 4.0 * facts.elements
 
 
 def checkpoint_bytes(facts: ModelFacts) -> float:
-    """Bytes of one of our checkpoints: fp32 weight and each moment of what is trained, the rest once."""
+    """Return bytes of one of our checkpoints: fp32 weight and each moment of what is trained, the rest once."""
     return 4.0 * (facts.trained * (1 + facts.moments) + facts.frozen)

@@ -34,22 +34,23 @@ SMALLEST_FILE = 1 << 20  # bytes: block_size of aio
 
 
 def pinned(sizes: Iterable[float], on_gpu: bool) -> float:
-    """Bytes that locked buffers of so many bytes take together."""
+    """Return bytes that locked buffers of so many bytes take together."""
     return float(sum(1 << (int(size) - 1).bit_length() if on_gpu and size >= 1 else size for size in sizes))
 
 
 def host_1_2(
     parts: list[int], accumulated: list[int], biggest: int, width: int, moments: float, on_gpu: bool
 ) -> float:
-    """Bytes of host memory. `parts`: elements of the rank's part of each group; `accumulated`: of each parameter whose
-    gradient waits for the next pass; `biggest`: of the largest parameter; `width`: bytes of a weight."""
+    """Return bytes of host memory. `parts`: elements of the rank's part of each group; `accumulated`: of each
+    parameter whose gradient waits for the next pass; `biggest`: of the largest parameter; `width`: bytes of a
+    weight."""
     locked = [size * part for part in parts for size in (4, 4, width)]
     locked += [width * size for size in [biggest, *accumulated]]
     return 4 * moments * sum(parts) + pinned(locked, on_gpu)
 
 
 def host_3(choice: Choice, facts: ModelFacts, world: World, sizes: Sizes) -> tuple[float, float, float]:
-    """Bytes of host memory, of the disk, and of gradients that are left on the GPU."""
+    """Return bytes of host memory, of the disk, and of gradients that are left on the GPU."""
     width, moments, on_gpu = world.width(3), facts.moments, world.on_gpu
     pieces = [[-(-size // world.ranks) for size in group] for group in facts.groups]
     groups = [min(part - at, sizes.sub_group) for part in map(sum, pieces) for at in range(0, part, sizes.sub_group)]
