@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def on_gpu_with(puts: Callable[[int], bool]) -> Callable[[], None]:
             return model, tokenizer
 
         def train_step(run, batch):
-            print("strict:", not torch.is_deterministic_algorithms_warn_only_enabled())
+            strict = not torch.is_deterministic_algorithms_warn_only_enabled()
+            os.write(1, f"strict: {strict}\n".encode())  # what others print is not shown
             return step(run, batch)
 
         run_model.build_model, trainer.train_step = build_model, train_step

@@ -34,7 +34,7 @@ from cloze.checkpoint.format import read_manifest
 from cloze.checkpoint.reader import PieceReader
 from cloze.config import TrainConfig
 from cloze.model.compiled import compile_backbone, compile_layers
-from cloze.training import prepare_model
+from cloze.training.engines import base, fsdp2
 from pairwise.covering import Row, covering_array, is_allowed, pairs, pairs_of
 from pairwise.options import (
     COMPUTED,
@@ -241,5 +241,5 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture
 def compiled_without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile with `aot_eager`: inductor takes minutes for each row; `test_compiled` covers it."""
-    monkeypatch.setattr(prepare_model, "compile_backbone", partial(compile_backbone, backend="aot_eager"))
-    monkeypatch.setattr(prepare_model, "compile_layers", partial(compile_layers, backend="aot_eager"))
+    monkeypatch.setattr(base, "compile_backbone", partial(compile_backbone, backend="aot_eager"))
+    monkeypatch.setattr(fsdp2, "compile_layers", partial(compile_layers, backend="aot_eager"))

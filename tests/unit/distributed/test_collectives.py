@@ -90,4 +90,6 @@ def test_no_pickles_are_exchanged():
     for path in Path(cloze.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            if name == "parse_object":  # of jsonargparse
+                continue
             assert not name.endswith(("_object", "_object_list", "_objects", "recv_object_list")), f"{path}: {name}"
