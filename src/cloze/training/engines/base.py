@@ -241,12 +241,14 @@ class Engine(ABC):
             self.write_loss_scale(saved, saved.get("scale", saved.get("cur_scale", 2.0**16)))
 
     def read_loss_scale(self) -> dict[str, int | float]:
-        """Return the values of the engine's scaler; `scale` or `cur_scale` is the loss scale."""
-        raise NotImplementedError(f"{self.support.name} does not scale losses")
+        """Return the values of the scaler, torch's here; `scale` or `cur_scale` is the loss scale."""
+        return dict(self.accelerator.scaler.state_dict())
 
     def write_loss_scale(self, saved: dict[str, int | float], scale: float) -> None:
-        """Give the engine's scaler this loss scale and those saved values that it has."""
-        raise NotImplementedError(f"{self.support.name} does not scale losses")
+        """Give the scaler this loss scale, and those saved values that it has."""
+        fresh = self.accelerator.scaler.state_dict()
+        known = {key: type(fresh[key])(value) for key, value in saved.items() if key in fresh}
+        self.accelerator.scaler.load_state_dict({**fresh, **known, "scale": float(scale)})
 
     @abstractmethod
     def bytes_to_come(self, elements: int, moments: int) -> int:

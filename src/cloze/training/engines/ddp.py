@@ -84,16 +84,6 @@ class DDPEngine(Engine):
         optimizer.zero_grad(set_to_none=True)
         return grad_norm, refused
 
-    def read_loss_scale(self) -> dict[str, int | float]:
-        """Return the state of torch's scaler."""
-        return dict(self.accelerator.scaler.state_dict())
-
-    def write_loss_scale(self, saved: dict[str, int | float], scale: float) -> None:
-        """Set the state of torch's scaler."""
-        fresh = self.accelerator.scaler.state_dict()
-        known = {key: type(fresh[key])(value) for key, value in saved.items() if key in fresh}
-        self.accelerator.scaler.load_state_dict({**fresh, **known, "scale": float(scale)})
-
     def bytes_to_come(self, elements: int, moments: int) -> int:
         """Return the bytes of optimizer tensors, and of the buckets in which gradients are sent."""
         half = self.accelerator.mixed_precision != "no"
