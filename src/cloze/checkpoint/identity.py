@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 from cloze.config import TrainConfig
 from cloze.config.relations import effective_values
 from cloze.config.spellings import parse_arguments, schedule_name
+from cloze.config.train import RUN_KEYS
 from cloze.errors import CheckpointError, ConfigError, error_phase
 from cloze.model.overrides import parse_overrides
 from cloze.utils.atomic_files import sha256
@@ -32,38 +33,6 @@ from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.shareable import basename_paths
 from cloze.utils.terminal.console import warn
 
-# The values that determine a run's numbers. The split of the global batch is not among them.
-RUN_KEYS = (
-    "model_name_or_path",
-    "model_revision",
-    "model_type",
-    "config_name",
-    "config_overrides",
-    "mlm_probability",
-    "mlm_probability_end",
-    "mask_unit",
-    "mask_replace_prob",
-    "random_replace_prob",
-    "batch_size_warmup_steps",
-    "batch_size_warmup_start",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "layerwise_lr_decay",
-    "optim",
-    "optim_args",
-    "ema_decay",
-    "freeze",
-    "seed",
-)
 MODEL_KEYS = ("model_name_or_path", "model_revision", "model_type", "config_name", "config_overrides")
 BASE, BLOCKS, DATA = "base_model", "blocks", "data"
 _ADAM = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}

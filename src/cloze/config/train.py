@@ -23,6 +23,38 @@ from cloze.config.ranges import (
 )
 
 NOT_ADAM = ("sgd", "rmsprop")  # values of `optim` for which the flags of Adam have no effect
+# The values that determine a run's numbers. The split of the global batch is not among them.
+RUN_KEYS = (
+    "model_name_or_path",
+    "model_revision",
+    "model_type",
+    "config_name",
+    "config_overrides",
+    "mlm_probability",
+    "mlm_probability_end",
+    "mask_unit",
+    "mask_replace_prob",
+    "random_replace_prob",
+    "batch_size_warmup_steps",
+    "batch_size_warmup_start",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "layerwise_lr_decay",
+    "optim",
+    "optim_args",
+    "ema_decay",
+    "freeze",
+    "seed",
+)
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.checkpoint.lineage import read_record, scores_of
+from cloze.config.train import RUN_KEYS
 from cloze.export.cards.curve import CURVE, loss_curve
 from cloze.export.cards.markdown import class_name, fenced, in_table, quoted, sessions_of
 from cloze.export.cards.metadata import (
@@ -37,39 +38,14 @@ from cloze.utils.terminal.console import duration
 from cloze.utils.terminal.redact import redacted
 
 MARKER = "<!-- made by cloze -->"
+MODEL_NAMES = ("model_name_or_path", "config_name", "tokenizer_name")
+# What the card says under "Training": what decides a run's numbers, its split, and its precision.
 HYPERPARAMETERS = (
-    "model_type",
-    "config_overrides",
-    "mlm_probability",
-    "mlm_probability_end",
-    "mask_unit",
-    "mask_replace_prob",
-    "random_replace_prob",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "batch_size_warmup_steps",
-    "batch_size_warmup_start",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "layerwise_lr_decay",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "precision",
-    "bf16",
-    "fp16",
-    "seed",
+    *(key for key in RUN_KEYS if key not in (*MODEL_NAMES, "model_revision")),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "precision", "bf16", "fp16"),
 )
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed", "datasets")
-MODEL_NAMES, LOCAL = ("model_name_or_path", "config_name", "tokenizer_name"), "LOCAL_MODEL"
+LOCAL = "LOCAL_MODEL"
 _SNIPPET_NAME = re.compile(r'pipeline\("fill-mask", "[^"\n]*"\)')
 _NOBODY = CardInfo()
 

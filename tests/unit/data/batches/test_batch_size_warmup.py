@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloze.checkpoint.identity import RUN_KEYS, check_same_run, run_identity
+from cloze.checkpoint.identity import check_same_run, run_identity
 from cloze.config import TrainConfig
 from cloze.config.relations import check_relations
+from cloze.config.train import RUN_KEYS
 from cloze.data.batches.batch_size_warmup import BatchSizes
 from cloze.data.batches.layout import Layout
 from cloze.data.batches.loader import BlockOrder, step_batches
