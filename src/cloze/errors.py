@@ -127,7 +127,7 @@ def tag_phase(error: BaseException, phase: str, step: int | None = None) -> None
 
 
 def phase_of(error: BaseException) -> tuple[str, int | None]:
-    """Return the phase in which an error happened (`start` if none is recorded) and the steps done by then."""
+    """Return the phase in which an error happened (default: `start`) and the steps done by then."""
     return getattr(error, "_cloze_phase", ("start", None))
 
 

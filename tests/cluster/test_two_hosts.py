@@ -127,7 +127,7 @@ def test_a_cable_that_is_cut_in_a_step_is_named_on_both_sides(hosts, prepared, t
             line for line in outcome.output.splitlines() if re.match(r"(\[rank \d @ [ab]\] )?cloze: error: ", line)
         ]
         assert len(told) == 1, outcome.output
-        assert f"{other} said nothing for 8 s in train, step 3; --resume_from_checkpoint auto goes on" in told[0]
+        assert f"{other} said nothing for 8 s in train, step 3; --resume_from_checkpoint auto resumes" in told[0]
         assert "Traceback" not in outcome.output
 
 

@@ -81,7 +81,7 @@ def test_training_goes_on_until_there_is_room_again(prepared, tmp_path, small_di
     warned = [line for line in outcomes[0].output.splitlines() if "the checkpoint was not saved" in line]
     assert len(warned) == 3, outcomes[0].output
     assert all("No space left on device; free some space" in line for line in warned)
-    assert "training goes on (--on_save_error)" in warned[0]
+    assert "training continues (--on_save_error)" in warned[0]
     assert "Traceback" not in outcomes[0].output + outcomes[1].output
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-8"]
     verify_checkpoint(run / "checkpoint-8")

@@ -79,7 +79,7 @@ def interrupted(run: Path, outcomes: list[Outcome], code: int = 75) -> Path:
     assert set(codes) in ({code}, {75, code}), outcomes[0].output + outcomes[1].output
     lines = [line for line in outcomes[0].output.splitlines() if line.startswith("cloze: ")]
     assert len(lines) == 1, lines
-    assert "is saved, go on with --resume_from_checkpoint auto" in lines[0]
+    assert "is saved, resume with --resume_from_checkpoint auto" in lines[0]
     name = next(word for word in lines[0].split() if word.startswith("checkpoint-"))
     verify_checkpoint(run / name)
     status = json.loads((run / "status.json").read_text())

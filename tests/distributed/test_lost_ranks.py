@@ -61,7 +61,7 @@ def test_a_killed_rank(prepared: Path, tmp_path: Path, engine: str, dead: int):
     told = errors(output)
     assert len(told) == 1, output
     assert (
-        f"rank {dead} on {socket.gethostname()} died in train, step 3; --resume_from_checkpoint auto goes on"
+        f"rank {dead} on {socket.gethostname()} died in train, step 3; --resume_from_checkpoint auto resumes"
         in told[0]
     )
     kept = error_json(tmp_path / "run")

@@ -81,7 +81,7 @@ def run_id(identity: Mapping[str, Any]) -> str | None:
     """Return a run's id from run.json or a checkpoint's copy of it; None if that does not identify the data.
 
     Data are identified by the checksum of their blocks, or by their manifest if older versions recorded no checksum;
-    the first word of the id tells which. See `same_run`.
+    the id begins with the kind of checksum. See `same_run`.
     """
     kind = "blocks" if identity.get("blocks") else "data"
     if not isinstance(identity.get(kind), str):

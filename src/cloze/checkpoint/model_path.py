@@ -86,7 +86,7 @@ def is_run(path: Path) -> bool:
 
 def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
     """Return the newest undamaged checkpoint that is newer than `lineage`, or of the same step with other weights;
-    None if there is none. Reads the files of such candidates only."""
+    None if nothing matches. Reads the files of such candidates only."""
     own = run_id(read_mapping(run_dir / IDENTITY))
     candidates, deleted = list_checkpoints(run_dir), 0
     while candidates:

@@ -88,7 +88,7 @@ def _kind_of(hint: Any) -> tuple[str, tuple[str, ...]]:
 
 
 def _docstrings(dataclass: type) -> dict[str, str]:
-    """Return the docstring under each field that a class itself declares; "" if it has none."""
+    """Return the docstring under each field that a class itself declares; "" without a docstring."""
     file = getattr(sys.modules.get(dataclass.__module__), "__file__", None)
     body = _classes(file).get(dataclass.__name__, []) if file and dataclasses.is_dataclass(dataclass) else []
     found: dict[str, str] = {}

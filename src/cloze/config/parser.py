@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
 
 
 def check_command(words: Sequence[str]) -> str:
-    """Return the command in a command line. Raises ConfigError if there is none, or it is not known."""
+    """Return the command in a command line. Raises ConfigError if it is missing or unknown."""
     first = next((word for word in words if not word.startswith("-")), None)
     if first in COMMANDS:
         return str(first)
@@ -137,7 +137,7 @@ def overridden(argv: Sequence[str]) -> list[str]:
 def choose_log_format(argv: Sequence[str]) -> list[str]:
     """Take --log_format out of a command line and into the environment, for this process and those it starts.
 
-    Raises ConfigError if it, or CLOZE_LOG_FORMAT, is none of `cloze.utils.terminal.console.FORMATS`.
+    Raises ConfigError if it, or CLOZE_LOG_FORMAT, is not in `cloze.utils.terminal.console.FORMATS`.
     """
     words, chosen = _without_log_format(argv)
     if chosen is not None:

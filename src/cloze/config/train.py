@@ -237,9 +237,9 @@ class TrainConfig(ModelConfig, BlocksConfig):
     """what to do if a loss or gradient is NaN or infinite: stop; skip the batch, up to 50 times in a row; or return to
     the last checkpoint and exclude the batch"""
     resume_from_checkpoint: str | None = None
-    """resume from this checkpoint folder; `auto`: from the newest checkpoint in output_dir, or from the start if there
-    is none. Newer checkpoints in output_dir are moved into a folder superseded-1; a checkpoint of another run starts a
-    branch in an empty output_dir"""
+    """resume from this checkpoint folder; `auto`: from the newest checkpoint in output_dir, or from step 0 without a
+    checkpoint. Newer checkpoints in output_dir are moved into a folder superseded-1; a checkpoint of another run
+    starts a branch in an empty output_dir"""
 
     push_to_hub: bool = False
     """push the model to the Hub during training, in the background; a failed push never stops training"""

@@ -55,7 +55,7 @@ def fill(name: str, text: str, top_k: int, trust_remote_code: bool = False) -> l
 def masked_inputs(tokenizer: Any, text: str) -> tuple[Any, torch.Tensor]:
     """Return a text as its model reads it, input_ids [1, T], and the places of its masks [M].
 
-    Raises ConfigError if it has none or is too long.
+    Raises ConfigError if it has no mask or is too long.
     """
     for spelling in MASK_SPELLINGS:
         text = text.replace(spelling, tokenizer.mask_token)

@@ -144,7 +144,7 @@ def _twice(name: str) -> ConfigError:
 
 
 def _is_common(name: str) -> bool:
-    """Return whether all configurations have a setting: none of these says what a masked language model is."""
+    """Return whether every configuration has this setting: such a setting does not define a masked language model."""
     return name.startswith("_") or (name in _COMMON and name not in ("rope_scaling", "per_layer_config"))
 
 

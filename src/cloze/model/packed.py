@@ -6,7 +6,7 @@
 Every document of a block is read as if alone: positions restart at each document, and attention is block-diagonal. The
 inputs depend on the attention implementation (`cloze.model.attention`): a dense mask, a BlockMask for flex attention,
 document offsets for flash attention. Architectures accept different forms or none, so the forms are tried. The first
-that gives the same logits as the documents one by one is used; if there is none, the run is refused.
+that gives the same logits as the documents one by one is used. Without such a way the run is refused.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def settle_attention(model: Any, names: Sequence[str], block_size: int, packed: 
 def document_attention(model: Any, block_size: int, vocab_size: int) -> DocumentAttention:
     """Return the form of mask and positions with which a block of documents gives the logits of each alone.
 
-    Raises ModelError if there is none. The model is on the CPU, in fp32; flex and flash attention are emulated there.
+    Raises ModelError if no way passes the test. The model is on the CPU, in fp32; flex and flash attention are
+    emulated there.
     """
     size = min(block_size, _MAX_CHECKED)
     # The second document is longer than the windows of local attention, which a wrong mask would widen.

@@ -54,7 +54,8 @@ class Smoothed:
 
 
 def next_due(plan: Plan, strategy: str, every: int | None, done: int) -> int | None:
-    """Return the first step after `done` at which an action with this `strategy` is due; None if there is none."""
+    """Return the first step after `done` at which an action with this `strategy` is due; None if no such step
+    follows."""
     if strategy == "no" or done >= plan.total_steps:
         return None
     if strategy == "steps":

@@ -134,7 +134,8 @@ def fit_layout(config: TrainConfig, rank: int, world_size: int, saved: dict[str,
     given = config.global_batch_size
     size = given if saved is None else int(saved["run"]["global_batch_size"])
     if given not in (None, size):
-        raise ConfigError(f"the run to go on with has {size}", where=f"--global_batch_size {given}", hint="leave it")
+        what = f"the resumed run uses a global batch of {size}"
+        raise ConfigError(what, where=f"--global_batch_size {given}", hint="leave it")
     if size is None or (given is None and layout.global_batch == size):
         return layout
     if given is None and saved is not None:
@@ -156,7 +157,7 @@ def _refuse_change(wanted: tuple[int, int], layout: Layout, size: int, saved: di
         share = -(-size // world_size)
         fits = [f"{n} and {share // n}" for n in range(1, share + 1) if share % n == 0 and size % world_size == 0]
         raise ConfigError(
-            f"{layout.global_batch} blocks a step, but the run to go on with has {size}",
+            f"{layout.global_batch} blocks a step, but the resumed run uses {size}",
             where="--per_device_train_batch_size and --gradient_accumulation_steps",
             hint=f"choose {', '.join(fits)}" if fits else "leave them as they were",
         )

@@ -116,7 +116,7 @@ def _warned(run: Run, go_on: bool):
         if not go_on:
             raise
         run.saved = None
-        warn(f"the checkpoint was not saved: {error}; training goes on (--on_save_error)")
+        warn(f"the checkpoint was not saved: {error}; training continues (--on_save_error)")
 
 
 def finish_saving(run: Run, quietly: bool = False) -> None:
@@ -139,7 +139,7 @@ def stop_here(run: Run, global_step: int, place: Place, evaluation_pending: bool
     if run.saved != (global_step, evaluation_pending):
         save(run, global_step, place, evaluation_pending=evaluation_pending)
     finish_saving(run)
-    raise run.stop.stopped(f"after step {global_step:,}; {name} is saved, go on with --resume_from_checkpoint auto")
+    raise run.stop.stopped(f"after step {global_step:,}; {name} is saved, resume with --resume_from_checkpoint auto")
 
 
 def handle_nonfinite_step(
@@ -164,7 +164,7 @@ def handle_nonfinite_step(
         raise RollBack(global_step, why)
     if global_step and run.saved != (global_step, False) and run.config.save_strategy != "no":
         save(run, global_step, place)
-    raise nonfinite_error(why, run.output_dir, global_step, "or go on with --on_nonfinite skip or rollback")
+    raise nonfinite_error(why, run.output_dir, global_step, "or continue with --on_nonfinite skip or rollback")
 
 
 def explain_scaled_step(run: Run, global_step: int, grad_norm: float) -> None:

@@ -10,7 +10,7 @@ _MOST_MISSING = 2  # letters at the end of a word that may be wrong: `adamm` for
 
 
 def suggestion(word: str, names: Iterable[str]) -> str | None:
-    """Return `did you mean NAME?` for the closest of `names`; None if none is close."""
+    """Return `did you mean NAME?` for the closest of `names`; None if no name is close."""
     word, known = word[:_LONGEST].lower(), list(names)
     close = difflib.get_close_matches(word, known, n=1)
     if not close:

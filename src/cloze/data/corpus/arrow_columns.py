@@ -136,7 +136,8 @@ def _is_string(kind: Any) -> bool:
 
 
 def _keys(kind: Any, path: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the names that a path stands for in a schema or type, through structs and lists; None if it has none."""
+    """Return the names that a path stands for in a schema or type, through structs and lists; None if it does not
+    exist."""
     while not isinstance(kind, pyarrow.Schema) and _is_list(kind):
         kind = kind.value_type
     if not path:

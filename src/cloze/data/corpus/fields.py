@@ -70,7 +70,7 @@ class Fields:
         return cls(tuple(map(_path, names)), _path(id_field) if id_field else None)
 
     def document(self, record: Record) -> Document:
-        """Return the document of a record. Raises BadRecord if it has none."""
+        """Return the document of a record. Raises BadRecord if it has no text."""
         if len(self.text) == 1:
             text = _text_at(record, self.text[0])
             if text is None:
@@ -144,7 +144,7 @@ def field_names(record: Record, prefix: str = "", depth: int = 0) -> Iterable[st
 
 
 def find_key(names: Any, path: tuple[str, ...]) -> tuple[str, int]:
-    """Return the longest of `names` that the path begins with, and its number of parts; ("", 0) if there is none.
+    """Return the longest of `names` that the path begins with, and its number of parts; ("", 0) if no name matches.
 
     `answers[]` is looked up as it is written first, then as `answers`.
     """

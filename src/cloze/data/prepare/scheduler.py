@@ -233,7 +233,7 @@ def _do_in_processes(recipe: Recipe, jobs: Iterator[Job], units: Path, num_proc:
         raise DataError(
             "a worker process was killed, probably for want of memory",
             where="--num_proc",
-            hint="what is finished is kept; go on with fewer processes",
+            hint="what is finished is kept; continue with fewer processes",
         ) from None
     finally:
         for child in set(multiprocessing.active_children()) - before:

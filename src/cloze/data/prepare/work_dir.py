@@ -31,7 +31,7 @@ _NOT_COMPARED = (
 
 
 def read_plan(parts: Path) -> dict[str, Any] | None:
-    """Return the plan of a folder of parts; None if there is none. Raises DataError."""
+    """Return the plan of a folder of parts; None without a plan. Raises DataError."""
     if not (parts / "plan.json").exists():
         return None
     try:

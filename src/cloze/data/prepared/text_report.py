@@ -3,7 +3,7 @@
 report_lines(report)                # {"train": "1 file, 0.0 % unknown tokens, ..."}
 warnings_of(report)                 # ["train: 12.0 % of the tokens are unknown to the tokenizer; ..."]
 
-The values are measured by `cloze.data.prepare.text_sketch`. A folder of an older version has none.
+The values are measured by `cloze.data.prepare.text_sketch`. A folder of an older version has no report.
 The report is not part of the checksum of a folder, so its values may be anything: what is not a number is left out.
 """
 

@@ -52,7 +52,8 @@ def missing_ids(tokenizer: Any) -> list[int]:
 
 
 def unknown_id(tokenizer: Any) -> int | None:
-    """Return the id of the token for text that the tokenizer does not know; None if it has none, as byte-level ones.
+    """Return the id of the token for text that the tokenizer does not know; None without such a token, as in
+    byte-level vocabularies.
 
     tokenizer_config.json need not name it: the model in tokenizer.json has an unknown token of its own.
     """

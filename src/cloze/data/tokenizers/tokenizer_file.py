@@ -38,7 +38,7 @@ ODD_TEXTS = (
 
 
 def tokenizer_file(name: str, token: str | None = None) -> Path | None:
-    """Return the tokenizer.json of a folder, or the downloaded one of a Hub name; None if it has none."""
+    """Return the tokenizer.json of a folder, or the downloaded one of a Hub name; None without one."""
     if Path(name).is_dir():
         return Path(name) / FILE if (Path(name) / FILE).is_file() else None
     if not name or Path(name).exists():

@@ -109,7 +109,7 @@ def secret_values(config: Any) -> tuple[str, ...]:
 
 
 def summary(records: list[Record]) -> dict[str, Any] | None:
-    """Return the content of error.json for the records of failed ranks; None if there are none.
+    """Return the content of error.json for the records of failed ranks; None without records.
 
     Earlier errors precede later ones, and causes precede their consequences. A killed rank leaves no record: it is
     placed by the other ranks' `lost` entries, at the time of the first.

@@ -282,7 +282,7 @@ def owner_token(run_dir: Path) -> str:
 
 
 def is_ours(run_dir: Path) -> bool:
-    """Return whether the folder's owner is of this launch (any of its ranks), or there is none."""
+    """Return whether the folder's owner is of this launch (any of its ranks); True without an owner."""
     found = None
     with contextlib.suppress(OSError):
         found = read_owner(run_dir / LOCK)

@@ -238,7 +238,7 @@ class Watch:
         line = f"rank {rank} on {about['host']} {what} in {about['phase']}, step {about['step']}"
         return LostRank(
             line,
-            hint="--resume_from_checkpoint auto goes on from the last checkpoint",
+            hint="--resume_from_checkpoint auto resumes from the last checkpoint",
             loud=rank == 0,
             lost=lost_record(rank, about, line, LostRank.__name__, LostRank.exit_code, when),
         )

@@ -212,7 +212,7 @@ def _limits_section(data: dict[str, Any]) -> str:
 
 
 def _table(title: str, column: str, values: dict[str, Any]) -> str:
-    """Return a Markdown table of the known values; empty if there are none."""
+    """Return a Markdown table of the known values; "" if no value is known."""
     cells = {in_table(name): in_table(value) for name, value in values.items() if value is not None}
     if not cells:
         return ""

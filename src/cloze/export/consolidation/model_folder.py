@@ -55,7 +55,7 @@ def is_checkpoint(path: Path) -> bool:
 def choose_checkpoint(path: Path) -> Path:
     """Return `path` if it is a checkpoint, else the newest good checkpoint of the run's folder.
 
-    Raises CheckpointError if there is none.
+    Raises CheckpointError if no checkpoint is found.
     """
     if not path.is_dir():
         raise ConfigError("no such folder", where=path, hint="give a run's folder or a checkpoint-N folder")

@@ -76,8 +76,8 @@ def bench_loader(config: BenchConfig) -> Table:
         table = Table(f"{config.num_blocks:,} blocks of {config.block_size}", ["what", "figure", "unit"])
         table.add("opening the folder", found["open_ms"], "ms")
         table.add("memory it takes", found["open_mib"], "MiB")
-        table.add("first batch of a run that goes on at step 10", found["first_at_10_ms"], "ms")
-        table.add("first batch of a run that goes on at step 1,000,000", found["first_at_million_ms"], "ms")
+        table.add("first batch of a run that resumes at step 10", found["first_at_10_ms"], "ms")
+        table.add("first batch of a run that resumes at step 1,000,000", found["first_at_million_ms"], "ms")
         table.add(
             f"masked batches of {batch}, one process, cold page cache",
             found["tokens_per_second"] / 1e6,

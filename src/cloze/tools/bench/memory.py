@@ -60,7 +60,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
 
 def bench_memory(config: BenchConfig) -> Table:
     """Measure, and return the table: GB predicted and measured, and their ratio. Raises ConfigError for a model that
-    is not known, and for `--gpu` if there is none."""
+    is not known, and for `--gpu` without a GPU."""
     names = [name.strip() for name in config.sizes.split(",")] if config.sizes else list(MODELS)
     for name in names:
         if name not in MODELS:

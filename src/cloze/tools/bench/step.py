@@ -168,8 +168,8 @@ def watched(clock: Clock) -> Iterator[None]:
 
 
 def bench_step(config: BenchConfig) -> Table:
-    """Measure each size, and return one table. Raises ConfigError for a size that is not known, and for `--gpu` where
-    there is none. Every rank calls it."""
+    """Measure each size, and return one table. Raises ConfigError for a size that is not known, and for `--gpu`
+    without a GPU. Every rank calls it."""
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("there is no GPU here", where="--gpu", hint="without --gpu it measures the CPU")
     sizes = chosen_sizes(config, ["distilroberta-128"])

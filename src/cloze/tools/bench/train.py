@@ -100,7 +100,7 @@ class Comparison:
 
 def bench_train(config: BenchConfig) -> Table:
     """Measure the sizes that are asked for, and return one table. Raises ConfigError for a size that is not known, and
-    for `--gpu` if there is none."""
+    for `--gpu` without a GPU."""
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("there is no GPU here", where="--gpu", hint="without --gpu it measures the CPU")
     sizes = chosen_sizes(config, GPU_SIZES if config.gpu else CPU_SIZES)

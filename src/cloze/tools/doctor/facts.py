@@ -161,7 +161,7 @@ def _limit(name: str) -> int | None:
 
 
 def _size_of(path: str) -> int | None:
-    """Return the size of the file system there in bytes; None if there is none."""
+    """Return the size of the file system there in bytes; None if it cannot be read."""
     try:
         usage = os.statvfs(path)
     except OSError:

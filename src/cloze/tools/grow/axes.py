@@ -239,7 +239,8 @@ def _numbers_of_axes(
 
 
 def _parts(one: Map, old: int, new: int, before: int, after: int) -> Map | None:
-    """Return the map of an axis of several parts, each as large as `old` before and `new` now; None if it has none."""
+    """Return the map of an axis of several parts, each as large as `old` before and `new` now; None if it has no
+    parts."""
     count = before // old
     if before != count * old or after != count * new:
         return None

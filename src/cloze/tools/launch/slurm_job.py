@@ -28,7 +28,7 @@ STARTS = Path("slurm") / "starts.json"
 
 
 def newest_step(run: Path) -> int:
-    """Return the step of the newest checkpoint in a run's folder, by its name; 0 if there is none."""
+    """Return the step of the newest checkpoint in a run's folder, by its name; 0 without a checkpoint."""
     newest = list_checkpoints(run)[-1:]
     return int(newest[0].name.removeprefix("checkpoint-")) if newest else 0
 

@@ -50,8 +50,8 @@ class Untraceable(Exception):
 class Trace:
     """One pass, event by event. `plane` [E, 3]: live bytes are plane @ (1, blocks, rows), without finished gradients;
     `finished` [E]: bytes of gradients finished by then; `just` [E]: bytes of the gradient finished at this event;
-    `which` [E]: the number of its parameter in the model's order, -1 where none is; `forward_end`: the event at which
-    the backward pass begins."""
+    `which` [E]: the number of its parameter in the model's order, -1 for other elements; `forward_end`: the event at
+    which the backward pass begins."""
 
     plane: NDArray[np.float64]
     finished: NDArray[np.float64]

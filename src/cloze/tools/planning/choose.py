@@ -241,7 +241,7 @@ def recommend(rows: list[Row], gpu: Gpu) -> tuple[Row | None, str]:
     if not any(row.largest is not None for row in rows):
         return None, "activations could not be traced, so what fits is not known; compare the other parts"
     if not fitting:
-        least = min(rows, key=lambda row: row.memory.peak or float("inf"))  # untraced ones have none
+        least = min(rows, key=lambda row: row.memory.peak or float("inf"))  # untraced rows have no peak
         need = (least.memory.peak or 0) / 2**30
         return None, (
             f"nothing fits into {gpu.memory / 2**30:.0f} GiB with a tenth to spare: {least.choice.name} takes the "
@@ -284,7 +284,7 @@ def _reason(best: Row, fastest: Row, rows: list[Row]) -> str:
 
 
 def choose(plan: Plan, name: str | None) -> Row | None:
-    """Return the row of a name, by default the recommended one. Raises ConfigError for a name that is none."""
+    """Return the row of a name, by default the recommended one. Raises ConfigError for an unknown name."""
     if name is None:
         return plan.recommended
     for row in plan.rows:

@@ -55,7 +55,7 @@ def _described(value: Any) -> Any:
 
 def _are_new(func: Any, outs: list[Any], args: Any, kwargs: Any) -> bool:
     """Return whether an operation gave meta tensors, each with a storage of its own that is filled to the last byte,
-    and is said to share none with its arguments."""
+    and is said to share no memory with its arguments."""
     if any(one.alias_info is not None for one in [*func._schema.returns, *func._schema.arguments]):
         return False
     inputs = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]

@@ -180,7 +180,8 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def num_parameters(model: Path) -> int | None:
-    """Numbers in the safetensors files of a folder, from their headers; None if there are none to be read."""
+    """Return the number of values in the safetensors files of a folder, from their headers; None if no file can be
+    read."""
     total = 0
     for path in model.glob("*.safetensors"):
         try:

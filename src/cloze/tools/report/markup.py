@@ -53,7 +53,7 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], numbers: Iterable[
 
 
 def facts(values: dict[str, Any]) -> Html:
-    """Return a table of the facts that are known; empty if none is."""
+    """Return a table of the facts that are known; empty if nothing is known."""
     rows = [[name, value] for name, value in values.items() if value is not None]
     return table([], rows, class_="facts") if rows else Html("")
 

@@ -189,7 +189,7 @@ class Engine(ABC):
         return self.inner.state
 
     def fragments(self) -> list[Fragment]:
-        """Return this rank's fragments of all trained parameters. A parameter without elements has none."""
+        """Return this rank's fragments of all trained parameters. A parameter without elements has no fragment."""
         found = (self.locate(name, p) for name, p in self.module.named_parameters() if p.requires_grad)
         return [one for one in found if one is not None and one.length > 0]
 

@@ -87,7 +87,7 @@ class FSDP2Engine(DDPEngine):
             fully_shard(layer, **how, reshard_after_forward=accelerator.state.fsdp_plugin.reshard_after_forward)
         fully_shard(model, **how, reshard_after_forward=False)  # the rest stays gathered: backward begins with it
         model.register_forward_hook(_let_go)
-        # torch warns of in-place changes to logits, a view of a matrix product; none are made.
+        # torch warns of in-place changes to logits, a view of a matrix product; Cloze makes no such changes.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         if half:
             autocast = torch.autocast(accelerator.device.type, torch.bfloat16)

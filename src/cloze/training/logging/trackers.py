@@ -83,7 +83,7 @@ def _begin(
                 if name == "trackio":  # each of its starts replaces the previous values
                     tracker.store_init_configuration(plain)
             except Exception as error:
-                warn(f"{name} cannot go on with its run of before ({one_line(error)}); it begins a new one")
+                warn(f"{name} cannot resume its earlier run ({one_line(error)}); it starts a new one")
         if tracker is None:
             try:
                 tracker = _start(name, config, output_dir, None, first_step)
@@ -173,7 +173,7 @@ def report(values: dict[str, float], step: int) -> None:
                 tracker.log(values, step=step)
         except Exception as error:
             _running.remove(tracker)
-            warn(f"{tracker.name} fails ({one_line(error)}), and gets nothing more of this start; training goes on")
+            warn(f"{tracker.name} fails ({one_line(error)}), and gets nothing more of this start; training continues")
 
 
 @contextlib.contextmanager

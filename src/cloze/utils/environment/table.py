@@ -127,7 +127,7 @@ FAMILIES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_")
 
 
 def rule_for(name: str) -> Rule | None:
-    """Return the rule of a variable, or None if the table has none."""
+    """Return the rule of a variable, or None if the table does not list it."""
     if name in RULES:
         return RULES[name]
     return next((rule for key, rule in RULES.items() if key.endswith("*") and name.startswith(key[:-1])), None)

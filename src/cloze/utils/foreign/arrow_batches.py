@@ -110,7 +110,7 @@ def _group_batches(parquet: Any, group: int, columns: list[str], rows: int) -> I
 
 def open_parquet(file: Any) -> Any:
     """Return a ParquetFile that gives strings as numbers in a dictionary, if they are stored so. Raises
-    pyarrow.ArrowInvalid if it is none."""
+    pyarrow.ArrowInvalid if it is not such a file."""
     facts = pyarrow.parquet.read_metadata(file)
     if facts.num_rows != (rows := sum(facts.row_group(group).num_rows for group in range(facts.num_row_groups))):
         raise pyarrow.ArrowInvalid(f"its description says {facts.num_rows:,} rows, those of its row groups {rows:,}")

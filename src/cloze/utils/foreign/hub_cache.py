@@ -1,6 +1,6 @@
 """Errors of a Hub that cannot be reached: why that is, and which cache was searched.
 
-what, hint = unreachable(error)     # "not in the cache ..., and the Hub is not asked: ...", "unset HF_HUB_OFFLINE ..."
+what, hint = unreachable(error)     # "no such folder, not in the cache ..., and the Hub ...", "connect, or ..."
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def unreachable(error: BaseException, cache: str | None = None) -> tuple[str, st
     offline = constants.HF_HUB_OFFLINE
     why = "is not asked: HF_HUB_OFFLINE is set" if offline else "cannot be reached: no connection"
     hint = "unset HF_HUB_OFFLINE" if offline else "connect"
-    what = f"not in the cache {cache or constants.HF_HUB_CACHE}, and the Hub {why}"
+    what = f"no such folder, not in the cache {cache or constants.HF_HUB_CACHE}, and the Hub {why}"
     return what, f"{hint}, or download it elsewhere and give its folder"
 
 

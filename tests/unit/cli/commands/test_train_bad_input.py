@@ -131,7 +131,7 @@ def test_resuming_another_run_names_what_differs(prepared: Path, tmp_path: Path)
         (["--seed", "1", "--weight_decay", "0.5"], "weight_decay 0.0 -> 0.5; seed 42 -> 1"),
         (
             ["--per_device_train_batch_size", "4"],
-            "4 blocks a step, but the run to go on with has 8; choose 1 and 8, 2 and 4",
+            "4 blocks a step, but the resumed run uses 8; choose 1 and 8, 2 and 4",
         ),
     ):
         argv = flags(prepared, tmp_path / "run", "--resume_from_checkpoint", "auto", *more)

@@ -198,7 +198,7 @@ def test_a_global_batch_that_is_given_is_split_whatever_the_number_of_ranks(worl
 
 def test_a_global_batch_that_cannot_be_is_refused():
     saved = {"run": {"global_batch_size": 24}, "world_size": 2, "config": {}}
-    with pytest.raises(ConfigError, match="the run to go on with has 24"):
+    with pytest.raises(ConfigError, match="the resumed run uses a global batch of 24"):
         fit_layout(config(global_batch_size=32), 0, 2, saved)
     with pytest.raises(ConfigError, match="too few for 25 processes"):
         fit_layout(config(global_batch_size=24), 0, 25, None)

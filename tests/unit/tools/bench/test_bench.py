@@ -69,7 +69,7 @@ def test_the_loader_is_measured_on_a_folder_of_its_own(tmp_path: Path):
     figures = {row[0]: row[1] for row in found["rows"]}
     assert figures["opening the folder"] > 0
     assert figures["blocks read meanwhile"] > 0
-    assert figures["first batch of a run that goes on at step 1,000,000"] > 0
+    assert figures["first batch of a run that resumes at step 1,000,000"] > 0
     assert list((tmp_path / "work").iterdir()) == []
 
 

@@ -41,6 +41,7 @@ def test_a_lost_connection_is_named_with_the_cache(monkeypatch: pytest.MonkeyPat
     error = OSError("We couldn't connect to 'https://huggingface.co'")
     error.__cause__ = cause
     line = str(load_error(error, "no-such/thing", "tokenizer"))
+    assert "no such folder, not in the cache" in line
     assert "the Hub cannot be reached: no connection" in line
     assert str(constants.HF_HUB_CACHE) in line
     assert unreachable(OSError("no-such/thing is not a valid model identifier")) is None
