@@ -55,7 +55,8 @@ def wheel(built: Path) -> Path:
 def kit_files() -> set[str]:
     """What `cloze init` writes in the repository."""
     files = [path for folder in FOLDERS for path in (KIT / folder).resolve().rglob("*") if path.is_file()]
-    return {path.relative_to(ROOT).as_posix() for path in files if path.name not in NOT_IN_A_WHEEL}
+    names = [path.relative_to(ROOT) for path in files]
+    return {name.as_posix() for name in names if not {*name.parts} & {*NOT_IN_A_WHEEL}}
 
 
 def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path):
