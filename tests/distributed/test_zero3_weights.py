@@ -36,7 +36,8 @@ def compared() -> None:
             assert torch.equal(whole, weights[name]), name
         for name, buffer in engine.module.named_buffers():
             assert torch.equal(buffer, buffers[name]), name
-        print(f"rank {os.environ['RANK']}: all {len(here)} are the same")
+        line = f"rank {os.environ['RANK']}: all {len(here)} are the same\n"
+        os.write(1, line.encode())  # what others print is not shown
         return engine
 
     setup.build_run_model, DeepSpeedEngine.prepare = remembering, comparing
