@@ -109,15 +109,6 @@ def check_regular(
     return path
 
 
-def is_regular(path: Path | str, folder: Path | str | None = None) -> bool:
-    """Return whether `open_regular` would open the file: it is there, regular, and no link."""
-    try:
-        check_regular(path, folder=folder)
-    except ClozeError:
-        return False
-    return True
-
-
 def read_bytes(
     path: Path | str,
     max_bytes: int,
@@ -155,15 +146,6 @@ def read_text(
     except UnicodeDecodeError as problem:
         what = f"not UTF-8 at byte {problem.start}"
         raise error(what, where=printable(os.fspath(path)), hint="save it as UTF-8") from None
-
-
-def plain_files(folder: Path | str) -> list[Path]:
-    """Return the regular files of a folder (not of its subfolders) by name. Raises DataError for a link."""
-    found = []
-    for entry in sorted(Path(folder).iterdir()):
-        if entry.is_symlink() or entry.is_file():
-            found.append(check_regular(entry) and entry)
-    return found
 
 
 def printable(text: str) -> str:
