@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import os
 import signal
@@ -43,6 +44,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured here: the largest of each")
     for name, values in sorted(figures.items()):
         terminalreporter.write_line(f"{max(values):10.2g}  {name} ({len(values)} times)")
+
+
+@pytest.fixture
+def most_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run one test at a time of those that need more than half of a machine with 24 GB."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with open(shared / "most-memory.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(autouse=True)

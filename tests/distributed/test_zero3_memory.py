@@ -99,6 +99,7 @@ def save(overrides: str, dtype: str, folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("most_memory")
 @pytest.mark.parametrize("source", ["scratch", "float32", "bfloat16"])
 @pytest.mark.parametrize("more", [[], ["--bf16"]], ids=["fp32", "bf16"])
 def test_a_rank_of_three_holds_a_third_of_a_large_model(prepared: Path, tmp_path: Path, source, more, figure):
