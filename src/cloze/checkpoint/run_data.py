@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from cloze.checkpoint.model_path import resolve_model_path
 from cloze.config import TrainConfig
 from cloze.data.prepared.shards import Prepared, open_prepared
 from cloze.data.train_data import open_data
 from cloze.errors import ConfigError, DataError
 from cloze.utils.foreign.json_yaml import read_json, read_yaml
+from cloze.utils.terminal.console import say
 
 
 def open_run_data(run_dir: Path, option: str) -> Prepared:
@@ -26,3 +29,22 @@ def open_run_data(run_dir: Path, option: str) -> Prepared:
             hint=f"put the old blocks back, or look at {option}",
         )
     return open_prepared(Path(found.tokenizer).parent)
+
+
+def choose_data(data: str | None, models: Sequence[str]) -> Prepared:
+    """Return the prepared folder `data`; if None, the one that the runs of `models` were trained on.
+
+    Raises ConfigError if no model belongs to a run whose data is known, or two were trained on different blocks.
+    """
+    if data is not None:
+        return open_prepared(data)
+    runs = dict.fromkeys(resolve_model_path(name).run_dir for name in models)
+    found = [open_run_data(run_dir, "--data") for run_dir in runs if run_dir and (run_dir / "data.json").is_file()]
+    if not found:
+        what = "the model does not belong to a run whose data is known"
+        raise ConfigError(what, where="--data", hint="give --data FOLDER, made by `cloze prepare`")
+    if len({prepared.manifest["checksum"] for prepared in found}) > 1:
+        what = f"the models were trained on different data: {' and '.join(str(one.folder) for one in found)}"
+        raise ConfigError(what, where="--data", hint="give the folder to measure on with --data")
+    say("data", f"{found[0].folder}, which the run was trained on")
+    return found[0]

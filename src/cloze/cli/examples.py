@@ -72,10 +72,11 @@ EXAMPLES = {
         "cloze consolidate runs/mine/checkpoint-500 --dtype bf16 --output models/mine",
     ),
     "evaluate": (
-        "cloze evaluate runs/mine --data prepared/mine --draws 4",
+        "cloze evaluate runs/mine --draws 4",
+        "cloze evaluate distilroberta-base --data prepared/mine",
         "cloze evaluate roberta-base --metric pll --sentences sentences.txt --output pll.json",
     ),
-    "compare": ("cloze compare runs/mine/checkpoint-500 runs/mine --data prepared/mine",),
+    "compare": ("cloze compare runs/mine/checkpoint-500 runs/mine",),
     "fill": ("cloze fill runs/mine 'The Milky Way is a <mask> galaxy.' --top_k 5",),
     "push": (
         "cloze push runs/mine --repo my-name/mine --dry_run",

@@ -14,7 +14,7 @@ class SourceConfig(Ranged):
 
     dataset_name: str | None = None
     """a dataset on the Hub (`owner/name`), or a local file, folder or glob: json (array or lines), jsonl, parquet,
-    arrow, csv, tsv, txt; json, csv, tsv and txt also as .gz or .zst"""
+    arrow, csv, tsv, txt or md (a document on each line); those of text also as .gz or .zst"""
     preset: Literal["eli5", "eli5_category", "eli5_kilt", "eli5_pairs"] | None = None
     """the fields (and, without a dataset_name, the place on the Hub) of a known corpus: `eli5` (the original records),
     `eli5_category`, `eli5_kilt` (facebook/kilt_tasks), `eli5_pairs` (sentence-transformers/eli5)"""

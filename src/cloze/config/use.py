@@ -79,8 +79,9 @@ class CompareConfig(MeasureConfig):
     """the one model (see `cloze evaluate`)"""
     other: str
     """the other model"""
-    data: str
-    """a folder made by `cloze prepare`, with the tokenizer of both"""
+    data: str | None = None
+    """a folder made by `cloze prepare`, with the tokenizer of both (default: the one that their runs were trained
+    with)"""
 
 
 @dataclass(kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from cloze.checkpoint.lineage import Lineage
+from cloze.checkpoint.run_data import choose_data
 from cloze.config import CompareConfig
-from cloze.data.prepared.shards import open_prepared
 from cloze.data.prepared.verified import verify_for_use
 from cloze.distributed.world import RunShape, start
 from cloze.evaluation.evaluate import about_data, about_masks
@@ -29,7 +29,7 @@ def compare(config: CompareConfig) -> Comparison:
     """Score both models, write --output, and return the paired difference. Raises ConfigError, ModelError."""
     masks = masks_of(config)
     output = check_output_file(config.output) if config.output else None
-    prepared = open_prepared(config.data)
+    prepared = choose_data(config.data, [config.model, config.other])
     prepared.blocks(config.split)
     verify_for_use(prepared, [config.split], config)
     accelerator = start(RunShape(use_cpu=config.use_cpu, precision="no"))
@@ -42,7 +42,7 @@ def compare(config: CompareConfig) -> Comparison:
         del subject
     values = paired(*scores)
     if output is not None and accelerator.is_main_process:
-        about = {**about_masks(masks), **about_data(config.data, config.split, prepared)}
+        about = {**about_masks(masks), **about_data(str(prepared.folder), config.split, prepared)}
         of = {f"lineage_{key}": one and one.as_mapping() for key, one in zip("ab", lineages, strict=True)}
         write_json(output, {"a": config.model, "b": config.other, **of, **values, **about})
         say("compare", f"written to {config.output}")

@@ -13,10 +13,9 @@ from typing import Any
 
 from cloze.checkpoint.lineage import KEY as LINEAGE
 from cloze.checkpoint.lineage import describe as describe_lineage
-from cloze.checkpoint.model_path import resolve_model_path
-from cloze.checkpoint.run_data import open_run_data
+from cloze.checkpoint.run_data import choose_data
 from cloze.config import EvaluateConfig
-from cloze.data.prepared.shards import Prepared, open_prepared
+from cloze.data.prepared.shards import Prepared
 from cloze.data.prepared.verified import verify_for_use
 from cloze.distributed.collectives import run_on_main_and_broadcast
 from cloze.distributed.world import RunShape, start
@@ -42,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check(config)
     if config.output and is_main():
         check_output_file(config.output, HINT)
-    prepared = _data_of(config)
+    prepared = choose_data(config.data, [config.model]) if config.sentences is None else None
     if prepared is not None:
         prepared.blocks(config.split)
         verify_for_use(prepared, [config.split], config)
@@ -94,21 +93,6 @@ def check(config: EvaluateConfig) -> None:
         )
     if config.data is not None and config.sentences is not None:
         raise ConfigError("give one of --data and --sentences", where=f"--metric {config.metric}")
-
-
-def _data_of(config: EvaluateConfig) -> Prepared | None:
-    """Return the prepared folder to measure on: --data, else the one that the run was trained on; None if sentences
-    are measured."""
-    if config.data is not None or config.sentences is not None:
-        return None if config.data is None else open_prepared(config.data)
-    run_dir = resolve_model_path(config.model).run_dir
-    if run_dir is None or not (run_dir / "data.json").is_file():
-        what = "the model does not belong to a run whose data is known"
-        hint = "give --data FOLDER; for a file of sentences use --metric pll --sentences FILE"
-        raise ConfigError(what, where="--data", hint=hint)
-    prepared = open_run_data(run_dir, "--data")
-    say("evaluate", f"on the split {config.split} of {prepared.folder}, which the run was trained with")
-    return prepared
 
 
 def read_sentences(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`cloze compare A B --data PREPARED`: print which model is better."""
+"""`cloze compare A B`: print which model is better."""
 
 from __future__ import annotations
 

@@ -15,4 +15,6 @@ def run(config: ConsolidateConfig) -> None:
     folder, compared = consolidate(config)
     took = duration(time.monotonic() - begin)
     say("consolidate", f"checksums as in the checkpoint; reloaded; {compared}; {took}", result=folder)
-    say("next", f"cloze evaluate {folder.parent if config.output is None else folder} --data PREPARED")
+    run = folder.parent if config.output is None else None
+    known = run is not None and (run / "data.json").is_file()
+    say("next", f"cloze evaluate {run or folder}" + ("" if known else " --data PREPARED"))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloze.data.corpus.formats import format_of
+from cloze.data.corpus.formats import ONLY_ALONE, format_of
 from cloze.data.corpus.unpack import COMPRESSIONS
 from cloze.errors import DataError
 from cloze.utils.foreign.json_yaml import read_mapping
@@ -49,11 +49,13 @@ class DataFile:
 
 @dataclass
 class Listing:
-    """The files found, each once; other names of the same files; and packed files that are not read."""
+    """The files found, each once; other names of the same files; and files that are not read: packed ones, and notes
+    beside data."""
 
     files: list[DataFile] = field(default_factory=list)
     repeated: list[tuple[Path, Path]] = field(default_factory=list)
     packed: list[Path] = field(default_factory=list)
+    notes: list[Path] = field(default_factory=list)
     folders: int = 0  # that a pattern matches
 
 
@@ -65,6 +67,7 @@ class _Walk:
         self.visited: set[Any] = set()
         self.found: list[DataFile] = []
         self.packed: list[Path] = []
+        self.notes: list[Path] = []
         self.folders = 0
         self._entries = 0
 
@@ -85,7 +88,8 @@ class _Walk:
 
     def listing(self) -> Listing:
         """Return the files found, each once, under its first name; a file's own name precedes links to it."""
-        listing, first = Listing(packed=sorted(self.packed), folders=self.folders), dict[_Id, Path]()
+        listing = Listing(packed=sorted(self.packed), notes=sorted(self.notes), folders=self.folders)
+        first: dict[_Id, Path] = {}
         for file in sorted(self.found, key=lambda one: (one.path.is_symlink(), one.path)):
             here = _id(file.path)
             if here in first:
@@ -125,10 +129,15 @@ def files_below(folder: Path) -> Listing:
                     waiting.append((path, entry.name if entry.name in split_names else None))
             elif saved is None and is_data(path):
                 _check_regular(path)
-                walk.found.append(DataFile(path, split))
+                if format_of(path) in ONLY_ALONE:
+                    walk.notes.append(path)
+                else:
+                    walk.found.append(DataFile(path, split))
             elif saved is None and _PACKED.fullmatch(entry.name) and path.is_file():
                 walk.packed.append(path)
         walk.found += saved or []
+    if not walk.found:
+        walk.found, walk.notes = [DataFile(path) for path in walk.notes], []
     listing = walk.listing()
     check_shards(listing.files)
     return listing

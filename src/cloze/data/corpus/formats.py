@@ -144,6 +144,7 @@ def _json_array(file: Any, piece: Piece, fields: Fields) -> Iterator[Item]:
 
 ARRAY = Format(_json_array, "record")
 LINES = Format(_jsonl, "line", _cut_text)
+TEXT = Format(_txt, "line", _cut_text)
 FORMATS = {
     "json": LINES,
     "jsonl": LINES,
@@ -152,5 +153,9 @@ FORMATS = {
     "arrow": Format(_arrow, "row", _cut_arrow, is_text=False),
     "csv": Format(_csv, "record"),
     "tsv": Format(_tsv, "record"),
-    "txt": Format(_txt, "line", _cut_text),
+    "txt": TEXT,
+    "text": TEXT,
+    "md": TEXT,
+    "markdown": TEXT,
 }
+ONLY_ALONE = ("md", "markdown")  # beside data they are notes: a folder's are read if it holds nothing else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -105,6 +106,32 @@ def test_packed_files_that_are_not_read_are_named(tmp_path: Path):
     assert note in find_local(str(tmp_path)).notes
     (tmp_path / "a.jsonl").unlink()
     assert "no files that Cloze reads; unpack b.jsonl.xz, c.jsonl.gz.gz, d.tar" in refused(tmp_path)
+
+
+def test_markdown_is_read_by_its_name_or_from_a_folder_without_other_data(tmp_path: Path):
+    """Beside data, Markdown is a note about it (README.md is one anywhere)."""
+    for name in ("docs/one.md", "docs/more/two.markdown", "docs/three.text", "mixed/a.jsonl", "mixed/notes.md"):
+        put(tmp_path / name)
+    (tmp_path / "docs" / "three.text").rename(tmp_path / "docs" / "more" / "three.text")
+    assert find_local(str(tmp_path / "docs")).splits == {"train": [tmp_path / "docs" / "more" / "three.text"]}
+    (tmp_path / "docs" / "more" / "three.text").unlink()
+    put(tmp_path / "docs" / "README.md")
+    found = find_local(str(tmp_path / "docs"))
+    assert [path.name for path in found.splits["train"]] == ["two.markdown", "one.md"]
+    assert not found.notes
+    mixed = find_local(str(tmp_path / "mixed"))
+    assert [path.name for path in mixed.splits["train"]] == ["a.jsonl"]
+    assert any("notes.md" in note for note in mixed.notes)
+    assert find_local(str(tmp_path / "mixed" / "*.md")).splits == {"train": [tmp_path / "mixed" / "notes.md"]}
+
+
+def test_every_line_of_a_markdown_file_is_text(tmp_path: Path):
+    for name in ("a.txt", "a.text", "a.md", "a.MD.gz"):
+        write = gzip.open if name.endswith("gz") else open
+        with write(tmp_path / name, "wt") as file:
+            file.write("# One\n\n* two\n")
+    assert texts_of(tmp_path / "a.md") == texts_of(tmp_path / "a.txt") == texts_of(tmp_path / "a.MD.gz") != []
+    assert texts_of(tmp_path / "a.text") == texts_of(tmp_path / "a.txt")
 
 
 def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
