@@ -38,7 +38,7 @@ def content_sum(flat: torch.Tensor, offset: int) -> int:
 
 
 def _dot_on_cpu(bits: torch.Tensor) -> Callable[[int, int, int], int]:
-    """(begin, end, first) -> sum of bits[begin:end] * near[first:...] modulo 2^64."""
+    """Return (begin, end, first) -> sum of bits[begin:end] * near[first:...] modulo 2^64."""
     values, near, products = bits.numpy(), _near().numpy(), np.empty(_CHUNK, np.int64)
 
     def dot(begin: int, end: int, first: int) -> int:
@@ -56,7 +56,7 @@ def _dot_on_device(bits: torch.Tensor) -> Callable[[int, int, int], int]:
 
 @cache
 def _near() -> torch.Tensor:
-    """[_CHUNK] int64, odd."""
+    """Return [_CHUNK] odd int64."""
     return torch.arange(_CHUNK).mul_(_signed(_NEAR)).bitwise_or_(1)
 
 

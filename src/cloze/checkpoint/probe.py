@@ -41,7 +41,8 @@ def not_finite(probe: dict[str, torch.Tensor], folder: Path) -> CheckpointError 
 
 
 def probe_difference(model: Any, probe: dict[str, torch.Tensor]) -> float:
-    """Largest difference between the model's logits and the stored ones, relative to the largest stored one."""
+    """Return the largest difference between the model's logits and the stored ones, relative to the largest stored
+    one."""
     return relative_difference(_answered(model, probe), probe["logits"])
 
 

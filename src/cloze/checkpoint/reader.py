@@ -65,7 +65,7 @@ class PieceReader:
         return dict(next((facts["scalars"] for facts in parameters.values() if facts["scalars"]), {}))
 
     def pieces(self, name: str, key: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The pieces of a tensor as they lie in the files: (offset, elements [n], mapped and not loaded)."""
+        """Yield the pieces of a tensor in the order of the files: (offset, elements [n], mapped and not loaded)."""
         for piece in self._pieces.get((name, key), []):
             yield piece["offset"], self._tensor(piece["file"], f"{name}:{key}")
 

@@ -50,7 +50,7 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
-        """Size in the file."""
+        """Return the size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

@@ -85,7 +85,8 @@ def _one_command(command: str, width: int) -> list[str]:
 
 
 def _groups(dataclass: type, options: Sequence[Option]) -> dict[str, list[Option]]:
-    """Options by the name of their group: the command's own ones first, then those it shares with others."""
+    """Return the options by the name of their group: the command's own ones first, then those it shares with
+    others."""
     groups: dict[str, list[Option]] = {}
     homes = [base.__name__ for base in dataclass.__mro__]
     declared = sorted(options, key=lambda option: homes.index(option.home))  # stable: in order within a class
@@ -109,7 +110,8 @@ def _about(option: Option) -> str:
 
 
 def _row(name: str, text: str, width: int, column: int) -> list[str]:
-    """`  name   text`, with the text in a column of its own; below where the terminal is narrow, or the name long."""
+    """Return `  name   text` with the text in its own column, or below the name if that is long or the terminal
+    narrow."""
     if width < _NARROW:
         return [f"  {name}", *_wrap(text, width, "      ", "      ")]
     lines = _wrap(text, width, " " * column, " " * column)

@@ -34,7 +34,7 @@ class Option:
 
     @property
     def about(self) -> str:
-        """Its help, with its range."""
+        """Return its help, with its range."""
         return f"{self.help} [{self.limits}]".lstrip() if self.limits else self.help
 
     @property
@@ -76,7 +76,8 @@ def options_of(dataclass: type) -> list[Option]:
 
 
 def _kind_of(hint: Any) -> tuple[str, tuple[str, ...]]:
-    """`bool | Literal["auto"]` -> bool, (true, false, auto); `int | None` -> int, ()."""
+    """Return the type and the values: `bool | Literal["auto"]` -> bool, (true, false, auto); `int | None` -> int,
+    ()."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     values = tuple(str(one) for part in parts if typing.get_origin(part) is typing.Literal for one in part.__args__)
     if bool in parts:

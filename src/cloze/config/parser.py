@@ -253,7 +253,7 @@ def _check_values(command: str, words: Sequence[str]) -> None:
 
 
 def _explain(message: str, argv: Sequence[str]) -> ConfigError:
-    """One line for a parser's message, with a suggestion where a name is not known."""
+    """Return one line for a parser's message, with a suggestion if a name is unknown."""
     command = next(word for word in argv if word in COMMANDS)
     unknown = re.search(r"(?:unrecognized arguments: -*|does not accept (?:option|nested key) ')([\w.]+)", message)
     if unknown:

@@ -137,7 +137,7 @@ class Allowed:
 
     @property
     def types(self) -> str:
-        """Its types in words: `a whole number`, `one of no, steps, epoch`."""
+        """Return its types in words: `a whole number`, `one of no, steps, epoch`."""
         names = {int: "a whole number", float: "a number", str: "a text", dict: "a mapping", list: "a list"}
         names |= {bool: "true or false"}
         literals = f"one of {', '.join(map(str, self.literals))}" if self.literals else ""
@@ -196,7 +196,7 @@ def _say(bound: Ge | Gt | Le | Lt) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it may stand in a line; an integer of thousands of digits cannot be written."""
+    """Return a value as text for a message; integers with thousands of digits are abbreviated."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "a number of more than 60 digits"
     text = repr(value)

@@ -278,7 +278,7 @@ def check_relations(config: Ranged) -> None:
 
 
 def _rules(table: Mapping[type, tuple[Any, ...]], config: type) -> Iterator[Any]:
-    """The rules of a class and of those it inherits from."""
+    """Yield the rules of a class and of its base classes."""
     return (rule for base in config.__mro__ for rule in table.get(base, ()))
 
 

@@ -12,7 +12,7 @@ SCHEDULE_ALIASES = {"wsd": WSD, "trapezoid": WSD, "trapezoidal": WSD}
 
 
 def parse_arguments(text: str | None) -> dict[str, Any]:
-    """`momentum=0.9,nesterov=true` -> {"momentum": 0.9, "nesterov": True}. Raises ConfigError."""
+    """Parse `momentum=0.9,nesterov=true` -> {"momentum": 0.9, "nesterov": True}. Raises ConfigError."""
     values: dict[str, Any] = {}
     for part in (text or "").split(","):
         name, equals, value = part.partition("=")

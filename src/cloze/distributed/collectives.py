@@ -47,7 +47,8 @@ def decode(data: bytes) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples, paths, errors and dictionaries with other keys than texts become [name, content] under the key "~"."""
+    """Encode for JSON: tuples, paths, errors and dictionaries with keys other than strings become {"~": [name,
+    content]}."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):

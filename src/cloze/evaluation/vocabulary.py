@@ -46,7 +46,7 @@ def frequency_bands(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def token_bytes(tokenizer: Any) -> NDArray[np.int64]:
-    """UTF-8 bytes of the text that each token stands for, [V], a space before it included; 0 for special tokens.
+    """Return the number of UTF-8 bytes of each token's text, [V], including a space before it; 0 for special tokens.
 
     In byte-level vocabularies every character of a token is one byte, except in added tokens, whose names are text.
     Other tokens are decoded between two words, so that marks of continuation, of spaces and of the end of a word have

@@ -29,7 +29,8 @@ def align_output_layer(model: Any) -> bool:
 
 
 def padded_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """hidden [..., H], weight [V, H], bias [V] -> [..., V], a view of a product with a multiple of 64 columns."""
+    """Return hidden [..., H] @ weight [V, H].T + bias [V] as [..., V], a view of a product with a multiple of 64
+    columns."""
     size = weight.shape[0]
     extra = -size % _MULTIPLE
     weight = F.pad(weight, (0, 0, 0, extra))

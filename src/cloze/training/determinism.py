@@ -43,7 +43,8 @@ def wants_same_bits(config: TrainConfig, on_gpu: bool) -> bool:
 
 
 def settle_determinism(trial: BatchProbe, per_device: int) -> None:
-    """Become strict if the model needs no operation without a deterministic implementation; every rank calls it.
+    """Allow only deterministic operations if the model needs no operation without a deterministic implementation;
+    every rank calls it.
 
     Otherwise `auto` warns that the run is not bit-identical, with the reason; true raises ConfigError. A model too
     large for a trial on one device is strict with true only.

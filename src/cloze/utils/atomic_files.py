@@ -184,7 +184,7 @@ def check_writable(path: Path | str, hint: str = "choose another --output") -> N
 
 @contextlib.contextmanager
 def staged_folder(final: Path | str) -> Iterator[Path]:
-    """A temporary folder that becomes `final` when the block ends well, and is removed when it does not.
+    """Yield a temporary folder, which becomes `final` if the block succeeds and is removed otherwise.
 
     Raises DiskError if the disk is full or read-only; FileExistsError if `final` exists already.
     """
@@ -206,7 +206,7 @@ def staged_folder(final: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced_folder(final: Path | str) -> Iterator[Path]:
-    """A temporary folder that takes the place of `final`, if that exists, when the block ends well.
+    """Yield a temporary folder, which replaces `final`, if that exists, if the block succeeds.
 
     If `final` is a symbolic link to a folder, as to a larger disk, that folder is replaced, and the link stays. Raises
     DiskError if the disk is full or read-only, or the link leads nowhere.
@@ -278,7 +278,7 @@ def sha256(path: Path | str) -> str:
 
 
 def parse_size(text: str, flag: str) -> int:
-    """`500MB` -> 500,000,000; also KB, GB, TB and plain bytes. Raises ConfigError naming the flag."""
+    """Parse `500MB` as 500,000,000; also KB, GB, TB and plain bytes. Raises ConfigError naming the flag."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
     size = float(match.group(1)) * 1000 ** " KMGT".index(match.group(2).upper() or " ") if match else 0
     if size < 1:

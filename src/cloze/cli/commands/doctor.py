@@ -17,7 +17,7 @@ from cloze.utils.terminal.console import show
 
 
 def run(config: DoctorConfig) -> int:
-    """Examine, print the table on rank 0, and return 0, or 2 where something is red."""
+    """Examine all ranks and print the table on rank 0; return 0, or 2 if a row is red."""
     place = find_place(os.environ)
     if config.json is not None:
         config = dataclasses.replace(config, json=str(check_output_file(config.json, "give another --json")))
@@ -55,7 +55,7 @@ def _together(config: DoctorConfig, place: Place) -> int:
 
 
 def _conclude(config: DoctorConfig, findings: dict) -> int:
-    """Judge and show."""
+    """Judge the facts and print the rows."""
     from cloze.tools.doctor.report import judge, show
 
     rows = judge(findings)

@@ -18,7 +18,8 @@ from cloze.utils.terminal.console import say
 
 
 def run(config: PlanConfig) -> None:
-    """Work it out, show it, and write what was asked for. Raises ConfigError, DataError, ModelError, DiskError."""
+    """Compute the estimates, print them, and write the requested files. Raises ConfigError, DataError, ModelError,
+    DiskError."""
     gpu, count = this_machine() if config.gpus is None else parse_gpus(config.gpus)
     if config.write is not None and Path(config.write).exists():
         raise ConfigError("is there already", where=f"--write {config.write}", hint="give a folder that is not")

@@ -30,7 +30,7 @@ def mix64(x: U64) -> U64:
 
 
 def make_key(*parts: int) -> np.uint64:
-    """One 64-bit key from several integers (seed, purpose, ...); the order of the parts matters."""
+    """Return one 64-bit key made from several integers (seed, purpose, ...); the order of the parts matters."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = mix64((key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF)) + GOLDEN)
@@ -38,12 +38,13 @@ def make_key(*parts: int) -> np.uint64:
 
 
 def keys_for(key: np.uint64, counters: NDArray[np.int64]) -> U64:
-    """One stream key per counter. counters: [...] -> keys: [...]"""
+    """Return one stream key per counter. counters: [...] -> keys: [...]"""
     return mix64(mix64(counters.astype(np.uint64) * GOLDEN + key) ^ key)
 
 
 def draws(keys: U64, start: int, count: int) -> U64:
-    """Draws number start .. start + count - 1 of each key's stream. keys: [B] -> [B, count], uniform in [0, 2^64)."""
+    """Return draws number start .. start + count - 1 of each key's stream. keys: [B] -> [B, count], uniform in [0,
+    2^64)."""
     steps = (np.arange(start + 1, start + count + 1, dtype=np.uint64)) * GOLDEN
     return mix64(keys[:, None] + steps[None, :])
 

@@ -71,7 +71,7 @@ class BlockOrder:
         self._indices: NDArray[np.int64] = np.empty(0, np.int64)
 
     def blocks_of(self, global_step: int) -> NDArray[np.int64]:
-        """Block numbers of one step: [accumulation, per_device]."""
+        """Return the block numbers of one step: [accumulation, per_device]."""
         layout = self._layout
         if global_step not in self._steps:
             ahead = -(-_BLOCKS_AHEAD // (layout.per_device * layout.accumulation))
@@ -150,7 +150,8 @@ def eval_batch_size(count: int, per_device: int, world_size: int) -> int:
 def eval_batches(
     blocks: BlockSource, masking: Masking, per_device: int, rank: int, world_size: int, draw: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Every block once over all ranks, in order, each with its fixed mask; every rank gets equally many batches.
+    """Yield every block once over all ranks, in order, with its fixed mask; every rank gets the same number of
+    batches.
 
     Yields input_ids, labels [`eval_batch_size`, S] int64; a rank that runs out of blocks gets blocks without labels.
     `draw`: which of its masks a block gets.

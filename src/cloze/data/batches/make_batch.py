@@ -45,8 +45,9 @@ def make_batch(
 
 
 def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "token") -> int:
-    """Places to predict that a micro-batch of `num_tokens` has room for: six standard deviations above the mean of a
-    binomial distribution, so that one in 10^9 has more (and is computed with another shape); a multiple of 64.
+    """Return the number of predictions for which a micro-batch of `num_tokens` has room for: six standard deviations
+    above the mean of a binomial distribution, so that one in 10^9 has more (and is computed with another shape); a
+    multiple of 64.
 
     Where whole words are masked, the variance is that of the binomial one times the tokens of the word that a token is
     in, on average: TOKENS_PER_WORD is above what texts have. Of other units of words, it is that times
@@ -61,7 +62,8 @@ def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "to
 
 
 def document_offsets(segments: NDArray[np.int32]) -> NDArray[np.int32]:
-    """segments [B, S] -> [capacity + 1]: where each document begins in the B * S tokens, then their number.
+    """Return, from segments [B, S] -> [capacity + 1]: where each document begins in the B * S tokens, then their
+    number.
 
     The last is repeated up to a fixed length (documents of no tokens, to flash attention), so that torch.compile sees
     one shape: room for documents of 16 tokens on average, doubled for blocks that hold more of them. Made here, where

@@ -51,7 +51,8 @@ class Format:
 
 
 def format_of(path: Path) -> str | None:
-    """`corpus.jsonl.gz` -> "jsonl"; None if the extension is not one that Cloze reads."""
+    """Return the format of a file name, `corpus.jsonl.gz` -> "jsonl"; None if the extension is not one that Cloze
+    reads."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()

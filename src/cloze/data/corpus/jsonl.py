@@ -20,13 +20,15 @@ _BUFFER = 2**20
 
 
 def cut_lines(total: int, size: int) -> list[tuple[int, int, int]]:
-    """(start, stop, bytes) of pieces of a file: piece k holds the lines that begin in [k * size, (k + 1) * size)."""
+    """Return (start, stop, bytes) of the pieces of a file: piece k holds the lines that begin in [k * size, (k + 1) *
+    size)."""
     ends = [*range(size, total, size), total]
     return [(start, stop, stop - start) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
 def lines_between(file: Any, start: int, stop: int | None, max_bytes: int) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Lines that begin in bytes [start, stop), each with its first byte; without a stop, all, each with its number.
+    """Yield the lines that begin in bytes [start, stop), each with its first byte; without `stop`, all with their
+    number.
 
     A line ends with LF, CR LF or CR. Pieces are cut at LF only: what is between two LF belongs to one piece. A line
     above `max_bytes` is not kept: it comes as a BadRecord. A UTF-8 mark is no part of a line.
@@ -63,7 +65,8 @@ def count_lines(block: bytes) -> int:
 
 
 def _skip_line(file: Any, stop: int | None) -> int:
-    """Go past the next newline (or just past byte `stop`, if that comes first); return the bytes gone past."""
+    """Skip to after the next newline (or after byte `stop`, if that comes first); return the number of bytes
+    skipped."""
     skipped, begin = 0, file.tell() if stop is not None else 0
     while part := file.readline(_BUFFER):
         skipped += len(part)
@@ -85,7 +88,7 @@ def parse_line(line: bytes) -> Record:
 
 
 def _parse_slowly(line: bytes) -> Any:
-    """With the parser that takes lone surrogates and huge numbers, and says what is wrong with the rest."""
+    """Parse with Python's parser, which accepts lone surrogates and huge numbers and explains other errors."""
     try:
         return without_surrogates(json.loads(line.decode("utf-8")))
     except UnicodeDecodeError:

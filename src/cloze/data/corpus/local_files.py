@@ -233,7 +233,7 @@ def _as_named(paths: list[Path]) -> list[str]:
 
 
 def describe_files(files: list[Path]) -> str:
-    """`["a.jsonl", "b.jsonl"]` -> `2 files (a.jsonl, b.jsonl)`."""
+    """Describe a list of files: `["a.jsonl", "b.jsonl"]` -> `2 files (a.jsonl, b.jsonl)`."""
     return f"{len(files):,} {'file' if len(files) == 1 else 'files'} ({_names(files)})"
 
 

@@ -62,7 +62,7 @@ def read_piece(piece: Piece, fields: Fields, meter: Meter | None = None) -> Iter
 
 
 def place_of(piece: Piece, position: int) -> str:
-    """Words for a position in a piece: `corpus.jsonl, line 17`."""
+    """Return a position in a piece in words: `corpus.jsonl, line 17`."""
     place = _kind(Path(piece.path), piece.stop is not None).place
     if place != "line" or piece.stop is None:
         return f"{piece.path}, {place} {position}"

@@ -182,7 +182,7 @@ def _merges(
     join: Callable[[str, str], str],
     known: Callable[[str], bool] = lambda token: True,
 ) -> list[tuple[str, str]]:
-    """Merges of tokens that stand for text: no special ones, and none of single bytes."""
+    """Return the merges of tokens of text: without special tokens and single bytes."""
     special = set(tokenizer.all_special_tokens)
 
     def fit(token: str) -> bool:
@@ -233,7 +233,7 @@ def _add_words(
 
 
 def _longest_first(rest: str, vocabulary: dict[str, int], prefix: str) -> list[str]:
-    """How WordPiece cuts the rest of a word; what it has no token for counts as one for each character."""
+    """Cut the rest of a word as WordPiece does, longest token first; each character without a token counts as one."""
     tokens = []
     while rest:
         end = next((end for end in range(len(rest), 0, -1) if prefix + rest[:end] in vocabulary), 1)
@@ -243,13 +243,13 @@ def _longest_first(rest: str, vocabulary: dict[str, int], prefix: str) -> list[s
 
 
 def _numbered(tokenizer: Any, tokens: list[str]) -> dict[str, int]:
-    """Ids for new tokens, after all that are there."""
+    """Return ids for new tokens, above all existing ids."""
     first = max(tokenizer.get_vocab().values()) + 1
     return {token: first + place for place, token in enumerate(tokens)}
 
 
 def _reloaded(folder: Path, old: Any, added: dict[str, int]) -> Any:
-    """The tokenizer as it will be loaded. Raises ModelError if that is not the old one with the new tokens."""
+    """Load the tokenizer again and return it. Raises ModelError if it is not the old one with the new tokens."""
     found = load_tokenizer(str(folder))
     if (
         found.get_vocab() != {**old.get_vocab(), **added}

@@ -176,8 +176,8 @@ def _train_wordpiece(config: TokenizerConfig, texts: Texts) -> PreTrainedTokeniz
 def _wordpieces(
     texts: Iterator[str], vocab_size: int, first: list[str], alphabet: list[str] | None, min_frequency: int
 ) -> dict[str, int]:
-    """Token -> id of a WordPiece vocabulary that begins with `first`; `alphabet`: the characters that words are made
-    of (None: all there are)."""
+    """Return token -> id of a WordPiece vocabulary that begins with `first`; `alphabet`: the characters that words are
+    made of (None: all there are)."""
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     limits: dict[str, Any] = (

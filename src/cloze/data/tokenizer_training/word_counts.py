@@ -12,7 +12,7 @@ MAX_WORDS = 4_000_000  # different words held at a time: some 500 MB
 
 
 def count_words(texts: Iterable[str], split: Callable[[str], Iterable[str]], limit: int = MAX_WORDS) -> dict[str, int]:
-    """Word -> how often, sorted by word, so that what is made of it does not depend on the order of the texts' words.
+    """Return word -> count, sorted by word, so that the result does not depend on the order of the words in the texts.
 
     `split`: a text -> its words. Where more than `limit` different words are held, the rarest half is forgotten: the
     counts of frequent words stay exact, those of words that come and go are too small (as in lossy counting: Manku and

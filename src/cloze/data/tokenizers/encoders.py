@@ -51,7 +51,7 @@ class Encoder:
         self._encode = BACKENDS[spec.backend](spec)
 
     def __call__(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """texts -> all their tokens in one stream [n] int32, and each document's length in it [len(texts)]."""
+        """Encode texts; return all tokens in one stream [n] int32, and each text's number of tokens [len(texts)]."""
         ids, bare = self._encode(texts)
         before, after = len(self.spec.prefix), len(self.spec.suffix)
         lengths = bare + (before + after)
@@ -69,7 +69,7 @@ class Encoder:
 
 
 def backend_version(backend: str) -> str:
-    """`gigatoken 0.10.0`: the backend and its version, for the manifest."""
+    """Return the backend and its version for the manifest: `gigatoken 0.10.0`."""
     return f"{backend} {version('transformers' if backend == 'characters' else backend)}"
 
 
@@ -140,8 +140,8 @@ def _transformers(spec: EncoderSpec) -> Callable[[list[str]], tuple[Ids, NDArray
 
 
 def character_table(tokenizer: Any) -> NDArray[np.int32] | None:
-    """Ids of the ASCII characters that are tokens, [128], -1 for others; None if a text of such characters could
-    hold a longer token too, so that it takes more than a look into a table."""
+    """Return the ids of the ASCII characters that are tokens, [128], -1 for others; None if a text of such characters
+    could hold a longer token too, so that it takes more than a look into a table."""
     table = np.full(128, -1, np.int32)
     vocabulary = tokenizer.get_vocab()
     for token, number in vocabulary.items():

@@ -164,7 +164,7 @@ def end_with_launcher() -> None:
 
 
 def stop_as_ever(number: int) -> None:
-    """Suspend the process as SIGTSTP does by default, unless there is no shell to continue it.
+    """Suspend the process as SIGTSTP does by default, unless no shell could continue it.
 
     It may run in any thread, because the main one may be blocked in a collective. So it uses the C library:
     signal.signal requires the main thread.

@@ -213,7 +213,8 @@ def _check_count(folder: Path, shards: list[dict[str, Any]], files: dict[int, Pa
 def _place_by_group(
     groups: list[dict[str, tuple[int, ...]]], shards: list[dict[str, Any]], folder: Path
 ) -> dict[str, Placed]:
-    """Stages 1 and 2. The flat tensor of a group may be longer than its parameters, by its alignment at the end."""
+    """Locate parameters under stages 1 and 2. The flat tensor of a group may be longer than its parameters, by its
+    alignment at the end."""
     placed = {}
     paddings = shards[0].get("param_alignment_paddings")
     for number, shapes in enumerate(groups):
@@ -230,7 +231,8 @@ def _place_by_group(
 def _place_by_parameter(
     shapes: dict[str, tuple[int, ...]], shards: list[dict[str, Any]], folder: Path
 ) -> dict[str, Placed]:
-    """Stage 3: on every rank, a part of each parameter, in order; sub-groups are further cuts between parameters."""
+    """Locate parameters under stage 3: every rank has a part of each, in order; sub-groups only cut between
+    parameters."""
     placed = {}
     position = 0
     for name, shape in shapes.items():

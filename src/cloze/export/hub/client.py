@@ -266,7 +266,7 @@ def ask(call: Callable[[], T], repo: str, pauses: tuple[float, ...] = RETRY_SECO
 
 
 def _without_xet(error: Exception) -> bool:
-    """Disable Xet if it is what failed: the Hub does not offer it, or a proxy blocks its storage.
+    """Disable Xet if it caused the error: the Hub does not offer it, or a proxy blocks its storage.
 
     hf_xet raises ConnectionError for everything, a refused token included; the Hub's plain LFS upload then reports the
     cause, or works.

@@ -52,7 +52,7 @@ def train_in_processes(config: TrainConfig, num_processes: int) -> None:
 
 
 def launcher_flags(config: TrainConfig, num_processes: int) -> list[str]:
-    """accelerate's flags: DDP, or DeepSpeed with the settings that `config` names."""
+    """Return accelerate's flags: DDP, or DeepSpeed with the settings that `config` names."""
     flags = ["--num_processes", str(num_processes), "--num_machines", "1", "--main_process_port", "0"]
     flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if config.deepspeed is not None:

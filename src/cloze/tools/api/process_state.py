@@ -66,7 +66,7 @@ def preserve_process_state() -> Iterator[None]:
 
 
 def join_as_rank() -> None:
-    """Be one of several processes that `accelerate.notebook_launcher` has forked off a notebook's kernel.
+    """Join as one of the processes that `accelerate.notebook_launcher` forked from a notebook's kernel.
 
     OpenMP's threads do not survive a fork: an operation that is shared between them waits for ever (torch 2.13 with
     GNU's OpenMP, where the kernel has computed anything with several threads). With one thread nothing is shared.
@@ -78,7 +78,7 @@ def join_as_rank() -> None:
 
 
 def strip_traceback(call: Callable[[], R]) -> R:
-    """`call()`; a ClozeError, Stopped or KeyboardInterrupt is raised from here, without the frames it came through:
+    """Return `call()`; raise ClozeError, Stopped or KeyboardInterrupt from here, without the frames below:
     those hold the model in memory as long as a notebook remembers its last error, and tell its reader nothing."""
     try:
         return call()

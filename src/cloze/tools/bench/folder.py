@@ -12,7 +12,7 @@ from cloze.utils.atomic_files import remove_tree
 
 @contextmanager
 def work_folder(wanted: str | None) -> Iterator[Path]:
-    """An empty folder that is deleted in the end. `wanted`: the folder to make it in."""
+    """Yield an empty folder and delete it afterwards. `wanted`: the folder to create it in."""
     if wanted is not None:
         Path(wanted).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="cloze-bench-", dir=wanted))

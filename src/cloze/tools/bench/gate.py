@@ -49,7 +49,7 @@ class Gate:
             raise NewBatch
 
     def __call__(self) -> None:
-        """One step is about to begin."""
+        """Wait for permission to begin one step."""
         if self._passed == LEADING_STEPS + self._steps:
             seconds, cpu_seconds = _now() - self._begin, _cpu_seconds() - self._cpu_begin
             memory = {"peak_bytes": _peak_bytes(), "graphs": _compiled_graphs()}

@@ -63,7 +63,7 @@ def measure(recipe: Recipe, unused: list[str], checkpointing: bool, deepspeed: s
 
 
 def backward(engine: Engine, head: MaskedHead, recipe: Recipe, layout: Layout) -> None:
-    """The passes of a step, on made-up tokens."""
+    """Run the forward and backward passes of a step on random tokens."""
     blocks, size, device = layout.per_device, recipe.block_size, engine.accelerator.device
     rows = recipe.rows(blocks, on_gpu=device.type == "cuda")
     for number in range(layout.accumulation):

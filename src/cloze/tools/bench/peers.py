@@ -221,7 +221,7 @@ class BarePeer:
 
 
 def main(name: str, settings: dict[str, Any]) -> None:
-    """Be the peer of that name."""
+    """Run the peer of that name."""
     sys.stdout = sys.stderr  # what libraries print is not a report
     if name in ("cloze", "compiled"):
         serve(ClozePeer(settings, torch_compile=name == "compiled"), Gate())

@@ -154,7 +154,7 @@ def _time(work: Callable[[], Any]) -> float:
 
 
 def _time_units(settings: PrepareConfig, tokenizer: str, folder: Path, num_proc: int) -> float:
-    """From files to finished, fsynced units: everything but the start and the renames at the end."""
+    """Time the way from files to finished, fsynced units: without the start and the final renames."""
     inputs = open_inputs(settings, tokenizer)
     recipe = make_recipe(settings, inputs, "auto")
     units = folder / "units"
@@ -173,7 +173,8 @@ def _gigatoken_alone(spec: EncoderSpec, texts: list[str]) -> None:
 
 
 def _tokenizers_alone(tokenizer: Any, texts: list[str]) -> None:
-    """On all cores by its own threads, in batches: all at once would need many gigabytes."""
+    """Time `tokenizers` alone, with its own threads on all cores, in batches: all at once would need many
+    gigabytes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     for batch in batches(texts):
         for encoding in tokenizer.backend_tokenizer.encode_batch(batch):

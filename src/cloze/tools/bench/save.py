@@ -75,7 +75,7 @@ def make_engine(config: BenchConfig) -> Engine:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds, and gigabytes of memory at the highest."""
+    """Return seconds, and peak memory in gigabytes."""
     with PeakMemory() as peak:
         begin = time.perf_counter()
         work()
@@ -105,7 +105,8 @@ def _torch_save(engine: Engine, folder: Path) -> tuple[float, float, float]:
 
 
 def _saves(engine: Engine, folder: Path, in_background: bool, repeats: int = REPEATS) -> tuple[float, float, float]:
-    """Medians. In the background, the first save of several, which makes the buffers, is not counted."""
+    """Return medians over several saves. In the background, the first one, which allocates the buffers, is not
+    counted."""
     saver = CheckpointSaver(engine, lambda path: path.mkdir(parents=True), in_background)
     rows = []
     for number in range(repeats + (in_background and repeats > 1)):

@@ -119,7 +119,7 @@ def make_tokenizer(folder: Path, vocab_size: int, block_size: int) -> PreTrained
 
 
 def make_documents(num_tokens: int, vocab_size: int) -> tuple[Any, Any]:
-    """Documents of `num_tokens` or a little more in all: tokens [n] int32, and the length of each, int64."""
+    """Return documents with at least `num_tokens` tokens in all: tokens [n] int32, and the length of each, int64."""
     rng = np.random.default_rng(0)
     lengths = np.empty(0, np.int64)
     while lengths.sum() < num_tokens:

@@ -74,14 +74,14 @@ class Clock:
         return time.perf_counter()
 
     def note(self, part: str) -> None:
-        """What ended just now, since the last note, was `part`."""
+        """Record the time since the last call as time of `part`."""
         if self.kind == "apart":
             now = self.now()
             self._part[part] = self._part.get(part, 0.0) + now - self._last
             self._last = now
 
     def step_begins(self, run: Any) -> None:
-        """Between two steps: end a turn, begin the next. Raises Enough after the last."""
+        """End a turn and begin the next, between two steps. Raises Enough after the last one."""
         if self._run is None:
             self._run = run
             kinds = ["as it runs", "apart", *(["no exchange"] if exchanges(run) else [])]
@@ -142,7 +142,7 @@ def _around(owner: Any, name: str, clock: Clock, before: str, after: str | None)
 
 @contextlib.contextmanager
 def watched(clock: Clock) -> Iterator[None]:
-    """While this is open, `cloze train` in this process keeps to the clock's turns."""
+    """Measure the parts of each step of `cloze train` in this process."""
     plain_step, plain_loader = trainer.train_step, trainer.TrainLoader
 
     class Loader(plain_loader):  # type: ignore[misc, valid-type]
@@ -203,7 +203,7 @@ def train_config(config: BenchConfig, size: Size, folder: Path, batch: int) -> T
 
 
 def show(name: str, size: Size, batch: int, clock: Clock, gpu: bool) -> Table:
-    """The table of what was measured."""
+    """Return the table of results."""
     mine = {part: median(step.get(part, 0.0) for step in clock.apart) for part in PARTS}
     ranks = gather((mine, dict(clock.whole)))
     parts = {part: sum(rank[0][part] for rank in ranks) / len(ranks) for part in PARTS}

@@ -36,7 +36,7 @@ _PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, Python and the packages that matter."""
+    """Return processor, cores, memory, and versions of Python and of the relevant packages."""
     packages = dict.fromkeys(_PACKAGES, "not installed") | versions_of(_PACKAGES)
     return {
         "processor": processor(),

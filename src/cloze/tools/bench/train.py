@@ -72,17 +72,17 @@ class Measured:
 
     @property
     def seconds(self) -> list[float]:
-        """Seconds per step of each turn."""
+        """Return the seconds per step of each turn."""
         return [turn.seconds for turn in self.turns]
 
     @property
     def cpu_seconds(self) -> list[float]:
-        """CPU seconds per step of each turn."""
+        """Return the CPU seconds per step of each turn."""
         return [turn.cpu_seconds for turn in self.turns]
 
     @property
     def recompiled(self) -> int:
-        """Graphs made after the warm-up."""
+        """Return the number of graphs compiled after the warm-up."""
         return max((turn.graphs for turn in self.turns), default=self.graphs_before) - self.graphs_before
 
 
@@ -121,7 +121,7 @@ def bench_train(config: BenchConfig) -> Table:
 
 
 def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bool | None = None) -> Comparison:
-    """One size: find the batches (`search`; default: on a GPU), warm up, then take turns."""
+    """Compare all loops for one size: find the batches (`search`; default: on a GPU), warm up, then interleave."""
     prepared = make_data(folder / "data", size, config.packing)
     names = [peer for peer in PEERS if peer != "compiled" or config.gpu]
     settings = {
@@ -218,7 +218,7 @@ def ratios_of(done: Comparison, gpu: bool) -> dict[str, Estimate]:
 
 
 def details_of(done: Comparison, gpu: bool) -> dict[str, Any]:
-    """Everything that was measured, for the JSON file."""
+    """Return all measurements for the JSON file."""
     return {
         "model_type": done.size.model_type,
         "config_overrides": done.size.config_overrides,

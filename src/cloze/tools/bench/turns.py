@@ -106,7 +106,7 @@ class Search:
 
 
 def best_batch(peers: Any, name: str, block_size: int, first_tokens: int = SEARCH_FROM_TOKENS) -> Search:
-    """Double a peer's batch until it does not fit or is no faster. Raises OutOfMemory where one block does not fit."""
+    """Double a peer's batch until it does not fit or is no faster. Raises OutOfMemory if one block does not fit."""
     batch = max(1, first_tokens // block_size)
     tried: dict[int, float | None] = {}
     best: tuple[int, float] | None = None

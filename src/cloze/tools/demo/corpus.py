@@ -50,7 +50,7 @@ def write_corpus(path: Path | str, seed: int = 0, num_threads: int = NUM_THREADS
 
 
 def threads(seed: int = 0, num_threads: int = NUM_THREADS) -> Iterator[dict[str, Any]]:
-    """Records with the fields of the original ELI5 dataset. Thread i is the same whatever `num_threads` is."""
+    """Yield records with the fields of the original ELI5 dataset. Thread i is the same whatever `num_threads` is."""
     for number in range(num_threads):
         rng = random.Random(f"{seed}/{number}")  # seeded by a SHA-512 of the text, not by hash()
         domain = _pick_weighted(rng, DOMAINS)
@@ -76,7 +76,7 @@ def threads(seed: int = 0, num_threads: int = NUM_THREADS) -> Iterator[dict[str,
 
 
 def _answer(rng: random.Random, domain: Domain, topic: Topic, row: Row) -> str:
-    """One to three statements: what was asked, perhaps more about the same entity, perhaps the same about another."""
+    """Return one to three statements: the answer, and at random more about this entity or the same about another."""
     statement = _pick(rng, topic.statements)
     sentences = [say(statement, row)]
     more = [other for other in domain.topics if other is not topic and row in domain.rows(other)]
@@ -100,5 +100,5 @@ def _pick_weighted(rng: random.Random, choices: Sequence[Weighted]) -> Weighted:
 
 
 def _pick(rng: random.Random, choices: Sequence[T]) -> T:
-    """One of `choices`. Python promises the same `random()` in every version, but not the same `choice()`."""
+    """Choose one of `choices`. Python guarantees the same `random()` in every version, but not the same `choice()`."""
     return choices[int(rng.random() * len(choices))]

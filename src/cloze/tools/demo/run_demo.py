@@ -75,7 +75,7 @@ def run_demo(config: DemoConfig) -> Path:
 
 
 def train(folder: Path, prepared: Path, num_processes: int, steps: int) -> None:
-    """`accelerate launch ... -m cloze train ...` in processes of its own."""
+    """Run `accelerate launch ... -m cloze train ...` in new processes."""
     flags = RECIPE | {
         "dataset_name": str(prepared),
         "output_dir": str(folder),
@@ -97,7 +97,7 @@ def train(folder: Path, prepared: Path, num_processes: int, steps: int) -> None:
 
 
 def cloze(*words: str) -> None:
-    """One cloze command in a process of its own, as a user would start it."""
+    """Run one cloze command in a new process, as a user would start it."""
     call([sys.executable, "-m", "cloze", *words], {})
 
 

@@ -52,7 +52,8 @@ def find_facts(place: Place) -> dict[str, Any]:
 
 
 def find_versions() -> dict[str, str]:
-    """Python, Cloze with its commit where it is a git checkout, the packages, and what they were built for."""
+    """Return the versions of Python, of Cloze (with its commit in a git checkout) and of packages with their build
+    targets."""
     import torch
 
     found = {"python": platform.python_version(), "cloze": cloze.__version__}
@@ -86,7 +87,7 @@ def find_gpus() -> list[dict[str, Any]]:
 
 
 def find_offload(environment: Mapping[str, str]) -> str:
-    """none, cpu or nvme: where the DeepSpeed settings of `accelerate launch` put optimizer or weights."""
+    """Return none, cpu or nvme: where the DeepSpeed settings of `accelerate launch` put optimizer or weights."""
     devices = requests.offload_devices(environment)
     with contextlib.suppress(ClozeError, AttributeError):
         settings = read_json(requests.deepspeed_file(environment) or "", typed=True)
@@ -125,7 +126,8 @@ def find_ops() -> dict[str, Any]:
 
 
 def find_hub() -> dict[str, Any]:
-    """Whose Hub token is here and what it lacks to push; never the token itself. `state`: absent, ok, or a problem."""
+    """Return the owner of the Hub token and what it lacks to push, never the token itself. `state`: absent, ok, or a
+    problem."""
     found: dict[str, Any] = {"state": f"no answer within {HUB_SECONDS:.0f} s"}
     thread = threading.Thread(target=lambda: found.update(_ask_hub()), daemon=True)
     thread.start()
@@ -186,7 +188,7 @@ def _output(command: list[str]) -> str:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing reaches stdout and stderr, not even from compilers that are started inside."""
+    """Discard stdout and stderr, also of compilers that the block starts."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]

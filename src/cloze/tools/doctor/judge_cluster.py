@@ -11,7 +11,7 @@ CLOCK_WARN_MS, CLOCK_BAD_MS = 100.0, 1000.0  # logs and file times of several no
 
 
 def judge_ranks(findings: Findings) -> list[Row]:
-    """Did all come, and stay."""
+    """Judge whether all ranks joined and stayed."""
     hosts, missing, silent = hosts_of(findings), findings["missing"], findings["silent"]
     if findings["world_size"] == 1:
         host = next(iter(hosts))
@@ -36,7 +36,7 @@ def judge_ranks(findings: Findings) -> list[Row]:
 
 
 def judge_versions(findings: Findings) -> list[Row]:
-    """One row for all where nothing differs, else one for each that does."""
+    """Return one row if all versions agree, else one for each package that differs."""
     rows: list[Row] = []
     same = []
     for name in dict.fromkeys(name for facts in findings["ranks"] for name in facts["versions"]):
@@ -59,7 +59,7 @@ def judge_versions(findings: Findings) -> list[Row]:
 
 
 def judge_shared(findings: Findings) -> list[Row]:
-    """Is the folder one folder for all."""
+    """Judge whether all ranks see the same folder."""
     path, told = findings["folder"], findings["shared"]
     if len(findings["ranks"]) == 1:
         return []
@@ -81,7 +81,7 @@ def judge_shared(findings: Findings) -> list[Row]:
 
 
 def judge_disks(findings: Findings) -> list[Row]:
-    """Room and speed, on each host."""
+    """Judge free space and speed of the disk on each host."""
     rows: list[Row] = []
     free = min((one["free_bytes"] for one in findings["disks"] if "free_bytes" in one), default=0)
     for one in findings["disks"]:

@@ -16,7 +16,7 @@ INTERFACES = "choose the network with {}_SOCKET_IFNAME (`ip addr` lists them)"
 
 
 def judge_links(findings: Findings) -> list[Row]:
-    """Rows for each backend, for pairs inside hosts and across hosts apart."""
+    """Return rows for each backend, separately for pairs within hosts and across hosts."""
     if findings["world_size"] == 1:
         gpus = len(findings["ranks"][0]["gpus"])
         if gpus > 1:
@@ -37,7 +37,7 @@ def judge_links(findings: Findings) -> list[Row]:
 
 
 def say_pair(link: dict[str, Any], host_of: dict[int, str]) -> str:
-    """`rank 0 (node1) and rank 3 (node2)`"""
+    """Return the pair in words: `rank 0 (node1) and rank 3 (node2)`"""
     return " and ".join(f"rank {rank} ({host_of[rank]})" for rank in link["ranks"])
 
 
@@ -61,7 +61,7 @@ def _failed(links: list[dict[str, Any]], backend: str, host_of: dict[int, str]) 
 
 
 def _speed(links: list[dict[str, Any]], backend: str, where: str, host_of: dict[int, str]) -> list[Row]:
-    """One row for pairs of one kind, and one for each that is slower than its like."""
+    """Return one row for all pairs of one kind, and one for each pair that is slower than the others."""
     if not links:
         return []
     usual = median(min(one["gb_per_second"]) for one in links)
@@ -92,14 +92,14 @@ def _speed(links: list[dict[str, Any]], backend: str, where: str, host_of: dict[
 
 
 def _spread(values: list[float], form: str) -> str:
-    """One value, or smallest / median / largest."""
+    """Return one value, or smallest / median / largest."""
     if len(values) == 1:
         return f"{values[0]:{form}}"
     return " / ".join(f"{one:{form}}" for one in (min(values), median(values), max(values)))
 
 
 def _unmeasured(findings: Findings) -> list[Row]:
-    """GPUs that are there, but were not measured over NCCL."""
+    """Return rows for GPUs that were not measured over NCCL."""
     has_gpus = any(facts["gpus"] for facts in findings["ranks"])
     if not has_gpus or any(one["backend"] == "nccl" for one in findings["links"]):
         return []

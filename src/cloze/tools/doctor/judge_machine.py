@@ -14,7 +14,7 @@ USED_GPU_GIB, CONTEXT_GIB = 2.0, 0.5  # what may be taken: a display, and the CU
 
 
 def judge_gpus(findings: Findings) -> list[Row]:
-    """Are there GPUs, the same everywhere, enough for the ranks, and free."""
+    """Judge whether there are GPUs, of one kind, enough for the ranks, and free."""
     hosts = hosts_of(findings)
     rows = [*_gpus_unseen(hosts), *_gpus_broken(hosts)]
     kinds: dict[str, list[str]] = {}
@@ -44,7 +44,7 @@ def judge_gpus(findings: Findings) -> list[Row]:
 
 
 def _gpus_unseen(hosts: dict[str, list[dict[str, Any]]]) -> list[Row]:
-    """Machines with GPUs that torch cannot use."""
+    """Return rows for machines with GPUs that torch cannot use."""
     blind = [host for host, ranks in hosts.items() if ranks[0]["nvidia"] and not ranks[0]["gpus"]]
     if not blind:
         return []
@@ -70,7 +70,7 @@ def _gpus_broken(hosts: dict[str, list[dict[str, Any]]]) -> list[Row]:
 
 
 def judge_cpus(findings: Findings) -> list[Row]:
-    """Has every rank a core of its own, and does it know how many."""
+    """Judge whether every rank has its own core, and its number of threads."""
     found = []
     for host, ranks in hosts_of(findings).items():
         for facts in ranks:
@@ -96,7 +96,7 @@ def judge_cpus(findings: Findings) -> list[Row]:
 
 
 def judge_limits(findings: Findings) -> list[Row]:
-    """`ulimit`s and shared memory."""
+    """Judge the limits of `ulimit` and shared memory."""
     rows: list[Row] = []
     files = [(facts["limits"]["nofile"], facts["host"]) for facts in findings["ranks"]]
     low = [(limit, host) for limit, host in files if limit is not None and limit < GOOD_FILES]
@@ -127,7 +127,7 @@ def judge_limits(findings: Findings) -> list[Row]:
 
 
 def _shared_memory(findings: Findings) -> list[Row]:
-    """Ranks on one host exchange data through /dev/shm (NCCL; data loading)."""
+    """Judge the size of /dev/shm, through which ranks on one host exchange data (NCCL; data loading)."""
     small = {
         facts["host"]: (facts["shm_bytes"], len(ranks) > 1 or len(facts["gpus"]) > 1)
         for ranks in hosts_of(findings).values()
@@ -143,7 +143,7 @@ def _shared_memory(findings: Findings) -> list[Row]:
 
 
 def judge_ops(findings: Findings) -> list[Row]:
-    """DeepSpeed's kernels for offload: needed only where the launcher's settings ask for offload."""
+    """Judge DeepSpeed's kernels for offload, which are needed only if the launcher's settings ask for offload."""
     found: dict[tuple[str, State, str], list[str]] = {}
     for host, ranks in hosts_of(findings).items():
         ops, offload, gpu = ranks[0]["ops"], ranks[0]["offload"], bool(ranks[0]["gpus"])
@@ -179,7 +179,7 @@ def judge_ops(findings: Findings) -> list[Row]:
 
 
 def judge_hub(findings: Findings) -> list[Row]:
-    """The Hub is optional: nothing here is red."""
+    """Judge access to the Hub. It is optional: no row is red."""
     hub = findings["hub"]
     login = "to push: `hf auth login` with a token that may write; else leave it"
     if hub["state"] == "absent":

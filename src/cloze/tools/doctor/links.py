@@ -34,14 +34,14 @@ Pair = tuple[int, int]
 
 
 def measured_ranks(ranks: list[int], hosts: dict[int, str]) -> list[int]:
-    """All ranks where they are few, else the first one of each host, or the first 16 of a single host."""
+    """Return all ranks if they are few, else the first one of each host, or the first 16 of a single host."""
     if len(ranks) <= ALONE_LIMIT or len(set(hosts.values())) == 1:
         return ranks[:ALONE_LIMIT]
     return [rank for rank in ranks if rank == min(other for other in ranks if hosts[other] == hosts[rank])]
 
 
 def schedule(ranks: list[int]) -> list[list[Pair]]:
-    """Rounds of pairs; every two ranks meet once, and no rank is in two pairs of a round.
+    """Return rounds of pairs: every two ranks meet once, and no rank is in two pairs of a round.
 
     Up to 16 ranks one pair at a time; above, a round-robin tournament by the circle method: one stays, the others go
     around, n - 1 rounds for n ranks (n for an odd number).
@@ -90,7 +90,7 @@ def measure_links(
 
 
 def _run_apart(place: Place, rounds: list[list[Pair]], backend: str, megabytes: int, seconds: float) -> None:
-    """What the child process does: NCCL is not to end the process at a time-out."""
+    """Measure in a child process, so that NCCL cannot end this one at a time-out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     _run_rounds(open_store(place, False, START_SECONDS), place, rounds, backend, megabytes, seconds)
@@ -153,13 +153,13 @@ def own_device(place: Place) -> int:
 
 
 def _plainly(error: Exception) -> str:
-    """Its message without the places in torch's source."""
+    """Return its message without the locations in torch's source."""
     text = re.sub(r"\[?[\w./-]+\.(h|cc|cpp|cu|py):\d+\]?", "", str(error))
     return " ".join(text.split())[:200] or type(error).__name__
 
 
 def _measure_pair(group: Any, first: bool, device: str, megabytes: int, seconds: float) -> dict[str, Any]:
-    """Both sides do the same steps in turns; the first one holds the watch."""
+    """Measure one pair: both sides take the same steps in turn, and the first one measures the time."""
     import torch
 
     limit, other = timedelta(seconds=seconds), int(first)  # `other`: the peer's number in the pair
@@ -167,7 +167,7 @@ def _measure_pair(group: Any, first: bool, device: str, megabytes: int, seconds:
     large = torch.zeros(megabytes << 20, dtype=torch.uint8, device=device)
 
     def trip(there: Any, back: Any) -> float:
-        """Seconds from the first one's sending until the answer is in."""
+        """Return the seconds from the first side's send until it has the answer."""
         begin = time.perf_counter()
         for tensor, sends in ((there, first), (back, not first)):
             work = (group.send if sends else group.recv)([tensor], other, 0)

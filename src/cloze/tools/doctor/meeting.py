@@ -152,7 +152,7 @@ def knock(place: Place, end: float, timeout: float) -> None:
 
 
 def open_store(place: Place, serves: bool, timeout: float) -> Any:
-    """torch's TCPStore, under names of our own. Raises LaunchError if it cannot be had."""
+    """Return torch's TCPStore with a prefix for Cloze's keys. Raises LaunchError if it cannot be opened."""
     from torch.distributed import DistError, PrefixStore, TCPStore
 
     seconds = timedelta(seconds=max(1.0, timeout))
@@ -169,7 +169,7 @@ def open_store(place: Place, serves: bool, timeout: float) -> Any:
 
 
 def compare_clocks(meeting: Meeting, leaders: list[int]) -> dict[int, dict[str, float] | None]:
-    """On rank 0: how far the clock of each of `leaders` is ahead of rank 0's.
+    """Return, on rank 0, how far the clock of each of `leaders` is ahead of rank 0's.
 
     As NTP does (RFC 5905): rank r sends at t0 and has the answer at t1, in which rank 0 put its own time t; so r is
     ahead by (t0 + t1) / 2 - t, wrong by (t1 - t0) / 2 at most. The quickest of 10 round trips counts, in ms.

@@ -39,7 +39,7 @@ class Place:
         return self.local_rank == 0
 
     def say(self) -> str:
-        """`rank 1 on node2`"""
+        """Return it in words: `rank 1 on node2`"""
         return f"rank {self.rank} on {socket.gethostname()}"
 
 

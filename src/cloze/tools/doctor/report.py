@@ -45,7 +45,7 @@ def judge(findings: Findings) -> list[Row]:
 
 
 def table(rows: list[Row], width: int, colour: bool) -> str:
-    """Aligned lines of at most `width` characters: state, check, what was found; below it, what to do."""
+    """Return aligned lines of at most `width` characters: state, check, what was found; below it, what to do."""
     margin = max(len(row.check) for row in rows) + 8
     lines = []
     for row in rows:

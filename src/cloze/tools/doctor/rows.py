@@ -21,7 +21,7 @@ class Row:
 
 
 def hosts_of(findings: Findings) -> dict[str, list[dict[str, Any]]]:
-    """Host -> facts of its ranks, in order of rank."""
+    """Return host -> facts of its ranks, in order of rank."""
     found: dict[str, list[dict[str, Any]]] = {}
     for facts in findings["ranks"]:
         found.setdefault(facts["host"], []).append(facts)
@@ -29,19 +29,19 @@ def hosts_of(findings: Findings) -> dict[str, list[dict[str, Any]]]:
 
 
 def naming(hosts: Sequence[str], most: int = 4) -> str:
-    """`node1, node2 and 14 more`"""
+    """Return names in words: `node1, node2 and 14 more`"""
     names = list(dict.fromkeys(hosts))
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def count(number: int, thing: str) -> str:
-    """`1 rank`, `2 ranks`"""
+    """Return a number with its noun: `1 rank`, `2 ranks`"""
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def by_value(findings: Findings, value: Callable[[dict[str, Any]], Any]) -> dict[Any, list[str]]:
-    """Each value that some rank has -> the hosts that have it; the commonest first."""
+    """Return each value that occurs -> the hosts that have it, the most frequent value first."""
     found: dict[Any, list[str]] = {}
     for facts in findings["ranks"]:
         found.setdefault(value(facts), []).append(facts["host"])

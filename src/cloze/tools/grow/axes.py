@@ -115,7 +115,7 @@ def axes_of_number(config: PretrainedConfig, name: str, value: int, shapes: Shap
 
 
 def tiled(old: int, new: int) -> Map:
-    """Old places in the middle, repeated to both sides: tiled(3, 8) is 1 2 0 1 2 0 1 2."""
+    """Return the old indices in the middle, repeated to both sides: tiled(3, 8) is 1 2 0 1 2 0 1 2."""
     return (torch.arange(new) - (new - old) // 2) % old
 
 
@@ -177,7 +177,7 @@ class Growth:
 def find_axes(
     growth: Growth, old_shapes: Shapes, new_shapes: Shapes
 ) -> tuple[dict[tuple[str, int], Map], set[tuple[str, int]]]:
-    """For each axis of a weight that is larger than it was, the old place of each new one; and the axes that are those
+    """Return, for each axis of a weight that has grown, the old index of each new one; and the axes that are those
     of the vocabulary, which are not among them.
 
     `old_shapes`: of the old model, under the names of the new one. Raises ConfigError if the model would become
@@ -225,7 +225,8 @@ def find_axes(
 def _numbers_of_axes(
     old: Mapping[str, int], new: Mapping[str, int], config: PretrainedConfig, shapes: Shapes
 ) -> dict[tuple[str, int], str]:
-    """Axis -> the number of the configuration that it follows, for numbers that changed and are not the width's."""
+    """Return axis -> the number of the configuration that sets its size, for numbers that changed other than the
+    width's."""
     found: dict[tuple[str, int], str] = {}
     for name, value in new.items():
         before = old.get(name, value)

@@ -30,7 +30,7 @@ class LayerSource:
 def layer_sources(
     old_model: Any, new_model: Any, old_types: Sequence[str], new_types: Sequence[str]
 ) -> dict[str, LayerSource]:
-    """Beginning of the names of each new layer's weights -> of the old layer's. `types`: of all layers, or empty.
+    """Return the prefix of each new layer's weight names -> that of its old layer. `types`: of all layers, or empty.
 
     Raises ModelError if the models have other lists of layers, or none of the same kind.
     """
@@ -65,7 +65,8 @@ def layer_sources(
 
 
 def _lists(model: Any) -> dict[str, list[str]]:
-    """The layers of a model by the list they are in: `bert.encoder.layer.` -> [`bert.encoder.layer.0.`, ...]."""
+    """Return the layers of a model by the list they are in: `bert.encoder.layer.` -> [`bert.encoder.layer.0.`,
+    ...]."""
     lists: dict[str, list[str]] = {}
     for prefix in layer_depths(model):
         lists.setdefault(prefix[: prefix[:-1].rindex(".") + 1], []).append(prefix)

@@ -54,7 +54,8 @@ def check_possible(old: Heads, new: Heads) -> None:
 
 
 def shares(copies: Map) -> torch.Tensor:
-    """[n] old places -> [n], what each copy of a place counts: those of one place add up to 1, none are equal."""
+    """Return the share of each copy, from old indices [n] -> [n]: shares of one index add up to 1, and no two are
+    equal."""
     order = torch.argsort(copies, stable=True)
     counts = torch.bincount(copies)
     first = torch.cumsum(counts, 0) - counts
@@ -135,7 +136,7 @@ def _vocab_size(model: Any) -> int:
 
 
 def _random_ids(tokens: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """[TEXTS, S] of some tokens, the same ones each time; S is one that the architecture takes."""
+    """Return [TEXTS, S] token ids, the same ones each time; S is a length that the architecture accepts."""
     length = fixed_length(config) or LENGTH
     chosen = torch.randint(len(tokens), (TEXTS, length), generator=torch.Generator().manual_seed(0))
     return tokens[chosen]

@@ -105,7 +105,7 @@ def vocabulary_rows(old: Any, new: Any, size: int | None = None) -> Rows:
 
 
 def special_tokens(old: Any, new: Any) -> dict[int, int]:
-    """New special token -> the old one that is for the same."""
+    """Return new special token -> the old one with the same role."""
 
     def first(tokenizer: Any, names: tuple[str, ...]) -> int | None:
         found = (getattr(tokenizer, f"{name}_token_id", None) for name in names)
@@ -131,7 +131,7 @@ def token_texts(tokenizer: Any) -> list[bytes | None]:
 
 
 def _spelling(facts: dict[str, Any]) -> Any:
-    """How the names of a vocabulary's tokens are read."""
+    """Return how a vocabulary spells its tokens."""
     model = facts.get("model", {})
     if "ByteLevel" in json.dumps([facts.get("pre_tokenizer"), facts.get("decoder")]):
         alphabet = byte_alphabet()

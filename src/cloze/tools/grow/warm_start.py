@@ -215,7 +215,7 @@ def _layer_types(config: PretrainedConfig) -> list[str]:
 
 
 def _position_shift(old: PretrainedConfig, new: PretrainedConfig) -> int:
-    """By how much the first position lies further back in the new table of positions."""
+    """Return how many rows later the first position begins in the new position table."""
     if new.model_type not in POSITIONS_AFTER_PADDING:
         return 0
     return _padding(new.get_text_config()) - _padding(old.get_text_config())

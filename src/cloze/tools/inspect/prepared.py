@@ -43,7 +43,7 @@ def inspect_prepared(config: InspectConfig) -> None:
 
 
 def print_facts(prepared: Prepared) -> None:
-    """Where the blocks come from and what made them."""
+    """Print the source of the blocks and what made them."""
     manifest = prepared.manifest
     source, tokenizer = manifest["source"], manifest["tokenizer"]
     files = f", {len(source['files'])} files" if "files" in source else f", revision {source.get('revision')}"
@@ -93,7 +93,7 @@ def piece_lengths(prepared: Prepared, blocks: Blocks) -> NDArray[np.int64]:
 
 
 def print_histogram(lengths: NDArray[np.int64], prepared: Prepared) -> None:
-    """How long the pieces of documents are."""
+    """Print a histogram of the lengths of the document pieces."""
     size = prepared.block_size
     edges = np.unique(np.linspace(1, size + 1, 9).astype(np.int64))
     counts, _ = np.histogram(lengths, edges)
@@ -104,7 +104,7 @@ def print_histogram(lengths: NDArray[np.int64], prepared: Prepared) -> None:
 
 
 def print_blocks(prepared: Prepared, blocks: Blocks, count: int) -> None:
-    """Some blocks, spread over the split, as text with the boundaries of documents shown."""
+    """Print some blocks, spread over the split, as text with the boundaries of documents shown."""
     if count == 0:
         return
     tokenizer = load_tokenizer(str(prepared.tokenizer_dir))
@@ -114,7 +114,7 @@ def print_blocks(prepared: Prepared, blocks: Blocks, count: int) -> None:
 
 
 def block_text(tokenizer: Any, ids: NDArray[np.int32], segments: NDArray[np.int32]) -> str:
-    """One block [S] as text: each document's tokens decoded, boundaries and padding shown."""
+    """Return one block [S] as text: each document's tokens decoded, boundaries and padding shown."""
     parts = []
     for segment in np.unique(segments):
         here = ids[segments == segment]

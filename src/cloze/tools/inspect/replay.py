@@ -51,7 +51,7 @@ class Replayed:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of samples, inputs and labels, as little-endian int64."""
+        """Return the SHA-256 of samples, inputs and labels, as little-endian int64."""
         parts = (self.samples, self.input_ids, self.labels)
         return hashlib.sha256(b"".join(part.astype("<i8").tobytes() for part in parts)).hexdigest()
 
@@ -136,7 +136,7 @@ def replay(config: ReplayConfig) -> None:
 
 
 def decoded(tokenizer: Any, input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
-    """One block [S] as text; each token that is predicted shown with what the model sees in its place."""
+    """Return one block [S] as text; each masked token is shown with what the model sees instead."""
     parts, begin = [], 0
     for place in [*np.flatnonzero(labels != IGNORE_INDEX).tolist(), len(labels)]:
         parts.append(tokenizer.decode(input_ids[begin:place].tolist()))

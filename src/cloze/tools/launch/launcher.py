@@ -55,7 +55,7 @@ def pass_on(number: int, _: Any) -> None:
 
 
 def pass_on_or_leave(number: int, frame: Any) -> None:
-    """As `pass_on`; exits at once if no process has been started yet, also in the middle of an import."""
+    """Forward the signal as `pass_on`, or exit at once if no process was started yet, also during an import."""
     if not children():
         os._exit(INTERRUPTED if number == signal.SIGINT else START_AGAIN)
     pass_on(number, frame)

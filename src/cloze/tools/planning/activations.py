@@ -60,7 +60,7 @@ class Trace:
     forward_end: int
 
     def live(self, blocks: float, rows: float) -> NDArray[np.float64]:
-        """[E] bytes of everything but weights and finished gradients."""
+        """Return [E] bytes of everything except weights and finished gradients."""
         return np.maximum(self.plane @ np.array([1.0, blocks, rows]), 0.0)
 
     def peak(self, blocks: float, rows: float, kept: float | NDArray[np.float64] = 1.0, copies: float = 0.0) -> float:
@@ -229,7 +229,7 @@ def _run(
 
 @contextlib.contextmanager
 def _hooks(twin: Any, ledger: _Ledger) -> Iterator[None]:
-    """While a pass is traced, finished gradients are noted; afterwards all are dropped, and the head's hook is off.
+    """Record finished gradients during a traced pass; afterwards drop all gradients and remove the head's hook.
     Nothing is collected meanwhile: what waits for that would be freed at any event."""
     backbone = getattr(twin, twin.base_model_prefix, twin)
     before = dict(backbone._forward_hooks)
@@ -252,7 +252,7 @@ def _hooks(twin: Any, ledger: _Ledger) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, libraries say nothing of what a model without data cannot do, and random state stays as it was."""
+    """Suppress library messages about models without data, and restore the random state."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

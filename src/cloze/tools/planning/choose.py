@@ -103,11 +103,11 @@ class Weighing:
         return -(-self.layout.global_batch // self.ranks)
 
     def world(self, blocks: int) -> World:
-        """With passes of so many blocks."""
+        """Return the shape of the run with passes of `blocks` blocks."""
         return World(self.ranks, self.ranks_a_node, -(-self.share // blocks), self.precision, self.gpu.is_gpu)
 
     def trace(self, choice: Choice) -> Trace | None:
-        """Of the choice's passes; None if the model cannot be traced."""
+        """Return the trace of one of the choice's passes; None if the model cannot be traced."""
         half = _TYPES.get(self.precision)
         autocast = choice.stage is None and half is not None
         whole = half is None or (autocast and not choice.fully_sharded)  # FSDP2 gathers weights in 16 bit
@@ -125,7 +125,7 @@ class Weighing:
         return self._traces[key]
 
     def rows(self, blocks: int) -> int:
-        """Positions that the head computes in a pass."""
+        """Return the number of positions that the head computes in a pass."""
         sparse = self.recipe.train.sparse_head
         return self.recipe.rows(blocks, self.gpu.is_gpu) if sparse else blocks * self.recipe.block_size
 
@@ -138,8 +138,9 @@ class Weighing:
 
     @property
     def probed(self) -> int:
-        """Positions whose scores are there at once when the masked-only head is checked and checkpoints' batch is
-        answered (see `cloze.training.checkpointing.engine_probe`): one whole block without that head."""
+        """Return the number of positions whose scores exist at the same time when the masked-only head is checked and
+        checkpoints' batch is answered (see `cloze.training.checkpointing.engine_probe`): one whole block without that
+        head."""
         size = self.recipe.block_size
         if not self.recipe.train.sparse_head:
             return size
@@ -147,7 +148,7 @@ class Weighing:
         return max(MAX_ROWS, PROBE_BLOCKS * checked)
 
     def sizes(self, choice: Choice) -> Sizes:
-        """Of DeepSpeed's buckets."""
+        """Return the sizes of DeepSpeed's buckets."""
         return bucket_sizes(ds_config(choice), self.facts.hidden_size)
 
     def largest(self, choice: Choice) -> int:
@@ -199,7 +200,7 @@ def make_plan(
 
 
 def weigh(weighing: Weighing, choice: Choice, network: float, host_memory: float | None) -> Row:
-    """One choice: what it takes, and whether it can be taken."""
+    """Return the memory and speed of one choice, and whether it fits."""
     recipe, gpu, facts = weighing.recipe, weighing.gpu, weighing.facts
     trace = weighing.trace(choice)
     largest = weighing.largest(choice) if trace is not None else None

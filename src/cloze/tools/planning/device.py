@@ -64,7 +64,7 @@ class AsDevice(TorchFunctionMode):
         return torch.utils._pytree.tree_map(lambda v: change(v) if isinstance(v, torch.Tensor) else v, values)
 
     def _half(self, value: torch.Tensor) -> torch.Tensor:
-        """As autocast does: copies of weights are kept until the forward pass ends."""
+        """Cast as autocast does, which keeps copies of weights until the forward pass ends."""
         if value.dtype is not torch.float32:
             return value
         if not (value.is_leaf and value.requires_grad):
@@ -76,7 +76,7 @@ class AsDevice(TorchFunctionMode):
         return self._copies[id(value)]
 
     def forget(self) -> None:
-        """The forward pass is over: drop the copies of weights, but for those that the backward pass needs, and keep
+        """End the forward pass: drop the copies of weights, except those that the backward pass needs, and keep
         none when activations are computed anew."""
         self._copies = None
 

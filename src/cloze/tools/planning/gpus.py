@@ -78,7 +78,7 @@ GPUS = _catalogue()
 
 
 def parse_gpus(text: str) -> tuple[Gpu, int]:
-    """`8xH100-80GB` -> the GPU and how many of them a node has; without a number, 1. Spelling is taken lightly:
+    """Parse `8xH100-80GB` into the GPU and the number per node, 1 if none is given. The spelling is lenient:
     `h100`, `A100 80GB` and `rtx4090` do. Raises ConfigError with near matches."""
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?(\S.*?)\s*", text, re.IGNORECASE)
     where = f"--gpus {text}"

@@ -43,7 +43,7 @@ class Repeats:
 
 
 def _described(value: Any) -> Any:
-    """Something that can be looked up and is equal where `value` makes no difference to an operation's outputs."""
+    """Return a hashable key that is equal for values with which an operation has the same outputs."""
     if isinstance(value, torch.Tensor):
         return torch.Tensor, value.shape, value.stride(), value.dtype, value.device.type
     if isinstance(value, (tuple, list)):

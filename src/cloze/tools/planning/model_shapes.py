@@ -139,7 +139,7 @@ def _weights(twin: Any) -> list[Weight]:
 
 
 def precision_for(recipe: Recipe, gpu: Gpu) -> str:
-    """`no`, `bf16`, `fp16` or `fp8`: what the recipe asks for, else what the GPU is fast in; on a CPU fp32.
+    """Return `no`, `bf16`, `fp16` or `fp8`: the recipe's precision, else the fastest of the GPU; fp32 on a CPU.
 
     Raises ConfigError for what the GPU or the architecture does not have.
     """

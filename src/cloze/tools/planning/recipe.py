@@ -65,7 +65,8 @@ class Recipe:
         return split_batch(layout, train.global_batch_size, wanted[0])
 
     def rows(self, blocks: int, on_gpu: bool) -> int:
-        """Positions that the head predicts in a micro-batch: see `head_capacity` of cloze.training.prepare_model."""
+        """Return the number of positions that the head predicts in a micro-batch: see `head_capacity` of
+        cloze.training.prepare_model."""
         rate = max(self.train.mlm_probability, self.train.mlm_probability_end or 0.0)
         if on_gpu:
             return fixed_capacity(blocks * self.block_size, rate, self.train.mask_unit)
@@ -107,7 +108,7 @@ def read_recipe(config: PlanConfig) -> Recipe:
 
 
 def _keys(recipe: str, flags: str) -> set[str]:
-    """Settings that were given by hand."""
+    """Return the settings that the user gave."""
     given = read_yaml(recipe, kind=object, typed=True, error=ConfigError) or {}
     return set(given) | {word.lstrip("-").split("=")[0] for word in shlex.split(flags) if word.startswith("--")}
 

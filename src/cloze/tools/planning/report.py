@@ -34,7 +34,7 @@ def size(value: float | None) -> str:
 
 
 def days(plan: Plan, row: Row) -> tuple[float, float] | None:
-    """Days until the run has read its tokens: fast, slow. None if either is not known."""
+    """Return the days until the run has read its tokens: fast, slow; None if unknown."""
     if plan.tokens is None or row.pace is None:
         return None
     slow, fast = row.pace.tokens_per_second
@@ -53,7 +53,7 @@ def _span(pair: tuple[float, float] | None, show: Any) -> str:
 
 
 def cells(plan: Plan, row: Row) -> list[str]:
-    """One row, in the order of the columns."""
+    """Return one row in the order of the columns."""
     memory, pace = row.memory, row.pace
     largest = "?" if row.largest is None else str(row.largest)
     return [

@@ -64,7 +64,7 @@ class Choice:
 
     @property
     def engine(self) -> str:
-        """`ddp`, `zero2`, `zero3+offload`, `fsdp2`, ..."""
+        """Return the engine's name: `ddp`, `zero2`, `zero3+offload`, `fsdp2`, ..."""
         if self.fully_sharded:
             return "fsdp2"
         return "ddp" if self.stage is None else f"zero{self.stage}{_SUFFIX[self.offload]}"

@@ -66,8 +66,8 @@ def wire_bytes(choice: Choice, facts: ModelFacts, world: World) -> float:
 def pace_of(
     choice: Choice, facts: ModelFacts, world: World, gpu: Gpu, load: Load, network: float, step_tokens: float
 ) -> SpeedEstimate | None:
-    """None if the GPU's peak or the model's operations are not known. `network`: bytes per second between nodes;
-    `step_tokens`: of the global batch."""
+    """Return the speed of a run; None if the GPU's peak or the model's operations are unknown. `network`: bytes per
+    second between nodes; `step_tokens`: of the global batch."""
     if gpu.peak is None or facts.flops is None:
         return None
     body, head = facts.flops
@@ -94,7 +94,7 @@ def pace_of(
 
 
 def _step_seconds(choice: Choice, facts: ModelFacts, world: World, gpu: Gpu) -> Range:
-    """Of the optimizer's step and of what offload moves: fast, slow."""
+    """Return seconds of the optimizer's step and of offload transfers: fast, slow."""
     ranks = 1 if choice.stage in (None, 0) and not choice.fully_sharded else world.ranks
     part, width = facts.trained / ranks, world.width(choice.stage)
     state = part * (4 * (3 + 2 * facts.moments) + width)

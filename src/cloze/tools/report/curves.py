@@ -109,7 +109,7 @@ def points_of(lines: Sequence[dict[str, Any]], key: str, clock: Sequence[float])
 
 
 def clock_of(lines: Sequence[dict[str, Any]]) -> list[float]:
-    """Seconds of training up to each line: pauses between sessions, and evaluations, take none."""
+    """Return the seconds of training up to each line, without pauses between sessions and evaluations."""
     clock, seconds = [], 0.0
     for line in lines:
         spent = line.get("seconds")
@@ -120,7 +120,7 @@ def clock_of(lines: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def smoothed(points: Sequence[Point], span: float, most: int) -> list[Point]:
-    """Means of the values around at most `most` of the points, evenly chosen.
+    """Return the means around at most `most` evenly chosen points.
 
     A value that lies `span` steps before or after counts 1/e: from both sides, so that a smoothed curve does not lag
     behind. Divided by the sum of the weights, so that neither end is drawn towards zero.
@@ -138,7 +138,7 @@ def smoothed(points: Sequence[Point], span: float, most: int) -> list[Point]:
 
 
 def _one_sided(points: Sequence[Point], span: float) -> tuple[list[float], list[float]]:
-    """For each point, the weighted sum of the values up to it, and the sum of the weights."""
+    """Return, for each point, the weighted sum of the values up to it, and the sum of the weights."""
     totals, weights = [], []
     total, weight, before, gap, kept = 0.0, 0.0, points[0][0], 0.0, 1.0
     for step, _, value in points:
@@ -197,7 +197,8 @@ def restarts_of(run: Run) -> list[dict[str, Any]]:
 
 
 def computed_on(session: dict[str, Any]) -> str:
-    """`2 x NVIDIA H100; 2 ranks on 1 host, DeepSpeed ZeRO-2, bf16`."""
+    """Return the hardware and engine of a session in words: `2 x NVIDIA H100; 2 ranks on 1 host, DeepSpeed ZeRO-2,
+    bf16`."""
     devices = session.get("devices")
     named = [f"{count} x {device}" for device, count in devices.items()] if isinstance(devices, dict) else []
     ranks, hosts = session.get("ranks"), session.get("hosts")

@@ -24,13 +24,13 @@ def text(value: Any) -> Html:
 
 
 def element(name: str, content: Any, **attributes: str) -> Html:
-    """`<name class="...">content</name>`; `class_` stands for `class`."""
+    """Return `<name class="...">content</name>`; `class_` sets `class`."""
     told = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
     return Html(f"<{name}{told}>{text(content)}</{name}>")
 
 
 def joined(parts: Iterable[Any]) -> Html:
-    """Pieces one after the other."""
+    """Return the pieces joined."""
     return Html("".join(text(one) for one in parts))
 
 
@@ -91,7 +91,7 @@ def number(value: float | None, digits: int = 4) -> str | None:
 
 
 def size(num_bytes: float) -> str:
-    """`12.4 MB`."""
+    """Return a number of bytes in words: `12.4 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} bytes" if unit == "bytes" else f"{num_bytes:.3g} {unit}"

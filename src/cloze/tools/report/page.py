@@ -62,7 +62,7 @@ def render(runs: Sequence[Run], filled: Sequence[Filled] = ()) -> str:
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand in a script element: no `</script>` and no `<!--` can be in it."""
+    """Return JSON that is safe in a script element: without `</script>` and `<!--`."""
     told = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -74,12 +74,12 @@ def damaged_note(runs: Sequence[Run]) -> Html:
 
 
 def damaged_line(count: int) -> str:
-    """`2 damaged lines of metrics.jsonl were left out`."""
+    """Return the message: `2 damaged lines of metrics.jsonl were left out`."""
     return f"{count:,} damaged line{'s' * (count > 1)} of metrics.jsonl {'were' if count > 1 else 'was'} left out"
 
 
 def footer(runs: Sequence[Run]) -> Html:
-    """How the curves were made, and by what."""
+    """Return a line on how the curves were made, and by which version."""
     longest = max(run.last_step for run in runs)
     span = max(1, round(SMOOTHING * longest))
     words = [

@@ -23,7 +23,7 @@ Filled = dict[
 
 
 def section_of_scores(runs: Sequence[Run]) -> Html:
-    """Perplexity with its interval, accuracy, and loss by frequency, of the runs that have an eval.json."""
+    """Return perplexity with its interval, accuracy, and loss by frequency of the runs that have an eval.json."""
     scored = [(number, run) for number, run in enumerate(runs) if is_number(run.scores.get("perplexity"))]
     if not scored:
         return Html("")
@@ -79,7 +79,7 @@ def _perplexities(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
 
 
 def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
-    """Loss of tokens by how frequent they are, as bars on one scale, and how many were predicted right."""
+    """Return bars with the loss of tokens by their frequency, on one scale, and the share predicted correctly."""
     names: list[str] = []
     for _, run in scored:
         names += [name for name in part(run.scores, "bands") if name not in names]

@@ -149,7 +149,7 @@ def _split_line(split: dict[str, Any]) -> str | None:
 
 
 def machines_section(runs: Sequence[Run]) -> Html:
-    """Each start of each run: from which step, on what, with which versions."""
+    """Return a table of all starts of each run: first step, devices, versions."""
     rows = []
     for at, run in enumerate(runs):
         for session in run.sessions:
@@ -235,7 +235,7 @@ def _of(some: Sequence[Run], runs: Sequence[Run]) -> Html:
 
 
 def lead(runs: Sequence[Run]) -> str:
-    """One line on what this is: model, data, state."""
+    """Return one line with model, data and state."""
     line = ", ".join(dict.fromkeys(model_name(run) for run in runs))
     sizes = {run.parameters for run in runs}
     if len(sizes) == 1 and (parameters := sizes.pop()):

@@ -107,7 +107,7 @@ class DeepSpeedEngine(Engine):
 
     @property
     def zero(self) -> Any:
-        """DeepSpeed's own optimizer inside accelerate's wrapper."""
+        """Return DeepSpeed's own optimizer inside accelerate's wrapper."""
         wrapped = type(self.optimizer).__module__.startswith("accelerate.")
         return self.optimizer.optimizer if wrapped else self.optimizer
 

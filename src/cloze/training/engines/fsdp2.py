@@ -142,6 +142,6 @@ def units(model: Any) -> list[torch.nn.Module]:
 
 
 def _let_go(model: FSDPModule, *_: Any) -> None:
-    """Release the gathered parameters after a forward without backward: they would hide later changes of the parts."""
+    """Release the gathered parameters after a forward pass without a backward pass: they would hide later updates."""
     if not torch.is_grad_enabled():
         model.reshard()

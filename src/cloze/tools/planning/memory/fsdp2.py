@@ -65,7 +65,7 @@ def fsdp_parts(facts: ModelFacts, world: World) -> Parts:
 
 
 def _by_layer(facts: ModelFacts, sizes: list[int]) -> dict[int, int]:
-    """Sums of what parameters have, by layer; 0 is for what lies in none."""
+    """Return sums over the parameters of each layer; key 0 is for parameters outside of layers."""
     found: dict[int, int] = {}
     for weight, size in zip(facts.weights, sizes, strict=True):
         found[weight.layer] = found.get(weight.layer, 0) + size
