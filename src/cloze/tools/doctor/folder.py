@@ -129,7 +129,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read(path: Path, expected: str) -> tuple[str, float]:
-    """ Wait up to 10 s until the file holds `expected`; return "" or what is wrong, and the seconds waited."""
+    """Wait up to 10 s until the file holds `expected`; return "" or what is wrong, and the seconds waited."""
     begin = time.monotonic()
     while True:
         try:
