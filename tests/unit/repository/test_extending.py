@@ -33,7 +33,7 @@ FORMAT: Edits = {
             '    "tsv": Format(_tsv, "record"),\n    "psv": Format(_psv, "record"),\n',
         ),
     ],
-    "config/data.py": [("arrow, csv, tsv, txt;", "arrow, csv, tsv, psv, txt;")],
+    "config/data.py": [("arrow, csv, tsv, txt or md", "arrow, csv, tsv, psv, txt or md")],
 }
 METRIC: Edits = {
     "evaluation/perplexity.py": [
