@@ -1,6 +1,6 @@
 """User-facing errors.
 
-Every message is one line: what is wrong, where, and what to do about it. `cloze.cli` prints it without a traceback
+Every message is one line: the problem, its place, and what to do. `cloze.cli` prints it without a traceback
 and exits with code 2. Anything else that is raised is a bug in Cloze and keeps its traceback.
 
     raise DataError("no field 'text'", where="corpus.jsonl", hint="the fields are: title, body; set --text_field")
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class ClozeError(Exception):
-    """An error that says what is wrong, where (a path, a flag, a record), and what to do (`hint`)."""
+    """An error with the problem (`what`), its place (`where`: a path, a flag, a record) and what to do (`hint`)."""
 
     exit_code = 2
 
@@ -96,7 +96,7 @@ class LostRank(ClozeError):
 
 
 class Stopped(BaseException):
-    """A request to stop (a signal, the end of a job's time) ended the process in good order.
+    """A request to stop (a signal, the end of a job's time) ended the process cleanly.
 
     Not an Exception, as KeyboardInterrupt is not: a signal raises it wherever the main thread is, also inside
     `except Exception` around a library, which must not take it for an error of that library.

@@ -63,7 +63,7 @@ def test_what_accelerate_wrote_is_put_together_from_the_padded_parts_of_zero3(ze
     convert(zero3, tmp_path / "model", tokenizer, zero3 / "config")
     assert_trained(tmp_path / "model", zero3)
     said = capsys.readouterr()
-    assert "there is no second copy of the weights in this checkpoint" in said.out + said.err
+    assert "no second copy of the weights" in said.out + said.err
 
 
 def test_what_deepspeed_wrote_keeps_apart_what_is_not_tied(zero1: Path, tokenizer: Path, tmp_path: Path, capsys):
@@ -167,7 +167,7 @@ def test_what_is_missing_on_the_command_line_is_asked_for(zero3: Path, tokenizer
     ):
         with pytest.raises(ConfigError, match=message):
             convert(zero3, tmp_path / "model", **given)
-    with pytest.raises(ConfigError, match="--output: where is the model to be put"):
+    with pytest.raises(ConfigError, match="--output"):
         consolidate.run(ConsolidateConfig(checkpoint=str(zero3)))
 
 

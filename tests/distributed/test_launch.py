@@ -67,7 +67,7 @@ def test_deepspeed_that_would_be_dropped_is_refused(prepared: Path, tmp_path: Pa
     use_cpu = {"ACCELERATE_USE_CPU": "true"}
     outcomes = cloze_ranks(argv, 2, "zero1", tmp_path / "log", before=lambda: os.environ.update(use_cpu))
     assert [outcome.code for outcome in outcomes] == [2, 2]
-    assert "would silently drop DeepSpeed" in outcomes[0].output
+    assert "both the CPU and DeepSpeed" in outcomes[0].output
     assert not (tmp_path / "run").exists()
 
 

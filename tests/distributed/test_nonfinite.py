@@ -116,7 +116,7 @@ def test_rollback_goes_back_and_leaves_the_batch_out(prepared, tmp_path, engine)
 def test_rollback_without_a_checkpoint_says_so(prepared, tmp_path):
     outcomes = train(prepared, tmp_path, "ddp", "rollback", poison(steps=(1,)))
     assert [outcome.code for outcome in outcomes] == [2, 2]
-    assert "there is no checkpoint to go back to" in outcomes[0].output
+    assert "no checkpoint to return to" in outcomes[0].output
 
 
 def test_steps_that_an_earlier_run_left_out_are_forgotten_by_a_new_run(tmp_path):

@@ -51,7 +51,7 @@ def test_a_tag_stands_at_the_commit_and_is_never_moved(hub: LocalHub, push: Clie
     assert repo.tags == {"v1": repo.sha("main")}
     assert "nothing has changed" in accepted(push(run_dir, "--repo", "demo", "--tag", "v1"))
     (run_dir / "eval.json").write_text(json.dumps(SCORES | {"perplexity": 5.5}))
-    assert "the tag v1 stands at another commit" in refused(push(run_dir, "--repo", "demo", "--tag", "v1"))
+    assert "the tag v1 belongs to another commit" in refused(push(run_dir, "--repo", "demo", "--tag", "v1"))
     assert repo.tags["v1"] != repo.sha("main")
 
 

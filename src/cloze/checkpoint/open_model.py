@@ -1,4 +1,4 @@
-"""A model from whatever names one: a run's folder, a checkpoint, a consolidated folder, a name on the Hub.
+"""Open a model by a run's folder, a checkpoint, a consolidated folder or a name on the Hub.
 
 found = resolve_model_path("runs/mine/checkpoint-500")      # see cloze.checkpoint.model_path
 tokenizer = open_tokenizer(found)
@@ -48,7 +48,7 @@ def load_model(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> 
 
 @torch.no_grad()
 def load_checkpoint(folder: Path) -> Any:
-    """Return the model of a whole checkpoint, whatever engine and number of ranks wrote it: read weight by weight.
+    """Return the model of a checkpoint written by any engine on any number of ranks, read weight by weight.
 
     Raises CheckpointError if its weights are not those of its configuration.
     """

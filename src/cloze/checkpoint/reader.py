@@ -1,4 +1,4 @@
-"""Read the tensors of a checkpoint, whatever engine and number of ranks wrote it.
+"""Read the tensors of a checkpoint written by any engine on any number of ranks.
 
     with PieceReader(folder, read_manifest(folder)) as pieces:
         weight = pieces.read("lm_head.bias", WEIGHT)

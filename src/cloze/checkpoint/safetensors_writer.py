@@ -96,6 +96,6 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: dict[str, str]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the raw little-endian bytes of a tensor, without a copy where it is contiguous and on the CPU."""
+    """Return the raw little-endian bytes of a tensor, without a copy if it is contiguous and on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")

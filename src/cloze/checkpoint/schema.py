@@ -43,7 +43,7 @@ SHAPE = {
 
 def check_manifest(manifest: dict[str, Any]) -> None:
     """Raise ValueError if a value has a wrong type, a file is named that is not in the checkpoint's list of files, or
-    a piece does not lie in its parameter."""
+    a piece exceeds its parameter."""
     check(manifest, SHAPE)
     parameters, files = manifest["parameters"], manifest["files"]
     sizes = {name: math.prod(facts["shape"]) for name, facts in parameters.items()}

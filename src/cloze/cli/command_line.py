@@ -139,7 +139,7 @@ def _code_of_output(code: int, only_log: bool) -> int:
 
 
 def _unwritable(stream: TextIO) -> OSError | None:
-    """Return why what a stream still holds cannot be written; None if it can, or its reader is gone."""
+    """Return why a stream cannot be flushed; None if it can, or if its reader is gone."""
     try:
         stream.flush()
     except OSError as error:
@@ -219,7 +219,7 @@ def _line_of(number: int) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with `code`, at once where a process group is alive.
+    """Exit with `code`, without cleaning up if a process group is alive.
 
     Taking a gloo group down can abort the interpreter (torch 2.13: 19 of 25 exits) or wait for its own threads for
     ever (its destructor joins them while it holds the GIL), so it is left to the operating system.

@@ -2,7 +2,7 @@
 
     print(script("bash"))
 
-Each script asks nothing of Python when a key is pressed: all names are in it. It begins where `cloze` stands, so that
+Each script contains all names, so that a key press starts no Python process. It begins where `cloze` stands, so that
 `accelerate launch ... -m cloze train --learn<TAB>` is the launcher's business, as ever.
 """
 
@@ -38,7 +38,7 @@ def _options(command: str) -> list[Option]:
 
 
 def _places(command: str) -> list[Option]:
-    """Return what is given by position."""
+    """Return the positional arguments."""
     dataclass, _, takes_positions = COMMANDS[command]
     return [option for option in options_of(dataclass) if option.required and takes_positions]
 
@@ -176,5 +176,5 @@ def _fish_values(option: Option) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a word of fish, whose single quotes know these two escapes."""
+    """Return a quoted word for fish, whose single quotes have these two escapes."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

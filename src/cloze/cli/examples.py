@@ -1,4 +1,4 @@
-"""What the help says beside the options: their groups, and examples, which a test parses with the real parser."""
+"""Groups of options and examples for the help; a test parses the examples with the real parser."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`cloze --help` and `cloze COMMAND --help`: what can be typed, by group, with defaults and examples.
+"""`cloze --help` and `cloze COMMAND --help`: options by group, with defaults and examples.
 
     print(help_text(["train", "--help"], width=80))
 
-Made from the commands' dataclasses without the parser, whose import alone takes longer than all of this.
+It is made from the commands' dataclasses without importing the parser, which would take longer than all of this.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def wants_help(words: Sequence[str]) -> bool:
 
 
 def show_help(words: Sequence[str]) -> None:
-    """Print the help that a command line asks for, as wide as the terminal, with bold titles where it has them."""
+    """Print the requested help in the width of the terminal, with bold titles if it supports them."""
     text = help_text(words, max(30, min(shutil.get_terminal_size().columns, _WIDEST)))
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb":
         lines = text.splitlines()

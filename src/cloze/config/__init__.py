@@ -1,4 +1,4 @@
-"""One dataclass per command: what can be set, its default, and what it means.
+"""One dataclass per command: options, defaults and their meaning.
 
 A value comes from the default, then from the YAML file given with --config, then from the flags. Names are
 `transformers.TrainingArguments`' where they mean the same, and `run_mlm.py`'s for model and data. `cloze.cli` turns

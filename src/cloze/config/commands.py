@@ -7,7 +7,7 @@ from cloze import config
 # command -> (its dataclass, one line of help, whether required fields are given by position)
 COMMANDS: dict[str, tuple[type, str, bool]] = {
     "prepare": (config.PrepareConfig, "turn a corpus into fixed blocks of tokens", False),
-    "inspect": (config.InspectConfig, "show what is in a prepared folder", True),
+    "inspect": (config.InspectConfig, "show the contents of a prepared folder", True),
     "tokenizer": (config.TokenizerConfig, "train a tokenizer on a corpus, or extend a pretrained one", False),
     "plan": (config.PlanConfig, "estimate memory, speed and time before training", True),
     "grow": (config.GrowConfig, "make a larger model, or one with another vocabulary, from a trained one", True),
@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[type, str, bool]] = {
     "completion": (config.CompletionConfig, "print a shell completion script", True),
 }
 
-# Names people bring from run_mlm.py, older transformers and other tools -> what to use here.
+# Option names of run_mlm.py, older transformers and other tools -> the option here.
 OLD_NAMES = {
     "from": "use --weights",
     "max_seq_length": "use --block_size",

@@ -30,7 +30,7 @@ class SourceConfig(Ranged):
     """the field with the text; dots go into nested fields, lists are joined by a space, several fields are separated
     by commas: `title,answers.text` (default: `text`, or the line of a .txt file)"""
     id_field: str | None = None
-    """the field that names a document (default: `q_id` or `id` where there is one, else the text itself)"""
+    """the field that names a document (default: `q_id` or `id` if present, else the text itself)"""
     cache_dir: str | None = None
     """where downloads from the Hub are kept"""
     token: str | None = None
@@ -76,7 +76,7 @@ class PrepareConfig(BlocksConfig):
     output: str
     """the folder to make; `datasets.load_from_disk` opens it too"""
     num_shards: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
-    """share the work between so many runs of this command, on any machines that see the output folder"""
+    """divide the work among this many runs of the command, on any machines that share the output folder"""
     shard_index: Annotated[int | None, Ge(0), Lt(MAX_COUNT)] = None
     """which of them this is, from 0"""
     finalize: bool = False
@@ -85,7 +85,7 @@ class PrepareConfig(BlocksConfig):
 
 @dataclass(kw_only=True)
 class InspectConfig(Ranged):
-    """Show what is in a prepared folder."""
+    """Show the contents of a prepared folder."""
 
     data: str
     """a folder made by `cloze prepare`"""
@@ -99,7 +99,7 @@ class InspectConfig(Ranged):
 
 @dataclass(kw_only=True)
 class TokenizerConfig(SourceConfig):
-    """Train a tokenizer on a corpus, or extend a pretrained one with what the corpus needs."""
+    """Train a tokenizer on a corpus, or extend a pretrained one with tokens for the corpus."""
 
     output: str
     """the folder to make"""

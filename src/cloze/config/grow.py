@@ -1,4 +1,4 @@
-"""A model to begin with, out of a trained one."""
+"""Options of `cloze grow`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from cloze.config.ranges import SIZE, Ranged
 
 @dataclass(kw_only=True)
 class GrowConfig(Ranged):
-    """Make a model to begin training with out of a trained one: for another tokenizer, deeper, wider. The folder is
-    for --model_name_or_path of `cloze train`; grown.json in it says what it was made of."""
+    """Make an initial model from a trained one: for another tokenizer, deeper or wider. Give the folder to `cloze
+    train` as --model_name_or_path; its grown.json records the sources."""
 
     source: str
     """a model folder, a run's folder (its `model`), or a model on the Hub"""
@@ -21,7 +21,7 @@ class GrowConfig(Ranged):
     """the tokenizer of the new model, a local folder or one on the Hub: tokens that both have keep their embeddings,
     new ones get the mean of the pieces that the old tokenizer cuts them into"""
     config_overrides: str | None = None
-    """what the new model has more of: `num_hidden_layers=24,hidden_size=1024,num_attention_heads=16`"""
+    """the numbers that grow: `num_hidden_layers=24,hidden_size=1024,num_attention_heads=16`"""
     config_name: str | None = None
     """the configuration of the new model, a folder or a model on the Hub of the same architecture"""
     method: Literal["tile", "function_preserving"] = "tile"

@@ -105,7 +105,7 @@ class BenchConfig(Ranged):
     config_overrides: str = "hidden_size=1024,num_hidden_layers=24,num_attention_heads=16,intermediate_size=4096"
     """save: its size (default: RoBERTa-large's)"""
     work_dir: str | None = None
-    """where the files are made, and deleted (default: a temporary folder)"""
+    """folder for temporary files (default: a temporary folder)"""
     output: str | None = None
     """write the table as JSON too"""
 
@@ -123,7 +123,8 @@ class SubmitConfig(Ranged):
     nodes: Annotated[int, Ge(1), Le(MAX_NODES)] = 1
     """nodes to train on"""
     min_nodes: Annotated[int | None, Ge(1), Le(MAX_NODES)] = None
-    """continue on this many nodes if no more are available (default: --nodes); samples, masks and global batch stay"""
+    """continue on this many nodes if no more are available (default: --nodes); samples, masks and global batch do not
+    change"""
     gpus_per_node: Annotated[int, Ge(0), Le(1024)] = 0
     """GPUs of each node, with one process for each; 0: request none"""
     processes_per_node: Annotated[int | None, Ge(1), Le(4096)] = None

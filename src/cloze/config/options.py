@@ -39,7 +39,7 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """Return what stands for the value in a help text."""
+        """Return the placeholder for the value in a help text."""
         if self.kind == "bool":
             return f"[{'|'.join(self.values)}]"
         if self.values:

@@ -209,7 +209,7 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
     positions = [f.name for f in fields if f.default is dataclasses.MISSING] if takes_positions else []
     lists = {f.name for f in fields if str(f.type) == "list[str]"}
     words, rest = list(argv[:at]), list(argv[at:])
-    files: list[str] = []  # --config comes first, so that flags win wherever they stand
+    files: list[str] = []  # --config comes first, so that flags override it in any order
     while rest:
         word = rest.pop(0)
         if word == "--config" or word.startswith("--config="):

@@ -19,15 +19,15 @@ class PlanConfig(Ranged):
     `cloze plan my.yaml --gpus A10G --train_flags '--gradient_accumulation_steps 4' --write launch/mine`.
 
     Recommended is the fastest choice that fits with a tenth of the memory to spare; of those within 5 % of it the
-    least partitioned one, and one without offload and recomputation where there is one.
+    least partitioned one, and one without offload and recomputation if one fits.
     """
 
     recipe: str
     """the recipe of `cloze train`, a YAML file; RECIPE.prepare.yaml beside it says how its blocks are made"""
     gpus: str | None = None
-    """GPUs of each node: `8xH100-80GB`, `A10G` (default: what is in this machine; without a GPU its CPU)"""
+    """GPUs of each node: `8xH100-80GB`, `A10G` (default: those of this machine; without a GPU its CPU)"""
     nodes: Annotated[int, Ge(1), Le(MAX_NODES)] = 1
-    """nodes, each with so many GPUs"""
+    """number of nodes with these GPUs"""
     network_gbit: Annotated[float, Gt(0), Le(MAX_COUNT)] = 100.0
     """Gbit/s between two nodes"""
     host_memory_gib: Annotated[float | None, Gt(0), Le(MAX_COUNT)] = None
@@ -38,7 +38,7 @@ class PlanConfig(Ranged):
     vocab_size: Annotated[int | None, Ge(1), Le(MAX_COUNT)] = None
     """tokens of the vocabulary, for a model from scratch whose tokenizer is not here"""
     tokens: Annotated[float | None, Gt(0), Le(1e18)] = None
-    """tokens that the run is to read, such as 10e9 (default: as the recipe's epochs or max_steps say)"""
+    """tokens that the run reads, such as 10e9 (default: by the recipe's epochs or max_steps)"""
     train_flags: str = ""
     """flags of `cloze train` that win over the recipe: `--max_steps 1000 --bf16`"""
     choose: str | None = None

@@ -103,7 +103,7 @@ class Allowed:
         return next((bound for bound in self.bounds if isinstance(bound, kinds)), None)
 
     def fault(self, value: Any) -> str | None:
-        """Return what is wrong with a value, None if it can be used."""
+        """Return the problem with a value; None if it is valid."""
         if any(value is one or (type(value) is type(one) and value == one) for one in self.literals):
             return None
         if not self._has_type(value):
@@ -165,7 +165,7 @@ class Ranged:
 
 @functools.cache
 def allowed_values(config: type) -> dict[str, Allowed]:
-    """Return what each option of a configuration's class may be, by name."""
+    """Return the allowed values of each option of a configuration's class, by name."""
     hints = typing.get_type_hints(config, include_extras=True)
     return {field.name: _read(hints[field.name]) for field in dataclasses.fields(config)}
 

@@ -29,7 +29,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Unused:
-    """`options` have no effect if `when` holds, which `why` says in a few words."""
+    """`options` have no effect if `when` holds; `why` gives the reason."""
 
     options: tuple[str, ...]
     when: Callable[[Values], bool]
@@ -54,7 +54,7 @@ _SPLITTING = tuple(
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
 _HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token")
 _SAVING = ("save_total_limit", "async_save", "on_save_error", "ema_decay")
-_BENCH = {  # option -> what is measured with it
+_BENCH = {  # option -> the measurements that use it
     "dataset_name": ("prepare",),
     "tokenizer_name": ("prepare",),
     "megabytes": ("prepare",),

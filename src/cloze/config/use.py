@@ -24,7 +24,7 @@ class ConsolidateConfig(Ranged):
     weights: Literal["trained", "ema"] = "trained"
     """which weights: the trained ones, or their moving average (see --ema_decay of `cloze train`)"""
     average: Annotated[int, Ge(1), Le(MAX_COUNT)] = 1
-    """the mean of the weights of so many of the last checkpoints"""
+    """average the weights of this many of the last checkpoints"""
     config_name: str | None = None
     """for checkpoints of other tools: the model's configuration, a folder or a model on the Hub (default: config.json
     beside the checkpoint)"""
@@ -58,7 +58,7 @@ class MeasureConfig(Ranged):
 @dataclass(kw_only=True)
 class EvaluateConfig(MeasureConfig):
     """Perplexity on fixed masks with its interval, accuracy, bits per byte; or pseudo-log-likelihood of sentences. The
-    perplexity of a run's model is written to eval.json in the run's folder unless --output says where."""
+    perplexity of a run's model is written to eval.json in the run's folder unless --output is given."""
 
     model: str
     """a model folder, a run's folder (its `model`, else its newest checkpoint), a checkpoint, or a model on the Hub"""
@@ -86,7 +86,7 @@ class CompareConfig(MeasureConfig):
 
 @dataclass(kw_only=True)
 class FillConfig(Ranged):
-    """Show what a model puts in place of the mask."""
+    """Show a model's predictions for a mask."""
 
     model: str
     """a model folder, a run's folder (its `model`), or a model on the Hub"""
@@ -119,7 +119,7 @@ class ReplayConfig(Ranged):
     samples: Annotated[int, Ge(0), Le(MAX_COUNT)] = 4
     """how many of its blocks to show"""
     data: str | None = None
-    """where the run's prepared data are now (default: where they were)"""
+    """the run's prepared folder if it has moved"""
     output: str | None = None
     """store the whole batch in this safetensors file: samples, blocks, input_ids, labels"""
 
@@ -152,4 +152,4 @@ class PushConfig(Ranged):
     token: str | None = None
     """a Hub token with write access (default: the one of `hf auth login`)"""
     dry_run: bool = False
-    """show what would be pushed, and push nothing"""
+    """show what a push would upload, without pushing"""

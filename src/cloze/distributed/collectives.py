@@ -31,7 +31,7 @@ _LOST_FIELDS = ("exit_code", "loud", "lost")
 
 
 def encode(value: Any) -> bytes:
-    """Return a value as JSON. Raises TypeError for what cannot be sent."""
+    """Return a value as JSON. Raises TypeError for values that cannot be sent."""
     return json.dumps(_plain(value), separators=(",", ":")).encode()
 
 

@@ -3,7 +3,7 @@
     authenticate(store, rank, world_size, secret, seconds)
 
 The starter of a run passes CLOZE_SECRET to every machine through the environment or standard input, never on a command
-line, which other users can read. Ranks meet in a key-value store whose port anybody may hold or reach. There rank 0
+line, which other users can read. Ranks meet in a key-value store whose port any user may open or reach. There rank 0
 and each other rank exchange fresh random numbers and prove to each other with HMAC-SHA256 that they know the secret.
 A proof holds for one rank of one world at one meeting only. See SECURITY.md for what this does not protect from.
 """

@@ -122,13 +122,13 @@ def check_device(on_cpu: bool, wants_deepspeed: bool) -> None:
     there are more processes than GPUs."""
     if requests.wants_cpu() and wants_deepspeed:
         raise LaunchError(
-            "accelerate was told to use the CPU and DeepSpeed at once, and would silently drop DeepSpeed",
+            "accelerate is set to use both the CPU and DeepSpeed, and would silently ignore DeepSpeed",
             where=f"{requests.USE_CPU} / use_cpu",
             hint="leave use_cpu out: without a GPU, DeepSpeed runs on the CPU by itself",
         )
     if requests.wants_cpu() and not on_cpu:
         hint = "add --use_cpu, or leave use_cpu out of accelerate's settings"
-        raise LaunchError("accelerate was told to use the CPU, and there is a GPU", where=requests.USE_CPU, hint=hint)
+        raise LaunchError("accelerate is set to use the CPU, but there is a GPU", where=requests.USE_CPU, hint=hint)
     asked = requests.deepspeed_device()
     if wants_deepspeed and asked is not None and (asked == "cpu") != on_cpu:
         here = "the CPU" if on_cpu else "a GPU"

@@ -52,7 +52,7 @@ def compare(config: CompareConfig) -> Comparison:
 def paired(one: Scores, other: Scores) -> dict[str, Any]:
     """Return the difference of two models' losses on the same masks, b - a, with its 95 % interval and p-value.
 
-    Blocks are pairs: what is hard about a block is hard for both, and is not counted as chance.
+    Both models score the same blocks, so the difficulty of a block cancels and does not widen the interval.
     """
     difference, error = ratio_and_error(other.table[:, LOSS] - one.table[:, LOSS], one.table[:, MASKED])
     low, high = interval(difference, error)

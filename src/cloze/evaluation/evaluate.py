@@ -34,7 +34,7 @@ HINT = "put the result elsewhere with --output FILE"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure, write eval.json (see `output_path`), and return what it says, on every rank.
+    """Measure, write eval.json (see `output_path`), and return its values, on every rank.
 
     Raises ConfigError, DataError, ModelError or CheckpointError.
     """
@@ -131,7 +131,7 @@ def about_masks(masks: Masks) -> dict[str, Any]:
 
 
 def about_data(folder: str | None, split: str, prepared: Prepared) -> dict[str, Any]:
-    """Return what was scored."""
+    """Return the description of the scored blocks."""
     return {
         "split": split,
         "block_size": prepared.block_size,

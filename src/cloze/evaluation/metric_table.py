@@ -1,4 +1,4 @@
-"""The numbers that an evaluation reports, in the order of eval.json; where each is printed, drawn and published.
+"""The metrics of an evaluation, in the order of eval.json: where each is printed, drawn and published.
 
     for metric in METRICS:
         values[metric.key] = getattr(scores, metric.key)        # cloze.evaluation.perplexity.Scores

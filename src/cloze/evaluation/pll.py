@@ -11,7 +11,7 @@ Special tokens are in the sentence, but are not scored. Words are those of the t
 in tokenizers written in Python, each token is a word of its own, and both scores are the same.
 
 A sentence of n tokens is n masked copies. Copies of the same length go into one batch, so that nothing is padded and
-the result does not depend on what a sentence is batched with.
+the result does not depend on the other sentences of a batch.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """One word for a mask. `score`: its probability; `text`: the text with `token` in place of its mask."""
+    """One prediction for a mask. `score`: its probability; `text`: the text with `token` in place of its mask."""
 
     score: float
     token: str

@@ -1,4 +1,4 @@
-"""What an evaluation must know of each token of a vocabulary: how many bytes of text it is, and how frequent.
+"""Number of bytes and frequency of each token of a vocabulary, for evaluation.
 
 facts = token_facts(tokenizer, blocks, device)      # TokenFacts: num_bytes [V], band [V], names of the bands
 """

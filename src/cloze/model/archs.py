@@ -113,7 +113,7 @@ NOTES: dict[str, tuple[Set[str], str]] = {
         FIXED_BLOCK_SIZE,
         "exactly max_position_embeddings, or the product of axial_pos_shape",
     ),
-    "decoder": (ENCODER_DECODER, "the prediction comes out of a decoder, which reads the text shifted by one"),
+    "decoder": (ENCODER_DECODER, "a decoder, which reads the text shifted by one, predicts the tokens"),
     "default language": ({"xmod"}, "from scratch it is trained as the first of its languages"),
     "offset positions": (POSITIONS_AFTER_PADDING, "they begin after the padding id, which shortens the usable length"),
     "unused weights": (UNUSED_PARAMETERS, "some parameters have no part in the prediction, and are not trained"),

@@ -42,7 +42,7 @@ def choose_compile(
     mode = config.torch_compile_mode or "default"
     if part == "layers" and mode in CUDA_GRAPHS and config.torch_compile:
         raise ConfigError(
-            f"CUDA graphs need weights that stay where they are, and {engine} gathers them anew",
+            f"CUDA graphs need weights at fixed addresses, and {engine} gathers them for each step",
             where="--torch_compile_mode",
             hint="use default or max-autotune-no-cudagraphs",
         )

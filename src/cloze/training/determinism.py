@@ -1,4 +1,4 @@
-"""Bit-identical results: only operations whose result does not depend on the order in which a GPU adds.
+"""Bit-identical results: allow only operations whose result does not depend on a GPU's order of additions.
 
     use_same_bits(strict=False)              # before anything is computed
     settle_determinism(trial, per_device)    # before the engine wraps the model

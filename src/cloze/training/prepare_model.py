@@ -46,7 +46,7 @@ from cloze.utils.terminal.console import say, warn
 def check_start(config: TrainConfig) -> None:
     """Raise ConfigError for options that this machine cannot support."""
     if config.save_before_time_limit is not None and processes.slurm_job_end() is None:
-        warn(f"ignored: --save_before_time_limit {config.save_before_time_limit} (SLURM says no end of a job here)")
+        warn(f"ignored: --save_before_time_limit {config.save_before_time_limit} (SLURM sets no end time here)")
     check_optimizer(config)
     check_schedule(config)
     parse_overrides(config.config_overrides)

@@ -102,7 +102,7 @@ def _check_place(config: TrainConfig, output_dir: Path) -> None:
         in_run = (one.name == "model" or is_checkpoint_name(one.name)) and (one.parent / IDENTITY_FILE).is_file()
         if in_run or (one / MANIFEST).is_file():
             whose = f"the run {one.parent}" if in_run else "a checkpoint"
-            raise ConfigError(f"lies inside {one.name} of {whose}", where=output_dir, hint=hint)
+            raise ConfigError(f"is inside {one.name} of {whose}", where=output_dir, hint=hint)
     if (folder / "config.json").is_file() and not (folder / IDENTITY_FILE).is_file():
         raise ConfigError("is a model folder: there is a config.json", where=output_dir, hint=hint)
     base = config.model_name_or_path

@@ -80,7 +80,7 @@ def _is_first(everyone: list[tuple[str, dict[str, str | None]]], rank: int, name
 def described(
     config: TrainConfig, data: TrainData, model: Any, tokenizer: PreTrainedTokenizerBase, engine: Engine
 ) -> dict[str, Any]:
-    """Return what a rank is about to train, as JSON values."""
+    """Return the description of what a rank will train, as JSON values."""
     options = dataclasses.asdict(config)
     versions, accelerator = versions_of(["cloze", "torch", "transformers"]), engine.accelerator
     resume = config.resume_from_checkpoint

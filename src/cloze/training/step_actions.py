@@ -196,7 +196,7 @@ def roll_back(run: Run, back: RollBack) -> Start:
     layout = run.plan.layout
     found = choose_checkpoint(run.output_dir, "auto", layout.rank, layout.world_size, at_most=back.step)
     if found is None:
-        raise nonfinite_error(str(back), run.output_dir, back.step, "there is no checkpoint to go back to")
+        raise nonfinite_error(str(back), run.output_dir, back.step, "no checkpoint to return to")
     if len(run.excluded_steps) >= MOST_ROLLBACKS:
         raise TrainingError(
             f"{back}, after {MOST_ROLLBACKS} batches were left out",

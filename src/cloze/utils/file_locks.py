@@ -1,4 +1,4 @@
-"""A lock between the processes that see one folder, where the file system has locks."""
+"""Lock a folder between processes, if the file system supports locks."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def check_output_file(path: Path | str, hint: str = "choose another --output") -
     if file.is_dir():
         raise DiskError("is a folder, not a file", where=path, hint=hint)
     if _is_standard_stream(path):
-        what = "is where this command's own lines go, which a file would replace"
+        what = "receives this command's own output, which a file would replace"
         raise DiskError(what, where=path, hint=f"leave the option out, or {hint}")
     if os.path.lexists(file) and not file.is_file():  # a device, a pipe, a socket, a link in a circle
         raise DiskError("is not a regular file, and would be replaced by one", where=path, hint=hint)
@@ -51,7 +51,7 @@ def check_output_file(path: Path | str, hint: str = "choose another --output") -
     if file.exists() and any(fnmatchcase(file.name, pattern) for pattern in _KEPT):
         raise DiskError("is there already, and may be a file of a model, a run or its data", where=path, hint=hint)
     if not file.parent.is_dir() and not file.parent.exists():
-        raise DiskError(f"there is no folder {Path(path).parent}", where=path, hint=f"create it, or {hint}")
+        raise DiskError(f"the folder {Path(path).parent} does not exist", where=path, hint=f"create it, or {hint}")
     check_writable(file, hint)
     return file
 

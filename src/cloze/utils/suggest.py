@@ -1,4 +1,4 @@
-"""Suggest the name that was meant in place of one that is not known."""
+"""Suggest a known name for an unknown one."""
 
 from __future__ import annotations
 

@@ -121,9 +121,9 @@ def test_nothing_to_tell():
     [
         ((0.5, 0.4, 0.6), "a is better"),
         ((-0.5, -0.6, -0.4), "b is better"),
-        ((0.1, -0.1, 0.3), "no difference"),
-        ((math.nan, math.nan, math.nan), "nothing can be told"),
-        ((0.5, math.nan, math.nan), "nothing can be told"),
+        ((0.1, -0.1, 0.3), "no significant difference"),
+        ((math.nan, math.nan, math.nan), "no verdict"),
+        ((0.5, math.nan, math.nan), "no verdict"),
     ],
 )
 def test_a_difference_that_is_not_finite_has_no_winner(values: tuple[float, float, float], expected: str):

@@ -168,8 +168,8 @@ def test_a_process_that_sees_all_gpus_or_uses_none_keeps_its_local_rank(
     ("environment", "on_cpu", "deepspeed", "line"),
     [
         ({}, False, False, "process 3 of this machine, but 2 GPUs are visible.*--num_processes"),
-        ({"ACCELERATE_USE_CPU": "true"}, False, False, "was told to use the CPU, and there is a GPU; add --use_cpu"),
-        ({"ACCELERATE_USE_CPU": "true"}, True, True, "the CPU and DeepSpeed at once"),
+        ({"ACCELERATE_USE_CPU": "true"}, False, False, "use the CPU, but there is a GPU; add --use_cpu"),
+        ({"ACCELERATE_USE_CPU": "true"}, True, True, "both the CPU and DeepSpeed"),
         ({"DS_ACCELERATOR": "cpu"}, False, True, "DS_ACCELERATOR: is cpu, and this run uses a GPU"),
         ({"DS_ACCELERATOR": "cuda"}, True, True, "DS_ACCELERATOR: is cuda, and this run uses the CPU"),
     ],

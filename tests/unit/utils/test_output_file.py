@@ -30,7 +30,7 @@ def refused(path: Path, line: str) -> None:
 def test_an_output_file_that_is_a_folder_or_in_none_is_known_before(tmp_path: Path):
     assert check_output_file(tmp_path / "new.json") == tmp_path / "new.json"
     refused(tmp_path, "is a folder, not a file; choose another --output")
-    refused(tmp_path / "nodir" / "x.json", r"there is no folder .*nodir; create it, or choose another --output")
+    refused(tmp_path / "nodir" / "x.json", r"nodir does not exist; .*--output")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,9 +55,9 @@ def test_where_the_command_prints_is_not_replaced(tmp_path: Path):
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
-            refused(tmp_path / "log.txt", "is where this command's own lines go, .* leave the option out")
+            refused(tmp_path / "log.txt", "command's own output, .* leave the option out")
             (tmp_path / "stderr").symlink_to("/proc/self/fd/2")
-            refused(tmp_path / "stderr", "is where this command's own lines go")
+            refused(tmp_path / "stderr", "command's own output")
         finally:
             os.dup2(kept, 2)
             os.close(kept)

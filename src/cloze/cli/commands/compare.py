@@ -32,7 +32,7 @@ def run(config: CompareConfig) -> None:
 def verdict_of(difference: float, low: float, high: float) -> str:
     """Return which model is better, from the loss of b - a and its 95 % interval."""
     if not all(map(math.isfinite, (difference, low, high))):
-        return "nothing can be told: a loss is not finite, or one block gives no interval"
+        return "no verdict: a loss is not finite, or a single block gives no interval"
     if low <= 0 <= high:
-        return "no difference can be told"
+        return "no significant difference"
     return f"{'a' if low > 0 else 'b'} is better"

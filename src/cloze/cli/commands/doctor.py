@@ -26,7 +26,7 @@ def run(config: DoctorConfig) -> int:
 
         return _conclude(config, alone(config))
     announce(place)
-    # Read once, by `import torch`: what fails is told in the table, not by torch as well.
+    # Read once, by `import torch`: the table reports failures, so torch need not.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
         code, line = _together(config, place), ""

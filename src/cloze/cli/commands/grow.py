@@ -1,4 +1,4 @@
-"""`cloze grow`: a model to begin with, out of a trained one."""
+"""`cloze grow`: make an initial model from a trained one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cloze.utils.terminal.console import duration, say
 
 
 def run(config: GrowConfig) -> None:
-    """Write the model and say what it was made of."""
+    """Write the model and print its sources."""
     begin = time.monotonic()
     say("grow", f"{config.source} -> {config.output}")
     check_writable(config.output)

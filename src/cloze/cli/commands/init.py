@@ -1,6 +1,6 @@
 """`cloze init DIR`: write the recipes, configurations and scripts of the repository, for a Cloze installed as a wheel.
 
-They lie in `cloze/tools/launch/kit`: links to `launch`, `ds_configs` and `slurm` in the repository, files in a wheel.
+They are in `cloze/tools/launch/kit`: links to `launch`, `ds_configs` and `slurm` in the repository, files in a wheel.
 """
 
 from __future__ import annotations

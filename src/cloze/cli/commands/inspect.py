@@ -1,4 +1,4 @@
-"""`cloze inspect`: what is in a prepared folder."""
+"""`cloze inspect`: show the contents of a prepared folder."""
 
 from __future__ import annotations
 

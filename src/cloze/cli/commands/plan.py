@@ -1,4 +1,4 @@
-"""`cloze plan RECIPE`: what a run will take, and how to set it up, before anything is paid for."""
+"""`cloze plan RECIPE`: estimate memory and speed of a run, and recommend settings."""
 
 from __future__ import annotations
 

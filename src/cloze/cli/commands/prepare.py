@@ -12,7 +12,7 @@ from cloze.utils.terminal.console import duration, say
 
 
 def run(config: PrepareConfig) -> None:
-    """Prepare, and print what is in the folder."""
+    """Prepare, and print the contents of the folder."""
     begin = time.monotonic()
     manifest = prepare(config)
     if manifest is None:  # other shards are still to come

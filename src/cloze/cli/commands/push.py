@@ -7,5 +7,5 @@ from cloze.export.hub.push import push
 
 
 def run(config: PushConfig) -> None:
-    """Push, and print what is on the Hub now."""
+    """Push, and print the address on the Hub."""
     push(config)

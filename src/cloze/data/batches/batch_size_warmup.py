@@ -1,13 +1,13 @@
 """How many blocks each step takes, and where in the data it begins, while the batch is still growing.
 
-Early in training a small batch teaches as much per step as a large one and costs less (McCandlish et al., "An
-Empirical Model of Large-Batch Training", 2018); GPT-3 grew its batch linearly (Brown et al., 2020, section 2.3).
+Early in training a step of a small batch is as effective as one of a large batch and costs less (McCandlish et al.,
+"An Empirical Model of Large-Batch Training", 2018); GPT-3 grew its batch linearly (Brown et al., 2020, section 2.3).
 
     sizes = BatchSizes(full=256, start=32, warmup_steps=100)
     sizes.size(0), sizes.size(50), sizes.size(100)      # 32, 144, 256
     sizes.samples_before(100)                           # number of the first sample of step 100
 
-Pure arithmetic on whole numbers: nothing of it depends on ranks, nothing is counted along.
+It is stateless integer arithmetic, independent of the number of ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import cached_property
 @dataclass(frozen=True)
 class BatchSizes:
     """Blocks per global step: start + floor((full - start) * step / warmup_steps), and `full` from step `warmup_steps`
-    on. ValueError if that is no growth from at least one block."""
+    on. Raises ValueError unless 1 <= start <= full."""
 
     full: int
     start: int = 1
@@ -44,7 +44,7 @@ class BatchSizes:
         return step * self.start + _floor_sum(step, self.warmup_steps, self.full - self.start) if step else 0
 
     def steps_for(self, total_samples: int) -> int:
-        """Return how many steps it takes to have seen so many samples; the last one may be part full."""
+        """Return the number of steps for `total_samples` samples; the last one may be partly filled."""
         if total_samples > self._samples_of_warmup:
             return self.warmup_steps + -(-(total_samples - self._samples_of_warmup) // self.full)
         return bisect_left(range(self.warmup_steps + 1), total_samples, key=self.samples_before)

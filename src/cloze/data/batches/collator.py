@@ -4,7 +4,7 @@
     collator([dataset[3], dataset[5]])          # input_ids, labels: both [2, S] int64
 
 In place of `transformers.DataCollatorForLanguageModeling`. A sample's mask is a pure function of (seed, sample), see
-`cloze.data.batches.masking`: the same whatever the order, batch size, number of processes and data loader workers, and
+`cloze.data.batches.masking`: the same for any order, batch size, number of processes and data loader workers, and
 after a resume.
 """
 

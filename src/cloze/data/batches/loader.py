@@ -10,7 +10,7 @@
         micro_batch.get("document_offsets")     # [D] int32, likewise: see `document_offsets`
 
 Samples past the end of the run (the last step is rarely full) stay in the batch, so that shapes do not change, but
-none of their tokens is predicted: they have no part in loss and gradient. A step takes only the micro-batches that it
+none of their tokens is predicted, so they do not affect loss and gradient. A step takes only the micro-batches that it
 needs: while the batch grows, ceil(its blocks / (blocks per micro-batch * ranks)).
 """
 

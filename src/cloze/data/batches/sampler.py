@@ -2,8 +2,8 @@
 
 Sample j is block `perm(seed, epoch)(j mod n)` with `epoch = j // n`: every epoch visits every block once, in an order
 of its own. Global step s of a run takes the samples [s * G, (s + 1) * G), G being the global batch size; while that
-still grows, `cloze.data.batches.batch_size_warmup` says where a step begins. Which rank computes which of them does
-not change the result. So a position in the data is one integer, and resuming is a seek.
+still grows, `cloze.data.batches.batch_size_warmup` gives the first sample of a step. Which rank computes which of them
+does not change the result. So a position in the data is one integer, and resuming is a seek.
 
     samples = step_samples(global_step=7, micro_step=0, per_device=8, accumulation=2, rank=1, world_size=4)
     blocks = block_indices(samples, num_blocks=10**11, seed=42)

@@ -1,4 +1,4 @@
-"""Documents out of Arrow tables: texts are joined column by column, which is many times faster than row by row.
+"""Read documents from Arrow tables. Texts are joined column by column, which is many times faster than row by row.
 
 for position, raw in documents(batch, fields, first_row=0):     # raw: a Document, or a record to look at closely
     ...

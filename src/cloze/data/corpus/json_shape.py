@@ -1,4 +1,4 @@
-"""Recognise JSON files that are not one record a line, and say how to make them so.
+"""Recognize JSON files without one record per line, and suggest the command that converts them.
 
 Read line by line such a file is one record, or none, and the fields that it seems to have mislead: the record that
 wraps all others has a field `data.text`, and taking it makes one document of a whole corpus.

@@ -100,7 +100,7 @@ def _parse_slowly(line: bytes) -> Any:
 
 
 def without_surrogates(value: Any) -> Any:
-    """Return what a JSON parser gave, with U+FFFD in place of each lone surrogate."""
+    """Return a parsed value with U+FFFD in place of each lone surrogate."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Which local files a dataset name means, and which split each belongs to.
+"""Find the local files that a dataset name means, and the split of each.
 
 local = find_local("corpus/")
 local.splits                        # {"train": [Path("corpus/train.jsonl")], "validation": [...]}
-local.notes                         # what the user should know, one sentence each
+local.notes                         # notes for the user, one sentence each
 
 Splits follow the names that `datasets` knows (https://huggingface.co/docs/datasets/repository_structure): a keyword in
 the name of a folder or file, between separators, or `data/SPLIT-00000-of-00003.EXT`. Unlike there, upper case counts
@@ -51,7 +51,7 @@ class NoFiles(DataError):
 
 @dataclass
 class LocalFiles:
-    """The files of each split, and what the user should know about them."""
+    """The files of each split, and notes about them for the user."""
 
     splits: dict[str, list[Path]]
     notes: list[str] = field(default_factory=list)

@@ -75,7 +75,7 @@ def place_of(piece: Piece, position: int) -> str:
 
 
 class file_errors:
-    """Turn what a broken file raises into one DataError naming it."""
+    """Convert errors of a damaged file into one DataError that names it."""
 
     def __init__(self, path: Path):
         self._path = path

@@ -1,4 +1,4 @@
-"""A prepared folder: blocks on disk, written once, mapped ever after.
+"""A prepared folder: blocks on disk, written once and then memory-mapped.
 
 prepared/eli5/
   manifest.json            tokenizer, block size, packing, source, split rule, counts, checksum of each shard

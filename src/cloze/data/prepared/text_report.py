@@ -1,10 +1,10 @@
-"""What was found in the text of a corpus, as manifest.json says it under `text_report`, in words.
+"""Describe the findings in the text of a corpus, which manifest.json holds under `text_report`.
 
 report_lines(report)                # {"train": "1 file, 0.0 % unknown tokens, ..."}
 warnings_of(report)                 # ["train: 12.0 % of the tokens are unknown to the tokenizer; ..."]
 
-The values are measured by `cloze.data.prepare.text_sketch`. A folder of an older version has no report.
-The report is not part of the checksum of a folder, so its values may be anything: what is not a number is left out.
+The values are measured by `cloze.data.prepare.text_sketch`. A folder of an older version has no report. The checksum
+of a folder does not cover the report, so its values may be anything: those that are not numbers are ignored.
 """
 
 from __future__ import annotations

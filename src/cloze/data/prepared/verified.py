@@ -1,4 +1,4 @@
-"""Prepared blocks are what was written: every shard that is used is compared with the SHA-256 in the manifest first.
+"""Verify prepared blocks: every shard is compared with its SHA-256 in the manifest before it is used.
 
     verify_for_use(prepared, ["train", "validation"], config)       # DataError names the first damaged shard
 
@@ -34,7 +34,7 @@ _MEGABYTE = 10**6
 
 
 class TrustOptions(Protocol):
-    """Options that say whether code of a tokenizer's folder may run."""
+    """The option that allows code of a tokenizer's folder to run."""
 
     trust_remote_code: bool
 
@@ -46,7 +46,7 @@ def verify_for_use(prepared: Prepared, splits: list[str], config: TrustOptions) 
 
 
 def verify_prepared(folder: str | Path) -> None:
-    """Read every shard again, whatever the cache says. Raises DataError naming the first damaged one."""
+    """Read every shard again, without the cache. Raises DataError naming the first damaged one."""
     prepared = open_prepared(folder)
     _read(prepared, shard_files(prepared.folder, prepared.manifest))
 

@@ -125,7 +125,7 @@ def _backend(tokenizer: Any, config: TokenizerConfig) -> Tokenizer:
 
 
 def _words_of(backend: Tokenizer, text: str) -> list[str]:
-    """Return what the tokenizer splits a text into before it looks for tokens."""
+    """Return the words into which the tokenizer splits a text first."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]

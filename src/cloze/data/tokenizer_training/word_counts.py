@@ -1,4 +1,4 @@
-"""How often each word stands in a stream of texts, in bounded memory.
+"""Count the words of a stream of texts in bounded memory.
 
 counts = count_words(texts, str.split)          # {"the": 51234, ...}, in the order of the alphabet
 """

@@ -1,7 +1,7 @@
 """The tokenizer of a corpus: loading it, and what names it.
 
 tokenizer = load_tokenizer("roberta-base")
-fingerprint(tokenizer)              # the same for the same ids, wherever the tokenizer lies
+fingerprint(tokenizer)              # equal for equal ids, independent of the folder
 """
 
 from __future__ import annotations

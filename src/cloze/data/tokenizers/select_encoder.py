@@ -1,4 +1,4 @@
-"""Which backend encodes a corpus: the fastest whose ids are equal to the tokenizer's own, tried before the work.
+"""Select the fastest backend whose ids equal those of the tokenizer on samples of the corpus.
 
 spec = choose_encoder(tokenizer, "auto", False, sample_texts)
 spec.backend                                      # "gigatoken", "tokenizers", "characters" or "transformers"

@@ -51,7 +51,7 @@ def is_lost_connection(line: str) -> bool:
 
 
 def is_unanswered(error: BaseException) -> bool:
-    """Return whether the error is a collective operation in which other ranks did not take part."""
+    """Return whether the error is a collective operation that other ranks did not join."""
     return isinstance(error, RuntimeError | OSError) and _UNANSWERED.search(str(error)) is not None
 
 

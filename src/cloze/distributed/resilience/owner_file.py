@@ -22,7 +22,7 @@ from cloze.utils.environment import processes
 from cloze.utils.foreign.json_yaml import parse_json
 from cloze.utils.foreign.paths import printable
 
-LOCK = ".owner"  # hidden: a run folder may lie in a folder of text
+LOCK = ".owner"  # hidden: a run folder may be inside a corpus folder
 MOST_BYTES = 64 * 2**10
 _LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
@@ -62,7 +62,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a lock file said when it was read. `beat`: inode and modification time, which each heartbeat changes."""
+    """Contents of a lock file. `beat`: inode and modification time, which each heartbeat changes."""
 
     owner: Owner
     beat: tuple[int, int]

@@ -1,4 +1,4 @@
-"""One owner per run folder: a lock file that says who trains in it, and is safe on NFS.
+"""Lock a run folder for one training process with a lock file that is safe on NFS.
 
     with own_run_folder(Path("runs/mine")):     # OwnerError if another start is alive
         ...

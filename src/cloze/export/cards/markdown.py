@@ -1,4 +1,4 @@
-"""Text from elsewhere in the Markdown of a card: it stays text, whatever is in it.
+"""Escape foreign text for the Markdown of a card.
 
 in_table("a|b <b>")                     # a\\|b &lt;b>
 quoted('say "hi"')                      # "say \\"hi\\"", as Python writes it

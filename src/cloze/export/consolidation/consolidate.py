@@ -50,7 +50,7 @@ def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
     folders = [choose_checkpoint(path)] if config.average == 1 else choose_last(path, config.average)
     parent = folders[-1].parent
     if config.output is None and (parent / "config.yaml").is_file() and run_of(folders[-1]) is None:
-        hint = "give --output FOLDER, or take it out of this run"
+        hint = "give --output FOLDER, or move it out of this run"
         raise CheckpointError("belongs to another run than the folder it is in", where=folders[-1], hint=hint)
     output = Path(config.output) if config.output else parent / "model"
     of = "the moving average of " if config.weights == "ema" else ""
@@ -67,7 +67,7 @@ def _check_output(output: Path) -> None:
 
 def _foreign(config: ConsolidateConfig, files: Path) -> tuple[Source, Path]:
     if config.output is None:
-        raise ConfigError("where is the model to be put?", where="--output", hint="give a folder")
+        raise ConfigError("--output is required for this checkpoint", where="--output", hint="give a folder")
     _check_output(Path(config.output))
     for name, plain in (("average", 1), ("weights", "trained")):
         if getattr(config, name) != plain:

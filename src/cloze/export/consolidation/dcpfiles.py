@@ -50,7 +50,8 @@ _RECORDS = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """A rectangle of a tensor: it begins at `offsets`, has `sizes`, and lies in `file` at [start, start + length)."""
+    """A rectangle of a tensor: it begins at `offsets`, has `sizes`, and is stored in `file` at [start, start +
+    length)."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -184,7 +185,7 @@ def _chunked(plain: str, name: str, facts: Any, where: dict[Any, Any], folder: P
             raise ConfigError(
                 f"it names a file outside, {printable(relative)}",
                 where=folder / METADATA,
-                hint="do not use it: a checkpoint lies in one folder",
+                hint="do not use it: the files of a checkpoint are in one folder",
             )
         if getattr(info, "transform_descriptors", None):
             raise ConfigError(
@@ -258,7 +259,7 @@ def _load(chunk: Chunk, tensor: Chunked) -> torch.Tensor:
         raise ConfigError(
             f"the part of {tensor.name} in it is more than a tensor, and reading it could run code",
             where=chunk.file,
-            hint="do not use it: whoever wrote it put something else there",
+            hint="do not use it: it is not a checkpoint written by torch",
         ) from None
     except Exception as error:  # torch raises different errors for damaged files
         raise _damaged(chunk, tensor.name, error) from None

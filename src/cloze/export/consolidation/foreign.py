@@ -88,7 +88,7 @@ def foreign_source(folder: Path, given: Path, config_name: str | None, tokenizer
     name = config_name or (str(beside) if beside else None)
     if name is None:
         raise ConfigError(
-            "there is no config.json in this checkpoint", where=given, hint="give --config_name: a model or a folder"
+            "this checkpoint has no config.json", where=given, hint="give --config_name: a model or a folder"
         )
     config, tokenizer = from_pretrained(AutoConfig, name), _tokenizer(tokenizer_name, [beside, name])
     _check_vocabulary(config, tokenizer)
@@ -245,7 +245,7 @@ def _check(files: Files, tensors: dict[str, Stored], model: torch.nn.Module) -> 
         largest, compared = max(largest, difference), compared + 1
         kinds.add(str(copy.dtype).removeprefix("torch."))
     if not compared:
-        return "there is no second copy of the weights in this checkpoint to compare them with"
+        return "this checkpoint has no second copy of the weights to compare with"
     return f"{compared} tensors are the engine's own of {where} ({', '.join(sorted(kinds))}), to its rounding"
 
 

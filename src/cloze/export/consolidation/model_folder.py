@@ -187,7 +187,7 @@ def compare_sums(
                 raise CheckpointError(
                     f"{tensor.name} was not written as it is stored",
                     where=tensor.where,
-                    hint="this is a bug in Cloze, or memory or a disk that lies; please report it",
+                    hint="this is a bug in Cloze, or faulty memory or a faulty disk; please report it",
                 )
             advance()
     return sums

@@ -57,7 +57,7 @@ def check_replaceable(output: Path) -> None:
         folder = real_path(output)
         inside = next((one for one in folder.parents if (one / MANIFEST).is_file()), None)
         if inside is not None:
-            raise ConfigError("lies inside a checkpoint", where=output, hint=f"{_HINT}, outside {inside}")
+            raise ConfigError("is inside a checkpoint", where=output, hint=f"{_HINT}, outside {inside}")
         if not folder.exists():
             return
         if not folder.is_dir():

@@ -221,7 +221,7 @@ def _check_logits(folders: Sequence[Path], precision: str, key: str, model: Any)
         raise CheckpointError(
             f"the consolidated model does not answer as the training model did (logits differ by {difference:.1e})",
             where=folders[0],
-            hint="this is a bug in Cloze or memory that lies; please report it with the architecture's name",
+            hint="this is a bug in Cloze or faulty memory; please report it with the architecture's name",
         )
     return f"logits as in training to {difference:.0e} of the largest"
 
@@ -245,7 +245,7 @@ def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -
         raise CheckpointError(
             f"the average answers the stored batch with a loss of {loss:.4f}, where {worst:.4f} was expected at most",
             where=folders[-1],
-            hint="these weights lie too far apart to be averaged; take fewer checkpoints, or later ones",
+            hint="these weights differ too much to be averaged; take fewer or later checkpoints",
         )
     losses = ", ".join(f"{one:.4f}" for one in theirs)
     return (

@@ -1,4 +1,4 @@
-"""The files of a DeepSpeed ZeRO-1/2/3 checkpoint: which element of which parameter lies where in them.
+"""The files of a DeepSpeed ZeRO-1/2/3 checkpoint: the location of each parameter's elements.
 
     mp_rank_00_model_states.pt                           stage 1, 2: the module in training precision, names and shapes
     zero_pp_rank_R_mp_rank_00_model_states.pt            stage 3: the same of each rank, but parameters left out
@@ -40,7 +40,7 @@ _SHELLS = re.compile(r"(deepspeed|numpy|transformers|accelerate)\.|argparse\.Nam
 
 @dataclass(frozen=True)
 class Extent:
-    """Elements [offset, offset + length) of a parameter lie at [start, start + length) of a flat tensor."""
+    """Elements [offset, offset + length) of a parameter are at [start, start + length) of a flat tensor."""
 
     offset: int
     length: int
@@ -50,7 +50,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Placed:
-    """The place of one parameter."""
+    """The location of one parameter."""
 
     shape: tuple[int, ...]
     extents: list[Extent]

@@ -215,7 +215,7 @@ def put_tag(api: HfApi, target: Target, tag: str, oid: str) -> None:
         )
     elif there != oid:
         raise HubError(
-            f"the tag {tag} stands at another commit ({there[:8]}) and is left there",
+            f"the tag {tag} belongs to another commit ({there[:8]}) and is not moved",
             where=target.repo,
             hint="choose another --tag",
         )
@@ -285,7 +285,7 @@ def _refusal(error: HfHubHTTPError, repo: str) -> HubError:
         401: ("the token is not valid", "make a new one in the Hub's settings, then `hf auth login`"),
         403: ("the token may not write here", "it needs the scope `write` for this owner's repositories"),
         404: ("not found, or not visible with this token", "check the owner's name and the token's scopes"),
-        412: ("somebody else pushed at the same time", "push again"),
+        412: ("the repository was changed by another push at the same time", "push again"),
         429: ("the Hub asks to slow down", "push again later"),
     }
     kind = HubBusy if status in (412, 429) or status >= 500 else HubError

@@ -80,7 +80,9 @@ def following(config: TrainConfig) -> Iterator[None]:
 def _order(config: TrainConfig) -> PushJob:
     """Return the job, after checking that pushing is possible."""
     if config.save_strategy == "no":
-        raise ConfigError("what is pushed are checkpoints", where="--push_to_hub", hint="set another --save_strategy")
+        raise ConfigError(
+            "--push_to_hub requires saving checkpoints", where="--push_to_hub", hint="set another --save_strategy"
+        )
     token = config.hub_token or config.token
     name = config.hub_model_id or real_path(config.output_dir).name
     target = Target(name, private=config.hub_private_repo, revision=config.hub_revision)

@@ -68,7 +68,7 @@ def files_to_push(model_dir: Path) -> dict[str, Path]:
         if missing:
             raise ConfigError(f"{missing[0]} is missing", where=model_dir, hint="run `cloze consolidate` again")
     elif "model.safetensors" not in files:
-        raise ConfigError("there are no safetensors weights", where=model_dir, hint="run `cloze consolidate` first")
+        raise ConfigError("it has no safetensors weights", where=model_dir, hint="run `cloze consolidate` first")
     return files
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def push(config: PushConfig) -> None:
-    """Update the card and push; with `dry_run` print what would be pushed, and change nothing.
+    """Update the card and push; with `dry_run` print what would be pushed, without changing anything.
 
     Raises ConfigError, ModelError, CheckpointError, DataError or HubError.
     """

@@ -150,7 +150,7 @@ def prepare(config: PrepareConfig, own: dict[str, Any]) -> Prepared:
                                  tokenizer_name="roberta-base", output="prepared/mine")
         prepared.block_size, prepared.splits        # 128, ["train", "validation"]
 
-    Returns a `cloze.Prepared`, which stands for its path. Worker processes read a script again that calls this: put
+    Returns a `cloze.Prepared`, which is accepted as a path. Worker processes read a script again that calls this: put
     the call under `if __name__ == "__main__":` there. Raises ClozeError.
     """
     from cloze.data.prepare.pipeline import prepare as make

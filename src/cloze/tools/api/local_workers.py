@@ -31,8 +31,8 @@ _ERROR = "cloze: error: "
 
 
 def train_in_processes(config: TrainConfig, num_processes: int) -> None:
-    """Train a run on so many processes of this machine. Raises what ended it: ClozeError, Stopped, KeyboardInterrupt
-    where a checkpoint was saved after Ctrl-C."""
+    """Train a run on `num_processes` processes of this machine. Raises ClozeError or Stopped; KeyboardInterrupt if a
+    checkpoint was saved after Ctrl-C."""
     if num_processes < 1:
         raise ConfigError("must be at least 1", where="num_processes")
     with tempfile.TemporaryDirectory(prefix="cloze-") as folder:

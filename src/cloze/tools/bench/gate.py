@@ -29,7 +29,7 @@ class NewBatch(Exception):
 
 
 class Gate:
-    """Called before every step: waits for an order, lets its steps pass, and reports how long they took."""
+    """Called before every step: waits for an order, admits its steps, and reports their time."""
 
     def __init__(self) -> None:
         self.batch = self._steps = self._passed = 0

@@ -77,7 +77,7 @@ def backward(engine: Engine, head: MaskedHead, recipe: Recipe, layout: Layout) -
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Measure what the settings say, and write it to a file for this rank."""
+    """Measure with the given settings, and write the result to a file for this rank."""
     from cloze.tools.bench.memory import recipe_of
 
     recipe = recipe_of(settings)

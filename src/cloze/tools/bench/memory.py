@@ -87,7 +87,7 @@ def bench_memory(config: BenchConfig) -> Table:
 
 
 def settings_of(name: str, config: BenchConfig) -> dict[str, Any]:
-    """Return what a rank is told, but for the engine."""
+    """Return the settings for a rank, without the engine."""
     blocks = config.per_device_train_batch_size or (32 if config.gpu else 8)
     overrides = MODELS[name]
     for narrow, wide in _BASE.items() if config.gpu else ():
@@ -127,7 +127,7 @@ def predict(recipe: Recipe, choice: Choice) -> tuple[Memory, list[str]]:
 
 
 def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[dict[str, int]]:
-    """Start the ranks in fresh processes; what each of them found."""
+    """Start the ranks in new processes; return their results."""
     settings = {**settings, "checkpointing": choice.checkpointing, "folder": str(folder), "deepspeed": None}
     ranks = 1 if settings.get("gpu") else RANKS
     if choice.stage is not None:

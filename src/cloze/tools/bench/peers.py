@@ -1,4 +1,4 @@
-"""One training loop in a process of its own, which takes so many steps when told to, and says how long they took.
+"""Run one training loop in its own process, which takes a number of steps on request and reports their time.
 
     python -m cloze.tools.bench.peers cloze '{"prepared": ..., "model_type": ..., ...}'
     {"batch": 8, "steps": 1}                                # on stdin: blocks per step, steps to time

@@ -1,4 +1,4 @@
-"""`cloze bench save`: how long training stands still for a checkpoint, and what going on from one takes.
+"""`cloze bench save`: measure how long training waits for a checkpoint, and how long resuming takes.
 
 One process, the training state of a model of any size (AdamW), the same disk for all: a blocking save, saves in the
 background, and the same state written with `torch.save`, as other loops do. Then it is verified and loaded again.

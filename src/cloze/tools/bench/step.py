@@ -50,7 +50,7 @@ GPU_TOKENS = 32_768  # a step's, where no batch is given
 
 
 class Enough(Stopped):
-    """All turns are measured: an end in good order, which no rank takes for another's failure."""
+    """All turns are measured: a clean end, which other ranks do not report as a failure."""
 
 
 class Clock:
@@ -107,7 +107,7 @@ def exchanges(run: Any) -> bool:
 
 
 def attach(run: Any, clock: Clock) -> None:
-    """Let the parts of a run note their beginnings and ends. What comes before a part's beginning is another's."""
+    """Let the parts of a run record when they begin and end. Time before a part begins belongs to another part."""
     engine, accelerator = run.engine, run.engine.accelerator
     _around(run.head, "logits", clock, before="data", after=None)
     _around(engine, "backward", clock, before="head and loss", after="backward")

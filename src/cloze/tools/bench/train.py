@@ -155,7 +155,7 @@ def compare(config: BenchConfig, name: str, size: Size, folder: Path, search: bo
 
 @contextlib.contextmanager
 def _failures(done: Comparison, peer: str) -> Iterator[None]:
-    """Leave out a peer that fails, or whose batch does not fit any more; the others continue."""
+    """Drop a peer that fails or whose batch no longer fits; continue with the others."""
     try:
         yield
     except (PeerFailed, OutOfMemory) as error:

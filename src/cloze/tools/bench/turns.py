@@ -72,7 +72,7 @@ class Peers:
         return Path(self._settings["folder"]) / f"{name}.log"
 
     def run(self, name: str, batch: int, steps: int) -> Turn:
-        """Let one take so many steps of `batch` blocks. Raises OutOfMemory; PeerFailed where its process ends."""
+        """Let one peer take `steps` steps of `batch` blocks. Raises OutOfMemory; PeerFailed if its process ends."""
         process = self._running[name]
         assert process.stdin is not None
         assert process.stdout is not None

@@ -18,7 +18,7 @@ from cloze.tools.doctor.place import Place
 def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
     """Return all findings, as JSON values, on rank 0. Every rank of the meeting calls it; nothing is left on any disk.
 
-    A rank that falls silent on the way costs a time-out and is left out of what comes after.
+    A rank that stops answering costs one timeout and is excluded from later checks.
     """
     place = meeting.place
     told = meeting.gather("facts", find_facts(place))
@@ -82,7 +82,7 @@ def alone(config: DoctorConfig) -> dict[str, Any]:
 
 
 def _way(config: DoctorConfig, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what all are to do, as rank 0 decides: who takes part, in which folder, over which backends."""
+    """Return the plan that rank 0 makes for all ranks: participants, folder and backends."""
     with_nccl = all("nccl" in one["versions"] and len(one["gpus"]) > one["local_rank"] for one in ranks)
     return {
         "ranks": [one["rank"] for one in ranks],

@@ -30,7 +30,7 @@ HUB_SECONDS = 8.0
 
 
 def find_facts(place: Place) -> dict[str, Any]:
-    """Return what every rank tells; DeepSpeed's kernels are tried on the first rank of each machine only."""
+    """Return the facts of this rank; DeepSpeed's kernels are tried on the first rank of each machine only."""
     return {
         "rank": place.rank,
         "local_rank": place.local_rank,
@@ -157,7 +157,7 @@ def _ask_hub() -> dict[str, Any]:
 
 
 def _limit(name: str) -> int | None:
-    """Return the soft limit, what this process lives under; None for no limit."""
+    """Return the soft limit, which applies to this process; None for no limit."""
     soft, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
     return None if soft == resource.RLIM_INFINITY else soft
 
@@ -179,7 +179,7 @@ def _names(path: str) -> list[str]:
 
 
 def _output(command: list[str]) -> str:
-    """Return what it prints; "" where it is not there, fails or takes 10 s."""
+    """Return the output of a command; "" if it is missing, fails or takes 10 s."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -1,6 +1,6 @@
 """The folder that runs are to be written to: is it one folder for all ranks, has it room, how fast is it.
 
-Everything that is written here is removed again, whatever happens.
+All files written here are removed in any case.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def check_shared(meeting: Meeting, folder: Path) -> Shared:
 
 
 def _other_rank(meeting: Meeting) -> None:
-    """Read rank 0's file and write an own one, and tell how it went."""
+    """Read rank 0's file, write this rank's own, and report both."""
     made = meeting.ask(0, "folder")
     if made is None or made["error"]:
         return
@@ -110,7 +110,7 @@ def _other_rank(meeting: Meeting) -> None:
 
 
 def _look_back(meeting: Meeting, rank: int, staged: Path, nonce: str) -> dict[str, Any]:
-    """Return what rank 0 makes of another rank's file."""
+    """Return rank 0's result of reading another rank's file."""
     told = meeting.ask(rank, "seen", meeting.timeout + APPEAR_SECONDS)
     if told is None:
         meeting.silent.append(rank)

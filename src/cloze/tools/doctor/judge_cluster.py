@@ -67,7 +67,10 @@ def judge_shared(findings: Findings) -> list[Row]:
     if findings["shared_error"]:
         return [Row("folder", "bad", f"{path} cannot be written: {findings['shared_error']}", elsewhere)]
     rows: list[Row] = []
-    for problem, what in (("reads", "does not see what rank 0 wrote"), ("written", "cannot share what it writes")):
+    for problem, what in (
+        ("reads", "does not see what rank 0 wrote"),
+        ("written", "writes files that the others do not see"),
+    ):
         failed = [one for one in told if one[problem] and (problem == "reads" or not one["reads"])]
         if failed:
             hosts = naming([one["host"] for one in failed])

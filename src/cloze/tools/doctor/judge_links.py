@@ -45,7 +45,7 @@ def _failed(links: list[dict[str, Any]], backend: str, host_of: dict[int, str]) 
     rows = []
     todo = INTERFACES.format(backend.upper()) + "; let the nodes' firewall pass all ports between them"
     if backend == "nccl":
-        todo += "; NCCL_DEBUG=INFO says more, NCCL_IB_DISABLE=1 tells whether InfiniBand is the cause"
+        todo += "; NCCL_DEBUG=INFO says more, NCCL_IB_DISABLE=1 shows whether InfiniBand is the cause"
     for link in links[:SHOWN]:
         what = f"{say_pair(link, host_of)} cannot talk to each other: {link['error']}"
         rows.append(Row(backend, "bad", what, todo))

@@ -65,7 +65,7 @@ def _gpus_broken(hosts: dict[str, list[dict[str, Any]]]) -> list[Row]:
                 rows.append(Row("GPUs", "bad", f"GPU {number} of {host} fails: {gpu['error']}", todo))
             elif gpu["used_gib"] > USED_GPU_GIB + CONTEXT_GIB * len(ranks):
                 what = f"{gpu['used_gib']:.0f} of {gpu['memory_gib']:.0f} GiB of GPU {number} of {host} are taken"
-                rows.append(Row("GPUs", "warn", what, "see who: `nvidia-smi` there; end what is left over"))
+                rows.append(Row("GPUs", "warn", what, "run `nvidia-smi` there, and end left-over processes"))
     return rows
 
 
@@ -88,9 +88,7 @@ def judge_cpus(findings: Findings) -> list[Row]:
     too_many = shared and any(int(one) > each for one in threads if one and one.isdigit())
     if shared and (None in threads or too_many):
         said = "is not set" if None in threads else f"is {max(int(one) for one in threads if one and one.isdigit())}"
-        what = (
-            f"OMP_NUM_THREADS {said}: ranks on one host get in each other's way ({count(int(each), 'core')} for each)"
-        )
+        what = f"OMP_NUM_THREADS {said}: ranks on one host compete for cores ({count(int(each), 'core')} for each)"
         return [Row("CPUs", "warn", what, f"export OMP_NUM_THREADS={max(1, int(each))}")]
     return [Row("CPUs", "ok", f"{count(int(each), 'core')} for each rank")]
 

@@ -126,7 +126,7 @@ def _run_rounds(
 
 
 def _key(backend: str, pair: Pair, rank: int) -> str:
-    """Return where a rank tells how its pair did."""
+    """Return the key under which a rank reports its pair."""
     return f"{backend}/{pair[0]}-{pair[1]}/{rank}"
 
 
@@ -204,7 +204,7 @@ def _wait_on_gpu(work: Any, seconds: float) -> None:
 
 
 def _result(store: Any, backend: str, pair: Pair) -> dict[str, Any]:
-    """Return what the two told; an error of either is the pair's, the first one's figures count."""
+    """Return the result of a pair: an error of either side, else the first side's figures."""
     told = [
         parse_json(store.get(key), f"rank {rank}") if store.check([key]) else {"error": f"rank {rank} said nothing"}
         for rank, key in ((rank, _key(backend, pair, rank)) for rank in pair)

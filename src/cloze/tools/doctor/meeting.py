@@ -73,13 +73,13 @@ class Meeting:
         return told
 
     def decide(self, what: str, choose: Callable[[], Any]) -> Any:
-        """Rank 0's choice, on every rank. Raises LaunchError if rank 0 says nothing."""
+        """Return rank 0's choice on every rank. Raises LaunchError if rank 0 does not answer."""
         if self.place.rank == 0:
             self.tell(what, choose())
         chosen = self.ask(0, what, LONGEST_SECONDS)
         if chosen is None:
             raise LaunchError(
-                "rank 0 says nothing any more",
+                "rank 0 does not answer any more",
                 where=self.place.say(),
                 hint="look at the log of rank 0, and start again",
             )
@@ -140,7 +140,7 @@ def knock(place: Place, end: float, timeout: float) -> None:
         except socket.gaierror as error:
             why, hint = f"its name is not known here ({error.strerror})", "put it into DNS or /etc/hosts"
         except ConnectionRefusedError:
-            why = f"nobody listens at {address[0]} port {place.port} (or a firewall refuses)"
+            why = f"no process listens at {address[0]} port {place.port} (or a firewall refuses)"
             hint = f"did rank 0 start there? else open the port between the nodes; {INTERFACES}"
         except OSError as error:
             why = f"no answer from {address[0]} port {place.port} ({error.strerror or error})"

@@ -1,4 +1,4 @@
-"""Which process of how many this is, and where the first one is to be met; nothing heavy is imported.
+"""Find this process's rank, the world size and rank 0's address, without heavy imports.
 
 place = find_place(os.environ)      # from torchrun and accelerate, from srun, or alone
 place.say()                         # "rank 1 on node2"
@@ -35,7 +35,7 @@ class Place:
 
     @property
     def first_on_host(self) -> bool:
-        """Return whether this process looks at what is the same for all processes of its machine."""
+        """Return whether this process examines facts that all processes of its machine share."""
         return self.local_rank == 0
 
     def say(self) -> str:
@@ -47,7 +47,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
     """Read torchrun's and accelerate's variables where they are set, else those of `srun`, else be alone.
 
     Inside `sbatch` but without `srun` it is alone too: only `srun` starts a process for each task. Raises LaunchError
-    where a launcher's variables are incomplete.
+    if a launcher's variables are incomplete.
     """
     if processes.RANK in environment and processes.WORLD_SIZE in environment:
         return _launched(environment)

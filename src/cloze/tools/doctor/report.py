@@ -3,7 +3,7 @@
     rows = judge(findings)      # findings: as in the file that --json writes
     print(table(rows, width=100, colour=False))
 
-`bad` (red) is what stops a run, makes it wrong or many times slower; `warn` is what may matter. Both say what to do.
+`bad` (red): stops a run, or makes it wrong or many times slower; `warn`: may matter. Both give a remedy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def judge(findings: Findings) -> list[Row]:
 
 
 def table(rows: list[Row], width: int, colour: bool) -> str:
-    """Return aligned lines of at most `width` characters: state, check, what was found; below it, what to do."""
+    """Return aligned lines of at most `width` characters: state, check and finding; below them the remedy."""
     margin = max(len(row.check) for row in rows) + 8
     lines = []
     for row in rows:

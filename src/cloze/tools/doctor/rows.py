@@ -12,7 +12,7 @@ State = Literal["ok", "warn", "bad"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was looked at, how it is, what was found, and what to do about it."""
+    """One line of the table: check, state, finding and remedy."""
 
     check: str
     state: State

@@ -1,6 +1,6 @@
-"""What each axis of each weight of a model is, and from where it is copied when the model gets wider.
+"""Identify the axes of a model's weights, and the old indices that a wider model copies.
 
-Nothing is known of architectures here: a model without memory for its weights is built from the new configuration, and
+This module knows no architectures: a model without memory for its weights is built from the new configuration, and
 again with one of its numbers (`intermediate_size`, ...) as it was before: the axes that change are that number's. What
 is left changes with the width of the model, its heads.
 
@@ -59,7 +59,7 @@ def blank_model(config: PretrainedConfig) -> Any:
     try:
         with torch.device("meta"):
             return from_config(AutoModelForMaskedLM, copy.deepcopy(config), dtype=torch.float32)
-    except Exception as error:  # whatever numbers that do not go together provoke; nothing of ours runs in there
+    except Exception as error:  # any error of numbers that do not fit together; only transformers' code runs here
         what = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(
             f"no masked language model can be made from the configuration ({what})",

@@ -6,7 +6,7 @@
 Copies of a layer follow it, spread over the whole depth, as Gopher was deepened (Rae et al., 2021) and
 ModernBERT-large was made (Warner et al., 2024). A model with fewer layers gets every second one, or every third: so
 DistilBERT began (Sanh et al., 2019). A layer is only ever copied from one that has the same weights (the
-first layer of ModernBERT has no norm) and, where there is one, the same type of attention.
+first layer of ModernBERT has no norm) and, if it has one, the same type of attention.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 - A token that the old vocabulary has keeps its row. Tokens are the same when they stand for the same bytes with a
   space before them or without, whatever the tokenizers write for it: `Ġgene` of a byte-level BPE, `▁gene` of
   SentencePiece and `gene` of WordPiece are one, and `##gene` is another.
-- Special tokens are the same by what they are for: `[MASK]` is `<mask>`, `[CLS]` is `<s>`.
+- Special tokens are matched by their role: `[MASK]` is `<mask>`, `[CLS]` is `<s>`.
 - A new token gets the mean of the pieces that the old tokenizer cuts its text into (Gee et al., "Fast Vocabulary
   Transfer for Language Model Compression", EMNLP 2022; for added tokens Sachidananda et al., "Efficient Domain
   Adaptation of Language Models via Adaptive Tokenization", 2021).
@@ -42,7 +42,7 @@ class Rows:
     kinds: Counter[str]
 
     def of(self, token: int) -> list[int]:
-        """Return the old rows that a new token's is the mean of; none stands for all."""
+        """Return the old rows whose mean is a new token's row; an empty list means all rows."""
         end = int(self.starts[token + 1]) if token + 1 < len(self.starts) else len(self.old)
         return [int(row) for row in self.old[int(self.starts[token]) : end]]
 

@@ -1,4 +1,4 @@
-"""Read a model, and write the one to begin with that is made of it.
+"""Read a trained model, and write the initial model made from it.
 
     warm_start(GrowConfig(source="roberta-base", tokenizer="tokenizers/mine", output="start"))
     warm_start(GrowConfig(source="runs/base", config_overrides="num_hidden_layers=24", output="start"))
@@ -69,7 +69,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Done:
-    """What was written, for the person: the numbers that changed, where tokens come from, what was compared."""
+    """Summary for the user: changed numbers, sources of the tokens, and the comparison made."""
 
     changes: dict[str, tuple[int, int]]
     tokens: dict[str, int]
@@ -121,7 +121,7 @@ def _new_config(old: PretrainedConfig, config: GrowConfig, tokenizer: Any, new_t
         new = from_pretrained(AutoConfig, config.config_name, token=config.token)
         if new.model_type != old.model_type:
             raise ConfigError(
-                f"{new.model_type} cannot be made of {old.model_type}",
+                f"{new.model_type} cannot be made from {old.model_type}",
                 where="--config_name",
                 hint="the architecture stays the same",
             )
@@ -244,7 +244,7 @@ def _stored(
 def _note(
     config: GrowConfig, changes: dict[str, tuple[int, int]], rows: Rows | None, layers: dict[str, LayerSource]
 ) -> dict[str, Any]:
-    """Return what the folder was made of, for who finds it later; nothing in it is only true on this machine."""
+    """Return the sources of the folder for its grown.json, without paths of this machine."""
     named = {name: getattr(config, name) for name in ("source", "tokenizer", "config_name", "config_overrides")}
     moved = {prefix: one.prefix for prefix, one in layers.items() if prefix != one.prefix}
     return {

@@ -1,4 +1,4 @@
-"""What is in a prepared folder, for people: counts, fill, lengths, blocks as text, and whether every byte is right.
+"""Show the contents of a prepared folder: counts, fill, lengths and blocks as text; verify every byte.
 
 inspect_prepared(InspectConfig(data="prepared/eli5", verify=True))
 """

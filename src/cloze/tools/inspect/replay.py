@@ -1,7 +1,7 @@
 """The batch of one step of a run, exactly as it was trained on, rebuilt from the run's folder and its data.
 
 Order and masks are pure functions of (seed, sample number), so no step before it has to be repeated and nothing about
-it had to be stored: what a loss that is no number came from can be looked at afterwards.
+it had to be stored, so the cause of a loss that is not finite can be found afterwards.
 
     batch = rebuild(Path("runs/mine"), step=1200)
     batch.samples, batch.blocks             # [G] int64: sample numbers and the blocks they are

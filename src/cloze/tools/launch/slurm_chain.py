@@ -55,7 +55,7 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
     if not beside.is_file():
         if config.prepare_flags:
             raise ConfigError(
-                "there is no such recipe to prepare with", where=beside, hint="write it, or leave out --prepare_flags"
+                "the recipe for preparing does not exist", where=beside, hint="write it, or leave out --prepare_flags"
             )
         return train, None
     prepare = parse(["prepare", "--config", str(beside), *shlex.split(config.prepare_flags)])[1]
@@ -67,7 +67,7 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
         raise ConfigError(
             f"trains on {train.dataset_name}, but {beside} makes {prepare.output}",
             where=config.recipe,
-            hint="say the same in both, or with --train_flags and --prepare_flags",
+            hint="use the same value in both, or in --train_flags and --prepare_flags",
         )
     return train, prepare
 
@@ -132,7 +132,7 @@ def command(config: SubmitConfig, job: Job, logs: Path, before: str | None) -> l
     number = "%A_%a" if any(flag.startswith("--array") for flag in job.sbatch) else "%j"
     words = ["sbatch", "--parsable", f"--job-name=cloze-{job.name}", f"--output={logs}/{job.name}-{number}.out"]
     words += _flags(account=config.account)
-    if before is not None:  # a job whose turn can never come is cancelled, and does not wait for ever
+    if before is not None:  # cancel a job whose dependency can never be satisfied, instead of leaving it pending
         words += [f"--dependency={job.after}:{before}", "--kill-on-invalid-dep=yes"]
     if job.environment:
         told = ",".join(f"{name}={value}" for name, value in job.environment.items())
@@ -149,7 +149,7 @@ def submit(config: SubmitConfig, jobs: list[Job], logs: Path) -> list[str]:
             done = subprocess.run(words, capture_output=True, text=True)
             problem = done.stderr.strip().removeprefix("sbatch: error: ") if done.returncode else None
         except FileNotFoundError:
-            problem = "there is no sbatch on this machine"
+            problem = "this machine has no sbatch"
         if problem is not None:
             if ids:
                 subprocess.run(["scancel", *ids], capture_output=True)

@@ -1,4 +1,4 @@
-"""What a batch job asks before it starts a run: where it lies, and whether one more start makes sense.
+"""Tell a batch job where its run's folder is, and whether to start it once more.
 
     python -m cloze.tools.launch.slurm_job folder --config RECIPE.yaml [flags] # prints OUTPUT_DIR
     python -m cloze.tools.launch.slurm_job batch --processes 8 --config RECIPE.yaml [flags] # blocks of a step
@@ -48,7 +48,7 @@ def count_start(run: Path, max_restarts: int) -> bool:
 
 
 def blocks_a_step(config: TrainConfig, processes: int) -> int:
-    """Return the global batch of a run on so many processes."""
+    """Return the global batch of a run on `processes` processes."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
 
 

@@ -225,7 +225,7 @@ def weigh(weighing: Weighing, choice: Choice, network: float, host_memory: float
 
 
 def train_flags(train: TrainConfig, choice: Choice, split: Layout) -> list[str]:
-    """Return what `cloze train` must be told, beside the recipe, to train so with the same global batch."""
+    """Return the options of `cloze train`, besides the recipe, for this choice with the same global batch."""
     words = ["--per_device_train_batch_size", str(split.per_device)]
     if train.global_batch_size is not None or split.size is not None:  # accumulation follows from it
         words += ["--global_batch_size", str(split.global_batch), "--gradient_accumulation_steps", "1"]
@@ -257,14 +257,14 @@ def recommend(rows: list[Row], gpu: Gpu) -> tuple[Row | None, str]:
 
 
 def _burden(row: Row) -> tuple[bool, int, bool]:
-    """Return what is preferred comes first: nothing offloaded or recomputed, then the least partitioned."""
+    """Return the key that sorts preferred choices first: without offload and recomputation, then least partitioned."""
     heavy = row.choice.checkpointing or row.choice.offload != "none"
     divided = 4 if row.choice.fully_sharded else -1 if row.choice.stage is None else row.choice.stage
     return heavy, divided, row.choice.checkpointing
 
 
 def _middle(row: Row) -> float:
-    """Return tokens a second; where no speed is known, blocks of a pass stand for it."""
+    """Return tokens per second; if the speed is unknown, blocks per pass instead."""
     return sum(row.pace.tokens_per_second) / 2 if row.pace is not None else float(row.blocks)
 
 

@@ -1,4 +1,4 @@
-"""How the device that is planned for computes, where that decides what is kept in memory.
+"""Model how the planned device computes, as far as that decides what is kept in memory.
 
     with AsDevice(on_gpu=True, cast=torch.bfloat16): ...      # calls on meta tensors keep what they would keep there
 

@@ -1,4 +1,4 @@
-"""What is to be planned: a recipe of `cloze train`, and what its data and its model's configuration say.
+"""Read the recipe to plan, with its data and its model's configuration.
 
     recipe = read_recipe(PlanConfig(recipe="launch/recipes/distilroberta-eli5.yaml"))
     recipe.model_config, recipe.block_size, recipe.tokens
@@ -102,7 +102,9 @@ def read_recipe(config: PlanConfig) -> Recipe:
         block_size = usable_length(own)
         if block_size is None:
             raise ConfigError("how long are the blocks?", where=config.recipe, hint="give --block_size")
-        notes.append(f"nothing says how long the blocks are: {block_size} tokens, the most the model takes")
+        notes.append(
+            f"the length of the blocks is not known: {block_size} tokens are assumed, the most the model takes"
+        )
     model_config = _fitted(train, own, tokenizer, config.vocab_size, block_size, notes)
     return Recipe(train, model_config, block_size, num_blocks, _tokens(config, train, num_blocks, block_size), notes)
 
@@ -167,7 +169,9 @@ def _fitted(
     size = asked or (vocabulary_size(tokenizer) if tokenizer is not None else int(usual))
     if asked is not None or tokenizer is None:
         if asked is None and train.model_name_or_path is None:
-            notes.append(f"no tokenizer is at hand: a vocabulary of {size:,}, the model's own (or give --vocab_size)")
+            notes.append(
+                f"the tokenizer is not here: the model's own vocabulary of {size:,} is assumed (or give --vocab_size)"
+            )
         tokenizer = _Words(size, text, parse_overrides(train.config_overrides))
     fitted = read_config(train, tokenizer, block_size)
     check_fits(fitted, size if train.model_name_or_path is None else 0, block_size)

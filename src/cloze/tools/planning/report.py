@@ -27,7 +27,7 @@ _LAYOUTS = [(170, [_EVERY]), (118, [_EVERY[:10], [0, *_EVERY[10:]]])]
 
 
 def size(value: float | None) -> str:
-    """Return bytes in GiB, or MiB below one: `12.3G`, `456M`; `?` where it is not known."""
+    """Return bytes in GiB, or MiB below one: `12.3G`, `456M`; `?` if unknown."""
     if value is None:
         return "?"
     return f"{value / 2**30:.1f}G" if value >= 2**30 else f"{value / 2**20:.0f}M"
@@ -73,7 +73,7 @@ def cells(plan: Plan, row: Row) -> list[str]:
 
 
 def show(plan: Plan, row: Row | None, notes: list[str]) -> None:
-    """Print it: a table where a person looks, else a line for each choice."""
+    """Print a table in a terminal, else a line for each choice."""
     facts, gpu = plan.facts, plan.gpu
     say("plan", f"{facts.model_class}, {facts.elements / 1e6:.1f}M parameters, {facts.trained / 1e6:.1f}M trained")
     precision = {"no": "fp32"}.get(plan.precision, plan.precision)

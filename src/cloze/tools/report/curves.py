@@ -52,7 +52,7 @@ CHARTS = (
     Chart("memory", "Memory", "GiB, the highest so far", "decimal", "memory_gib", from_zero=True),
     Chart("learning_rate", "Learning rate", "", "power", "learning_rate", from_zero=True),
     Chart("grad_norm", "Gradient norm", "before clipping", "decimal", "grad_norm", from_zero=True, smooth=True),
-    Chart("mfu", "Model FLOP utilisation", "of what the device could do", "percent", "mfu", from_zero=True),
+    Chart("mfu", "Model FLOP utilisation", "of the device's peak", "percent", "mfu", from_zero=True),
 )
 
 
@@ -186,7 +186,7 @@ def describe(chart: Chart, runs: Sequence[Run], curves: Sequence[dict[str, Any]]
 
 
 def restarts_of(run: Run) -> list[dict[str, Any]]:
-    """Return where a run was started again, by step and time, and on what; for the lines on the time axis."""
+    """Return the restarts of a run, by step and time, with their devices, for the marks on the axis."""
     starts, clock = [], clock_of(run.lines) if run.restarts else []
     steps = [line["step"] for line in run.lines]
     for session in run.restarts:

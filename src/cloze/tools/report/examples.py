@@ -55,7 +55,7 @@ def begun_with(run: Run, tokenizer: Any) -> tuple[Any, str] | None:
     try:
         checkpoint = resolve_model_path(str(run.folder / f"checkpoint-{step}")).folder
         return load_model(checkpoint, tokenizer), f"after {step:,} steps"
-    except ClozeError:  # damaged: it is not what was asked for
+    except ClozeError:  # damaged: not the requested weights
         return None
 
 

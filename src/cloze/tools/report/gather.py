@@ -1,4 +1,4 @@
-"""What a run's folder says, as far as it can be read; of what it says, nothing that is only true on this machine.
+"""Read a run's folder as far as possible, without facts that hold on this machine only.
 
 runs = gather_runs(["runs/a", "runs/b"])        # Raises ConfigError, DataError
 runs[0].lines[-1]["loss"], runs[0].damaged_lines, runs[0].config["learning_rate"]
@@ -202,14 +202,14 @@ def _checkpoint(folder: Path) -> Checkpoint:
 
 
 def model_name(run: Run) -> str:
-    """Return what was trained: the pretrained model's name, else the architecture."""
+    """Return the name of the pretrained model, else the architecture."""
     config = run.config
     name = config.get("model_name_or_path") or config.get("config_name") or config.get("model_type")
     return str(name) if name else "masked language model"
 
 
 def data_name(run: Run) -> str | None:
-    """Return what it was trained on, by the name its source has."""
+    """Return the name of the training data's source."""
     name = part(run.data, "source").get("dataset_name")
     return str(name) if name else None
 

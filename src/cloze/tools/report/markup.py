@@ -35,7 +35,7 @@ def joined(parts: Iterable[Any]) -> Html:
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], numbers: Iterable[int] = (), class_: str = "") -> Html:
-    """Return a table that scrolls in its own box where it is too wide. The first cell of a row names it; `numbers`:
+    """Return a table that scrolls in its own box if it is too wide. The first cell of a row names it; `numbers`:
     columns that are set to the right. No head: facts by name."""
     right = set(numbers)
 
@@ -59,7 +59,7 @@ def facts(values: dict[str, Any]) -> Html:
 
 
 def section(title: str, *parts: Any) -> Html:
-    """Return a section with its heading; empty if it has nothing to say."""
+    """Return a section with its heading; empty without content."""
     shown = [one for one in parts if one]
     return element("section", joined([element("h2", title), *shown])) if shown else Html("")
 
@@ -75,14 +75,14 @@ def colour(run: int) -> str:
 
 
 def key(run: int, name: str, several: bool) -> Html:
-    """Return a run's name with the dot of its colour, where there are several."""
+    """Return a run's name, with a dot in its colour if there are several."""
     if not several:
         return text(name)
     return element("span", joined([Html(f'<i class="key {colour(run)}"></i>'), name]), class_="name")
 
 
 def number(value: float | None, digits: int = 4) -> str | None:
-    """Return a number with so many digits that count, thousands apart: `1,234`, `4.052`, `2e-05`."""
+    """Return a number with `digits` significant digits and thousands separators: `1,234`, `4.052`, `2e-05`."""
     if value is None:
         return None
     if isinstance(value, int) or (abs(value) >= 10 ** (digits - 1) and abs(value) < 1e15):

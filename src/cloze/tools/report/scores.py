@@ -1,4 +1,4 @@
-"""What a report says of quality: eval.json of each run, with intervals, by frequency; and masks filled.
+"""Sections on quality: eval.json of each run, with intervals, by frequency; and filled masks.
 
 section_of_scores(runs)     # an Html
 """
@@ -111,7 +111,7 @@ def _bands(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
 
 
 def section_of_answers(filled: Sequence[Filled], several: bool) -> Html:
-    """Return what each model puts in place of the mask, before training and after it."""
+    """Return the predictions of each model for the masks, before and after training."""
     if not filled:
         return Html("")
     with_before = any(one["before"] for one in filled)

@@ -106,7 +106,7 @@ def _tokens_per_second(run: Run) -> float | None:
 
 
 def data_section(runs: Sequence[Run]) -> Html:
-    """Return what was trained on, as the manifest of the blocks says; once for runs on the same blocks."""
+    """Return the training data by the manifest of the blocks, once for runs on the same blocks."""
     parts: list[Html] = []
     for runs_alike in _groups(runs, lambda run: run.data.get("checksum") or id(run)):
         shown = facts(_data_facts(runs_alike[0].data))
@@ -230,7 +230,7 @@ def _groups(runs: Sequence[Run], by: Any) -> list[list[Run]]:
 
 
 def _of(some: Sequence[Run], runs: Sequence[Run]) -> Html:
-    """Return which runs a table is of, where it is not all of them."""
+    """Return the names of a table's runs if it does not cover all of them."""
     return note(", ".join(run.name for run in some)) if len(some) < len(runs) else Html("")
 
 

@@ -94,7 +94,7 @@ class Engine(ABC):
     @classmethod
     @abstractmethod
     def requested_support(cls, deepspeed: str | None, precision: str) -> Support:
-        """Return what the requested engine can do. `deepspeed`: --deepspeed."""
+        """Return what the requested engine supports. `deepspeed`: --deepspeed."""
 
     @classmethod
     def check_request(cls, config: TrainConfig, on_gpu: bool) -> None:
@@ -194,7 +194,7 @@ class Engine(ABC):
         return [one for one in found if one is not None and one.length > 0]
 
     def locate(self, name: str, parameter: Any) -> Fragment | None:
-        """Return what this rank holds of a parameter; None, or a length below 1, if it holds nothing."""
+        """Return this rank's part of a parameter; None, or a length below 1, if it has none."""
         return Fragment(name, self.shape_of(parameter), 0, parameter.numel(), parameter, 0)
 
     def shape_of(self, parameter: Any) -> tuple[int, ...]:

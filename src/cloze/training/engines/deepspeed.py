@@ -58,7 +58,7 @@ class DeepSpeedEngine(Engine):
 
     @classmethod
     def requested_support(cls, deepspeed: str | None, precision: str) -> Support:
-        """Return what the requested stage can do."""
+        """Return what the requested stage supports."""
         return _support(int((asked_zero(deepspeed) or {}).get("stage", 0)), precision)
 
     @classmethod
@@ -150,7 +150,7 @@ class DeepSpeedEngine(Engine):
         return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in self.module.parameters())
 
     def locate(self, name: str, parameter: Any) -> Fragment | None:
-        """Return where this rank's part of a parameter's fp32 weight lies, in memory or on a disk."""
+        """Return the location of this rank's part of a parameter's fp32 weight, in memory or on a disk."""
         where = self._locate(parameter)
         return where and Fragment(name, self.shape_of(parameter), *where, swapped_state(self.zero, where[2]))
 

@@ -44,7 +44,7 @@ def check_zero(deepspeed: str | None, on_gpu: bool) -> None:
             _check_disk(offload.get("nvme_path"), f"{where}: {name}")
     quantized = [name for name in _QUANTIZED if zero.get(name)]
     if quantized and not on_gpu:
-        hint = "leave it out: there is no network between GPUs to save on"
+        hint = "leave it out: without a network between GPUs it saves nothing"
         raise ConfigError(f"{quantized[0]} needs CUDA kernels", where=where, hint=hint)
     group, world_size = int(zero.get("zero_hpz_partition_size", 1)), processes.world_size()
     if (quantized or group > 1) and zero.get("stage") != 3:

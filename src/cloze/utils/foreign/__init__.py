@@ -5,7 +5,7 @@ Such a file may be cut short, be of another program, or be made by a stranger to
 ClozeError of one line.
 
     paths               plain names, regular files, no links
-    folders             whose checkpoint a folder is
+    folders             which tool wrote a checkpoint folder
     json_yaml           JSON and YAML, read and written
     safetensors_header  names, types and shapes of the tensors in a file
     arrow_batches       Arrow and Parquet, validated, in batches of bounded size once decoded

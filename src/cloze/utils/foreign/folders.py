@@ -15,7 +15,7 @@ _ZERO = ("*_optim_states.pt", "*_model_states.pt", "global_step*/*_model_states.
 
 @dataclass(frozen=True)
 class Owner:
-    """`what`: what the folder is, to be put after "this is"; `hint`: how it can be used here."""
+    """`what`: a description that follows "this is"; `hint`: how to use the folder here."""
 
     what: str
     hint: str

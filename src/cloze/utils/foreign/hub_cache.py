@@ -20,7 +20,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def unreachable(error: BaseException, cache: str | None = None) -> tuple[str, str] | None:
-    """Return what is wrong and what to do if the Hub cannot be reached; None if the error is another one.
+    """Return the problem and the remedy if the Hub cannot be reached; None for other errors.
 
     `cache`: the folder that was searched (default: the Hub's cache).
     """

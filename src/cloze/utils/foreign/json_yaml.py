@@ -207,7 +207,7 @@ def check_events(text: str, where: object, error: type[ClozeError] = DataError, 
 
 
 def yaml_problem(problem: Exception) -> str:
-    """Return what a YAML parser raised, in one line."""
+    """Return the error of a YAML parser in one line."""
     return printable(" ".join(str(problem).replace('in "<unicode string>", ', "at ").split()))
 
 
@@ -223,7 +223,7 @@ def read_mapping(path: Path | str) -> dict[str, Any]:
 
 
 def left_out(line: str) -> None:
-    """Report, once in a process, what a reader leaves out of what it returns because it is damaged."""
+    """Report damaged content that a reader leaves out, once per process."""
     if line not in _reported:
         _reported.add(line)
         for report in on_left_out:

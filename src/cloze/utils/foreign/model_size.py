@@ -1,4 +1,4 @@
-"""How large a model a configuration may ask for: its numbers, and what they add up to while modules are made.
+"""Limit the size of a model that a configuration may request, by its numbers and while its modules are created.
 
     check_number("num_hidden_layers", 10**9, "config.json")     # ModelError
     with limited_size(stored=124_000_000): AutoModelForMaskedLM.from_pretrained(folder)

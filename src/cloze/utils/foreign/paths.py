@@ -1,4 +1,4 @@
-"""Names and files that come from elsewhere: plain names, regular files, no links.
+"""Open foreign files safely: plain names, regular files, no links.
 
     plain_name("model-00001-of-00002.safetensors")      # the name; DataError for ../x, a/b, NUL, control characters
     with open_regular(folder / name) as file: ...       # DataError for a link, a pipe, a device, a folder
@@ -25,7 +25,7 @@ MAX_PARTS = 16
 MAX_TEXT_BYTES = 1 << 24  # of a card or a script
 _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_COPY_IT = "replace the link with the file it stands for"
+_COPY_IT = "replace the link with its target file"
 
 
 def real_path(path: Path | str) -> Path:
@@ -149,8 +149,7 @@ def read_text(
 
 
 def printable(text: str) -> str:
-    """Return a name or a value as it may stand in a line: all that is not printable escaped, at most 200
-    characters."""
+    """Return a name or a value for a message: unprintable characters escaped, at most 200 characters."""
     shown = text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode("ascii")
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 

@@ -1,6 +1,6 @@
 """Pickles and files of torch.save, read without running anything that is in them.
 
-    read_pickle(folder / ".metadata", RECORDS)          # records in place of objects, no code of theirs
+    read_pickle(folder / ".metadata", RECORDS)          # records instead of objects; no foreign code runs
     load_torch(file, what="rank 3's file", shells=...)  # tensors, numbers, text and containers of them
 
 A pickle of a few bytes can stand for gigabytes, or for an hour of work: an object may be named again and again, and
@@ -182,7 +182,7 @@ def read_pickle(file: Path, records: Mapping[str, set[str]], folder: Path | None
         return _Records(io.BytesIO(content), records).load()
     except _Unknown as problem:
         raise runs_code(f"it holds a Python object, {problem}", file, "load it with torch if you trust it") from None
-    except Exception as problem:  # whatever a damaged pickle provokes
+    except Exception as problem:  # any error of a damaged pickle
         raise CheckpointError(f"it is damaged ({reason(problem)})", where=file, hint=_HINT) from None
 
 
@@ -202,7 +202,7 @@ def load_torch(file: Path, what: str, shells: re.Pattern[str], unknown_hint: str
         names = get_unsafe_globals_in_checkpoint(file)
     except ClozeError:
         raise
-    except Exception as problem:  # whatever a damaged file provokes in torch
+    except Exception as problem:  # any error of torch on a damaged file
         raise CheckpointError(f"{what} is damaged ({reason(problem)})", where=file, hint=_HINT) from None
     unknown = [name for name in names if not shells.match(name)]
     if unknown:

@@ -53,7 +53,7 @@ def from_pretrained(
         if typed_attention and hasattr(found, "_attn_implementation"):
             found._attn_implementation = None
         return found
-    except Exception as error:  # whatever a file provokes in transformers
+    except Exception as error:  # any error of transformers on a file
         if is_memory(error):
             raise
         raise load_error(error, source, kind_of(loader)) from None
@@ -72,7 +72,7 @@ def from_config(loader: Any, config: Any, *, trust_remote_code: bool = False, **
     try:
         with limited_size(name):
             return loader.from_config(config, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:  # whatever a configuration provokes in transformers
+    except Exception as error:  # any error of transformers on a configuration
         if is_memory(error):
             raise
         raise load_error(error, name) from None
@@ -170,13 +170,13 @@ def _check_files(key: str, value: Any, where: Path | str) -> None:
 
 
 def kind_of(loader: Any) -> str:
-    """Return what a class of transformers loads, in a word."""
+    """Return the kind of object that a class of transformers loads."""
     name = getattr(loader, "__name__", "")
     return "tokenizer" if "Tokenizer" in name else "configuration" if "Config" in name else "model"
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says in one line: its first line, and the next one if the first ends with a colon."""
+    """Return an error in one line: its first line, and the next one if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return printable(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
 

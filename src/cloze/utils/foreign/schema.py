@@ -1,4 +1,4 @@
-"""The shape of a JSON value: which names it has, and what is under them.
+"""Check the structure of a JSON value: its names and the types of their values.
 
     check({"shards": [{"file": "../x"}]}, {"shards": [{"file": FILE, "?blocks": COUNT}]})     # ValueError
 
@@ -30,7 +30,7 @@ class Each:
 
 
 def COUNT(value: Any) -> bool:
-    """Return whether a value is a number of things: an integer from 0 to 2^63 - 1."""
+    """Return whether a value is a count: an integer from 0 to 2^63 - 1."""
     return type(value) is int and 0 <= value < 1 << 63
 
 

@@ -38,7 +38,7 @@ FORMAT_VARIABLE = "CLOZE_LOG_FORMAT"
 FORMATS = {
     "auto": "a live view on a terminal, lines elsewhere",
     "plain": "lines",
-    "quiet": "warnings, errors, and where the result is",
+    "quiet": "warnings, errors, and the path of the result",
     "json": "one JSON object a line on stdout, errors too",
 }
 _answers: list[bool] = []

@@ -52,7 +52,7 @@ class Screen:
             self._write(f"{begin}{_SAVE}{_HIDE}{drawn}{_BACK}{_SHOW}")
 
     def close(self) -> None:
-        """Clear the rows and give them back; the cursor is where the text above ends, and is shown."""
+        """Clear the rows and release them; show the cursor at the end of the text above."""
         with self.handed_back():
             self._closed = True
         with contextlib.suppress(ValueError):

@@ -115,7 +115,7 @@ def test_a_run_resumed_in_another_precision_is_told_so_and_a_time_limit_without_
     argv = [*flags(prepared, tmp_path / "run"), "--save_before_time_limit", "9"]
     outcomes = cloze_ranks(argv, 1, "single", tmp_path / "log")
     succeed(outcomes)
-    assert outcomes[0].output.count("ignored: --save_before_time_limit 9 (SLURM says no end of a job here)") == 1
+    assert outcomes[0].output.count("ignored: --save_before_time_limit 9 (SLURM sets no end time here)") == 1
     checkpoint = next((tmp_path / "run").glob("checkpoint-*"))
     resumed = [*flags(prepared, tmp_path / "run"), "--resume_from_checkpoint", str(checkpoint), "--bf16"]
     outcomes = cloze_ranks(resumed, 1, "single", tmp_path / "more")

@@ -190,7 +190,12 @@ def clock(ahead_ms: float) -> list[dict[str, Any]]:
             "folder node2 does not see what rank 0 wrote in /shared: No such file",
             "all nodes mount",
         ),
-        (findings(shared=MUTE), "bad", "folder node2 cannot share what it writes in /shared", "all nodes mount"),
+        (
+            findings(shared=MUTE),
+            "bad",
+            "folder node2 writes files that the others do not see in /shared",
+            "all nodes mount",
+        ),
         (findings(shared=LATE), "warn", "folder files in /shared appear on node2 after 4.2 s", "actimeo"),
         (
             findings(shared_error="Permission denied", shared=[]),

@@ -1,4 +1,4 @@
-"""How much memory a choice takes on each rank, and of what kind: what the engines allocate, read from their code.
+"""Estimate the memory of a choice on each rank, by kind, from the allocations in the engines' code.
 
     world = World(ranks=16, ranks_a_node=8, accumulation=1, precision="bf16")
     needs = memory_of(Choice(2), facts, world, trace, blocks=32, rows=(960, 4096))
