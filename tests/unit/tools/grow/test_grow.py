@@ -354,7 +354,7 @@ def test_a_tokenizer_that_is_too_large_is_told_what_to_do(places, tmp_path):
         (["--config_overrides", "is_decoder=true"], "is_decoder=True is not for masked language modelling"),
         (["--config_overrides", "pad_token_id=7"], "pad_token_id=7, but the tokenizer's is"),
         (["--config_overrides", "hidden_size=51"], "no masked language model can be made from the configuration"),
-        (["--config_name", "DISTILBERT"], "--config_name: distilbert cannot be made of bert"),
+        (["--config_name", "DISTILBERT"], "--config_name: distilbert cannot be made from bert"),
         (["--tokenizer", "nowhere/at/all"], "cannot load the tokenizer"),
         (["--method", "function_preserving", "--config_overrides", "num_hidden_layers=4"], "would not stay the same"),
         (
