@@ -39,6 +39,7 @@ from cloze.utils.early_signals import (
 )
 from cloze.utils.terminal.console import (
     answer,
+    log_format,
     show,
     silence_libraries,
     silence_other_ranks,
@@ -171,7 +172,8 @@ def _run_command(words: list[str]) -> int:
         warn(f"ignored: {'; '.join(ignored)}")
     answer(command in ANSWERS)
     module = importlib.import_module(f"cloze.cli.commands.{command}")
-    with _signals_raise(), own_stdout():
+    hidden = contextlib.nullcontext() if log_format() == "verbose" else own_stdout()
+    with _signals_raise(), hidden:
         return module.run(arguments) or 0
 
 

@@ -23,7 +23,7 @@ from cloze.config.yaml_guard import check_flow, check_number, check_recipe
 from cloze.errors import ConfigError
 from cloze.utils.foreign.paths import printable
 from cloze.utils.suggest import suggestion
-from cloze.utils.terminal.console import FORMAT_VARIABLE, FORMATS, log_format
+from cloze.utils.terminal.console import FORMAT_VARIABLE, FORMATS, log_format, split_log_format
 
 if TYPE_CHECKING:  # a quarter of a second, which help and --version do without
     import jsonargparse
@@ -69,7 +69,7 @@ def _command_parser(command: str, with_options: bool = True) -> jsonargparse.Arg
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
     """Return the command's name and its filled dataclass. Raises ConfigError for anything that cannot be
     understood."""
-    words = _spell_out(_without_log_format(argv)[0])
+    words = _spell_out(split_log_format(argv)[0])
     first = check_command(words)
     parser = build_parser(first if words[0] == first else None)
     _check_values(first, words)
@@ -120,7 +120,7 @@ def _configured(command: str, values: dict[str, Any]) -> Any:
 
 def overridden(argv: Sequence[str]) -> list[str]:
     """Return a line for each option that a command line gives again with another value; the last one counts."""
-    words = _spell_out(_without_log_format(argv)[0])
+    words = _spell_out(split_log_format(argv)[0])
     last: dict[str, str] = {}
     lines = []
     for word, value in zip(words, [*words[1:], ""], strict=True):
@@ -139,7 +139,7 @@ def choose_log_format(argv: Sequence[str]) -> list[str]:
 
     Raises ConfigError if it, or CLOZE_LOG_FORMAT, is not in `cloze.utils.terminal.console.FORMATS`.
     """
-    words, chosen = _without_log_format(argv)
+    words, chosen = split_log_format(argv)
     if chosen is not None:
         os.environ[FORMAT_VARIABLE] = chosen
     if log_format() not in FORMATS:
@@ -149,21 +149,6 @@ def choose_log_format(argv: Sequence[str]) -> list[str]:
             f"no such format: {said!r}", where=where, hint=suggestion(said, FORMATS) or f"one of {', '.join(FORMATS)}"
         )
     return words
-
-
-def _without_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return the other words, and the last format that was given, if any; the flag may stand before the command,
-    too."""
-    words, chosen, rest = [], None, list(argv)
-    while rest:
-        word = rest.pop(0)
-        if word == "--log_format":
-            chosen = rest.pop(0) if rest else ""
-        elif word.startswith("--log_format="):
-            chosen = word.partition("=")[2]
-        else:
-            words.append(word)
-    return words, chosen
 
 
 def from_values(command: str, values: Mapping[str, Any]) -> Any:

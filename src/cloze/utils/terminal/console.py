@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from cloze.utils.environment import processes
@@ -38,6 +38,7 @@ FORMAT_VARIABLE = "CLOZE_LOG_FORMAT"
 FORMATS = {
     "auto": "a live view on a terminal, lines elsewhere",
     "plain": "lines",
+    "verbose": "lines, and the output and warnings of libraries",
     "quiet": "warnings, errors, and the path of the result",
     "json": "one JSON object a line on stdout, errors too",
 }
@@ -49,6 +50,20 @@ _shown: list[Callable[[str, int | None, str, int], Callable[..., None]]] = []
 def log_format() -> str:
     """Return the log format, one of FORMATS."""
     return os.environ.get(FORMAT_VARIABLE, "auto")
+
+
+def split_log_format(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the words of a command line without --log_format, and its last value, None if absent."""
+    words, chosen, rest = [], None, list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--log_format":
+            chosen = rest.pop(0) if rest else ""
+        elif word.startswith("--log_format="):
+            chosen = word.partition("=")[2]
+        else:
+            words.append(word)
+    return words, chosen
 
 
 def answer(yes: bool) -> None:
@@ -105,7 +120,9 @@ def silence_other_ranks() -> None:
 
 def silence_libraries() -> None:
     """Silence messages, warnings and progress bars of libraries, but not their errors. Call it in Cloze's own process
-    before libraries are imported; `python -W` keeps warnings."""
+    before libraries are imported; `python -W` keeps warnings, and --log_format verbose everything."""
+    if (split_log_format(sys.argv[1:])[1] or log_format()) == "verbose":
+        return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.disable(logging.WARNING)
     if not sys.warnoptions:

@@ -46,6 +46,19 @@ def test_only_lines_of_cloze_and_errors_are_printed(form: str):
     assert done.stderr == "a real error\n"
 
 
+@pytest.mark.parametrize("given", ["variable", "option"])
+def test_verbose_shows_what_they_print_log_and_warn_of(given: str):
+    environment = os.environ | {"CLOZE_LOG_FORMAT": "verbose" if given == "variable" else "plain"}
+    environment.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
+    script = SCRIPT if given == "variable" else SCRIPT.replace('"archs"]', '"archs", "--log_format", "verbose"]')
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines == ["Time to load cpu_adam op", "Setting accelerator to CPU", "archs        own line", "own table"]
+    for part in ("of another type", "torch.something is deprecated", "Writing model shards", "a real error"):
+        assert part in done.stderr
+
+
 def test_what_they_print_is_an_event_of_its_own_for_a_machine():
     environment = os.environ | {"CLOZE_LOG_FORMAT": "json"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
