@@ -24,7 +24,7 @@ from safetensors.torch import load
 from transformers import AutoModelForMaskedLM
 
 from cloze.checkpoint.format import read_manifest, verify_checkpoint
-from cloze.training.logging.metrics import read_metrics
+from cloze.checkpoint.run_folder import read_metrics
 from cloze.training.logging.sessions import read_sessions
 
 MODEL = {"README.md", "config.json", "loss.svg", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

@@ -22,6 +22,7 @@ from typing import Any
 from cloze.checkpoint.schema import check_manifest
 from cloze.distributed.resilience.run_owner import check_owner, owner_token
 from cloze.errors import CheckpointError
+from cloze.utils import run_files
 from cloze.utils.atomic_files import publish, remove_tree, sha256, write_json, write_text
 from cloze.utils.foreign.folders import foreign_owner
 from cloze.utils.foreign.json_yaml import dump_json, finite, read_json
@@ -29,7 +30,7 @@ from cloze.utils.foreign.paths import check_regular, printable
 from cloze.utils.terminal.console import warn
 
 FORMAT_VERSION = 2
-MANIFEST, FROZEN, PROBE = "checkpoint.json", "frozen.safetensors", "probe.safetensors"
+MANIFEST, FROZEN, PROBE = run_files.CHECKPOINT, "frozen.safetensors", "probe.safetensors"
 HINT = "use an earlier checkpoint"
 MOST_READABLE_PIECES = 100_000
 MOST_DELETED = 20  # limit on checkpoints deleted by a running training during the search for the newest good one

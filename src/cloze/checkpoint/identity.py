@@ -28,6 +28,7 @@ from cloze.config.spellings import parse_arguments, schedule_name
 from cloze.config.train import RUN_KEYS
 from cloze.errors import CheckpointError, ConfigError, error_phase
 from cloze.model.overrides import parse_overrides
+from cloze.utils import run_files
 from cloze.utils.atomic_files import sha256
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.shareable import basename_paths
@@ -184,7 +185,7 @@ def _has_same_blocks(folder: Path, saved: dict[str, Any], here: dict[str, Any]) 
     run's folder only."""
     blocks = saved.get(BLOCKS)
     if blocks is None:
-        manifest = read_mapping(folder.parent / "data.json")
+        manifest = read_mapping(folder.parent / run_files.DATA)
         if manifest.get("checksum") != saved.get(DATA) or manifest.get("checksum") is None:
             return False
         try:

@@ -26,13 +26,13 @@ from cloze.checkpoint.format import (
 )
 from cloze.checkpoint.lineage import Lineage, changed_file, describe, of_checkpoint, read_record, run_id, same_run
 from cloze.errors import CheckpointError, ModelError
+from cloze.utils import run_files
 from cloze.utils.foreign.folders import foreign_owner
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.foreign.lenient_read import part
 from cloze.utils.foreign.paths import real_path
 from cloze.utils.terminal.console import warn
 
-IDENTITY = "run.json"
 _HINT = "give a run, a model folder or a name on the Hub"
 
 
@@ -78,8 +78,8 @@ def is_run(path: Path) -> bool:
     """Return whether a folder is a run's, with or without a model in it."""
     return (
         (path / "model" / "config.json").is_file()
-        or (path / "config.yaml").is_file()
-        or (path / "metrics.jsonl").is_file()
+        or (path / run_files.CONFIG).is_file()
+        or (path / run_files.METRICS).is_file()
         or any((folder / MANIFEST).is_file() for folder in list_checkpoints(path))
     )
 
@@ -87,7 +87,7 @@ def is_run(path: Path) -> bool:
 def newer_checkpoint(run_dir: Path, lineage: Lineage) -> Path | None:
     """Return the newest undamaged checkpoint that is newer than `lineage`, or of the same step with other weights;
     None if nothing matches. Reads the files of such candidates only."""
-    own = run_id(read_mapping(run_dir / IDENTITY))
+    own = run_id(read_mapping(run_dir / run_files.IDENTITY))
     candidates, deleted = list_checkpoints(run_dir), 0
     while candidates:
         folder = candidates.pop()
@@ -120,8 +120,8 @@ def is_of_run(folder: Path, own: str | None) -> bool:
 def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder that contains a checkpoint; None if the folder is no run's or another run's."""
     run_dir = real_path(checkpoint.parent)  # the checkpoint may be a link to another disk
-    own = run_id(read_mapping(run_dir / IDENTITY))
-    return run_dir if (run_dir / "config.yaml").is_file() and is_of_run(checkpoint, own) else None
+    own = run_id(read_mapping(run_dir / run_files.IDENTITY))
+    return run_dir if (run_dir / run_files.CONFIG).is_file() and is_of_run(checkpoint, own) else None
 
 
 def _differs(folder: Path, lineage: Lineage) -> bool:
@@ -162,7 +162,7 @@ def _newest(path: Path) -> Path | None:
 
 def _model_folder(path: Path) -> ModelPath:
     parent = real_path(path).parent
-    found, problem = _examine(path, parent if (parent / "config.yaml").is_file() else None)
+    found, problem = _examine(path, parent if (parent / run_files.CONFIG).is_file() else None)
     if problem is not None:
         warn(f"{path}: {problem}; it is used as it is")
     else:
@@ -188,7 +188,7 @@ def _examine(model: Path, run_dir: Path | None) -> tuple[ModelPath, str | None]:
     found = ModelPath(str(model), str(model), run_dir, lineage)
     if run_dir is None:
         return found, None
-    if not same_run(lineage.run, run_id(read_mapping(run_dir / IDENTITY))):
+    if not same_run(lineage.run, run_id(read_mapping(run_dir / run_files.IDENTITY))):
         found = ModelPath(str(model), str(model), None, lineage)
         return found, f"is of {describe(lineage)} of another run than the one in {run_dir}"
     newer = newer_checkpoint(run_dir, lineage)

@@ -21,6 +21,7 @@ from cloze.data.tokenizers.load import load_tokenizer
 from cloze.data.tokenizers.own_tokenizer import check_pair
 from cloze.errors import CheckpointError
 from cloze.model.load import load_pretrained
+from cloze.utils import run_files
 from cloze.utils.foreign.pretrained import from_config, from_pretrained
 
 
@@ -40,7 +41,7 @@ def load_model(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> 
     """Return the model of a checkpoint, a model folder or a name, in fp32 on the CPU, in evaluation mode. Raises
     ModelError if `tokenizer`, which is to write its inputs, has other ids; CheckpointError if it is damaged."""
     with _unless_deleted(folder):
-        is_ours = (Path(folder) / "checkpoint.json").is_file()
+        is_ours = (Path(folder) / run_files.CHECKPOINT).is_file()
         model = load_checkpoint(Path(folder)) if is_ours else load_pretrained(folder, trust_remote_code)
     check_pair(folder, model.config, tokenizer)
     return model

@@ -10,6 +10,7 @@ from cloze.config import TrainConfig
 from cloze.data.prepared.shards import Prepared, open_prepared
 from cloze.data.train_data import open_data
 from cloze.errors import ConfigError, DataError
+from cloze.utils import run_files
 from cloze.utils.foreign.json_yaml import read_json, read_yaml
 from cloze.utils.terminal.console import say
 
@@ -17,10 +18,10 @@ from cloze.utils.terminal.console import say
 def open_run_data(run_dir: Path, option: str) -> Prepared:
     """Return the blocks of a run. Raises ConfigError or DataError, with a hint that names `option`, if they cannot be
     found or are no longer those that the run was trained on."""
-    manifest = read_json(run_dir / "data.json")
+    manifest = read_json(run_dir / run_files.DATA)
     if manifest.get("streamed"):
         raise ConfigError("a streamed run keeps no blocks", where=option, hint="prepare the corpus first")
-    values = read_yaml(run_dir / "config.yaml")
+    values = read_yaml(run_dir / run_files.CONFIG)
     found = open_data(TrainConfig(**values))
     if found.manifest["checksum"] != manifest["checksum"]:
         raise DataError(
@@ -39,7 +40,7 @@ def choose_data(data: str | None, models: Sequence[str]) -> Prepared:
     if data is not None:
         return open_prepared(data)
     runs = dict.fromkeys(resolve_model_path(name).run_dir for name in models)
-    found = [open_run_data(run_dir, "--data") for run_dir in runs if run_dir and (run_dir / "data.json").is_file()]
+    found = [open_run_data(run_dir, "--data") for run_dir in runs if run_dir and (run_dir / run_files.DATA).is_file()]
     if not found:
         what = "the model does not belong to a run whose data is known"
         raise ConfigError(what, where="--data", hint="give --data FOLDER, made by `cloze prepare`")

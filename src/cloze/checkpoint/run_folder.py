@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import ConfigError
+from cloze.utils import run_files
 from cloze.utils.foreign.json_yaml import read_json_lines, read_mapping
 
 
@@ -26,7 +27,7 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]):
         object.__setattr__(self, "folder", Path(folder))
-        if not (self.folder / "config.yaml").is_file():
+        if not (self.folder / run_files.CONFIG).is_file():
             raise ConfigError("holds no run", where=self.folder, hint="give the output_dir of `cloze.train`")
 
     def __fspath__(self) -> str:
@@ -39,8 +40,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, for example for `pandas.DataFrame`: `step` with `loss` (nats),
         `learning_rate`, `grad_norm`, `tokens_per_second`, ..., or with `eval_loss`, `eval_perplexity`, ..."""
-        path = self.folder / "metrics.jsonl"
-        return read_json_lines(path, "step")[0] if path.is_file() else []
+        return read_metrics(self.folder)
 
     @property
     def status(self) -> str:
@@ -54,7 +54,7 @@ class Run:
         return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
     def _said(self) -> dict[str, Any]:
-        return read_mapping(self.folder / "status.json")
+        return read_mapping(self.folder / run_files.STATUS)
 
     def __repr__(self) -> str:
         parts = [f"{str(self.folder)!r}: {self.status}"]
@@ -70,3 +70,9 @@ class Run:
             at = "" if step == metrics[-1]["step"] else f" at step {step:,}"
             parts.append(f"perplexity {measured[-1]['eval_perplexity']:.4f}{at}")
         return f"Run({', '.join(parts)})"
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, without damaged ones, which are reported; [] if the file is missing."""
+    path = run_dir / run_files.METRICS
+    return read_json_lines(path, "step")[0] if path.exists() else []

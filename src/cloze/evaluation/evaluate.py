@@ -25,6 +25,7 @@ from cloze.evaluation.metric_table import METRICS
 from cloze.evaluation.perplexity import Scores
 from cloze.evaluation.pll import pseudo_perplexity
 from cloze.evaluation.vocabulary import BANDS
+from cloze.utils import run_files
 from cloze.utils.atomic_files import write_json
 from cloze.utils.foreign.text_lines import read_lines
 from cloze.utils.output_file import check_output_file
@@ -144,6 +145,6 @@ def output_path(config: EvaluateConfig, run_dir: Path | None) -> Path | None:
     """Return --output, else eval.json in the run's folder for the perplexity of its model, else None."""
     if config.output:
         return Path(config.output)
-    if config.metric != "perplexity" or run_dir is None or (Path(config.model) / "checkpoint.json").is_file():
+    if config.metric != "perplexity" or run_dir is None or (Path(config.model) / run_files.CHECKPOINT).is_file():
         return None
-    return run_dir / "eval.json"
+    return run_dir / run_files.SCORES

@@ -13,19 +13,17 @@ import json
 from pathlib import Path
 
 from cloze.checkpoint.format import list_checkpoints, verify_checkpoint
+from cloze.checkpoint.run_folder import read_metrics
 from cloze.errors import CheckpointError
-from cloze.training.logging.metrics import FILE as METRICS_FILE
-from cloze.training.logging.metrics import read_metrics
-from cloze.training.logging.sessions import FILE as SESSIONS_FILE
 from cloze.training.logging.sessions import read_sessions
-from cloze.training.nonfinite import FILE as EXCLUDED_FILE
 from cloze.training.nonfinite import excluded_steps
+from cloze.utils import run_files
 from cloze.utils.atomic_files import disk_errors, write_json, write_text
 from cloze.utils.foreign.json_yaml import read_json, read_mapping
 from cloze.utils.foreign.paths import real_path
 from cloze.utils.terminal.console import say
 
-IDENTITY_FILE, BRANCHED = "run.json", "branched_from"
+BRANCHED = "branched_from"
 
 
 def is_in_run(checkpoint: Path, output_dir: Path) -> bool:
@@ -35,7 +33,7 @@ def is_in_run(checkpoint: Path, output_dir: Path) -> bool:
 
 def branch_of(output_dir: Path) -> Path | None:
     """Return the checkpoint of another run from which this one started; None if it started at step 0."""
-    found = read_mapping(output_dir / IDENTITY_FILE).get(BRANCHED)
+    found = read_mapping(output_dir / run_files.IDENTITY).get(BRANCHED)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -44,8 +42,8 @@ def branch_to_resume(output_dir: Path) -> Path | None:
     CheckpointError if it is missing, or run.json, which names it, is damaged: the branch must not start at 0."""
     if list_checkpoints(output_dir):
         return None
-    if (output_dir / IDENTITY_FILE).exists():
-        read_json(output_dir / IDENTITY_FILE, error=CheckpointError)
+    if (output_dir / run_files.IDENTITY).exists():
+        read_json(output_dir / run_files.IDENTITY, error=CheckpointError)
     found = branch_of(output_dir)
     if found is not None and not found.is_dir():
         hint = "give it with --resume_from_checkpoint where it is now, and another --output_dir"
@@ -59,12 +57,12 @@ def begin_branch(checkpoint: Path, step: int, output_dir: Path) -> str:
     """Copy what belongs to the first `step` steps into a new run's folder, and return the path of its origin."""
     origin = checkpoint.parent
     lines = [line for line in read_metrics(origin) if line["step"] <= step]
-    write_text(output_dir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(output_dir / run_files.METRICS, "".join(json.dumps(line) + "\n" for line in lines))
     sessions = [one for one in read_sessions(origin) if one["first_step"] < step]
     if sessions:
-        write_json(output_dir / SESSIONS_FILE, {"sessions": sessions})
+        write_json(output_dir / run_files.SESSIONS, {"sessions": sessions})
     if excluded := excluded_steps(origin):
-        write_json(output_dir / EXCLUDED_FILE, sorted(excluded))
+        write_json(output_dir / run_files.EXCLUDED_STEPS, sorted(excluded))
     say("run", f"{output_dir} is a branch of {checkpoint}")
     return str(real_path(checkpoint))
 
@@ -80,7 +78,7 @@ def set_aside_newer(output_dir: Path, step: int) -> None:
             number += 1
         aside.mkdir()
         lines = read_metrics(output_dir)
-        write_text(aside / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(aside / run_files.METRICS, "".join(json.dumps(line) + "\n" for line in lines))
         for folder in newer:
             folder.rename(aside / folder.name)
     names = ", ".join(folder.name for folder in newer)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from cloze.training.logging.metrics import read_metrics
+from cloze.checkpoint.run_folder import read_metrics
 from cloze.training.run import Run
 from cloze.training.run_schedule import Plan
 from cloze.utils.foreign.lenient_read import is_number

@@ -15,11 +15,12 @@ from cloze.data.batches.layout import Layout
 from cloze.distributed.collectives import gather
 from cloze.distributed.resilience.run_owner import check_owner
 from cloze.errors import CheckpointError, TrainingError
+from cloze.utils import run_files
 from cloze.utils.atomic_files import disk_errors, write_json
 from cloze.utils.foreign.json_yaml import read_json
 from cloze.utils.foreign.paths import real_path
 
-FILE = "left_out.json"  # steps whose batches are left out after a rollback
+FILE = run_files.EXCLUDED_STEPS  # steps whose batches are left out after a rollback
 MOST_ROLLBACKS = 20
 MOST_SKIPPED = 50  # steps in a row without finite gradients; then the run ends
 TOLD_AGAIN = 10  # skipped steps in a row after which they are reported again

@@ -27,15 +27,13 @@ from cloze.config import TrainConfig
 from cloze.distributed.resilience.error_records import FailureLog, forget, secret_values
 from cloze.distributed.resilience.run_owner import check_owner, is_ours
 from cloze.errors import ConfigError, OwnerError
-from cloze.training.branch import BRANCHED, IDENTITY_FILE, begin_branch, branch_of, is_in_run, set_aside_newer
-from cloze.training.logging.metrics import FILE as METRICS_FILE
+from cloze.training.branch import BRANCHED, begin_branch, branch_of, is_in_run, set_aside_newer
+from cloze.utils import run_files
 from cloze.utils.atomic_files import auxiliary_write, disk_errors, write_json, write_text
 from cloze.utils.environment import processes
 from cloze.utils.foreign.paths import real_path
 from cloze.utils.shareable import SECRETS
 from cloze.utils.terminal.console import is_main, own_rank
-
-STATUS_FILE = "status.json"
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def failure_log(config: TrainConfig) -> FailureLog:
 
 def goes_on(config: TrainConfig) -> bool:
     """Return whether this start resumes a run in an existing folder; else the folder may be another run's."""
-    return config.resume_from_checkpoint is not None and (Path(config.output_dir) / IDENTITY_FILE).is_file()
+    return config.resume_from_checkpoint is not None and (Path(config.output_dir) / run_files.IDENTITY).is_file()
 
 
 @contextlib.contextmanager
@@ -72,9 +70,9 @@ def write_status(output_dir: Path, status: str, line: str) -> None:
     """Write status.json: running, stopped (to be resumed), finished or failed, and one line about it; on rank 0 only,
     and not in a folder that another start has taken over."""
     if is_main():
-        with contextlib.suppress(OwnerError), auxiliary_write(output_dir / STATUS_FILE):
+        with contextlib.suppress(OwnerError), auxiliary_write(output_dir / run_files.STATUS):
             check_owner(output_dir)
-            write_json(output_dir / STATUS_FILE, {"status": status, "line": line})
+            write_json(output_dir / run_files.STATUS, {"status": status, "line": line})
 
 
 def check_run_folder(config: TrainConfig) -> None:
@@ -82,11 +80,11 @@ def check_run_folder(config: TrainConfig) -> None:
     (replaced by consolidation) or a checkpoint (deleted by training). Rank 0 calls it early."""
     output_dir, choice = Path(config.output_dir), config.resume_from_checkpoint
     _check_place(config, output_dir)
-    if not list_checkpoints(output_dir) and not (output_dir / METRICS_FILE).exists():
+    if not list_checkpoints(output_dir) and not (output_dir / run_files.METRICS).exists():
         return
     hint = "continue it with --resume_from_checkpoint auto, or choose another --output_dir"
     if choice is None:
-        if not (output_dir / METRICS_FILE).exists():
+        if not (output_dir / run_files.METRICS).exists():
             own_checkpoints(output_dir)  # reads to which run they belong
         raise ConfigError("holds a run already", where=output_dir, hint=hint)
     if choice != "auto" and not is_in_run(Path(choice), output_dir):
@@ -99,11 +97,11 @@ def _check_place(config: TrainConfig, output_dir: Path) -> None:
     hint = "choose another --output_dir"
     folder = real_path(output_dir)
     for one in (folder, *folder.parents):
-        in_run = (one.name == "model" or is_checkpoint_name(one.name)) and (one.parent / IDENTITY_FILE).is_file()
+        in_run = (one.name == "model" or is_checkpoint_name(one.name)) and (one.parent / run_files.IDENTITY).is_file()
         if in_run or (one / MANIFEST).is_file():
             whose = f"the run {one.parent}" if in_run else "a checkpoint"
             raise ConfigError(f"is inside {one.name} of {whose}", where=output_dir, hint=hint)
-    if (folder / "config.json").is_file() and not (folder / IDENTITY_FILE).is_file():
+    if (folder / "config.json").is_file() and not (folder / run_files.IDENTITY).is_file():
         raise ConfigError("is a model folder: there is a config.json", where=output_dir, hint=hint)
     base = config.model_name_or_path
     if base and config.resume_from_checkpoint is None and Path(base).is_dir() and real_path(base) == folder:
@@ -133,9 +131,9 @@ def open_run_folder(
         described[BRANCHED] = str(branch_of(output_dir))
     if checkpoint is not None:
         set_aside_newer(output_dir, step)
-    write_text(output_dir / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
-    write_json(output_dir / IDENTITY_FILE, described)
-    write_json(output_dir / "data.json", manifest)
+    write_text(output_dir / run_files.CONFIG, yaml.safe_dump(resolved(config), sort_keys=False))
+    write_json(output_dir / run_files.IDENTITY, described)
+    write_json(output_dir / run_files.DATA, manifest)
     forget(output_dir)
     write_status(output_dir, "running", "")
     return output_dir

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cloze.errors import DiskError
+from cloze.utils import run_files
 from cloze.utils.atomic_files import check_writable
 
 # Files of model, checkpoint, run and prepared folders, which a result must not replace.
@@ -20,16 +21,8 @@ _KEPT = (
     *("config.json", "generation_config.json", "adapter_config.json", "preprocessor_config.json", "cloze.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("vocab.txt", "merges.txt", "dict.txt", "bpe.codes", "grown.json", "README.md", "*.py", "*.yaml", "*.yml"),
-    *(
-        "checkpoint.json",
-        "run.json",
-        "data.json",
-        "metrics.jsonl",
-        "sessions.json",
-        "status.json",
-        "trackers.json",
-        "left_out.json",
-    ),
+    *(run_files.CHECKPOINT, run_files.IDENTITY, run_files.DATA, run_files.METRICS, run_files.SESSIONS),
+    *(run_files.STATUS, run_files.TRACKERS, run_files.EXCLUDED_STEPS),
     *("manifest.json", "dataset_dict.json", "dataset_info.json", "state.json"),
 )
 

@@ -183,7 +183,7 @@ def test_the_format_may_stand_anywhere_and_beats_the_environment(monkeypatch: py
         assert choose_log_format(argv) == ["archs"]
         assert console.log_format() == "json"
     assert parse(["archs", "--log_format", "quiet", "--model_type", "bert"])[1].model_type == "bert"
-    with pytest.raises(ConfigError, match="--log_format: .*'xml'.* verbose, quiet, json"):
+    with pytest.raises(ConfigError, match=r"--log_format: .*'xml'.* verbose, quiet, json"):
         choose_log_format(["archs", "--log_format", "xml"])
     monkeypatch.setenv("CLOZE_LOG_FORMAT", "XML")
     with pytest.raises(ConfigError, match="CLOZE_LOG_FORMAT: no such format"):

@@ -11,6 +11,8 @@ import layers
 import pytest
 from repository import MODULES, PACKAGE, ROOT, name_of
 
+from cloze.utils import run_files
+
 # The top of the package from the outside in: a part imports from its own layer and those after it.
 LAYERS = [
     ["__main__", "cli"],
@@ -121,3 +123,15 @@ def test_no_test_file_imports_another():
     names = {path.stem for path in TESTS}
     for path in TESTS:
         assert not {part for name in imports_of(path) for part in name.split(".")[:2]} & names, path
+
+
+def test_the_names_of_a_runs_files_stand_in_one_module():
+    names = {value for name, value in vars(run_files).items() if name.isupper()}
+    assert len(names) == 10
+    found = [
+        f"{name_of(path)}: {node.value}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert sorted(found) == sorted(f"{name_of(Path(run_files.__file__))}: {name}" for name in names)

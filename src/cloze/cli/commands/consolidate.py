@@ -6,6 +6,7 @@ import time
 
 from cloze.config import ConsolidateConfig
 from cloze.export.consolidation.consolidate import consolidate
+from cloze.utils import run_files
 from cloze.utils.terminal.console import duration, say
 
 
@@ -16,5 +17,5 @@ def run(config: ConsolidateConfig) -> None:
     took = duration(time.monotonic() - begin)
     say("consolidate", f"checksums as in the checkpoint; reloaded; {compared}; {took}", result=folder)
     run = folder.parent if config.output is None else None
-    known = run is not None and (run / "data.json").is_file()
+    known = run is not None and (run / run_files.DATA).is_file()
     say("next", f"cloze evaluate {run or folder}" + ("" if known else " --data PREPARED"))

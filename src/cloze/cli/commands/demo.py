@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from cloze.checkpoint.run_folder import read_metrics
 from cloze.config import DemoConfig
 from cloze.tools.demo.run_demo import run_demo
-from cloze.training.logging.metrics import read_metrics
 from cloze.utils.terminal.console import duration, show
 
 

@@ -1,6 +1,6 @@
 """The metadata of a card for the Hub: the YAML between its `---` lines, from a run's files.
 
-data = model_metadata("demo", run_files(Path("runs/demo")), mask="<mask>", told=CardInfo(license="mit"))
+data = model_metadata("demo", read_run_files(Path("runs/demo")), mask="<mask>", told=CardInfo(license="mit"))
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cloze.data.corpus.formats import format_of
 from cloze.data.corpus.unpack import COMPRESSIONS
 from cloze.errors import HubError
 from cloze.evaluation.metric_table import METRICS
+from cloze.utils import run_files
 from cloze.utils.foreign.card_yaml import metadata_names, with_names
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.foreign.lenient_read import interval_of, is_number, part
@@ -40,21 +41,21 @@ class CardInfo:
         return ({"license": self.license} if self.license else {}) | ({"language": languages} if languages else {})
 
 
-def run_files(run_dir: Path | None) -> dict[str, dict[str, Any]]:
+def read_run_files(run_dir: Path | None) -> dict[str, dict[str, Any]]:
     """Return the mappings in a run's files by name; empty ones for missing files."""
-    names = ("config.yaml", "data.json", "eval.json", "sessions.json")
+    names = (run_files.CONFIG, run_files.DATA, run_files.SCORES, run_files.SESSIONS)
     return {name: read_mapping(run_dir / name) if run_dir else {} for name in names}
 
 
 def base_and_dataset(run_dir: Path | None) -> tuple[str | None, str | None]:
     """Return the names on the Hub of the run's base model and of its dataset, each None without one."""
-    files = run_files(run_dir)
-    return hub_name(files["config.yaml"].get("model_name_or_path")), origin_of(files["data.json"])
+    files = read_run_files(run_dir)
+    return hub_name(files[run_files.CONFIG].get("model_name_or_path")), origin_of(files[run_files.DATA])
 
 
 def told_by_run(run_dir: Path | None, told: CardInfo) -> CardInfo:
     """Return `told`, completed by the run's own --license and --language."""
-    config = run_files(run_dir)["config.yaml"]
+    config = read_run_files(run_dir)[run_files.CONFIG]
     return replace(
         told, license=told.license or config.get("license"), language=told.language or config.get("language")
     )

@@ -21,12 +21,13 @@ from cloze.export.cards.metadata import (
     hub_name,
     last_part,
     model_metadata,
-    run_files,
+    read_run_files,
     told_by_run,
     with_values,
 )
 from cloze.export.cards.reproduce import BLOCK_FLAGS, commands
 from cloze.export.cards.weights import evaluation_facts, number_in, read_lines, weights_facts
+from cloze.utils import run_files
 from cloze.utils.atomic_files import write_text
 from cloze.utils.foreign.card_yaml import dump_yaml
 from cloze.utils.foreign.json_yaml import read_mapping
@@ -85,12 +86,12 @@ def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, to
 def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> str:
     """Return the text of a generated card, from the values that are known."""
     model_config = read_mapping(model_dir / "config.json")
-    files = run_files(run_dir)
-    config, data = _public_names(files["config.yaml"]), files["data.json"]
+    files = read_run_files(run_dir)
+    config, data = _public_names(files[run_files.CONFIG]), files[run_files.DATA]
     lineage = read_record(model_dir)
-    scores, _ = scores_of(lineage, files["eval.json"])
+    scores, _ = scores_of(lineage, files[run_files.SCORES])
     told = told_by_run(run_dir, told)
-    sessions = sessions_of(files["sessions.json"])
+    sessions = sessions_of(files[run_files.SESSIONS])
     if lineage is not None and lineage.step:  # the run may have continued since
         sessions = [one for one in sessions if number_in(one, "first_step") < lineage.step]
     lines = read_lines(run_dir, lineage)

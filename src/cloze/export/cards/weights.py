@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from cloze.checkpoint.lineage import Lineage, from_mapping, read_record, scores_of
+from cloze.checkpoint.run_folder import read_metrics
 from cloze.errors import DataError
 from cloze.evaluation.metric_table import METRICS
-from cloze.export.cards.metadata import on_other_data, run_files
-from cloze.utils.foreign.json_yaml import read_json_lines
+from cloze.export.cards.metadata import on_other_data, read_run_files
+from cloze.utils import run_files
 from cloze.utils.foreign.lenient_read import interval_of, is_number
 
 
 def excluded_scores(model_dir: Path, run_dir: Path | None) -> str | None:
     """Return one line if the card excludes the run's eval.json because it is of other weights than the model."""
-    return scores_of(read_record(model_dir), run_files(run_dir)["eval.json"])[1]
+    return scores_of(read_record(model_dir), read_run_files(run_dir)[run_files.SCORES])[1]
 
 
 def weights_facts(lineage: Lineage | None) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def evaluation_facts(scores: dict[str, Any], data: dict[str, Any]) -> dict[str, 
 def read_lines(run_dir: Path | None, lineage: Lineage | None = None) -> list[dict[str, Any]]:
     """Return the readable lines of metrics.jsonl, up to the step of `lineage`; [] if the file is missing."""
     try:
-        lines = read_json_lines(run_dir / "metrics.jsonl", "step")[0] if run_dir else []
+        lines = read_metrics(run_dir) if run_dir else []
     except DataError:
         return []
     last = None if lineage is None else lineage.step

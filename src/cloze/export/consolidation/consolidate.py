@@ -15,6 +15,7 @@ from cloze.export.consolidation.foreign import find_dcp_files, find_zero_files, 
 from cloze.export.consolidation.model_folder import choose_checkpoint, choose_last, is_checkpoint, write_model
 from cloze.export.consolidation.replaceable import check_replaceable
 from cloze.export.consolidation.stored import Source, own_source
+from cloze.utils import run_files
 from cloze.utils.atomic_files import check_writable, parse_size
 from cloze.utils.terminal.console import say
 
@@ -49,7 +50,7 @@ def _own(config: ConsolidateConfig, stack: ExitStack) -> tuple[Source, Path]:
     _check_output(Path(config.output or run_dir / "model"))
     folders = [choose_checkpoint(path)] if config.average == 1 else choose_last(path, config.average)
     parent = folders[-1].parent
-    if config.output is None and (parent / "config.yaml").is_file() and run_of(folders[-1]) is None:
+    if config.output is None and (parent / run_files.CONFIG).is_file() and run_of(folders[-1]) is None:
         hint = "give --output FOLDER, or move it out of this run"
         raise CheckpointError("belongs to another run than the folder it is in", where=folders[-1], hint=hint)
     output = Path(config.output) if config.output else parent / "model"

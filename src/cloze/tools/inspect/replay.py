@@ -27,9 +27,9 @@ from cloze.data.batches.masking import IGNORE_INDEX
 from cloze.data.tokenizers.load import load_tokenizer
 from cloze.data.train_data import masking_rule, open_data, words_for
 from cloze.errors import ConfigError, DataError
-from cloze.training.branch import IDENTITY_FILE
 from cloze.training.nonfinite import excluded_steps
 from cloze.training.run_schedule import plan_run, warmup_of
+from cloze.utils import run_files
 from cloze.utils.atomic_files import disk_errors
 from cloze.utils.foreign.json_yaml import read_json, read_yaml
 from cloze.utils.terminal.console import say, show
@@ -103,8 +103,8 @@ def read_run(run: Path) -> tuple[TrainConfig, int, str]:
     """Return a run's configuration, its global batch in blocks, and the checksum of its data. ConfigError if it is no
     run."""
     try:
-        values = read_yaml(run / "config.yaml")
-        identity = read_json(run / IDENTITY_FILE)
+        values = read_yaml(run / run_files.CONFIG)
+        identity = read_json(run / run_files.IDENTITY)
         return TrainConfig(**values), int(identity["global_batch_size"]), str(identity["data"])
     except (OSError, ValueError, TypeError, KeyError, DataError) as error:
         raise ConfigError(

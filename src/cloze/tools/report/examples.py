@@ -15,6 +15,7 @@ from cloze.errors import ClozeError
 from cloze.evaluation.fill_mask import best_words, masked_inputs
 from cloze.tools.report.gather import Run
 from cloze.tools.report.scores import Answers, Filled
+from cloze.utils import run_files
 from cloze.utils.foreign.json_yaml import read_mapping
 
 TOP_K = 3
@@ -46,7 +47,7 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
 def begun_with(run: Run, tokenizer: Any) -> tuple[Any, str] | None:
     """Return the model before training, and what it is: the weights that the run began with, where they are a folder
     of this machine, else its first checkpoint; None if neither is there, whole, and earlier than the model."""
-    start = read_mapping(run.folder / "config.yaml").get("model_name_or_path")
+    start = read_mapping(run.folder / run_files.CONFIG).get("model_name_or_path")
     if isinstance(start, str) and (Path(start) / "config.json").is_file():
         return load_model(resolve_model_path(start).folder, tokenizer), "the weights it began with"
     if len(run.checkpoints) < 2:

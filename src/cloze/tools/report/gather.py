@@ -16,14 +16,13 @@ from typing import Any
 from cloze.checkpoint.format import MANIFEST, list_checkpoints
 from cloze.checkpoint.lineage import Lineage, from_mapping, read_record, run_id, same_run, same_weights
 from cloze.errors import ConfigError, DataError
+from cloze.utils import run_files
 from cloze.utils.foreign import text_lines
 from cloze.utils.foreign.json_yaml import read_json_lines, read_mapping
 from cloze.utils.foreign.lenient_read import is_number, part
 from cloze.utils.foreign.paths import real_path
 from cloze.utils.foreign.safetensors_header import read_header
 from cloze.utils.shareable import basename_paths, shareable_config
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,9 @@ def gather_runs(folders: Sequence[str]) -> list[Run]:
 
 
 def _gather(folder: Path, name: str) -> Run:
-    lines, damaged = read_lines(folder / METRICS)
-    sessions = read_mapping(folder / "sessions.json").get("sessions")
-    status = read_mapping(folder / "status.json").get("status")
+    lines, damaged = read_lines(folder / run_files.METRICS)
+    sessions = read_mapping(folder / run_files.SESSIONS).get("sessions")
+    status = read_mapping(folder / run_files.STATUS).get("status")
     checkpoints = list_checkpoints(folder)
     scores, scores_note = read_scores(folder, [path for path in checkpoints if (path / MANIFEST).is_file()])
     return Run(
@@ -112,8 +111,8 @@ def _gather(folder: Path, name: str) -> Run:
         name=name,
         lines=lines,
         damaged_lines=damaged,
-        config=shareable_config(read_mapping(folder / "config.yaml")),
-        data=basename_paths(read_mapping(folder / "data.json")),
+        config=shareable_config(read_mapping(folder / run_files.CONFIG)),
+        data=basename_paths(read_mapping(folder / run_files.DATA)),
         scores=scores,
         scores_note=scores_note,
         sessions=[one for one in sessions or [] if isinstance(one, dict) and is_number(one.get("first_step"))]
@@ -130,13 +129,13 @@ def read_scores(folder: Path, checkpoints: Sequence[Path]) -> tuple[dict[str, An
 
     Those of another run are left out. `checkpoints`: the complete ones, oldest first.
     """
-    scores = basename_paths(read_mapping(folder / "eval.json"))
+    scores = basename_paths(read_mapping(folder / run_files.SCORES))
     if not is_number(scores.get("perplexity")):
         return scores, None
     measured, model, own = (
         from_mapping(scores),
         read_record(folder / "model"),
-        run_id(read_mapping(folder / "run.json")),
+        run_id(read_mapping(folder / run_files.IDENTITY)),
     )
     if measured is None:
         return scores, "eval.json does not record the weights it is of"

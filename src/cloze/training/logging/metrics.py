@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cloze.checkpoint.run_folder import read_metrics
 from cloze.data.batches.loader import StepBatches, TrainLoader
 from cloze.distributed.resilience.run_owner import check_owner
 from cloze.training.logging.trackers import report, tracker_values
 from cloze.training.run_schedule import Plan
+from cloze.utils import run_files
 from cloze.utils.atomic_files import append_text, auxiliary_write, disk_errors, write_text
 from cloze.utils.foreign.json_yaml import dump_json, finite, read_json_lines
 from cloze.utils.terminal.console import warn
 from cloze.utils.terminal.json_events import event, is_json
 
-FILE = "metrics.jsonl"
 MOST_UNWRITTEN = 100_000  # lines kept in memory while the file cannot be written: about 30 MB
 
 
@@ -36,7 +37,7 @@ class MetricsLog:
     """Appends to metrics.jsonl and to the trackers, on the main process only."""
 
     def __init__(self, output_dir: Path, accelerator: Accelerator, start_step: int):
-        self._path = output_dir / FILE
+        self._path = output_dir / run_files.METRICS
         self._accelerator = accelerator
         self._unwritten: deque[tuple[int, str]] = deque()
         self._size: int | None = None  # of the file, up to the last complete line
@@ -93,12 +94,6 @@ class MetricsLog:
         lost = self._dropped + len(self._unwritten)
         if lost:
             warn(f"{self._path}: {lost:,} line{'s' * (lost > 1)} could not be written")
-
-
-def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, without damaged ones, which are reported; [] if the file is missing."""
-    path = output_dir / FILE
-    return read_json_lines(path, "step")[0] if path.exists() else []
 
 
 def keep_damaged(path: Path) -> None:

@@ -17,11 +17,11 @@ import torch
 from cloze.distributed.collectives import gather
 from cloze.distributed.resilience.run_owner import check_owner
 from cloze.training.engines.base import Engine
+from cloze.utils import run_files
 from cloze.utils.atomic_files import auxiliary_write, write_json
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.system import processor, versions_of
 
-FILE = "sessions.json"
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed")
 
 
@@ -45,13 +45,13 @@ def note_session(output_dir: Path, engine: Engine, first_step: int) -> None:
     }
     check_owner(output_dir)
     kept = [one for one in read_sessions(output_dir) if one["first_step"] < first_step]
-    with auxiliary_write(output_dir / FILE):
-        write_json(output_dir / FILE, {"sessions": [*kept, session]})
+    with auxiliary_write(output_dir / run_files.SESSIONS):
+        write_json(output_dir / run_files.SESSIONS, {"sessions": [*kept, session]})
 
 
 def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
     """Return the entries of RUN/sessions.json; [] if the file is missing."""
-    sessions = read_mapping(run_dir / FILE).get("sessions")
+    sessions = read_mapping(run_dir / run_files.SESSIONS).get("sessions")
     return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
 
 

@@ -25,13 +25,13 @@ from cloze.config import TrainConfig
 from cloze.distributed.collectives import run_on_main_and_broadcast
 from cloze.distributed.resilience.error_records import secret_values
 from cloze.errors import ConfigError, Stopped, one_line
+from cloze.utils import run_files
 from cloze.utils.atomic_files import auxiliary_write, write_json
 from cloze.utils.foreign.json_yaml import read_mapping
 from cloze.utils.suggest import suggestion
 from cloze.utils.terminal.console import warn
 from cloze.utils.terminal.redact import redacted
 
-FILE = "trackers.json"
 _HINTS = {
     "wandb": "log in with `wandb login`, or set WANDB_MODE=offline and use `wandb sync` later",
     "mlflow": "see MLFLOW_TRACKING_URI",
@@ -96,13 +96,15 @@ def _begin(
         kept[name] = _identity(name, tracker)
         _running.append(tracker)
         accelerator.trackers.append(tracker)
-    with auxiliary_write(output_dir / FILE):
-        write_json(output_dir / FILE, kept)
+    with auxiliary_write(output_dir / run_files.TRACKERS):
+        write_json(output_dir / run_files.TRACKERS, kept)
 
 
 def read_kept(output_dir: Path) -> dict[str, str]:
     """Return the id of the run in each tracker that it had before."""
-    return {name: kept for name, kept in read_mapping(output_dir / FILE).items() if isinstance(kept, str)}
+    return {
+        name: kept for name, kept in read_mapping(output_dir / run_files.TRACKERS).items() if isinstance(kept, str)
+    }
 
 
 def _start(name: str, config: TrainConfig, output_dir: Path, kept: str | None, first_step: int) -> GeneralTracker:

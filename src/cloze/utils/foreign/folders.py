@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloze.utils import run_files
+
 _ZERO = ("*_optim_states.pt", "*_model_states.pt", "global_step*/*_model_states.pt", "latest")
 
 
@@ -24,7 +26,7 @@ class Owner:
 def foreign_owner(folder: Path) -> Owner | None:
     """Return whose checkpoint or adapter a folder is, or its newest checkpoint-N; None if nothing in it tells of
     another program."""
-    if not folder.is_dir() or (folder / "checkpoint.json").exists():
+    if not folder.is_dir() or (folder / run_files.CHECKPOINT).exists():
         return None
     inside = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
     if inside and not (folder / "config.json").exists() and not folder.name.startswith("checkpoint-"):

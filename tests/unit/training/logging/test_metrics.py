@@ -15,6 +15,7 @@ from cloze.errors import ClozeError, DiskError
 from cloze.training.logging import metrics
 from cloze.training.logging.metrics import Throughput, Window
 from cloze.training.run_schedule import Plan
+from cloze.utils import run_files
 from cloze.utils.atomic_files import append_text
 
 CPU = torch.device("cpu")
@@ -73,13 +74,13 @@ def test_a_resumed_run_reports_damaged_lines_and_keeps_the_file_that_had_them(tm
     damaged = (
         '{"step": 1, "loss": 9.0}\n\x00\x00{"step": 2, "lo\n{"loss": 8.0}\n{"step": 3, "loss": 7.0}\n{"step": 4}\n'
     )
-    path = tmp_path / metrics.FILE
+    path = tmp_path / run_files.METRICS
     path.write_text(damaged)
     main = SimpleNamespace(is_main_process=True)
     for _ in range(2):  # the second time nothing is damaged
         metrics.MetricsLog(tmp_path, main, start_step=3)
         assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 3]
-    assert (tmp_path / f"{metrics.FILE}.damaged-1").read_text() == damaged
+    assert (tmp_path / f"{run_files.METRICS}.damaged-1").read_text() == damaged
     assert len(list(tmp_path.iterdir())) == 2
     assert f"{path}: lines 2, 3 are damaged and left out" in capsys.readouterr().err
 
@@ -87,11 +88,11 @@ def test_a_resumed_run_reports_damaged_lines_and_keeps_the_file_that_had_them(tm
 def test_metrics_and_stacks_are_not_written_through_a_link(tmp_path: Path):
     lines = '{"step": 1}\n{"step": 2}\n'
     (tmp_path / "other").write_text(lines)
-    (tmp_path / metrics.FILE).symlink_to("other")
+    (tmp_path / run_files.METRICS).symlink_to("other")
     with pytest.raises(ClozeError, match="link"):
         metrics.MetricsLog(tmp_path, SimpleNamespace(is_main_process=True), start_step=1)
     with pytest.raises(DiskError, match="cannot write"):
-        append_text(tmp_path / metrics.FILE, "{}")
+        append_text(tmp_path / run_files.METRICS, "{}")
     (tmp_path / "rank-3.txt").symlink_to("other")
     write_stacks(tmp_path, 3, "rank 3")
     assert (tmp_path / "other").read_text() == lines

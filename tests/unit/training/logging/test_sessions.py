@@ -9,7 +9,8 @@ from accelerate import Accelerator
 
 from cloze.training.engines.ddp import DDPEngine
 from cloze.training.logging import sessions
-from cloze.training.logging.sessions import FILE, note_session, read_sessions
+from cloze.training.logging.sessions import note_session, read_sessions
+from cloze.utils import run_files
 
 
 def test_starts_whose_steps_are_done_again_are_dropped_and_hosts_have_no_names(
@@ -23,11 +24,11 @@ def test_starts_whose_steps_are_done_again_are_dropped_and_hosts_have_no_names(
     assert [one["first_step"] for one in kept] == [0, 100]
     assert (kept[0]["ranks"], kept[0]["hosts"], sum(kept[0]["devices"].values())) == (1, 1, 1)
     assert {"torch", "transformers"} <= set(kept[0]["versions"])
-    assert "planted-host-17" not in (tmp_path / FILE).read_text()
+    assert "planted-host-17" not in (tmp_path / run_files.SESSIONS).read_text()
 
 
 def test_a_damaged_list_is_begun_anew(tmp_path: Path):
-    (tmp_path / FILE).write_text("{cut")
+    (tmp_path / run_files.SESSIONS).write_text("{cut")
     assert read_sessions(tmp_path) == []
     note_session(tmp_path, DDPEngine(Accelerator(cpu=True)), 7)
     assert [one["first_step"] for one in read_sessions(tmp_path)] == [7]
