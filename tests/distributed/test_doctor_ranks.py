@@ -41,12 +41,12 @@ def test_a_child_process_can_measure_and_a_rank_that_stays_away_is_an_error_of_i
     def measure() -> None:
         from cloze.tools.doctor.links import measure_links
         from cloze.tools.doctor.meeting import join, part
-        from cloze.tools.doctor.place import find_place
+        from cloze.tools.doctor.this_process import find_this_process
 
-        meeting = join(find_place(os.environ), 30)
+        meeting = join(find_this_process(os.environ), 30)
         (link,) = measure_links(meeting, [[(0, 1)]], "gloo", 1, apart=True) or [{}]
         meeting.timeout = 1
-        lost = measure_links(meeting, [[(0, 7)]] if meeting.place.rank == 0 else [], "gloo", 1, apart=False)
+        lost = measure_links(meeting, [[(0, 7)]] if meeting.process.rank == 0 else [], "gloo", 1, apart=False)
         print(json.dumps([link, lost]), flush=True)
         os._exit(part(meeting, 0))
 
@@ -62,11 +62,11 @@ def test_ranks_without_the_same_secret_tell_each_other_nothing(tmp_path: Path, o
     def meet() -> None:
         from cloze.errors import LaunchError
         from cloze.tools.doctor.meeting import join, part
-        from cloze.tools.doctor.place import find_place
+        from cloze.tools.doctor.this_process import find_this_process
 
         os.environ["CLOZE_SECRET"] = other if os.environ["RANK"] == "1" else "0123456789abcdef"
         try:
-            meeting = join(find_place(os.environ), 20)
+            meeting = join(find_this_process(os.environ), 20)
         except LaunchError as error:
             print(error, flush=True)
             os._exit(2)

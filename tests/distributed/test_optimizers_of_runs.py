@@ -30,8 +30,8 @@ def test_an_optimizer_that_needs_whole_tensors(prepared: Path, tmp_path: Path, o
     succeed(cloze_ranks([*flags, *split(1), "--output_dir", str(one)], 1, "single", tmp_path / "a"))
     succeed(cloze_ranks([*flags, *split(2), "--output_dir", str(two)], 2, "ddp", tmp_path / "b"))
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    goes_on = ["--output_dir", str(resumed), "--resume_from_checkpoint", str(two / "checkpoint-3")]
-    succeed(cloze_ranks([*flags, *split(2), *goes_on], 2, "ddp", tmp_path / "c"))
+    resumes_run = ["--output_dir", str(resumed), "--resume_from_checkpoint", str(two / "checkpoint-3")]
+    succeed(cloze_ranks([*flags, *split(2), *resumes_run], 2, "ddp", tmp_path / "c"))
     assert_same_checkpoint(two / "checkpoint-6", resumed / "checkpoint-6")
     manifest = json.loads((two / "checkpoint-6" / "checkpoint.json").read_text())
     keys = {(piece["name"], piece["key"]) for piece in manifest["pieces"]}

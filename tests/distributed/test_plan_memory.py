@@ -27,7 +27,7 @@ slow = pytest.mark.slow
 
 def _measure(settings: dict[str, Any], unused: list[str], deepspeed: str | None, folder: str) -> None:
     from cloze.cli.command_line import leave
-    from cloze.tools.bench.held import measure
+    from cloze.tools.bench.engine_memory import measure
 
     os.environ |= FSDP if settings["fsdp2"] else {}
     recipe = recipe_of(settings)

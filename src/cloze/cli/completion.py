@@ -107,7 +107,7 @@ complete -F _cloze cloze"""
 
 
 def _zsh() -> str:
-    def told(text: str) -> str:
+    def escaped(text: str) -> str:
         for one in ("\\", "'", "[", "]", ":"):
             text = text.replace(one, "'\\''" if one == "'" else f"\\{one}")
         return text
@@ -121,13 +121,13 @@ def _zsh() -> str:
 
     cases = []
     for command in COMMANDS:
-        parts = [f"'--{one.name}[{told(one.about)}]{after(one)}'" for one in _options(command)]
+        parts = [f"'--{one.name}[{escaped(one.about)}]{after(one)}'" for one in _options(command)]
         parts += [
             f"'{at}{after(one) or ':' + one.name + ':_files'}'" for at, one in enumerate(_places(command), 1)
         ] or ["'*:file:_files'"]
         body = " \\\n            ".join(parts)
         cases.append(f"        {command})\n            _arguments \\\n            {body} ;;")
-    lines = "\n".join(f"        '{name}:{told(line)}'" for name, (_, line, _) in COMMANDS.items())
+    lines = "\n".join(f"        '{name}:{escaped(line)}'" for name, (_, line, _) in COMMANDS.items())
     return f"""#compdef cloze
 # zsh completion for cloze: source <(cloze completion zsh)
 _cloze() {{

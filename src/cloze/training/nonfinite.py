@@ -23,7 +23,7 @@ from cloze.utils.foreign.paths import real_path
 FILE = run_files.EXCLUDED_STEPS  # steps whose batches are left out after a rollback
 MOST_ROLLBACKS = 20
 MOST_SKIPPED = 50  # steps in a row without finite gradients; then the run ends
-TOLD_AGAIN = 10  # skipped steps in a row after which they are reported again
+REPORT_AGAIN = 10  # skipped steps in a row after which they are reported again
 SMALLEST_SCALE = 1.0  # of fp16's loss; below it gradients are not too large but not finite
 
 

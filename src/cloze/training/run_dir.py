@@ -47,7 +47,7 @@ def failure_log(config: TrainConfig) -> FailureLog:
     return FailureLog(run_dir, own_rank(), world_size, secret_values(config), partial(is_ours, run_dir))
 
 
-def goes_on(config: TrainConfig) -> bool:
+def resumes_run(config: TrainConfig) -> bool:
     """Return whether this start resumes a run in an existing folder; else the folder may be another run's."""
     return config.resume_from_checkpoint is not None and (Path(config.output_dir) / run_files.IDENTITY).is_file()
 
@@ -55,7 +55,7 @@ def goes_on(config: TrainConfig) -> bool:
 @contextlib.contextmanager
 def kept_failures(config: TrainConfig) -> Iterator[None]:
     """Record also failures before the ranks watch each other, if the run's folder exists."""
-    log = failure_log(config) if goes_on(config) else None
+    log = failure_log(config) if resumes_run(config) else None
     if log is not None:
         log.begin()
     try:

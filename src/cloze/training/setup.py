@@ -53,7 +53,7 @@ from cloze.training.prepare_model import (
     prepare_model,
 )
 from cloze.training.run import Run, Start
-from cloze.training.run_dir import failure_log, goes_on, open_run_folder, resolved
+from cloze.training.run_dir import failure_log, open_run_folder, resolved, resumes_run
 from cloze.training.run_schedule import (
     Plan,
     check_length,
@@ -174,7 +174,7 @@ def identify(
 
 def watch_ranks(config: TrainConfig, accelerator: Accelerator) -> Watch:
     """Return the watch over the ranks of this run."""
-    log, is_open = failure_log(config), goes_on(config)
+    log, is_open = failure_log(config), resumes_run(config)
     if is_open and accelerator.is_main_process:
         forget(log.run_dir)  # all ranks have joined, and wait for this one
     rank, world_size = accelerator.process_index, accelerator.num_processes

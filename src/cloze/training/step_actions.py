@@ -21,8 +21,8 @@ from cloze.training.logging.metrics import MetricsLog
 from cloze.training.nonfinite import (
     MOST_ROLLBACKS,
     MOST_SKIPPED,
+    REPORT_AGAIN,
     SMALLEST_SCALE,
-    TOLD_AGAIN,
     RollBack,
     describe_step,
     leave_out,
@@ -35,10 +35,10 @@ from cloze.utils.system import versions_of
 from cloze.utils.terminal.console import say, warn
 
 LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
-Place = dict[str, int] | None  # this rank's place in streamed data
+StreamPosition = dict[str, int] | None  # this rank's place in streamed data
 
 
-def evaluate(run: Run, log: MetricsLog, global_step: int, place: Place) -> Scores:
+def evaluate(run: Run, log: MetricsLog, global_step: int, place: StreamPosition) -> Scores:
     """Score the validation blocks with their fixed masks and log the result.
 
     Raises Stopped if a stop is requested meanwhile: the evaluation is then repeated after resuming.
@@ -80,7 +80,9 @@ def _alive_vote(run: Run) -> int:
     return run.stop.vote()
 
 
-def save(run: Run, global_step: int, place: Place, last: bool = True, evaluation_pending: bool = False) -> None:
+def save(
+    run: Run, global_step: int, place: StreamPosition, last: bool = True, evaluation_pending: bool = False
+) -> None:
     """Write checkpoint-N, and delete checkpoints beyond save_total_limit.
 
     A disk error is a warning if training continues and --on_save_error allows it; else it is raised.
@@ -129,7 +131,7 @@ def finish_saving(run: Run, quietly: bool = False) -> None:
             raise
 
 
-def stop_here(run: Run, global_step: int, place: Place, evaluation_pending: bool = False) -> None:
+def stop_here(run: Run, global_step: int, place: StreamPosition, evaluation_pending: bool = False) -> None:
     """Save a checkpoint, unless there is one of this step, and raise Stopped. Every rank calls it at the same step."""
     name = checkpoint_path(run.output_dir, global_step).name
     if run.config.save_strategy == "no":
@@ -143,7 +145,12 @@ def stop_here(run: Run, global_step: int, place: Place, evaluation_pending: bool
 
 
 def handle_nonfinite_step(
-    run: Run, log: MetricsLog, global_step: int, losses: Sequence[torch.Tensor], grad_norm: float, place: Place
+    run: Run,
+    log: MetricsLog,
+    global_step: int,
+    losses: Sequence[torch.Tensor],
+    grad_norm: float,
+    place: StreamPosition,
 ) -> None:
     """Apply --on_nonfinite to a step whose loss or gradient is not finite; the weights did not change.
 
@@ -178,7 +185,7 @@ def explain_scaled_step(run: Run, global_step: int, grad_norm: float) -> None:
     if scale < SMALLEST_SCALE:
         raise nonfinite_error(why, run.output_dir, global_step, "or train in bf16")
     end_if_all_are_skipped(run, global_step, why)
-    if run.nonfinite_in_a_row in (1, TOLD_AGAIN):
+    if run.nonfinite_in_a_row in (1, REPORT_AGAIN):
         in_a_row = f", {run.nonfinite_in_a_row} in a row" if run.nonfinite_in_a_row > 1 else ""
         warn(f"{why}: the step is skipped{in_a_row}, as fp16 does now and then")
 

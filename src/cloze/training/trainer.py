@@ -37,7 +37,7 @@ from cloze.training.run import Run, Start
 from cloze.training.run_dir import kept_failures, write_status
 from cloze.training.setup import resume, set_up
 from cloze.training.step_actions import (
-    Place,
+    StreamPosition,
     evaluate,
     finish_saving,
     handle_nonfinite_step,
@@ -65,7 +65,7 @@ class StepResult:
     flags: HostCopy
 
 
-Unread = deque[tuple[StepResult, Place]]  # results that the host has not read, and where each step began
+Unread = deque[tuple[StepResult, StreamPosition]]  # results that the host has not read, and where each step began
 
 
 def train(config: TrainConfig, own_process: bool = True) -> Path:

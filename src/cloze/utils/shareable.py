@@ -1,6 +1,6 @@
 """Remove secrets and facts of this machine from files that are shared with others.
 
-told = shareable_config({"output_dir": "/home/me/runs/x", "model_name_or_path": "/home/me/start", "seed": 7})
+config = shareable_config({"output_dir": "/home/me/runs/x", "model_name_or_path": "/home/me/start", "seed": 7})
 # {"model_name_or_path": "start", "seed": 7}
 """
 

@@ -14,13 +14,13 @@ from cloze.utils.foreign.card_yaml import dump_yaml
 from cloze.utils.foreign.lenient_read import part
 
 
-def dataset_card(repo: str, manifest: dict[str, Any], told: CardInfo) -> str:
+def dataset_card(repo: str, manifest: dict[str, Any], info: CardInfo) -> str:
     """Return README.md for the blocks of a manifest: metadata with which `datasets` opens them, and their origin."""
     source = part(manifest, "source")
     splits = part(manifest, "splits")
     origin = origin_of(manifest)
     files = [{"split": split, "path": f"{split}/*.arrow"} for split in splits]
-    metadata: dict[str, Any] = told.values() | {
+    metadata: dict[str, Any] = info.values() | {
         "task_categories": ["fill-mask"],
         "tags": ["cloze", "tokenized", "masked-lm"],
         "configs": [{"config_name": "default", "data_files": files}],

@@ -1,6 +1,6 @@
 """The metadata of a card for the Hub: the YAML between its `---` lines, from a run's files.
 
-data = model_metadata("demo", read_run_files(Path("runs/demo")), mask="<mask>", told=CardInfo(license="mit"))
+data = model_metadata("demo", read_run_files(Path("runs/demo")), mask="<mask>", info=CardInfo(license="mit"))
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def base_and_dataset(run_dir: Path | None) -> tuple[str | None, str | None]:
     return hub_name(files[run_files.CONFIG].get("model_name_or_path")), origin_of(files[run_files.DATA])
 
 
-def told_by_run(run_dir: Path | None, told: CardInfo) -> CardInfo:
-    """Return `told`, completed by the run's own --license and --language."""
+def info_of_run(run_dir: Path | None, info: CardInfo) -> CardInfo:
+    """Return `info`, completed by the run's own --license and --language."""
     config = read_run_files(run_dir)[run_files.CONFIG]
     return replace(
-        told, license=told.license or config.get("license"), language=told.language or config.get("language")
+        info, license=info.license or config.get("license"), language=info.language or config.get("language")
     )
 
 
@@ -68,17 +68,17 @@ def origin_of(data: dict[str, Any]) -> str | None:
 
 
 def model_metadata(
-    name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str, told: CardInfo
+    name: str, config: dict[str, Any], data: dict[str, Any], scores: dict[str, Any], mask: str, info: CardInfo
 ) -> ModelCardData:
     """Return the metadata: library, task, widget, and if known base model, datasets, license, language, results."""
     source, dataset = part(data, "source"), origin_of(data)
     measured, local = dataset, last_part(source.get("dataset_name"))
     if on_other_data(scores, data):
         measured, local = None, last_part(scores.get("data"))
-    known: dict[str, Any] = told.values()
+    known: dict[str, Any] = info.values()
     if base := hub_name(config.get("model_name_or_path")):
         known["base_model"] = base
-    if datasets := [one for one in (dataset, told.dataset) if one]:
+    if datasets := [one for one in (dataset, info.dataset) if one]:
         known["datasets"] = datasets
     results = [
         EvalResult(

@@ -19,10 +19,10 @@ from cloze.export.cards.markdown import class_name, fenced, in_table, quoted, se
 from cloze.export.cards.metadata import (
     CardInfo,
     hub_name,
+    info_of_run,
     last_part,
     model_metadata,
     read_run_files,
-    told_by_run,
     with_values,
 )
 from cloze.export.cards.reproduce import BLOCK_FLAGS, commands
@@ -51,13 +51,13 @@ _SNIPPET_NAME = re.compile(r'pipeline\("fill-mask", "[^"\n]*"\)')
 _NOBODY = CardInfo()
 
 
-def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> Path:
+def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NOBODY) -> Path:
     """Update `model_dir`/README.md and the curve in that folder, unless the card was written by hand.
 
     `repo`: the name on the Hub, None if unknown. Returns the card's path. Raises DiskError.
     """
     path = model_dir / "README.md"
-    text = card_text(model_dir, run_dir, repo, told)
+    text = card_text(model_dir, run_dir, repo, info)
     if not path.exists() or _text(path) != text:
         write_text(path, text)
     curve = loss_curve(read_lines(run_dir, read_record(model_dir)))
@@ -66,38 +66,38 @@ def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, t
     return path
 
 
-def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> str:
+def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NOBODY) -> str:
     """Return the text for README.md: the one written by hand, else a generated card.
 
     An earlier generated card is replaced only if the run's folder is available, whose values it contains.
     """
     path = model_dir / "README.md"
     if not path.exists():
-        return render_card(model_dir, run_dir, repo, told)
+        return render_card(model_dir, run_dir, repo, info)
     text = _text(path)
     if MARKER not in text:
         return text
     if run_dir is not None:
-        return render_card(model_dir, run_dir, repo, told)
+        return render_card(model_dir, run_dir, repo, info)
     text = _SNIPPET_NAME.sub(f'pipeline("fill-mask", "{repo}")', text) if repo else text
-    return with_values(text, told.values())
+    return with_values(text, info.values())
 
 
-def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, told: CardInfo = _NOBODY) -> str:
+def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NOBODY) -> str:
     """Return the text of a generated card, from the values that are known."""
     model_config = read_mapping(model_dir / "config.json")
     files = read_run_files(run_dir)
     config, data = _public_names(files[run_files.CONFIG]), files[run_files.DATA]
     lineage = read_record(model_dir)
     scores, _ = scores_of(lineage, files[run_files.SCORES])
-    told = told_by_run(run_dir, told)
+    info = info_of_run(run_dir, info)
     sessions = sessions_of(files[run_files.SESSIONS])
     if lineage is not None and lineage.step:  # the run may have continued since
         sessions = [one for one in sessions if number_in(one, "first_step") < lineage.step]
     lines = read_lines(run_dir, lineage)
     mask = _mask_token(model_dir)
     name = repo.split("/")[-1] if repo else f"cloze-{class_name(model_config.get('model_type')) or 'model'}"
-    metadata = model_metadata(name, config, data, scores, mask, told)
+    metadata = model_metadata(name, config, data, scores, mask, info)
     architecture = class_name(model_config.get("architectures"))
     versions = sessions[-1].get("versions") if sessions else None
     sections = [
@@ -105,7 +105,7 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
         f"# {architecture or name}",
         "A masked language model: it fills in words that are left out. Trained with Cloze.",
         _usage(mask, repo or "owner/name"),
-        _data_section(data, told.dataset),
+        _data_section(data, info.dataset),
         _table("Weights", "what", weights_facts(lineage)),
         _table("Evaluation", "on fixed masks", evaluation_facts(scores, data)),
         "## Loss\n\nNats per masked token.\n\n" + f"![Loss by optimizer step]({CURVE})" if loss_curve(lines) else "",
@@ -121,8 +121,8 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
 
 def _public_names(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration in which models outside of the Hub have no name: it would be a path, or a part of one."""
-    told = {name: config[name] for name in MODEL_NAMES if isinstance(config.get(name), str)}
-    return config | {name: one if hub_name(one) else LOCAL for name, one in told.items()}
+    info = {name: config[name] for name in MODEL_NAMES if isinstance(config.get(name), str)}
+    return config | {name: one if hub_name(one) else LOCAL for name, one in info.items()}
 
 
 def _usage(mask: str, repo: str) -> str:
@@ -185,12 +185,12 @@ def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]],
 
 def _config_section(config: dict[str, Any], data: dict[str, Any]) -> str:
     """Return config.yaml without the settings for making blocks, if the run used existing blocks."""
-    told = shareable_config(config)
+    info = shareable_config(config)
     if not data.get("streamed"):
-        told = {name: value for name, value in told.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
-    if not told:
+        info = {name: value for name, value in info.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
+    if not info:
         return ""
-    text = dump_yaml(told)
+    text = dump_yaml(info)
     return f"<details>\n<summary>The whole configuration</summary>\n\n{fenced(text, 'yaml')}\n\n</details>"
 
 

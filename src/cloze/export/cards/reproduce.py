@@ -113,8 +113,8 @@ def _flags(values: dict[str, Any], defaults: dict[str, Any]) -> str:
     for name, value in values.items():
         if name not in defaults or value is None or value == defaults[name]:
             continue
-        told = basename_paths(value)
-        text = json.dumps(told) if isinstance(told, dict | list | bool) else str(told)
+        shown = basename_paths(value)
+        text = json.dumps(shown) if isinstance(shown, dict | list | bool) else str(shown)
         if text.isprintable():  # commands to copy must not contain control characters
             words += [f"--{name}", shlex.quote(text)]
     return " ".join(words)

@@ -294,5 +294,5 @@ def _refusal(error: HfHubHTTPError, repo: str) -> HubError:
     if status in meaning:
         what, hint = meaning[status]
         return kind(f"{what} ({status})", where=repo, hint=hint)
-    told = f": {' '.join(said.split())[:200]}" if said else ""
-    return kind(f"the Hub answered {status}{told}", where=repo, hint="push again later" if status >= 500 else None)
+    details = f": {' '.join(said.split())[:200]}" if said else ""
+    return kind(f"the Hub answered {status}{details}", where=repo, hint="push again later" if status >= 500 else None)

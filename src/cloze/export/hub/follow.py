@@ -133,9 +133,9 @@ class Follower:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with contextlib.suppress(ValueError):
-                told = json.loads(line)
-                self._note = told.get("note", self._note)
-                self._end = told.get("end", self._end)
+                message = json.loads(line)
+                self._note = message.get("note", self._note)
+                self._end = message.get("end", self._end)
 
     def finish(self) -> None:
         """Wait for the last push, and report its address, or how to push by hand. Raises Stopped on Ctrl-C."""

@@ -122,12 +122,12 @@ def _secret_in(content: Path | bytes) -> str | None:
     return None
 
 
-def with_license(api: HfApi, told: CardInfo, base: str | None, dataset: str | None) -> CardInfo:
-    """Return `told`; without a license, with the one that the Hub has for the base model, else for the dataset."""
+def with_license(api: HfApi, info: CardInfo, base: str | None, dataset: str | None) -> CardInfo:
+    """Return `info`; without a license, with the one that the Hub has for the base model, else for the dataset."""
     for kind, name in (("model", base), ("dataset", dataset)):
-        if told.license is None and name is not None:
-            told = replace(told, license=_license_of(api, kind, name))
-    return told
+        if info.license is None and name is not None:
+            info = replace(info, license=_license_of(api, kind, name))
+    return info
 
 
 def _license_of(api: HfApi, kind: str, name: str) -> str | None:

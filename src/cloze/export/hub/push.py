@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from cloze.config import PushConfig
 from cloze.export.cards.dataset_card import dataset_card
-from cloze.export.cards.metadata import CardInfo, base_and_dataset, metadata_text, origin_of, told_by_run
+from cloze.export.cards.metadata import CardInfo, base_and_dataset, info_of_run, metadata_text, origin_of
 from cloze.export.cards.model_card import MARKER, card_text, write_card
 from cloze.export.cards.weights import excluded_scores
 from cloze.export.hub.client import Pushed, Target, check_access, connect, put_tag
@@ -38,10 +38,10 @@ def push(config: PushConfig) -> None:
         from cloze.export.hub.blocks import find_blocks  # imports torch, which a push without blocks does not need
 
         blocks = find_blocks(run_dir)
-    told = told_by_run(run_dir, CardInfo(config.license, config.language, config.dataset_repo))
-    metadata = metadata_text(card_text(model_dir, run_dir, config.repo, told))
+    info = info_of_run(run_dir, CardInfo(config.license, config.language, config.dataset_repo))
+    metadata = metadata_text(card_text(model_dir, run_dir, config.repo, info))
     if config.dry_run:
-        _show(config, model_dir, run_dir, told, blocks, metadata)
+        _show(config, model_dir, run_dir, info, blocks, metadata)
         return
     card = model_dir / "README.md"
     by_hand = card.is_file() and MARKER.encode() not in read_bytes(card, MAX_TEXT_BYTES)
@@ -52,10 +52,10 @@ def push(config: PushConfig) -> None:
     target = Target(config.repo, private=private, revision=config.revision, create_pr=config.create_pr)
     target = replace(target, repo=check_access(api, target))
     if config.dataset_repo and blocks is not None:
-        told = _push_blocks(api, config, blocks, told)
-    told = with_license(api, told, *base_and_dataset(run_dir))
-    write_card(model_dir, run_dir, target.repo, told)
-    if told.values() and by_hand:
+        info = _push_blocks(api, config, blocks, info)
+    info = with_license(api, info, *base_and_dataset(run_dir))
+    write_card(model_dir, run_dir, target.repo, info)
+    if info.values() and by_hand:
         warn("README.md was written by hand: license and language are not put into it")
     pushed = push_model(api, target, model_dir, config.commit_message)
     _tell(pushed)
@@ -64,30 +64,30 @@ def push(config: PushConfig) -> None:
         say("push", f"tag {config.tag}")
 
 
-def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, told: CardInfo) -> CardInfo:
+def _push_blocks(api: HfApi, config: PushConfig, blocks: Prepared, info: CardInfo) -> CardInfo:
     """Push the blocks first, so that the model's card can name them; return the card's values."""
     from cloze.export.hub.blocks import push_blocks
 
     private = True if config.private else None
     target = Target(str(config.dataset_repo), "dataset", private, create_pr=config.create_pr)
     target = replace(target, repo=check_access(api, target))
-    card = dataset_card(target.repo, blocks.manifest, with_license(api, told, None, origin_of(blocks.manifest)))
+    card = dataset_card(target.repo, blocks.manifest, with_license(api, info, None, origin_of(blocks.manifest)))
     _tell(push_blocks(api, target, blocks, card, "Upload blocks prepared with Cloze"))
-    return replace(told, dataset=target.repo)
+    return replace(info, dataset=target.repo)
 
 
 def _show(
-    config: PushConfig, model_dir: Path, run_dir: Path | None, told: CardInfo, blocks: Prepared | None, metadata: str
+    config: PushConfig, model_dir: Path, run_dir: Path | None, info: CardInfo, blocks: Prepared | None, metadata: str
 ) -> None:
     """Print what would be pushed, with sizes in bytes."""
-    card = card_text(model_dir, run_dir, config.repo, told).encode("utf-8", "surrogateescape")
+    card = card_text(model_dir, run_dir, config.repo, info).encode("utf-8", "surrogateescape")
     files: dict[str, Path | bytes] = {**files_to_push(model_dir), "README.md": card}
     _list(files)
     if blocks is not None:
         from cloze.export.hub.blocks import block_files
 
         say("push", f"and as a dataset to {config.dataset_repo}:")
-        _list(block_files(blocks, dataset_card(str(config.dataset_repo), blocks.manifest, told)))
+        _list(block_files(blocks, dataset_card(str(config.dataset_repo), blocks.manifest, info)))
     show(metadata or "(the card has no metadata)")
     say("push", f"dry run: nothing was sent to {config.repo}", result=True)
 

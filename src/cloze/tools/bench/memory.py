@@ -138,7 +138,7 @@ def run_ranks(settings: dict[str, Any], choice: Choice, folder: Path) -> list[di
     world |= {processes.MASTER_ADDR: "127.0.0.1", processes.MASTER_PORT: port}
     if choice.fully_sharded:
         world |= FSDP
-    words = [sys.executable, "-m", "cloze.tools.bench.held", json.dumps(settings)]
+    words = [sys.executable, "-m", "cloze.tools.bench.engine_memory", json.dumps(settings)]
     logs = [folder / f"rank-{rank}.log" for rank in range(ranks)]
     running = []
     for rank, log in enumerate(logs):

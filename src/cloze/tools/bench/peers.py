@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from cloze.tools.bench.gate import Gate, serve
+from cloze.tools.bench.worker_pipe import Gate, serve
 
 
 def cloze_config(settings: dict[str, Any], batch: int, torch_compile: bool) -> Any:

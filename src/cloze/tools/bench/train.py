@@ -32,10 +32,10 @@ from cloze.config import BenchConfig
 from cloze.errors import ConfigError
 from cloze.model.flops import peak_flops, step_flops
 from cloze.tools.bench.folder import work_folder
+from cloze.tools.bench.interleave import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch, peer_environment
 from cloze.tools.bench.pairs import Estimate, estimate, ratios, remark, steps_in_turn, turns
 from cloze.tools.bench.sizes import Shares, Size, chosen_sizes, make_data, shares_of
 from cloze.tools.bench.table import Table
-from cloze.tools.bench.turns import OutOfMemory, PeerFailed, Peers, Search, Turn, best_batch, peer_environment
 from cloze.utils.terminal.console import duration, progress, say, warn
 
 PEERS = {

@@ -1,8 +1,8 @@
 """`cloze doctor`: check the machines and the network between them before training.
 
-    place --> meeting --> facts, folder, links --> judge --> report
-    who am I,  the store   what each process finds  rows      the table
+    this_process --> meeting --> facts, folder, links --> judge --> report
+    rank, address    the store   measured by each rank    rows      the table
 
-Each process finds out about its own machine; rank 0 collects, judges and prints. What is judged is plain JSON, so that
-any cluster's facts can be looked at again.
+Each process examines its own machine; rank 0 collects, judges and prints. The facts are plain JSON, so those of any
+cluster can be judged again.
 """

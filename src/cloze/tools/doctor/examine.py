@@ -12,7 +12,7 @@ from cloze.tools.doctor.facts import find_facts, find_hub
 from cloze.tools.doctor.folder import check_shared, measure_disk, nearest_folder
 from cloze.tools.doctor.links import measure_links, measured_ranks, schedule
 from cloze.tools.doctor.meeting import Meeting, compare_clocks
-from cloze.tools.doctor.place import Place
+from cloze.tools.doctor.this_process import ThisProcess
 
 
 def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
@@ -20,9 +20,9 @@ def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
 
     A rank that stops answering costs one timeout and is excluded from later checks.
     """
-    place = meeting.place
-    told = meeting.gather("facts", find_facts(place))
-    ranks = [facts for facts in told.values() if facts is not None]
+    process = meeting.process
+    answers = meeting.gather("facts", find_facts(process))
+    ranks = [facts for facts in answers.values() if facts is not None]
     way = meeting.decide("way", lambda: _way(config, ranks))
     meeting.ranks = way["ranks"]
     hosts = {int(rank): host for rank, host in way["hosts"].items()}
@@ -30,23 +30,23 @@ def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
     clocks = compare_clocks(meeting, leaders)
     path = nearest_folder(way["path"])
     shared = check_shared(meeting, path)
-    disk = measure_disk(path, config.megabytes) if place.rank in leaders else {}
+    disk = measure_disk(path, config.megabytes) if process.rank in leaders else {}
     disks = meeting.gather("disk", disk)
     meeting.ranks = meeting.decide("left", lambda: [rank for rank in meeting.ranks if rank not in meeting.silent])
     rounds = schedule(measured_ranks(meeting.ranks, hosts))
     links = []
     for backend in way["backends"]:
         links += measure_links(meeting, rounds, backend, config.megabytes, apart=backend == "nccl")
-    if place.rank:
+    if process.rank:
         return {}
     return {
-        "world_size": place.world_size,
-        "launcher": place.launcher,
-        "head": place.head,
-        "port": place.port,
+        "world_size": process.world_size,
+        "launcher": process.launcher,
+        "head": process.head,
+        "port": process.port,
         "timeout": meeting.timeout,
         "ranks": ranks,
-        "missing": [rank for rank in range(place.world_size) if rank not in told],
+        "missing": [rank for rank in range(process.world_size) if rank not in answers],
         "silent": meeting.silent,
         "folder": str(path),
         "shared_error": shared.error,
@@ -61,7 +61,7 @@ def examine(config: DoctorConfig, meeting: Meeting) -> dict[str, Any]:
 def alone(config: DoctorConfig) -> dict[str, Any]:
     """Return the findings of one process."""
     path = nearest_folder(config.output_dir)
-    facts = find_facts(Place())
+    facts = find_facts(ThisProcess())
     return {
         "world_size": 1,
         "launcher": "",

@@ -1,6 +1,6 @@
 """What one process finds out about its own machine, as plain JSON; nothing is judged here.
 
-facts = find_facts(place, offload="none")
+facts = find_facts(process, offload="none")
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import cloze
 from cloze.errors import ClozeError
-from cloze.tools.doctor.place import Place
+from cloze.tools.doctor.this_process import ThisProcess
 from cloze.utils.environment import requests
 from cloze.utils.foreign.json_yaml import read_json
 from cloze.utils.system import versions_of
@@ -29,11 +29,11 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tok
 HUB_SECONDS = 8.0
 
 
-def find_facts(place: Place) -> dict[str, Any]:
+def find_facts(process: ThisProcess) -> dict[str, Any]:
     """Return the facts of this rank; DeepSpeed's kernels are tried on the first rank of each machine only."""
     return {
-        "rank": place.rank,
-        "local_rank": place.local_rank,
+        "rank": process.rank,
+        "local_rank": process.local_rank,
         "host": socket.gethostname(),
         "versions": find_versions(),
         "gpus": find_gpus(),
@@ -47,7 +47,7 @@ def find_facts(place: Place) -> dict[str, Any]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "interfaces": {name: os.environ.get(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")},
         "offload": find_offload(os.environ),
-        "ops": find_ops() if place.first_on_host else None,
+        "ops": find_ops() if process.first_on_host else None,
     }
 
 

@@ -32,7 +32,7 @@ def nearest_folder(path: str) -> Path:
 def measure_disk(folder: Path, megabytes: int) -> dict[str, Any]:
     """Free bytes, and MB/s (10^6 bytes) of writing one file including fsync, and of reading it back from the disk.
 
-    The page cache is told to forget the file before it is read; a file system may still answer from its own. The file
+    The file is dropped from the page cache before it is read; a file system may still answer from its own. The file
     has no name any more while it is written, so that nothing is left even where this process is killed.
     """
     name, block = folder / f"{PREFIX}{secrets.token_hex(8)}", os.urandom(1 << 20)
@@ -74,8 +74,8 @@ def check_shared(meeting: Meeting, folder: Path) -> Shared:
     Rank 0 returns what came out. No rank looks for a file before it is written: NFS would remember its absence.
     """
     own = f"{PREFIX}{secrets.token_hex(8)}"
-    place = meeting.place
-    if place.rank:
+    process = meeting.process
+    if process.rank:
         _other_rank(meeting)
         return Shared()
     staged = folder / own
@@ -99,7 +99,7 @@ def _other_rank(meeting: Meeting) -> None:
     made = meeting.ask(0, "folder")
     if made is None or made["error"]:
         return
-    rank, path = meeting.place.rank, Path(made["path"])
+    rank, path = meeting.process.rank, Path(made["path"])
     reads, seconds = _read(path / "0", made["nonce"])
     written = ""
     try:
@@ -111,14 +111,14 @@ def _other_rank(meeting: Meeting) -> None:
 
 def _look_back(meeting: Meeting, rank: int, staged: Path, nonce: str) -> dict[str, Any]:
     """Return rank 0's result of reading another rank's file."""
-    told = meeting.ask(rank, "seen", meeting.timeout + APPEAR_SECONDS)
-    if told is None:
+    result = meeting.ask(rank, "seen", meeting.timeout + APPEAR_SECONDS)
+    if result is None:
         meeting.silent.append(rank)
         return {"reads": "it says nothing", "written": "", "seconds": 0.0}
-    if not told["written"] and not told["reads"]:
-        told["written"], seconds = _read(staged / str(rank), f"{nonce}-{rank}")
-        told["seconds"] = max(told["seconds"], seconds)
-    return told
+    if not result["written"] and not result["reads"]:
+        result["written"], seconds = _read(staged / str(rank), f"{nonce}-{rank}")
+        result["seconds"] = max(result["seconds"], seconds)
+    return result
 
 
 def _write(path: Path, text: str) -> None:

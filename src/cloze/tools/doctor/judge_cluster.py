@@ -60,7 +60,7 @@ def judge_versions(findings: Findings) -> list[Row]:
 
 def judge_shared(findings: Findings) -> list[Row]:
     """Judge whether all ranks see the same folder."""
-    path, told = findings["folder"], findings["shared"]
+    path, seen = findings["folder"], findings["shared"]
     if len(findings["ranks"]) == 1:
         return []
     elsewhere = "give an --output_dir on a file system that all nodes mount in the same place, and may write to"
@@ -71,11 +71,11 @@ def judge_shared(findings: Findings) -> list[Row]:
         ("reads", "does not see what rank 0 wrote"),
         ("written", "writes files that the others do not see"),
     ):
-        failed = [one for one in told if one[problem] and (problem == "reads" or not one["reads"])]
+        failed = [one for one in seen if one[problem] and (problem == "reads" or not one["reads"])]
         if failed:
             hosts = naming([one["host"] for one in failed])
             rows.append(Row("folder", "bad", f"{hosts} {what} in {path}: {failed[0][problem]}", elsewhere))
-    late = [one for one in told if one["seconds"] > 1 and not one["reads"] and not one["written"]]
+    late = [one for one in seen if one["seconds"] > 1 and not one["reads"] and not one["written"]]
     if late:
         slowest = max(late, key=lambda one: one["seconds"])
         what = f"files in {path} appear on {slowest['host']} after {slowest['seconds']:.1f} s only"

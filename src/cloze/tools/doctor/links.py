@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from cloze.tools.doctor.meeting import LOOK_SECONDS, Meeting, open_store
-from cloze.tools.doctor.place import Place
+from cloze.tools.doctor.this_process import ThisProcess
 from cloze.utils.environment.processes import device_index
 from cloze.utils.foreign.json_yaml import parse_json
 
@@ -65,9 +65,9 @@ def measure_links(
     Bandwidth in 10^9 bytes a second; latency is half a round trip, the mean of the quicker half of 50. `apart`: in a
     child process, which is killed where it does not end.
     """
-    place, seconds = meeting.place, min(PAIR_SECONDS, meeting.timeout)
-    if any(place.rank in pair for pairs in rounds for pair in pairs):
-        arguments = (place, rounds, backend, megabytes, seconds)
+    process, seconds = meeting.process, min(PAIR_SECONDS, meeting.timeout)
+    if any(process.rank in pair for pairs in rounds for pair in pairs):
+        arguments = (process, rounds, backend, megabytes, seconds)
         if not apart:
             worker: Any = threading.Thread(target=_run_rounds, args=(meeting.store, *arguments), daemon=True)
         else:
@@ -81,7 +81,7 @@ def measure_links(
             if apart:
                 worker.kill()
     meeting.tell(f"done-{backend}", True)
-    if place.rank:
+    if process.rank:
         return []
     end = time.monotonic() + 2 * seconds  # this one was in every round, and waited for the others there
     for rank in {rank for pairs in rounds for pair in pairs for rank in pair}:
@@ -89,16 +89,16 @@ def measure_links(
     return [_result(meeting.store, backend, pair) for pairs in rounds for pair in pairs]
 
 
-def _run_apart(place: Place, rounds: list[list[Pair]], backend: str, megabytes: int, seconds: float) -> None:
+def _run_apart(process: ThisProcess, rounds: list[list[Pair]], backend: str, megabytes: int, seconds: float) -> None:
     """Measure in a child process, so that NCCL cannot end this one at a time-out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
-    _run_rounds(open_store(place, False, START_SECONDS), place, rounds, backend, megabytes, seconds)
+    _run_rounds(open_store(process, False, START_SECONDS), process, rounds, backend, megabytes, seconds)
     os._exit(0)  # groups are left to the operating system, as in cloze.cli.command_line.leave
 
 
 def _run_rounds(
-    store: Any, place: Place, rounds: list[list[Pair]], backend: str, megabytes: int, seconds: float
+    store: Any, process: ThisProcess, rounds: list[list[Pair]], backend: str, megabytes: int, seconds: float
 ) -> None:
     """Measure this rank's pairs, round by round; a round is over when each of its pairs has a result."""
     groups = []  # kept: taking a gloo group down can abort the interpreter
@@ -108,18 +108,18 @@ def _run_rounds(
     _until(lambda: store.add(f"ready-{backend}", 0) >= len(members), START_SECONDS)
     for pairs in rounds:
         for pair in pairs:
-            if place.rank in pair:
-                found = {"error": f"rank {sum(pair) - place.rank} said nothing"}
+            if process.rank in pair:
+                found = {"error": f"rank {sum(pair) - process.rank} said nothing"}
                 if gone.isdisjoint(pair):
                     try:
-                        groups.append(open_pair(store, pair, place, backend, seconds))
-                        device = "cpu" if backend == "gloo" else f"cuda:{own_device(place)}"
-                        found = _measure_pair(groups[-1], place.rank == pair[0], device, megabytes, seconds)
+                        groups.append(open_pair(store, pair, process, backend, seconds))
+                        device = "cpu" if backend == "gloo" else f"cuda:{own_device(process)}"
+                        found = _measure_pair(groups[-1], process.rank == pair[0], device, megabytes, seconds)
                     except Exception as error:  # whatever it is, it is what this pair does
                         found = {"error": _plainly(error)}
                         if backend == "nccl" and groups:
                             groups[-1].abort()  # else what hangs on the GPU holds up every pair after it
-                store.set(_key(backend, pair, place.rank), json.dumps(found))
+                store.set(_key(backend, pair, process.rank), json.dumps(found))
         awaited = {rank: _key(backend, pair, rank) for pair in pairs for rank in pair if rank not in gone}
         _until(partial(store.check, list(awaited.values())), 2 * seconds)
         gone |= {rank for rank, key in awaited.items() if not store.check([key])}
@@ -130,26 +130,26 @@ def _key(backend: str, pair: Pair, rank: int) -> str:
     return f"{backend}/{pair[0]}-{pair[1]}/{rank}"
 
 
-def open_pair(store: Any, pair: Pair, place: Place, backend: str, seconds: float) -> Any:
+def open_pair(store: Any, pair: Pair, process: ThisProcess, backend: str, seconds: float) -> Any:
     """Return a process group of these two ranks, with interfaces and time-out as in training."""
     import torch
     from torch.distributed import PrefixStore
 
     own = PrefixStore(f"pair-{backend}/{pair[0]}-{pair[1]}", store)
-    number, limit = pair.index(place.rank), timedelta(seconds=seconds)
+    number, limit = pair.index(process.rank), timedelta(seconds=seconds)
     if backend == "gloo":
         return torch.distributed.ProcessGroupGloo(own, number, 2, limit / GLOO_TRIES)
-    torch.cuda.set_device(own_device(place))
+    torch.cuda.set_device(own_device(process))
     options = torch.distributed.ProcessGroupNCCL.Options()
     options._timeout = limit
     return torch.distributed.ProcessGroupNCCL(own, number, 2, options)
 
 
-def own_device(place: Place) -> int:
+def own_device(process: ThisProcess) -> int:
     """Return the index of this process's GPU among the visible ones."""
     import torch
 
-    return device_index(place.local_rank, torch.cuda.device_count())
+    return device_index(process.local_rank, torch.cuda.device_count())
 
 
 def _plainly(error: Exception) -> str:
@@ -205,12 +205,12 @@ def _wait_on_gpu(work: Any, seconds: float) -> None:
 
 def _result(store: Any, backend: str, pair: Pair) -> dict[str, Any]:
     """Return the result of a pair: an error of either side, else the first side's figures."""
-    told = [
+    answers = [
         parse_json(store.get(key), f"rank {rank}") if store.check([key]) else {"error": f"rank {rank} said nothing"}
         for rank, key in ((rank, _key(backend, pair, rank)) for rank in pair)
     ]
-    error = next((one["error"] for one in reversed(told) if "error" in one), None)
-    return {"backend": backend, "ranks": list(pair), **(told[0] if error is None else {"error": error})}
+    error = next((one["error"] for one in reversed(answers) if "error" in one), None)
+    return {"backend": backend, "ranks": list(pair), **(answers[0] if error is None else {"error": error})}
 
 
 def _until(done: Any, seconds: float) -> None:

@@ -135,8 +135,8 @@ def command(config: SubmitConfig, job: Job, logs: Path, before: str | None) -> l
     if before is not None:  # cancel a job whose dependency can never be satisfied, instead of leaving it pending
         words += [f"--dependency={job.after}:{before}", "--kill-on-invalid-dep=yes"]
     if job.environment:
-        told = ",".join(f"{name}={value}" for name, value in job.environment.items())
-        words.append(f"--export=ALL,{told}")
+        exported = ",".join(f"{name}={value}" for name, value in job.environment.items())
+        words.append(f"--export=ALL,{exported}")
     return [*words, *job.sbatch, *shlex.split(config.sbatch_flags), job.script, *job.words]
 
 

@@ -38,8 +38,8 @@ def fill_prompts(runs: Sequence[Run], texts: Sequence[str]) -> list[Filled]:
             first, what = begun
             before = [_answers(first, tokenizer, one) for one in inputs]
         for text, one, other in zip(texts, before, after, strict=True):
-            told = None if one is None else (what, one)
-            filled.append({"run": run.name, "number": number, "text": text, "before": told, "after": other})
+            labelled = None if one is None else (what, one)
+            filled.append({"run": run.name, "number": number, "text": text, "before": labelled, "after": other})
     order = {text: number for number, text in enumerate(texts)}
     return sorted(filled, key=lambda one: order[one["text"]])
 

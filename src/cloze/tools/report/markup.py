@@ -25,8 +25,8 @@ def text(value: Any) -> Html:
 
 def element(name: str, content: Any, **attributes: str) -> Html:
     """Return `<name class="...">content</name>`; `class_` sets `class`."""
-    told = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{told}>{text(content)}</{name}>")
+    rendered = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
+    return Html(f"<{name}{rendered}>{text(content)}</{name}>")
 
 
 def joined(parts: Iterable[Any]) -> Html:

@@ -63,14 +63,14 @@ def render(runs: Sequence[Run], filled: Sequence[Filled] = ()) -> str:
 
 def embedded(value: Any) -> str:
     """Return JSON that is safe in a script element: without `</script>` and `<!--`."""
-    told = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    notes = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return notes.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def damaged_note(runs: Sequence[Run]) -> Html:
     """Return what could not be read of the metrics."""
-    told = [f"{run.name}: {damaged_line(run.damaged_lines)}" for run in runs if run.damaged_lines]
-    return element("p", "; ".join(told), class_="warning") if told else Html("")
+    notes = [f"{run.name}: {damaged_line(run.damaged_lines)}" for run in runs if run.damaged_lines]
+    return element("p", "; ".join(notes), class_="warning") if notes else Html("")
 
 
 def damaged_line(count: int) -> str:

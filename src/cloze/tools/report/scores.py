@@ -38,8 +38,8 @@ def section_of_scores(runs: Sequence[Run]) -> Html:
         words += [" The masks are the same: ", other, " tells in pairs whether a difference is more than chance."]
     if not same:
         words.append(" These were measured on different masks or data, and cannot be compared.")
-    told = [f"{run.name}: {run.scores_note}" for _, run in scored if run.scores_note]
-    words += [f" {'; '.join(told)}."] if told else []
+    notes = [f"{run.name}: {run.scores_note}" for _, run in scored if run.scores_note]
+    words += [f" {'; '.join(notes)}."] if notes else []
     return section(
         "Evaluation", note(joined(words)), _stack(_perplexities(scored, len(runs) > 1), _bands(scored, len(runs) > 1))
     )
@@ -69,8 +69,8 @@ def _perplexities(scored: Sequence[tuple[int, Run]], several: bool) -> Html:
         ends = {"low": from_, "high": to, "at": scores["perplexity"]}
         style = ";".join(f"--{name}:{(value - low) / span:.2%}" for name, value in ends.items())
         picture = Html(f'<span class="range {colour(at)}" style="{style}" aria-hidden="true"><b></b><i></i></span>')
-        told = element("span", f"{number(from_)} to {number(to)}", class_="name") if to > from_ else None
-        cells: list[Any] = [key(at, run.name, several), number(scores["perplexity"]), told, picture]
+        notes = element("span", f"{number(from_)} to {number(to)}", class_="name") if to > from_ else None
+        cells: list[Any] = [key(at, run.name, several), number(scores["perplexity"]), notes, picture]
         values = [(metric, scores.get(metric.key)) for metric in others]
         cells += [_percent(value) if metric.share else number(_finite(value)) for metric, value in values]
         rows.append(cells)

@@ -75,9 +75,9 @@ def _perplexity(run: Run) -> tuple[str | None, str]:
             "" if at is None else f", step {at:,}"
         )
     interval = interval_of(run.scores, "perplexity")
-    told = [f"95 %: {number(interval[0])} to {number(interval[1])}"] if interval else []
-    told += [str(run.measured)] if run.measured else []
-    return number(run.scores["perplexity"]), "; ".join(told)
+    notes = [f"95 %: {number(interval[0])} to {number(interval[1])}"] if interval else []
+    notes += [str(run.measured)] if run.measured else []
+    return number(run.scores["perplexity"]), "; ".join(notes)
 
 
 def use_scores(run: Run) -> bool:
@@ -144,8 +144,8 @@ def _data_facts(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split_line(split: dict[str, Any]) -> str | None:
-    told = [f"{split[name]:,} {name}" for name in ("documents", "tokens", "blocks") if is_number(split.get(name))]
-    return ", ".join(told) or None
+    notes = [f"{split[name]:,} {name}" for name in ("documents", "tokens", "blocks") if is_number(split.get(name))]
+    return ", ".join(notes) or None
 
 
 def machines_section(runs: Sequence[Run]) -> Html:
@@ -154,9 +154,9 @@ def machines_section(runs: Sequence[Run]) -> Html:
     for at, run in enumerate(runs):
         for session in run.sessions:
             versions = part(session, "versions")
-            told = ", ".join(f"{name} {version}" for name, version in versions.items())
+            notes = ", ".join(f"{name} {version}" for name, version in versions.items())
             first = [key(at, run.name, True)] if len(runs) > 1 else []
-            rows.append([*first, f"step {session['first_step'] + 1:,}", computed_on(session), told])
+            rows.append([*first, f"step {session['first_step'] + 1:,}", computed_on(session), notes])
     head = [*(["run"] if len(runs) > 1 else []), "from", "computed on", "versions"]
     return section("Hardware and versions", table(head, rows) if rows else "")
 

@@ -45,16 +45,16 @@ def load_op(builder: Any, what_for: str) -> Any:
 def wait_for_lock(lock: Path, seconds: float = SECONDS_WITHOUT_A_SIGN) -> None:
     """Wait for a build in progress. A lock left by a killed build is removed if only this machine can see it. Raises
     ConfigError if nothing was written to the lock's folder for `seconds`."""
-    told = False
+    warned = False
     while lock.exists():
         if file_system(real_path(lock)) in _SEEN_BY_ONE_MACHINE and not is_held(lock):
             time.sleep(0.2)  # torch creates and opens the lock in one call; reading /proc takes longer
             if not is_held(lock):
                 lock.unlink(missing_ok=True)
                 return
-        if not told:
+        if not warned:
             say("compile", f"waiting for another process that builds {lock.parent.name}")
-            told = True
+            warned = True
         if time.time() - _last_written(lock.parent) > seconds:
             raise ConfigError(
                 f"a build of DeepSpeed's {lock.parent.name} has its lock, and has written nothing for {seconds:.0f} s",

@@ -40,7 +40,7 @@ class _Record(logging.LogRecord):
         return visible(redacted(super().getMessage()))
 
 
-class Chatter:
+class HiddenOutput:
     """Stand for stdout while a command runs: what libraries print is dropped; Cloze writes to `stream`."""
 
     def __init__(self, stream: TextIO):
@@ -61,7 +61,7 @@ def own_stdout() -> Iterator[None]:
         yield
         return
     stream = sys.stdout
-    sys.stdout = Chatter(stream)  # type: ignore[assignment]
+    sys.stdout = HiddenOutput(stream)  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -70,4 +70,4 @@ def own_stdout() -> Iterator[None]:
 
 def own_stream() -> TextIO:
     """Return the stream that Cloze writes its lines to: stdout, also inside `own_stdout`."""
-    return sys.stdout.stream if isinstance(sys.stdout, Chatter) else sys.stdout
+    return sys.stdout.stream if isinstance(sys.stdout, HiddenOutput) else sys.stdout

@@ -125,7 +125,7 @@ def test_intervals_and_bits_per_byte_are_told_where_they_were_measured(tmp_path:
 def test_what_a_run_was_told_of_its_license_is_on_the_card(tmp_path: Path):
     model, run = make(tmp_path, CONFIG | {"license": "mit", "language": "en"}, DATA, SCORES)
     assert ModelCard(render_card(model, run)).data.license == "mit"
-    assert ModelCard(render_card(model, run, told=CardInfo(license="apache-2.0"))).data.license == "apache-2.0"
+    assert ModelCard(render_card(model, run, info=CardInfo(license="apache-2.0"))).data.license == "apache-2.0"
     write_card(model, run)
     moved = card_text(model, None, None, CardInfo(language="de"))
     assert (ModelCard(moved).data.license, ModelCard(moved).data.language) == ("mit", ["de"])

@@ -20,9 +20,9 @@ from cloze.config import BenchConfig
 from cloze.data.prepared.verified import verify_prepared
 from cloze.data.tokenizers.load import load_tokenizer
 from cloze.tools.bench import train
+from cloze.tools.bench.interleave import OutOfMemory, PeerFailed, Turn, best_batch
 from cloze.tools.bench.sizes import SIZES, make_data, shares_of
 from cloze.tools.bench.table import Table
-from cloze.tools.bench.turns import OutOfMemory, PeerFailed, Turn, best_batch
 
 
 def bench(*argv: object) -> None:
@@ -102,12 +102,12 @@ sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.m
 SEARCHING = """
 import sys
 from functools import partial
-from cloze.tools.bench import train, turns
+from cloze.tools.bench import interleave, train
 from cloze.cli import main
 
 train.compare = partial(train.compare, search=True)
-turns.LARGEST_BATCH, turns.SEARCH_STEPS = 16, 1
-train.best_batch = partial(turns.best_batch, first_tokens=8 * 32)
+interleave.LARGEST_BATCH, interleave.SEARCH_STEPS = 16, 1
+train.best_batch = partial(interleave.best_batch, first_tokens=8 * 32)
 main(sys.argv[1:])
 """
 

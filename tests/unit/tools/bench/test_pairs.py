@@ -15,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze.tools.bench import gate, train
+from cloze.tools.bench import train, worker_pipe
+from cloze.tools.bench.interleave import peer_environment
 from cloze.tools.bench.pairs import estimate, ratios, remark, steps_in_turn, turns
-from cloze.tools.bench.turns import peer_environment
 
 COSTS = st.lists(st.floats(0.01, 100.0), min_size=2, max_size=4)
 
@@ -101,7 +101,7 @@ def burn(seconds: float) -> None:
 def test_a_turn_reports_the_wall_time_and_cpu_time_of_its_own_steps(monkeypatch, capfd):
     orders = [{"batch": 8, "steps": 1}, {"batch": 8, "steps": 3}, {"batch": 16, "steps": 1}]
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(order) + "\n" for order in orders)))
-    loop, leading = gate.Gate(), 2 if torch.cuda.is_available() else 0
+    loop, leading = worker_pipe.Gate(), 2 if torch.cuda.is_available() else 0
     loop.wait()
     for _ in range(leading + 1):
         loop()
@@ -109,7 +109,7 @@ def test_a_turn_reports_the_wall_time_and_cpu_time_of_its_own_steps(monkeypatch,
     for _ in range(leading + 3):
         loop()
         time.sleep(0.02)
-    with pytest.raises(gate.NewBatch):
+    with pytest.raises(worker_pipe.NewBatch):
         loop()
     first, second = (json.loads(line.removeprefix("REPORT ")) for line in capfd.readouterr().out.splitlines())
     assert first["cpu_seconds"] >= 0.03
@@ -130,7 +130,7 @@ def test_cpu_time_includes_that_of_loader_processes():
     try:
         here.recv()
         before = time.process_time()
-        assert gate._cpu_seconds() - before >= 0.08  # the kernel counts in ticks of 10 ms
+        assert worker_pipe._cpu_seconds() - before >= 0.08  # the kernel counts in ticks of 10 ms
     finally:
         here.send(None)
         worker.join()

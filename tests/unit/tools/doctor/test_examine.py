@@ -20,7 +20,7 @@ from cloze.errors import LaunchError
 from cloze.tools.doctor import facts, folder
 from cloze.tools.doctor.links import ALONE_LIMIT, measured_ranks, schedule
 from cloze.tools.doctor.meeting import Meeting, compare_clocks
-from cloze.tools.doctor.place import Place, find_place, first_host
+from cloze.tools.doctor.this_process import ThisProcess, find_this_process, first_host
 
 
 @pytest.mark.parametrize("number", [2, 3, 16, 17, 18, 33])
@@ -45,17 +45,25 @@ def test_above_sixteen_ranks_the_first_of_each_host_is_measured():
 
 def test_the_launcher_is_read_from_its_variables():
     srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12345"}
-    place = find_place({**srun, "SLURM_STEP_NODELIST": "gpu-b1"})
-    assert (place.rank, place.world_size, place.local_rank, place.head, place.port) == (3, 4, 1, "gpu-b1", 29845)
+    process = find_this_process({**srun, "SLURM_STEP_NODELIST": "gpu-b1"})
+    assert (process.rank, process.world_size, process.local_rank, process.head, process.port) == (
+        3,
+        4,
+        1,
+        "gpu-b1",
+        29845,
+    )
     known = {**srun, "SLURM_STEP_NODELIST": "a", "CLOZE_SECRET": "0123456789abcdef"}
-    assert find_place(known).port == secret_port("0123456789abcdef", "12345") != 29845
+    assert find_this_process(known).port == secret_port("0123456789abcdef", "12345") != 29845
     torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "7"}
-    place = find_place({**srun, **torchrun, "TORCHELASTIC_USE_AGENT_STORE": "True"})
-    assert (place.rank, place.head, place.port, place.served) == (1, "h", 7, True)
+    process = find_this_process({**srun, **torchrun, "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert (process.rank, process.head, process.port, process.served) == (1, "h", 7, True)
     # A batch script has these too, but nobody started the other tasks.
-    assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "a[1-2]"}).world_size == 1
+    assert (
+        find_this_process({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "a[1-2]"}).world_size == 1
+    )
     with pytest.raises(LaunchError, match="MASTER_PORT is not set"):
-        find_place({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h"})
+        find_this_process({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h"})
 
 
 @pytest.mark.parametrize(
@@ -133,7 +141,10 @@ class Tampered:
 def as_two_ranks(work: Callable[[Meeting], Any], change: Callable[[str, bytes], bytes]) -> Any:
     """What `work` returns on rank 0, while rank 1, which reads changed values, does it too."""
     store = HashStore()
-    meetings = [Meeting(Place(0, 2), store, 5.0, [0, 1]), Meeting(Place(1, 2), Tampered(store, change), 5.0, [0, 1])]
+    meetings = [
+        Meeting(ThisProcess(0, 2), store, 5.0, [0, 1]),
+        Meeting(ThisProcess(1, 2), Tampered(store, change), 5.0, [0, 1]),
+    ]
     other = threading.Thread(target=work, args=(meetings[1],))
     other.start()
     try:

@@ -41,7 +41,7 @@ ALLOWED = {
     "distributed/resilience/owner_file.py:create_lock": "writes a file",
     "tools/launch/slurm_job.py:main": "a shell script reads the path, byte for byte",
     "export/hub/pusher.py:tell": "JSON to the process that trains",
-    "tools/bench/gate.py:report": "JSON to the process that measures",
+    "tools/bench/worker_pipe.py:report": "JSON to the process that measures",
 }
 
 

@@ -1,6 +1,6 @@
 """One rank of a measurement of memory: what an engine really holds, and its peak. Started by `cloze bench memory`.
 
-python -m cloze.tools.bench.held '{"model_type": "roberta", ...}'        # RANK, WORLD_SIZE, ... say which rank it is
+RANK=0 WORLD_SIZE=2 ... python -m cloze.tools.bench.engine_memory '{"model_type": "roberta", ...}'
 """
 
 from __future__ import annotations

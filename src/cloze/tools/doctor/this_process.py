@@ -1,7 +1,7 @@
 """Find this process's rank, the world size and rank 0's address, without heavy imports.
 
-place = find_place(os.environ)      # from torchrun and accelerate, from srun, or alone
-place.say()                         # "rank 1 on node2"
+process = find_this_process(os.environ)      # from torchrun and accelerate, from srun, or alone
+process.say()                         # "rank 1 on node2"
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIRST_PORT = 29500
 
 
 @dataclass(frozen=True)
-class Place:
+class ThisProcess:
     """One process among `world_size`. `head`, `port`: where rank 0, or its launcher, listens; `served`: the launcher
     listens there itself, so that rank 0 must not; `launcher`: what started it, "" where it is alone."""
 
@@ -43,7 +43,7 @@ class Place:
         return f"rank {self.rank} on {socket.gethostname()}"
 
 
-def find_place(environment: Mapping[str, str]) -> Place:
+def find_this_process(environment: Mapping[str, str]) -> ThisProcess:
     """Read torchrun's and accelerate's variables where they are set, else those of `srun`, else be alone.
 
     Inside `sbatch` but without `srun` it is alone too: only `srun` starts a process for each task. Raises LaunchError
@@ -52,18 +52,18 @@ def find_place(environment: Mapping[str, str]) -> Place:
     if processes.RANK in environment and processes.WORLD_SIZE in environment:
         return _launched(environment)
     task = processes.slurm_task(environment)
-    return Place() if task is None else _by_srun(task, environment)
+    return ThisProcess() if task is None else _by_srun(task, environment)
 
 
-def _launched(environment: Mapping[str, str]) -> Place:
+def _launched(environment: Mapping[str, str]) -> ThisProcess:
     world_size = processes.integer(processes.WORLD_SIZE, 1, environment)
     if world_size == 1:
-        return Place()
+        return ThisProcess()
     for name in (processes.MASTER_ADDR, processes.MASTER_PORT):
         if name not in environment:
             hint = "start with torchrun, `accelerate launch` or srun, which set it"
             raise LaunchError(f"WORLD_SIZE is {world_size}, but {name} is not set", where="environment", hint=hint)
-    return Place(
+    return ThisProcess(
         rank=processes.integer(processes.RANK, 0, environment),
         world_size=world_size,
         local_rank=processes.integer(processes.LOCAL_RANK, 0, environment),
@@ -74,12 +74,12 @@ def _launched(environment: Mapping[str, str]) -> Place:
     )
 
 
-def _by_srun(task: processes.SlurmTask, environment: Mapping[str, str]) -> Place:
+def _by_srun(task: processes.SlurmTask, environment: Mapping[str, str]) -> ThisProcess:
     """Return the place of a task: task 0 is on the step's first node. Without MASTER_PORT the port follows from the
     secret, else from the job's number, which others know."""
     secret = environment.get(processes.SECRET)
     port = secret_port(secret, str(task.job)) if secret else FIRST_PORT + task.job % 1000
-    return Place(
+    return ThisProcess(
         rank=task.number,
         world_size=task.count,
         local_rank=task.local_number,
@@ -106,8 +106,8 @@ def first_host(nodes: str) -> str:
     return "".join(part or "" for part in found.groups())
 
 
-def announce(place: Place) -> None:
+def announce(process: ThisProcess) -> None:
     """Tell the rest of Cloze, which reads torchrun's variables, which rank this is."""
-    values = (place.rank, place.world_size, place.local_rank)
+    values = (process.rank, process.world_size, process.local_rank)
     names = (processes.RANK, processes.WORLD_SIZE, processes.LOCAL_RANK)
     os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
