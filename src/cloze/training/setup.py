@@ -91,6 +91,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     layout = fit_memory(fit_layout(config, engine.rank, engine.world_size, saved), trial)
     settle_determinism(trial, layout.per_device)
     plan = _plan(config, layout, data)
+    schedule = learning_rate_schedule(config, plan.total_steps)  # may not fit the length: before anything is written
     identity = identify(config, data, plan, model, base, checkpoint)
     step = saved["position"]["global_step"] if saved else 0
     open_folder = partial(open_run_folder, config, data.manifest, identity, checkpoint, step)
@@ -111,7 +112,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         identity=identity,
         checkpoint=checkpoint,
         saver=CheckpointSaver(engine, partial(_save_model_files, engine.module, tokenizer), config.async_save),
-        schedule=learning_rate_schedule(config, plan.total_steps),
+        schedule=schedule,
         probe=probe,
         documents=None if documents is None else documents.in_dtype_of(engine.module),
         head=head,

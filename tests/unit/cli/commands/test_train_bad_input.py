@@ -52,6 +52,13 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
         (["--fp16"], "fp16 needs a GPU"),
         (["--lr_scheduler_type", "zigzag"], "--lr_scheduler_type"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "depends on more than the step"),
+        (
+            [
+                *("--max_steps", "-1", "--num_train_epochs", "1", "--warmup_steps", "10"),
+                *("--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 9999}'),
+            ],
+            "do not fit into a run of",
+        ),
         (["--save_total_limit", "0"], "--save_total_limit"),
         (["--ema_decay", "1.5"], "--ema_decay: must be above 0 and below 1, not 1.5"),
         (["--report_to", "nosuchtracker"], "--report_to"),
