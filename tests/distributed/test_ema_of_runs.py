@@ -124,6 +124,6 @@ def test_the_average_is_consolidated_on_demand(prepared: Path, moved: Path, tmp_
 def test_a_run_without_an_average_has_none_to_consolidate(prepared: Path, tmp_path: Path):
     argv = ["train", *TINY_MODEL, "--max_steps", "1", "--dataset_name", str(prepared)]
     succeed(cloze_ranks([*argv, "--output_dir", str(tmp_path / "run")], 1, "single", tmp_path / "log"))
-    with pytest.raises(ConfigError, match="no moving average of the weights is in this checkpoint; train with"):
+    with pytest.raises(ConfigError, match="no moving average"):
         consolidate.run(ConsolidateConfig(checkpoint=str(tmp_path / "run"), weights="ema"))
     assert not (tmp_path / "run" / "model").exists()

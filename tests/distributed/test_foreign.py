@@ -227,7 +227,7 @@ def test_files_of_ranks_that_are_too_many_are_noticed(zero3: Path, tmp_path: Pat
 
 def test_latest_that_names_nothing_is_named(tmp_path: Path):
     (tmp_path / "latest").write_text("global_step9\n")
-    with pytest.raises(CheckpointError, match="latest: it names global_step9, and no DeepSpeed checkpoint is there"):
+    with pytest.raises(CheckpointError, match=r"latest: .*global_step9"):
         convert(tmp_path, tmp_path / "model")
 
 
@@ -235,7 +235,7 @@ def test_nothing_that_lies_in_a_file_is_run(zero1: Path, tmp_path: Path):
     files = copied(zero1, tmp_path)
     file = files / "mp_rank_00_model_states.pt"
     torch.save({**torch.load(file, weights_only=False), "surprise": Attack(tmp_path / "ran")}, file)
-    with pytest.raises(ConfigError, match=r"rank 0's file holds a Python object, posix.system, and reading it could"):
+    with pytest.raises(ConfigError, match=r"rank 0's file .*posix.system"):
         ZeroFiles(files)
     assert not (tmp_path / "ran").exists()
 
@@ -246,7 +246,7 @@ def test_weights_of_another_moment_than_the_engines_are_noticed(zero1: Path, tok
     content = torch.load(file, weights_only=False)
     content["module"]["lm_head.dense.weight"][3, 3] += 0.125
     torch.save(content, file)
-    with pytest.raises(CheckpointError, match=r"lm_head.dense.weight in fp32 is not what the engine computed with"):
+    with pytest.raises(CheckpointError, match=r"lm_head.dense.weight in fp32"):
         convert(files, tmp_path / "model", tokenizer, zero1 / "config")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 

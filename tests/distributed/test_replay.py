@@ -76,7 +76,7 @@ def test_data_that_moved_or_changed(recorded, prepared: Path, tmp_path: Path):
     shutil.copytree(prepared, tmp_path / "moved")
     assert rebuild(run, 2, str(tmp_path / "moved")).checksum == rebuild(run, 2).checksum
     other = make_prepared(tmp_path / "other", num_threads=200)
-    with pytest.raises(DataError, match=r"not the data of this run: .*give the prepared folder with --data"):
+    with pytest.raises(DataError, match=r"not the data of this run: .*--data"):
         rebuild(run, 2, str(other))
     with pytest.raises(ConfigError, match="not a run's folder"):
         rebuild(prepared, 2)

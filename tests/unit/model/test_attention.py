@@ -258,7 +258,7 @@ class Forgetful(torch.nn.Module):
 def test_an_architecture_that_does_not_hand_offsets_on_is_refused(flash):
     model = make("bert", flash)
     model.bert.encoder.layer[1].attention.self = Forgetful(model.bert.encoder.layer[1].attention.self)
-    with pytest.raises(ModelError, match="BertForMaskedLM with stand_in_flash attention: cannot keep attention"):
+    with pytest.raises(ModelError, match="stand_in_flash"):
         document_attention(model, 64, 300)
     assert model.config._attn_implementation == flash
 

@@ -163,7 +163,7 @@ def test_offload_to_a_disk_without_libaio_says_what_to_install(tmp_path: Path, m
     settings = tmp_path / "settings.json"
     offload = {"device": "nvme", "nvme_path": str(tmp_path / "disk")}
     settings.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": offload}}))
-    with pytest.raises(ConfigError, match="needs libaio, which is not here; apt-get install libaio-dev"):
+    with pytest.raises(ConfigError, match="libaio-dev"):
         check_zero(str(settings), on_gpu=False)
 
 

@@ -119,7 +119,7 @@ def test_a_type_that_is_not_that_of_the_weights_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["num_hidden_layers=1", "num_hidden_layers=3", "hidden_size=64", "vocab_size=301"])
 def test_pretrained_weights_are_never_dropped_or_made_up(tmp_path: Path, text: str):
-    with pytest.raises(ConfigError, match="pretrained weights have their own shapes"):
+    with pytest.raises(ConfigError, match="own shapes"):
         pretrained(tmp_path, text)
 
 
@@ -144,7 +144,7 @@ def from_scratch(model_type: str, text: str):
         ("xlm", "mask_index=29", "mask_index=29, but the tokenizer's is 4"),
         ("bart", "decoder_start_token_id=29", "is no special token of the tokenizer"),
         ("modernbert", "cls_token_id=29", "cls_token_id=29, but the tokenizer's is 0"),
-        ("roberta", "is_decoder=true", "is_decoder=True is not for masked language modelling"),
+        ("roberta", "is_decoder=true", "is_decoder=True"),
         ("roberta", "add_cross_attention=true", "add_cross_attention=True is not for masked"),
         ("xlm", "causal=true", "causal=True is not for masked"),
         ("roberta", "is_encoder_decoder=true", "is_encoder_decoder is how results are returned"),
@@ -197,7 +197,7 @@ def test_a_pretrained_model_that_reads_one_way_is_refused(tmp_path: Path):
     BertForMaskedLM(BertConfig(vocab_size=40, is_decoder=True, **sizes)).save_pretrained(tmp_path)
     config = TrainConfig(output_dir="run", model_name_or_path=str(tmp_path))
     for load in (lambda: read_config(config, PreTrainedTokenizerFast, 16), lambda: load_weights(tmp_path)):
-        with pytest.raises(ModelError, match="is_decoder=True is not for masked language modelling"):
+        with pytest.raises(ModelError, match="is_decoder=True"):
             load()
 
 

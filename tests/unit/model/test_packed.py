@@ -70,7 +70,7 @@ def test_eager_attention_computes_in_the_type_of_the_weights(dtype: torch.dtype)
 
 @pytest.mark.parametrize("model_type", ["fnet", "deberta-v2"])
 def test_an_architecture_without_such_masks_is_refused(model_type: str):
-    with pytest.raises(ModelError, match=r"cannot keep attention inside documents; .* --packing concat"):
+    with pytest.raises(ModelError, match=r"inside documents.*--packing concat"):
         document_attention(make(model_type, "eager"), 64, 300)
 
 

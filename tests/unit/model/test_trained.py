@@ -43,7 +43,7 @@ def test_what_is_no_expression_is_known_before_there_is_a_model(pattern: str):
 def test_a_pattern_that_takes_for_ever_is_stopped(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trained, "MATCH_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(ConfigError, match="to compare with the names of parameters; write it without"):
+    with pytest.raises(ConfigError, match="names of parameters"):
         freeze_matching(model(), "(a+)+$")
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

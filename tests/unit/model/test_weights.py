@@ -59,7 +59,7 @@ def test_a_model_without_its_head_is_refused_but_for_training(model, tmp_path: P
         with pytest.raises(ModelError, match=r"cls\.predictions\.bias") as caught:
             load(str(tmp_path))
         assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match=r"saved without its head .* `cloze train --model_name_or_path"):
+    with pytest.raises(ModelError, match=r"without its head .*--model_name_or_path"):
         load_weights(tmp_path)
     capsys.readouterr()
     load_weights(tmp_path, may_lack_head=True)
@@ -86,7 +86,7 @@ def test_layers_that_config_and_files_do_not_share_are_refused(model, tmp_path: 
     for more in (False, True):
         with pytest.raises(ModelError, match=r"have bert\.encoder\.layer\.1\..*fewer layers"):
             load_weights(tmp_path / "fewer", may_lack_head=more)
-        with pytest.raises(ModelError, match=r"have no bert\.encoder\.layer\.2\..*; the folder is not whole"):
+        with pytest.raises(ModelError, match=r"have no bert\.encoder\.layer\.2\."):
             load_weights(tmp_path / "more", may_lack_head=more)
     model.bert.save_pretrained(tmp_path / "backbone")
     change_config(tmp_path / "backbone", num_hidden_layers=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -135,3 +136,15 @@ def test_the_names_of_a_runs_files_stand_in_one_module():
         if isinstance(node, ast.Constant) and node.value in names
     ]
     assert sorted(found) == sorted(f"{name_of(Path(run_files.__file__))}: {name}" for name in names)
+
+
+def test_tests_expect_the_facts_of_a_message_and_not_its_sentence():
+    """At most ten words of a `match`: class, place, names and numbers. The sentence may change."""
+    long = []
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "match":
+                parts = [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant)]
+                words = re.findall(r"[a-z]{2,}", re.sub(r"`[^`]*`|--\w+", "", " ".join(map(str, parts))))
+                long += [f"{path.name}:{node.value.lineno}"] if len(words) > 10 else []
+    assert long == []

@@ -198,7 +198,7 @@ def test_a_global_batch_that_is_given_is_split_whatever_the_number_of_ranks(worl
 
 def test_a_global_batch_that_cannot_be_is_refused():
     saved = {"run": {"global_batch_size": 24}, "world_size": 2, "config": {}}
-    with pytest.raises(ConfigError, match="the resumed run uses a global batch of 24"):
+    with pytest.raises(ConfigError, match="global batch of 24"):
         fit_layout(config(global_batch_size=32), 0, 2, saved)
     with pytest.raises(ConfigError, match="too few for 25 processes"):
         fit_layout(config(global_batch_size=24), 0, 25, None)
@@ -213,7 +213,7 @@ def test_cuda_graphs_are_refused_with_several_micro_batches_however_these_come_a
         {"gradient_accumulation_steps": 2},
         {"global_batch_size": 32, "per_device_train_batch_size": 8},
     ):
-        with pytest.raises(ConfigError, match=r"--torch_compile_mode: .*CUDA graphs.* lose gradients"):
+        with pytest.raises(ConfigError, match=r"--torch_compile_mode: .*CUDA graphs"):
             planned(config(torch_compile_mode=mode, **values))
         planned(config(torch_compile_mode="max-autotune-no-cudagraphs", **values))
         planned(config(torch_compile_mode=mode, torch_compile=False, **values))

@@ -41,7 +41,7 @@ class Held:
 
 
 def test_blocks_of_unknown_tokens_are_refused(capsys):
-    with pytest.raises(DataError, match=r"^x: train: none of its tokens can be masked: .*; see them with"):
+    with pytest.raises(DataError, match=r"^x: train: none .*masked"):
         check_maskable(Held(np.ones((5000, 8))), MANIFEST, "x: train")
     assert not capsys.readouterr().err
 

@@ -191,9 +191,7 @@ def character_level() -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("make", [ByT5Tokenizer, CanineTokenizer, character_level])
 def test_a_tokenizer_without_words_is_refused_in_one_line(make):
-    with pytest.raises(
-        ConfigError, match=r"^--mask_unit: \w+ has no notion of a word; use --mask_unit token"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"^--mask_unit: \w+ .*--mask_unit token") as caught:
         words_of(make())
     assert "\n" not in str(caught.value)
 

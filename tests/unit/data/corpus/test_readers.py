@@ -185,7 +185,7 @@ def test_bad_records_of_arrays_and_csv(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_table_inside_a_packed_file_is_refused(tmp_path: Path):
     (tmp_path / "c.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
-    with pytest.raises(DataError, match=r"c.parquet.gz: is packed twice; unpack it"):
+    with pytest.raises(DataError, match=r"c.parquet.gz: .*twice"):
         pieces_of(tmp_path / "c.parquet.gz", 1000)
 
 

@@ -70,7 +70,7 @@ def test_token_ids_outside_of_the_vocabulary_are_named_before_training(copied: P
     shard["sha256"] = atomic_files.sha256(file)
     manifest["checksum"] = manifest_checksum(manifest)
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="it holds token ids outside of the vocabulary"):
+    with pytest.raises(DataError, match="outside of the vocabulary"):
         open_data(TrainConfig(dataset_name=str(copied), output_dir="unused"))
 
 
@@ -78,7 +78,7 @@ def test_token_ids_outside_of_the_vocabulary_are_named_before_training(copied: P
 def test_a_shard_that_was_changed_in_place_is_named_before_it_is_used(copied: Path, use: Callable[[str], object]):
     shard = next((copied / "train").glob("*.arrow"))
     change(shard)
-    with pytest.raises(DataError, match=f"{shard.name}: damaged: the checksum differs; prepare the corpus again"):
+    with pytest.raises(DataError, match=f"{shard.name}: damaged: .*checksum"):
         use(str(copied))
 
 
@@ -117,16 +117,16 @@ def test_a_tokenizer_that_was_replaced_is_refused_wherever_it_is_loaded(copied: 
     vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
     file.write_text(json.dumps(facts))
     for use in (lambda: load_tokenizer(str(copied / "tokenizer")), lambda: USES["train"](str(copied))):
-        with pytest.raises(DataError, match="damaged: not the tokenizer that the blocks were made with; prepare"):
+        with pytest.raises(DataError, match="damaged: not the tokenizer"):
             use()
 
 
 def test_a_lost_tokenizer_is_damage_and_no_name_on_the_hub(copied: Path):
     (copied / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(DataError, match=r"damaged: tokenizer.json is missing; prepare the corpus again"):
+    with pytest.raises(DataError, match=r"damaged: tokenizer.json is missing"):
         load_tokenizer(str(copied / "tokenizer"))
     shutil.rmtree(copied / "tokenizer")
-    with pytest.raises(DataError, match="damaged: the tokenizer is missing; prepare the corpus again"):
+    with pytest.raises(DataError, match="damaged: the tokenizer is missing"):
         load_tokenizer(str(copied / "tokenizer"))
 
 
@@ -171,7 +171,7 @@ def test_blocks_that_lack_bad_records_are_not_taken_for_a_start_that_refuses_the
     skip = TrainConfig(**values, output_dir="unused", on_bad_record="skip")
     first = open_or_prepare(skip, tokenizer, cache)
     assert open_or_prepare(skip, tokenizer, cache).manifest == first.manifest
-    with pytest.raises(DataError, match=r"1 bad records were left out .*give --on_bad_record skip"):
+    with pytest.raises(DataError, match=r"1 bad records .*--on_bad_record skip"):
         open_or_prepare(TrainConfig(**values, output_dir="unused"), tokenizer, cache)
     with pytest.raises(DataError, match="1 bad records were left out"):
         prepare(PrepareConfig(**values, tokenizer_name=tokenizer, output=str(first.folder), num_proc=1))

@@ -72,15 +72,13 @@ def test_a_residue_is_one_byte_although_it_is_shown_with_a_space(places: Path):
 
 
 def test_what_would_make_every_sequence_one_unknown_token_is_one_line(places: Path, tmp_path: Path):
-    with pytest.raises(
-        ConfigError, match=r"--split_special_tokens: EsmTokenizer cuts ordinary text otherwise with it"
-    ):
+    with pytest.raises(ConfigError, match=r"--split_special_tokens: EsmTokenizer"):
         prepared(places, tmp_path / "p", split_special_tokens=True)
     assert not (tmp_path / "p").exists()
 
 
 def test_proteins_have_no_words_to_mask(places: Path):
-    with pytest.raises(ConfigError, match=r"--mask_unit: EsmTokenizer has no notion of a word"):
+    with pytest.raises(ConfigError, match=r"--mask_unit: EsmTokenizer"):
         words_of(AutoTokenizer.from_pretrained(places / "esm"))
 
 

@@ -74,7 +74,7 @@ def test_the_fastest_is_chosen_where_it_fits_and_not_where_it_is_missing(bpe, mo
         "cloze.data.tokenizers.select_encoder.find_spec", lambda name: None if name == "gigatoken" else True
     )
     assert choose_encoder(bpe, "auto", False, TEXTS).backend == "tokenizers"
-    with pytest.raises(ConfigError, match=r"it is not installed \(pip install gigatoken\)"):
+    with pytest.raises(ConfigError, match=r"pip install gigatoken"):
         choose_encoder(bpe, "gigatoken", False, TEXTS)
 
 

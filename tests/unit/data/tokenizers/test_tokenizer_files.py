@@ -53,7 +53,7 @@ def test_a_text_of_the_corpus_that_becomes_other_tokens_is_refused(tmp_path: Pat
     facts["normalizer"]["normalizers"].append({"type": "Replace", "pattern": {"String": "ꙮ"}, "content": "o"})
     (tmp_path / "one" / "tokenizer.json").write_text(json.dumps(facts))
     check_sample(tokenizer, TEXTS[:1], False)
-    with pytest.raises(ModelError, match=r"one: .* gives other tokens than its tokenizer.json, for 'an ꙮ eye'; write"):
+    with pytest.raises(ModelError, match=r"one: .*tokenizer.json, for 'an ꙮ eye'; write"):
         choose_encoder(tokenizer, "auto", False, ["an ꙮ eye"])
 
 

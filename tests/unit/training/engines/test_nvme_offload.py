@@ -54,7 +54,7 @@ def test_fewer_buffers_than_a_module_needs_at_once_are_refused():
     assert fitted(lstm, buffer_count=2) == UNCHANGED
     model = torch.nn.Sequential(lstm, *layers(2))
     assert fitted(model, buffer_count=2) == READ_WHEN_NEEDED
-    with pytest.raises(ConfigError, match="2 parameters on the disk are needed at once, and buffers for them: 1; set"):
+    with pytest.raises(ConfigError, match=r"2 parameters .* buffers for them: 1"):
         fitted(model, buffer_count=1)
 
 
@@ -69,5 +69,5 @@ def test_a_layer_that_is_recomputed_needs_all_its_frozen_matrices_at_once():
     assert fitted(Layer(3, 4, recomputed=False)) == READ_WHEN_NEEDED
     assert fitted(Layer(2, 4, recomputed=True)) == READ_WHEN_NEEDED
     assert fitted(torch.nn.Sequential(Layer(2, 1, recomputed=True), Layer(2, 1, recomputed=True))) == READ_WHEN_NEEDED
-    with pytest.raises(ConfigError, match="4 parameters on the disk are needed at once, and buffers for them: 3"):
+    with pytest.raises(ConfigError, match=r"4 parameters .* buffers for them: 3"):
         fitted(Layer(3, 4, recomputed=True))

@@ -275,7 +275,7 @@ def test_an_error_of_an_optimizer_without_arguments_is_raised_as_it_is():
     config = TrainConfig(output_dir="out", optim="sgd")
     with pytest.raises(ValueError, match=r"^no good$"):
         raise _refused(ValueError("no good"), config)
-    with pytest.raises(ConfigError, match="--optim_args: no good; see the arguments of sgd"):
+    with pytest.raises(ConfigError, match=r"--optim_args: no good; .*sgd"):
         raise _refused(ValueError("no good\nat all"), replace(config, optim_args="momentum=0.9"))
 
 

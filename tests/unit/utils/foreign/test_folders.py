@@ -69,6 +69,6 @@ def test_folders_of_ours_are_not_taken_for_others(tmp_path: Path):
 
 def test_a_damaged_checkpoint_is_no_other_programs(tmp_path: Path):
     folder = make(tmp_path / "checkpoint-7", ("rank-0.safetensors",))
-    with pytest.raises(CheckpointError, match=r"no checkpoint\.json; give a checkpoint-N folder"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint\.json; .*checkpoint-N"):
         read_manifest(folder)
     assert own_checkpoints(tmp_path) == [folder]

@@ -191,7 +191,7 @@ def test_words_that_versions_of_yaml_read_differently_are_refused(word: str, tmp
 def test_words_that_only_look_like_numbers_stay_text():
     plain = "a: [0, 10, -3, 0.5, 1e-4, 1.5e+3, 0x10, true, nobody, yes-no, v1_0, a:b, 2024-01-01x, 10:99]\n"
     assert yaml_names(plain, "x") == ["a"]
-    with pytest.raises(ConfigError, match="--seed: 1:30 is not a plain number; write a decimal number"):
+    with pytest.raises(ConfigError, match="--seed: 1:30"):
         parse(["train", "--dataset_name", "x", "--output_dir", "x", "--seed", "1:30"])
     assert parse(["train", "--dataset_name", "1:30", "--output_dir", "010"])[1].output_dir == "010"
 
