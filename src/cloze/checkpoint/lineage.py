@@ -1,6 +1,6 @@
 """The lineage of derived files: the checkpoints and the run that their weights come from, and a checksum.
 
-A model folder, an evaluation, a card and a report outlive the weights they were made of: the run continues, a model is
+A model folder, an evaluation, a card and a report outlive the weights they describe: the run continues, a model is
 consolidated again, a file is replaced. So each records its weights, and readers compare.
 
     model/cloze.json      {"lineage": {...}, "files": {"model.safetensors": {"bytes": ..., "sha256": ...}}, ...}

@@ -153,7 +153,7 @@ def _device(group: Any) -> torch.device:
 
 
 def wait_in_new_groups(seconds: float) -> None:
-    """Let process groups that are made from now on, by whatever library, wait so long for an answer: torch has a
+    """Set the timeout of process groups that any library creates from now on: torch has a
     default of its own for each backend, and DeepSpeed makes its groups with that."""
     c10d, timeout = torch.distributed.distributed_c10d, timedelta(seconds=seconds)
     c10d.default_pg_timeout = timeout

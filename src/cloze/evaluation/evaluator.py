@@ -126,7 +126,7 @@ class EvalModel:
 def open_subject(
     name: str, prepared: Prepared | None, split: str, accelerator: Accelerator, trust_remote_code: bool = False
 ) -> EvalModel:
-    """Open a model and put it on the device. `prepared`: the blocks whose `split` it is to score; None for sentences.
+    """Open a model and put it on the device. `prepared`: the blocks of which it scores `split`; None for sentences.
     Raises ModelError if it does not suit them, DataError for a missing split."""
     blocks = None if prepared is None else prepared.blocks(split)
     found = resolve_model_path(name)

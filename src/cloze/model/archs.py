@@ -106,7 +106,7 @@ GONE = {
 }
 
 
-# The notes of `cloze archs`: the architectures, and what the note means.
+# The notes of `cloze archs`: architectures, and the meaning of the note.
 NOTES: dict[str, tuple[Set[str], str]] = {
     "needs a GPU": (NEEDS_CUDA, "without one its attention returns zeros"),
     "one block size": (
@@ -252,7 +252,7 @@ def fixed_length(config: PretrainedConfig) -> int | None:
 
 
 def check_block_size(config: PretrainedConfig, block_size: int) -> None:
-    """Raise ConfigError for a block size that the architecture cannot take, whatever its number of positions."""
+    """Raise ConfigError for a block size that the architecture cannot use, independent of its number of positions."""
     length = fixed_length(config)
     if length is None or block_size == length:
         return

@@ -54,7 +54,7 @@ def step_flops(
 def block_flops(model: Any, block_size: int) -> tuple[float, float]:
     """Return the operations of a forward of one block [1, block_size]: of the backbone, and of the head on all rows.
 
-    Raises what the model's forward raises on tensors without data.
+    Raises any error of the model's forward on tensors without data.
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"  # plain matrix products, which can be counted
@@ -64,7 +64,7 @@ def block_flops(model: Any, block_size: int) -> tuple[float, float]:
     inputs = {"input_ids": ids}
     try:
         body, whole = _count(twin, inputs)
-    except Exception:  # some look for padding tokens if there is no mask
+    except Exception:  # some architectures search for padding tokens without a mask
         body, whole = _count(twin, inputs | {"attention_mask": torch.ones_like(ids)})
     return body - unseen_attention(config, block_size), whole - body
 

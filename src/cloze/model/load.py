@@ -153,7 +153,7 @@ def usable_length(config: PretrainedConfig) -> int | None:
 
 
 def check_finite(value: float, name: str) -> None:
-    """Raise ModelError if a sum over what a model gives is not finite."""
+    """Raise ModelError if a sum over a model's output is not finite."""
     if not math.isfinite(value):
         raise ModelError(
             "its logits are not finite",

@@ -110,7 +110,7 @@ def _problem(model: Any, sparse: SparseLoss) -> str | None:
     size = fixed_length(config) or min(16, usable_length(model.config) or 16)
     device = next(model.parameters()).device
     ids = torch.randint(config.vocab_size, (2, size), generator=torch.Generator().manual_seed(0)).to(device)
-    if getattr(config, "pad_token_id", None) is not None:  # padding has no place of its own
+    if getattr(config, "pad_token_id", None) is not None:  # padding has no index of its own
         ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
     labels = torch.where(torch.arange(size, device=device) % 3 == 1, ids, IGNORE_INDEX)
     was_training = model.training

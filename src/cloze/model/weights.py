@@ -158,7 +158,7 @@ def _layer(key: str, model: Any) -> list[int]:
 
 
 def _check_exact(name: str | Path, report: dict[str, Any]) -> None:
-    """Raise ModelError unless the files hold the model's weights, no more and no less."""
+    """Raise ModelError unless the files hold exactly the model's weights."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             raise ModelError(

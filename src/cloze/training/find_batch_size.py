@@ -66,7 +66,7 @@ class BatchProbe:
         device = self.device
         batch = self.batch(num_blocks)
         dtype = _AUTOCAST.get(self.engine.accelerator.mixed_precision)
-        keeps = self.engine.support.whole_model  # otherwise no rank ever has all gradients at once
+        keeps = self.engine.support.whole_model  # otherwise no rank holds all gradients at once
         hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in self._trained() if not keeps]
         try:
             with eagerly(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):

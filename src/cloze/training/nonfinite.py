@@ -1,6 +1,6 @@
 """Losses and gradients that are not finite: find their source, and keep them out of the weights.
 
-An engine skips a step whose gradient norm is NaN or infinite. `--on_nonfinite` then says: stop, skip the batch, or
+An engine skips a step whose gradient norm is NaN or infinite. `--on_nonfinite` then decides: stop, skip the batch, or
 roll back to the last checkpoint and leave the batch out. All of it depends only on the run's position. fp16's loss
 scaling skips a step now and then, with a report. MOST_SKIPPED skipped steps in a row end the run.
 """

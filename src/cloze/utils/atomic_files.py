@@ -55,7 +55,7 @@ _HINTS = {
 }
 _OTHER_HINT = "choose another folder"
 _PROBE_BYTES = 2**14
-_reported: set[str] = set()  # files of which `auxiliary_write` has said that they cannot be written
+_reported: set[str] = set()  # files that `auxiliary_write` has reported as not writable
 
 
 def sync(path: Path) -> None:

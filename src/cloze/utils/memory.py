@@ -28,8 +28,8 @@ def anonymous_memory() -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may still allocate: an equal share, among the ranks on this host, of what the
-    machine or container has left."""
+    """Return the bytes that this process may still allocate: an equal share, among the ranks on this host, of the
+    memory that the machine or container has left."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     left = [int(found.group(1)) * 1024] if found else []
     with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit

@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 
 # Options whose values are secrets: never stored, shown, or handed to trackers.
 SECRETS = ("token", "hub_token")
-# Options that say where something lies here, or how this machine is called (`run_name` often is).
+# Options with paths of this machine or its name (`run_name` often has it).
 PLACES = ("output_dir", "cache_dir", "prepared_cache_dir", "resume_from_checkpoint", "run_name")
 _PATH = re.compile(r"[/~]|\.\.?/")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_LONGEST = 100  # what is compared of a word, which may be a whole file
+_LONGEST = 100  # characters of a word that are compared: it may be a whole file
 _MOST_MISSING = 2  # letters at the end of a word that may be wrong: `adamm` for `adamw_torch`
 
 

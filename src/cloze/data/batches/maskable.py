@@ -33,7 +33,7 @@ def maskable_share(blocks: NDArray[np.int32], manifest: dict[str, Any]) -> float
 
 
 def check_maskable(blocks: BlockSource, manifest: dict[str, Any], where: Path | str) -> None:
-    """Check blocks from all parts of a split, and all of its blocks only if none of these has a token to mask.
+    """Check blocks from all parts of a split, and every block only if none of these has a token that can be masked.
 
     Raises DataError if no token can be masked. Warns if few can.
     """

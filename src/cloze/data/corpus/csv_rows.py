@@ -104,7 +104,7 @@ class _LongRows:
             self._first = self._first or f"record {number} (line {line}) is a quoted text of {len(lines)} lines"
 
     def warn(self, rows: int) -> None:
-        """Print a warning if a row may hold several, in a file of so many rows."""
+        """Warn if a row may hold several rows, in a file of `rows` rows."""
         if self._count and not self._is_right and self._count * _RARE <= rows:
             warn(f"{self._name}, {self._first}; if these are rows, correct the file: the quote is not closed")
 
@@ -140,7 +140,7 @@ def _shape(field: str) -> str | None:
 
 
 def _columns(header: list[str], fields: Fields, name: str) -> dict[str, int]:
-    """Return the place of each needed column. Raises DataError."""
+    """Return the index of each needed column. Raises DataError."""
     wanted = {".".join(path): "--text_field" for path in fields.text}
     wanted |= {".".join(fields.id): "--id_field"} if fields.id else {}
     places = {}
@@ -169,7 +169,7 @@ def _record(row: list[str], width: int, columns: dict[str, int]) -> Record | Bad
 
 
 def _broken_row(error: csv.Error, name: str, number: int, first: int, last: int) -> BadRecord:
-    """Return what is wrong with a row. Raises DataError if the rows after it cannot be trusted."""
+    """Return the problem with a row, None if it is valid. Raises DataError if the rows after it cannot be trusted."""
     if "field limit" in str(error):
         raise DataError(
             f"a field is larger than {csv.field_size_limit() // 2**20} MiB",

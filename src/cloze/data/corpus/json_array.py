@@ -29,7 +29,7 @@ class _Window:
         self.text, self.at, self.ended = "", 0, False
 
     def more(self) -> None:
-        """Drop what was read and read at least as much again as is left."""
+        """Drop the consumed bytes and read at least as many as remain."""
         block = self._file.read(max(_READ, len(self.text) - self.at))
         self.ended = not block
         self.text = self.text[self.at :] + self._decoder.decode(block, final=self.ended)

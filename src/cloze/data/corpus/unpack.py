@@ -18,7 +18,7 @@ MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the largest that the format's o
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _BUFFER = 2**20
-_READ = 4096  # packed bytes at a time: at most 128 MiB come out of them
+_READ = 4096  # packed bytes at a time, which unpack to at most 128 MiB
 
 
 def packed_as(path: Path) -> str | None:

@@ -129,7 +129,7 @@ def _assemble(
 
 
 def _report(units: list[tuple[Path, dict[str, Any]]], facts: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Return what was found in the text of all units."""
+    """Return the findings in the text of all units."""
     names = ("documents", "empty_documents", "text_tokens", "unknown_tokens")
     counts = {side: _count(units, side, names) for side in SIDES}
     hashes = HashCounts()

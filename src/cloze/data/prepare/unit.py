@@ -141,7 +141,7 @@ def is_validation(document_id: str, percentage: float) -> bool:
 
 
 def process_name() -> str:
-    """Return a name for this process's unfinished files, that no other process has, in whatever container it is:
+    """Return a name for this process's unfinished files that is unique among processes, also across containers:
     `HOST.NAMESPACE-PID`."""
     try:
         namespace = re.sub(r"[^0-9]", "", os.readlink("/proc/self/ns/pid"))

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 class Blocks:
     """The blocks of one split. `files`: each shard and how many blocks it holds.
 
-    Reading raises DataError for a file that is no Arrow stream of such blocks, IndexError for a block out of range.
+    Reading raises DataError if the file is not an Arrow stream of such blocks, IndexError for a block out of range.
     """
 
     def __init__(self, files: list[tuple[Path, int]], block_size: int, has_pieces: bool = False):

@@ -1,10 +1,10 @@
 """From token streams to blocks of one size.
 
 `concat`: documents are laid end to end and cut every `block_size` tokens, exactly: nothing is padded, no document is
-dropped or shortened, and what is left over at the end waits for more. These are the blocks of the Hugging Face
+dropped or shortened, and the rest at the end waits for more. These are the blocks of the Hugging Face
 tutorial's `group_texts`, without the tails that it drops every thousand documents.
 
-`best_fit`: documents are kept whole where they fit. One longer than a block is cut into full blocks and a rest; then
+`best_fit`: documents are kept whole if they fit. One longer than a block is cut into full blocks and a rest; then
 every piece, the longest first, goes into the fullest block that has room for it (best-fit decreasing: Ding et al.,
 "Fewer Truncations Improve Language Modeling", ICML 2024). Pieces of one length keep their order; of blocks that are
 equally full the one that was filled last is taken. Blocks stand in the order in which they were begun, and in a block

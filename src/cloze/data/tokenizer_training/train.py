@@ -7,7 +7,7 @@
 - `wordpiece`: BERT's, `[CLS] text [SEP]`, pieces inside of words with `##` (Devlin et al., 2019).
 - `unigram`: SentencePiece's language model with XLM-R's special tokens, `▁` for spaces (Kudo, 2018).
 
-BPE is trained by `tokenizers`, which gives the same merges whatever the number of threads. So is WordPiece, after its
+BPE is trained by `tokenizers`, which gives the same merges for any number of threads. So is WordPiece, after its
 alphabet was put in order in a pass of its own: `tokenizers` would number it in the order of a hash table, and decide
 between pairs that are equally frequent by these numbers. Unigram has a trainer of our own
 (`cloze.data.tokenizer_training.unigram`).

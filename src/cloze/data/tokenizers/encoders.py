@@ -29,7 +29,7 @@ Ids = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder is made of. `prefix` and `suffix`: the special tokens around each document.
+    """The parts of an encoder. `prefix` and `suffix`: the special tokens around each document.
 
     `tokenizer`: the JSON of a fast tokenizer, or the folder or name of any other. `split_special_tokens`: text that
     spells a special token is encoded as text.
@@ -74,7 +74,7 @@ def backend_version(backend: str) -> str:
 
 
 def batches(texts: list[str], characters: int = BATCH_CHARACTERS) -> list[list[str]]:
-    """Cut a list of texts into lists of about so many characters."""
+    """Cut a list of texts into lists of about `size` characters."""
     cut: list[list[str]] = [[]]
     held = 0
     for text in texts:

@@ -30,7 +30,7 @@ from cloze.utils.terminal.console import warn
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FAILED = "cannot load the tokenizer "  # how the error begins if transformers failed to load one
 UNLIMITED = int(1e30)  # transformers' own value of model_max_length for "no limit is known"
-# Files that hold a vocabulary and nothing else, and the class that usually goes with them.
+# Files that hold only a vocabulary, and the class that usually reads them.
 VOCABULARIES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
 
 

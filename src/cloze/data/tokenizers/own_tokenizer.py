@@ -68,7 +68,7 @@ def _compare_ids(name: str, own: Any, tokenizer: Any) -> None:
 
 
 def _compare_with_config(name: str, config: Any, tokenizer: Any) -> None:
-    """Compare special ids and sizes, and say that this is all that could be compared."""
+    """Compare special ids and sizes, and report that nothing else could be compared."""
     different = _different(config, tokenizer)
     decisive = [each for each in different if each in _DECISIVE]
     if decisive:

@@ -71,7 +71,9 @@ def _unfit(spec: EncoderSpec, is_fast: bool, texts: list[str], expected: list[li
             return "this tokenizer has no tokenizer.json"
     try:
         tokens, lengths = Encoder(spec)(texts)
-    except Exception as error:  # gigatoken refuses what it does not know (WordPiece, ...) in several ways
+    except (
+        Exception
+    ) as error:  # gigatoken rejects unsupported tokenizers (WordPiece, ...) with several kinds of errors
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     ends = np.cumsum(lengths)
     for text, ids, end, length in zip(texts, expected, ends, lengths, strict=True):
@@ -106,4 +108,4 @@ def template(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return tuple(whole[:start]), tuple(whole[start + len(bare) :])
-    return (), ()  # whatever it does, the comparison of ids will find it
+    return (), ()  # the comparison of ids finds any difference

@@ -83,7 +83,7 @@ def first_difference(
 
 
 def reference(tokenizer: Any, texts: list[str], split_special_tokens: bool) -> list[list[int]]:
-    """Return what the tokenizer itself makes of each text, special tokens included, nothing cut off."""
+    """Return the tokenizer's own ids of each text, with special tokens and without truncation."""
     limit, tokenizer.model_max_length = tokenizer.model_max_length, int(1e30)  # no warnings of long texts
     options = {"split_special_tokens": True} if split_special_tokens else {}
     try:

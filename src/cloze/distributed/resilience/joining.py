@@ -25,7 +25,7 @@ _RANK_BYTES, _PROOF_BYTES = 4, 32
 REQUEST_BYTES = _RANK_BYTES + NONCE_BYTES + _PROOF_BYTES
 MOST_STRANGERS = 64  # connections beside those of the ranks that are waited for at once
 _RETRY_SECONDS = 0.1
-_BACKLOG = 1024  # the system allows fewer; strangers may come before the first rank is accepted
+_BACKLOG = 1024  # the system may allow fewer; strangers may connect before the first rank is accepted
 
 
 def resolve(host: str) -> list[str]:
@@ -89,7 +89,7 @@ def _admit(
         selector.register(guest.connection, selectors.EVENT_READ)
     except OSError:  # gone again, or no file descriptor is left
         most = 0
-    while len(guests) > most:  # the oldest goes; a rank comes again
+    while len(guests) > most:  # the oldest is closed; a rank connects again
         _dismiss(next(iter(guests.values())), selector, guests)
 
 

@@ -45,7 +45,7 @@ def lost_while_joining(seconds: float) -> Iterator[None]:
 
 
 def _leave(line: str, exit_code: int) -> None:
-    """End this process, whose main thread waits inside torch and cannot raise."""
+    """Exit this process, because its main thread waits inside torch and cannot raise."""
     if is_main():
         complain(f"cloze: error: {line}")
     release_all()

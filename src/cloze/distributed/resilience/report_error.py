@@ -26,7 +26,7 @@ from cloze.utils.terminal.json_events import event, is_json
 from cloze.utils.terminal.screen import restore
 
 FIRST_WORD_SECONDS = 2.0  # lets rank 0 report first, if it probably has the same error
-ELSEWHERE_SECONDS = 5.0  # the same on another host than rank 0's, where the end of rank 0 is noticed later
+ELSEWHERE_SECONDS = 5.0  # the same on hosts other than rank 0's, which notice later that rank 0 ended
 SETTLE_SECONDS = 1.0  # for the records of ranks that fail together
 _POLL_SECONDS = 0.05
 _OF_A_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS}

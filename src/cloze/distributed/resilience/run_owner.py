@@ -247,7 +247,7 @@ class RunOwner:
 
 @contextlib.contextmanager
 def own_run_folder(run_dir: Path, beat: float = BEAT_SECONDS, timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
-    """Own a run folder while the block runs; on rank 0 only. See `RunOwner.acquire` for what is raised."""
+    """Own a run folder while the block runs; on rank 0 only. Raises as `RunOwner.acquire`."""
     if not is_main():
         yield
         return

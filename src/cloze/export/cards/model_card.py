@@ -1,7 +1,7 @@
 """The model card: README.md of a consolidated model, with metadata for the Hub and the run's loss curve.
 
 It is built from a run's files (config.yaml, data.json, metrics.jsonl, sessions.json, eval.json), each of which may be
-missing. It names no paths, tokens or hosts. A card written by hand is kept.
+missing. It contains no paths, tokens or hosts. A card that the user wrote is kept.
 
     write_card(Path("runs/demo/model"), Path("runs/demo"))
 """

@@ -48,7 +48,7 @@ def name_of_dtype(dtype: torch.dtype) -> str:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a folder is a checkpoint, whatever its name, or has the name of one and holds no other."""
+    """Return whether a folder is a checkpoint by content, or by name if it holds nothing else."""
     return (path / MANIFEST).is_file() or (path.name.startswith("checkpoint-") and not list_checkpoints(path))
 
 

@@ -231,7 +231,7 @@ def _computing(model: Any) -> AbstractContextManager[Any]:
 
 
 def _check_loss(folders: Sequence[Path], precision: str, key: str, model: Any) -> str:
-    """Check that an average, whose logits differ from all models', has a finite loss not far above theirs."""
+    """Check that an average, whose logits differ from those of all models, has a finite loss not far above theirs."""
     probes = [load_tensors(folder / PROBE) for folder in folders]
     if not all(len(probe["rows"]) for probe in probes):
         return _NOTHING

@@ -33,8 +33,8 @@ _OPTIMIZER = re.compile(r"(?:(?:bf16|fp16)_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_op
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OTHER_LAYOUT = re.compile(r"(layer_\d+|expert_|expp_rank).*\.pt")
 _HINT = "use an earlier checkpoint"
-# Objects that lie beside the tensors (DeepSpeed's loss scaler, enumerations and addresses; what a training script put
-# there): these names are read as empty shells, so that no code of theirs runs. All others are refused.
+# Objects that are stored with the tensors (DeepSpeed's loss scaler, enumerations and addresses; what a training script
+# put there): these names are read as empty shells, so that no code of theirs runs. All others are refused.
 _SHELLS = re.compile(r"(deepspeed|numpy|transformers|accelerate)\.|argparse\.Namespace$")
 
 

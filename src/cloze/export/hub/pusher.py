@@ -136,7 +136,7 @@ class Pusher:
         (model / "README.md").unlink()
         kept = self._run / "model" / "README.md"
         if kept.is_file():
-            shutil.copy(kept, model)  # a card written by hand is kept
+            shutil.copy(kept, model)  # a card that the user wrote is kept
         write_card(model, self._run, self._order.repo, self._told)
         size = sum(file.stat().st_size for file in model.iterdir())
         tell({"note": f"uploading {newest.name} ({size / 1e6:,.0f} MB and what goes with it)"})

@@ -76,7 +76,7 @@ class Peers:
         process = self._running[name]
         assert process.stdin is not None
         assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # its process is gone: what it printed, read below, says more
+        with contextlib.suppress(BrokenPipeError):  # its process has ended: its output, read below, gives the reason
             process.stdin.write(json.dumps({"batch": batch, "steps": steps}) + "\n")
             process.stdin.flush()
         for line in process.stdout:
@@ -117,7 +117,7 @@ def best_batch(peers: Any, name: str, block_size: int, first_tokens: int = SEARC
             tried[batch] = None
             if batch == 1:
                 raise
-            batch //= 2  # where not even the first one fits: down instead of up
+            batch //= 2  # if the first one does not fit: halve instead of doubling
             continue
         tried[batch] = rate = batch * block_size / seconds
         gained = best is None or rate > GAIN * (best[0] * block_size / best[1])

@@ -2,7 +2,7 @@
 
 Two ranks on this machine's CPU (gloo, real DeepSpeed), made-up tokens, fresh processes for each measurement. Parts are
 counted by walking through the engine's objects; the peak is that of anonymous memory since before the model was made.
-The C library is told to give large blocks back at once, as else what it keeps for itself would be measured. With
+The C library is set to return large blocks at once; otherwise the memory that it retains would be measured. With
 `--gpu` it is one rank on a GPU, in bf16, with models of the width of BERT-base, and the peak of torch's allocator.
 """
 

@@ -81,7 +81,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def remark(what: str, found: Estimate, unit: str, of: str = "pairs", scale: float | None = None) -> list[str]:
-    """Return a line that says why `what` should not be quoted; [] if it can be. `of`: what the values are called."""
+    """Return a line with the reason why `what` should not be quoted; [] if it can be. `of`: the name of the values."""
     why = found.verdict(scale)
     around = " ({:.4g} to {:.4g})".format(*found.interval) if found.interval else ""
     return [f"{what}: {found.median:.4g} {unit}{around} over {len(found.values)} {of}: {why}"] if why else []

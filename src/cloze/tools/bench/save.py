@@ -32,7 +32,7 @@ from cloze.utils.memory import PeakMemory
 from cloze.utils.terminal.console import say
 
 REPEATS = 3
-ABOUT = {"run": {}, "config": {}, "precision": "no"}  # what every checkpoint.json has
+ABOUT = {"run": {}, "config": {}, "precision": "no"}  # keys of every checkpoint.json
 
 
 def bench_save(config: BenchConfig) -> Table:

@@ -46,7 +46,7 @@ from cloze.training import trainer
 PARTS = ["data", "backbone", "head and loss", "backward", "optimizer", "communication", "rest"]
 WARM_UP_STEPS = 3
 ROUNDS = 15
-GPU_TOKENS = 32_768  # a step's, where no batch is given
+GPU_TOKENS = 32_768  # of a step, if no batch is given
 
 
 class Enough(Stopped):

@@ -105,7 +105,7 @@ def serve(peer: Any, gate: Gate) -> None:
             peer.train(gate.batch, gate)
         except NewBatch:
             pass
-        except RuntimeError as error:  # CUDA's out of memory comes in several classes
+        except RuntimeError as error:  # CUDA reports out of memory with several classes
             if not any(word in str(error) for word in ("out of memory", "ALLOC_FAILED")):
                 raise
             refused = True

@@ -120,7 +120,7 @@ def find_ops() -> dict[str, Any]:
 
             for name, builder in (("cpu_adam", CPUAdamBuilder), ("async_io", AsyncIOBuilder)):
                 tools[name] = bool(builder().is_compatible(verbose=False))
-    except Exception as error:  # DeepSpeed raises whatever it meets: no CUDA toolkit, another one than torch's, ...
+    except Exception as error:  # DeepSpeed raises many kinds of errors: no CUDA toolkit, another one than torch's, ...
         tools["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return tools
 

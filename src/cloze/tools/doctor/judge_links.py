@@ -7,7 +7,7 @@ from typing import Any
 
 from cloze.tools.doctor.rows import Findings, Row, count, hosts_of
 
-SLOW_SHARE = 4.0  # a pair so many times slower than the median of its kind, or than its own other direction, is ill
+SLOW_SHARE = 4.0  # a pair this many times slower than the median of its kind, or than its other direction, is faulty
 LIKE_PAIRS = 3  # so many make a median
 SLOW_NETWORK_GB_PER_SECOND = 0.125  # 1 Gbit/s
 SHOWN = 4  # of the pairs that have the same trouble

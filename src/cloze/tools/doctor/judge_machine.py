@@ -9,8 +9,8 @@ from cloze.tools.doctor.rows import Findings, Row, State, count, hosts_of, namin
 LEAST_FILES, GOOD_FILES = 1024, 4096  # open at once: mapped shards, sockets to every rank, data loading
 LEAST_SHM_BYTES = 1 << 30  # containers get 64 MB; NCCL's documentation asks for 1 GB (--shm-size=1g)
 LEAST_LOCKED_BYTES = 1 << 30  # InfiniBand pins its buffers; the default limit is 8 MiB or less
-CROWDED_SHARE = 0.5  # of a core for each rank: two ranks that take turns are one slow rank, more are none
-USED_GPU_GIB, CONTEXT_GIB = 2.0, 0.5  # what may be taken: a display, and the CUDA context of each rank
+CROWDED_SHARE = 0.5  # cores per rank: two ranks on one core are slow, more are unusable
+USED_GPU_GIB, CONTEXT_GIB = 2.0, 0.5  # memory that may be in use: a display, and the CUDA context of each rank
 
 
 def judge_gpus(findings: Findings) -> list[Row]:

@@ -28,7 +28,7 @@ GLOO_TRIES = 5  # it tries to connect so often, each time for its time-out (torc
 START_SECONDS = 60.0  # a child process that imports torch and starts CUDA on a cold file system
 ROUND_TRIPS = 50
 LARGE_MESSAGES = 3
-ALONE_LIMIT = 16  # up to so many ranks every pair is measured while all others rest
+ALONE_LIMIT = 16  # up to this many ranks, pairs are measured one at a time
 
 Pair = tuple[int, int]
 
@@ -115,7 +115,7 @@ def _run_rounds(
                         groups.append(open_pair(store, pair, process, backend, seconds))
                         device = "cpu" if backend == "gloo" else f"cuda:{own_device(process)}"
                         found = _measure_pair(groups[-1], process.rank == pair[0], device, megabytes, seconds)
-                    except Exception as error:  # whatever it is, it is what this pair does
+                    except Exception as error:  # any error is the result of this pair
                         found = {"error": _plainly(error)}
                         if backend == "nccl" and groups:
                             groups[-1].abort()  # else what hangs on the GPU holds up every pair after it

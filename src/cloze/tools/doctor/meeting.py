@@ -27,7 +27,7 @@ from cloze.utils.terminal.console import warn
 LOOK_SECONDS = 0.02
 CLOCK_ROUND_TRIPS = 10
 TURN_SECONDS = 5.0
-LONGEST_SECONDS = 3600.0  # rank 0 may wait for others; where it dies, the connection is lost at once
+LONGEST_SECONDS = 3600.0  # rank 0 may wait for others; if it dies, the connection is lost at once
 INTERFACES = "MASTER_ADDR chooses the network here, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME for what follows"
 
 
@@ -116,7 +116,7 @@ def join(process: ThisProcess, timeout: float) -> Meeting:
         meeting.ranks = came
         meeting.tell("roster", came)
     else:
-        # Rank 0 waits for the slowest one, and may itself have started so much later.
+        # Rank 0 waits for the slowest rank, and may itself have started that much later.
         roster = meeting.ask(0, "roster", 2 * timeout)
         meeting.ranks = roster if isinstance(roster, list) else []
         if process.rank not in meeting.ranks:

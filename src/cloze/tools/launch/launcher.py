@@ -104,7 +104,7 @@ def main() -> NoReturn:
         sys.exit(exit_code([error.returncode]))
     except SignalException as error:
         sys.exit(exit_code([128 + error.sigval] if error.sigval == 2 else [-int(error.sigval)]))
-    except ConnectionError as error:  # accelerate's, for a port that is taken: another start may find it free
+    except ConnectionError as error:  # accelerate's exit code for a port in use, which another start may find free
         show(f"cloze: error: {' '.join(str(error).split())[:300]}", sys.stderr)
         sys.exit(START_AGAIN)
     except DistError as error:

@@ -62,7 +62,7 @@ def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
     if is_local(prepare.dataset_name):
         local_splits(
             prepare.dataset_name, prepare.dataset_config_name
-        )  # refuses a path where nothing is, which a job would find out in an hour
+        )  # rejects a missing path now instead of in a job that starts in an hour
     if train.dataset_name != prepare.output:
         raise ConfigError(
             f"trains on {train.dataset_name}, but {beside} makes {prepare.output}",

@@ -43,7 +43,7 @@ _SHAPES = ((2, 2), (3, 2), (2, 3))  # blocks, and units of rows: three points of
 
 
 class Untraceable(Exception):
-    """The model's forward or backward cannot run without data; the message says why."""
+    """The model's forward or backward cannot run without data; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Trace:
         return float(self.live(blocks, 0.0)[self.forward_end])
 
     def logits(self, rows: float) -> float:
-        """Return bytes that head and loss keep then for so many positions, most of them scores for the vocabulary."""
+        """Return bytes that head and loss keep for `rows` positions, mostly scores for the vocabulary."""
         return float(self.plane[self.forward_end, 2]) * rows
 
 
@@ -99,7 +99,7 @@ def trace_pass(
     for blocks, units in _SHAPES:
         try:
             runs.append(_run(twin, block_size, blocks, units * rows, cast, on_gpu, sparse, again))
-        except Exception as error:  # a forward that looks at its data: whatever it raises, it is not counted
+        except Exception as error:  # a forward that reads its data cannot be traced, with any error
             reason = str(error).strip().splitlines()[0][:80] if str(error).strip() else ""
             raise Untraceable(f"{type(error).__name__}: {reason}") from None
     if len({len(run.live) for run in runs}) != 1 or len({run.forward_end for run in runs}) != 1:

@@ -50,7 +50,7 @@ class Recipe:
     notes: list[str]
 
     def layout(self, world_size: int) -> Layout:
-        """Return the recipe's batch on so many ranks. Raises ConfigError if there are more ranks than blocks in it."""
+        """Return the recipe's batch on `ranks` ranks. Raises ConfigError if there are more ranks than blocks in it."""
         train = self.train
         wanted = train.per_device_train_batch_size, train.gradient_accumulation_steps
         layout = Layout(*wanted, 0, world_size, None, *warmup_of(train))
@@ -74,7 +74,7 @@ class Recipe:
 
 
 def read_recipe(config: PlanConfig) -> Recipe:
-    """Read it. Raises ConfigError, DataError or ModelError, one line each, for what cannot be read."""
+    """Read a recipe. Raises ConfigError, DataError or ModelError if a part cannot be read."""
     constants.HF_HUB_OFFLINE = True
     if not Path(config.recipe).is_file():
         raise ConfigError("no such recipe", where=config.recipe, hint="give a YAML file of `cloze train`")
@@ -124,7 +124,7 @@ def own_config(train: TrainConfig) -> PretrainedConfig:
             check_model_type(train.model_type)
             return AutoConfig.for_model(train.model_type)
         if source is None:
-            return read_config(train, _Words(0, PretrainedConfig(), {}), 0)  # type: ignore[arg-type]  # says what is missing
+            return read_config(train, _Words(0, PretrainedConfig(), {}), 0)  # type: ignore[arg-type]  # raises for missing options
         return from_pretrained(
             AutoConfig,
             source,
@@ -180,7 +180,7 @@ def _fitted(
 
 
 def _cached_tokenizer(name: str, trust_remote_code: bool) -> Any:
-    """Return a tokenizer from a folder or the cache; None where it is not there."""
+    """Return a tokenizer from a folder or the cache; None if it is missing."""
     try:
         return load_tokenizer(name, trust_remote_code)
     except ClozeError:

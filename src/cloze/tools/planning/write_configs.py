@@ -29,7 +29,7 @@ DEEPSPEED_FILE, ACCELERATE_FILE = "ds_config.json", "accelerate.yaml"
 
 
 def write_configs(folder: str, row: Row, plan: Plan, config: PlanConfig) -> None:
-    """Make the folder, whole or not at all. Raises ConfigError where it is there already, DiskError."""
+    """Write the folder atomically. Raises ConfigError if it exists already, and DiskError."""
     if Path(folder).exists():
         raise ConfigError("is there already", where=f"--write {folder}", hint="give a folder that is not")
     with staged_folder(folder) as staged:

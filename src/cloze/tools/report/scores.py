@@ -29,7 +29,7 @@ def section_of_scores(runs: Sequence[Run]) -> Html:
         return Html("")
     same = len({tuple(str(run.scores.get(name)) for name in MEASURED_ON) for _, run in scored}) == 1
     if any(run.scores.get(name) is None for _, run in scored for name in MEASURED_ON):
-        same = len(scored) == 1  # what is not recorded cannot be compared
+        same = len(scored) == 1  # values that are not recorded cannot be compared
     scores = scored[0][1].scores
     tool, other = element("code", "cloze evaluate"), element("code", "cloze compare")
     words: list[Any] = ["By ", tool, f", on {_measured(scores)}. " if same else ". "]

@@ -183,7 +183,7 @@ def configuration_section(runs: Sequence[Run]) -> Html:
     if not keys:
         return Html("")
     if not any(run.data.get("streamed") for run in runs):
-        keys = [name for name in keys if name not in BLOCK_FLAGS]  # they have no say in a run on finished blocks
+        keys = [name for name in keys if name not in BLOCK_FLAGS]  # they do not affect a run on prepared blocks
     changed = [name for name in keys if any(run.config.get(name) != defaults.get(name) for run in runs)]
     rest = [name for name in keys if name not in changed]
     parts: list[Any] = []

@@ -45,7 +45,7 @@ def _write(config: ReportConfig) -> Report:
     output = Path(config.output) if config.output else runs[0].folder / FILE
     file = check_output_file(output, hint)
     for one in runs:
-        if one.scores_note and (one.measured or not one.scores):  # a record of older versions says nothing
+        if one.scores_note and (one.measured or not one.scores):  # records of older versions lack it
             warn(f"{one.folder}: {one.scores_note}")
     filled: list[Filled] = []
     if texts := read_prompts(config.prompts) if config.prompts else []:

@@ -67,7 +67,7 @@ def load_state(engine: Engine, pieces: PieceReader) -> Position:
     _compare_parameters(engine, manifest, pieces.folder)
     engine.forget()
     held = engine.fragments()
-    for fragment in held:  # no name for what was read: it would be kept while the next is read
+    for fragment in held:  # without a variable, which would keep the tensor while the next one is read
         beat()
         keys = pieces.keys(fragment.name)
         create_state(engine.inner, fragment, keys, pieces.numbers(fragment.name))

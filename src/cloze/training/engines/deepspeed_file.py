@@ -43,7 +43,7 @@ REPLACED = {
     "autotuning": "`cloze plan` and --auto_find_batch_size",
     **dict.fromkeys(("tensorboard", "wandb", "comet", "csv_monitor", "monitor_config"), "--report_to"),
 }
-# Unsupported: they would change what is computed, or how the model is divided.
+# Unsupported: they would change the computation or the partitioning of the model.
 _UNSUPPORTED = """
     sparse_attention pipeline tensor_parallel expert_parallel sequence_parallel_size hybrid_engine
     compression_training curriculum_learning data_efficiency progressive_layer_drop eigenvalue quantize_training

@@ -116,7 +116,7 @@ def check_source(source: Path | str, options: dict[str, Any], typed_attention: s
 def check_folder(folder: Path, typed_attention: str | None = None) -> int | None:
     """Check a folder with a model or a tokenizer; return the elements of its weights, None without any. Raises
     ModelError for a link, an index that names files elsewhere,
-    weights whose header does not fit, and what `check_values` refuses."""
+    weights whose header does not fit, and values that `check_values` rejects."""
     stored: int | None = None
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() and entry.is_dir():

@@ -1,4 +1,4 @@
-"""Read text that another program wrote: encodings with a byte-order mark, and line ends, are treated alike everywhere.
+"""Read text of other programs: byte-order marks, encodings and line ends are handled in one place.
 
     file = utf8_file(binary_file, "corpus.txt")     # a binary file of UTF-8, whatever the encoding was
     lines = read_lines("sentences.txt")     # str, without their ends, for small files
@@ -70,7 +70,7 @@ def looks_western(raw: bytes) -> bool:
 
 
 def is_lfs_pointer(path: Path | str) -> bool:
-    """Return whether a file has the place of data in Git LFS, not the data."""
+    """Return whether a file is a Git LFS pointer instead of the data."""
     try:
         with open(path, "rb") as file:
             return file.read(len(_LFS)) == _LFS
@@ -202,7 +202,7 @@ def _blocks(head: bytes, file: Any) -> Iterator[bytes]:
 
 
 def _decoded(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """Yield text as UTF-8, without its mark. Lone surrogates stay what they are, so that their line is refused."""
+    """Yield text as UTF-8, without its byte-order mark. Lone surrogates are kept, so that their line is rejected."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     first = True
     try:

@@ -34,7 +34,7 @@ SMALLEST_FILE = 1 << 20  # bytes: block_size of aio
 
 
 def pinned(sizes: Iterable[float], on_gpu: bool) -> float:
-    """Return bytes that locked buffers of so many bytes take together."""
+    """Return the bytes that page-locked buffers of these sizes occupy together."""
     return float(sum(1 << (int(size) - 1).bit_length() if on_gpu and size >= 1 else size for size in sizes))
 
 
