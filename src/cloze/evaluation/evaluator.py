@@ -32,9 +32,9 @@ from cloze.errors import ConfigError, ModelError
 from cloze.evaluation.perplexity import Scores, score_blocks
 from cloze.evaluation.pll import Sentence, SentenceScore, read_sentences, score_sentences
 from cloze.evaluation.vocabulary import token_facts
-from cloze.model.archs import FIXED_BLOCK_SIZE, decoder_start
+from cloze.model.archs import FIXED_BLOCK_SIZE
 from cloze.model.load import check_finite, check_fits, usable_length
-from cloze.model.packed import DocumentAttention, document_attention, model_inputs
+from cloze.model.packed import document_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.utils.foreign.pretrained import forward_errors
 from cloze.utils.terminal.console import progress
@@ -64,8 +64,6 @@ class EvalModel:
     model: Any
     tokenizer: Any
     head: MaskedHead
-    documents: DocumentAttention | None
-    decoder_start: int | None
     accelerator: Accelerator
     run_dir: Path | None
     lineage: Lineage | None
@@ -75,10 +73,13 @@ class EvalModel:
         blocks, device = prepared.blocks(split), self.accelerator.device
         check_maskable(blocks, prepared.manifest, f"{prepared.folder}: {split}")
         masking = Masking.from_manifest(prepared.manifest, masks.seed, masks.mlm_probability).for_evaluation()
+
+        def logits_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            with forward_errors(self.name):
+                return self.head.masked_logits(self.model, batch, device)
+
         scores = score_blocks(
-            lambda batch: self._logits(
-                model_inputs(batch, device, self.documents, self.decoder_start), batch["positions"].to(device)
-            ),
+            logits_of,
             blocks,
             masking,
             masks.per_device,
@@ -98,12 +99,13 @@ class EvalModel:
     def score_sentences(self, sentences: Sequence[Sentence], batch_size: int, word_l2r: bool) -> list[SentenceScore]:
         """Return pseudo-log-likelihoods, computed by all ranks together; every rank gets all of them."""
         rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
-        if self.decoder_start is not None:
+        if self.head.decoder_start is not None:
             raise ConfigError("pseudo-log-likelihood is for encoders", where=self.name, hint="measure perplexity")
         mine = list(sentences[rank::world])
 
         def logits_of(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return self._logits({"input_ids": ids.to(device)}, positions.to(device))
+            with forward_errors(self.name):
+                return self.head.logits(self.model, {"input_ids": ids.to(device)}, positions.to(device))
 
         total = sum(int(sentence.scored.sum()) for sentence in mine)
         with progress("evaluate", total=total, unit="tokens") as advance:
@@ -113,10 +115,6 @@ class EvalModel:
         found = [SentenceScore(*parts[number % world][number // world]) for number in range(len(sentences))]
         check_finite(math.fsum(score.pll for score in found), self.name)
         return found
-
-    def _logits(self, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
-        with forward_errors(self.name):
-            return self.head.logits(self.model, inputs, positions)
 
     def read_sentences(self, lines: Sequence[str]) -> list[Sentence]:
         """Return texts as the model reads them. Raises ConfigError for one that is too long or empty."""
@@ -147,14 +145,13 @@ def open_subject(
     elif model.config.model_type in FIXED_BLOCK_SIZE:
         raise ModelError("reads blocks of one size only, not sentences", where=name, hint="give --data")
     model.to(accelerator.device)
-    head = MaskedHead(model)
+    head = MaskedHead(model, documents=documents)
     ids = torch.full((2, min(16, usable_length(model.config) or 16)), tokenizer.mask_token_id)
     if blocks is not None:
         ids = torch.from_numpy(blocks.read(np.zeros(1, np.int64)).astype(np.int64))
     with forward_errors(name):
         check_head(head, model, {"input_ids": ids.to(accelerator.device)}, "no")
-    start = decoder_start(model.config)
-    return EvalModel(found.folder, model, tokenizer, head, documents, start, accelerator, found.run_dir, found.lineage)
+    return EvalModel(found.folder, model, tokenizer, head, accelerator, found.run_dir, found.lineage)
 
 
 def split_sentences(prepared: Prepared, split: str, tokenizer: Any) -> list[Sentence]:

@@ -7,7 +7,7 @@ needs code of its own, and DDP, DeepSpeed and torch.compile wrap the model as us
 
     head = MaskedHead(model)                       # before anything wraps the model
     check_head(head, engine.model, ids, "bf16")    # once: unless the logits are the dense ones, dense is used
-    logits = head.logits(engine.model, inputs, batch["positions"])      # [K, V]
+    logits = head.masked_logits(engine.model, batch, device)           # [K, V]
 
 A head that mixes rows, or reads the backbone's other outputs, fails the check and is computed densely: the whole [B,
 S, V], of which the rows are taken afterwards.
@@ -15,13 +15,15 @@ S, V], of which the rows are taken afterwards.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from cloze.distributed.collectives import gather
-from cloze.model.archs import FIXED_BLOCK_SIZE, LONG_BLOCKS_ONLY
+from cloze.model.archs import FIXED_BLOCK_SIZE, LONG_BLOCKS_ONLY, decoder_start
 from cloze.model.compiled import eagerly
+from cloze.model.packed import DocumentAttention, model_inputs
 from cloze.utils.closeness import relative_difference, within
 from cloze.utils.terminal.console import warn
 
@@ -32,18 +34,23 @@ TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 5e-2, "fp8": 1.5e-1}
 
 
 class MaskedHead:
-    """The rows that the next forward is to predict, and the hook that passes them to the head.
+    """Scores of a model at masked positions: builds its inputs, and passes masked rows to its head by a hook.
 
-    `sparse`: whether the hook is used; False if the model has no backbone to hook.
+    `sparse`: whether the hook is used; False if the model has no backbone to hook. `documents`: how attention stays
+    inside documents, None without packed documents.
     """
 
-    def __init__(self, model: Any, sparse: bool = True):
+    def __init__(self, model: Any, sparse: bool = True, documents: DocumentAttention | None = None):
         backbone = getattr(model, model.base_model_prefix, model)
         self.sparse = sparse and backbone is not model
         self._expected: tuple[torch.Tensor | None, tuple[int, ...]] = (None, ())
-        self._config = model.config
+        self._config, self.documents = model.config, documents
         if self.sparse:
             backbone.register_forward_hook(self._gather)
+
+    def use_dtype_of(self, model: torch.nn.Module) -> None:
+        """Give additive attention masks the type of the model's weights, which an engine may have changed."""
+        self.documents = None if self.documents is None else self.documents.in_dtype_of(model)
 
     def shortened(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the first columns of ids [B, S], few enough for `checked_length`."""
@@ -65,6 +72,16 @@ class MaskedHead:
     def expect(self, positions: torch.Tensor | None, rows: tuple[int, ...] = ()) -> None:
         """Set the flat positions [K] that the next forward, of `rows` [B, S], is to predict; None: all."""
         self._expected = positions, rows
+
+    @cached_property
+    def decoder_start(self) -> int | None:
+        """Return the token before the first one that the decoder predicts; None for an encoder."""
+        return decoder_start(self._config)
+
+    def masked_logits(self, model: Any, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Return scores [K, V] at the `positions` [K] of a batch of `make_batch`, on `device`."""
+        inputs = model_inputs(batch, device, self.documents, self.decoder_start)
+        return self.logits(model, inputs, batch["positions"].to(device))
 
     def logits(self, model: Any, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
         """Return scores [K, V] at the flat positions [K] of `inputs` (input_ids [B, S]), on the same device."""

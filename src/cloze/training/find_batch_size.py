@@ -1,6 +1,6 @@
 """Find the largest micro-batch that fits into memory (`--auto_find_batch_size`).
 
-    layout = fit_memory(layout, BatchProbe(model, head, documents, masking, data, config, engine))
+    layout = fit_memory(layout, BatchProbe(model, head, masking, data, config, engine))
 
 Forward and backward of one and of two blocks on the bare model give a line, from which follows the number of blocks
 that leaves room for the optimizer and a tenth of the memory. It is tried as well, and the smallest of all ranks is
@@ -25,9 +25,7 @@ from cloze.data.batches.masking import Masking
 from cloze.data.train_data import TrainData
 from cloze.distributed.collectives import gather, raise_on_any_rank
 from cloze.errors import ConfigError
-from cloze.model.archs import decoder_start
 from cloze.model.compiled import eagerly
-from cloze.model.packed import DocumentAttention, model_inputs
 from cloze.model.sparse_head import MaskedHead
 from cloze.training.engines.base import Engine
 from cloze.training.loss import masked_loss_sum
@@ -45,7 +43,6 @@ class BatchProbe:
 
     model: Any
     head: MaskedHead
-    documents: DocumentAttention | None
     masking: Masking
     data: TrainData
     config: TrainConfig
@@ -70,8 +67,7 @@ class BatchProbe:
         hooks = [p.register_post_accumulate_grad_hook(_let_go) for p in self._trained() if not keeps]
         try:
             with eagerly(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                inputs = model_inputs(batch, device, self.documents, decoder_start(self.model.config))
-                logits = self.head.logits(self.model, inputs, batch["positions"].to(device))
+                logits = self.head.masked_logits(self.model, batch, device)
             masked_loss_sum(logits, batch["targets"].to(device)).backward()
         finally:
             for hook in hooks:

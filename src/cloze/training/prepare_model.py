@@ -1,7 +1,7 @@
 """Steps that prepare the model of a run before the first step.
 
 check_start(config)                             # before any process has joined
-documents, head = prepare_model(model, config, data)      # before the engine wraps the model
+head = prepare_model(model, config, data)      # before the engine wraps the model
 choose_kernels(model, config, engine)
 """
 
@@ -25,7 +25,7 @@ from cloze.model.attention import as_usual, attention_names, check_attention, ch
 from cloze.model.compiled import choose_compile
 from cloze.model.flops import peak_flops, step_flops
 from cloze.model.overrides import first_forward, parse_overrides
-from cloze.model.packed import DocumentAttention, settle_attention
+from cloze.model.packed import settle_attention
 from cloze.model.sparse_head import MaskedHead, check_head
 from cloze.model.trained import compile_pattern, freeze_matching, freeze_unused
 from cloze.training.checkpointing.engine_probe import make_probe
@@ -71,9 +71,9 @@ def on_gpu(config: TrainConfig) -> bool:
     return not config.use_cpu and torch.cuda.is_available()
 
 
-def prepare_model(model: Any, config: TrainConfig, data: TrainData) -> tuple[DocumentAttention | None, MaskedHead]:
+def prepare_model(model: Any, config: TrainConfig, data: TrainData) -> MaskedHead:
     """Set up document attention, trained parameters, activation checkpointing and the masked-only head, before the
-    engine wraps the model. Return the document attention, None if it is not used, and the head."""
+    engine wraps the model. Return the head."""
     check_kernels(model.config)
     packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
     length = data.block_size if packed else 0
@@ -86,7 +86,7 @@ def prepare_model(model: Any, config: TrainConfig, data: TrainData) -> tuple[Doc
         enable_checkpointing(model, config.gradient_checkpointing_every_n_layers)
     if half and on_gpu(config):
         align_output_layer(model)
-    return documents, MaskedHead(model, config.sparse_head)
+    return MaskedHead(model, config.sparse_head, documents)
 
 
 def choose_trained(model: Any, config: TrainConfig, data: TrainData) -> None:

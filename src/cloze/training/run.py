@@ -14,7 +14,6 @@ from cloze.data.batches.masking import Masking
 from cloze.data.train_data import TrainData
 from cloze.distributed.resilience.stop_signals import StopSignals
 from cloze.distributed.resilience.watchdog import Watch
-from cloze.model.packed import DocumentAttention
 from cloze.model.sparse_head import MaskedHead
 from cloze.training.checkpointing.saver import CheckpointSaver
 from cloze.training.engines.base import Engine
@@ -35,7 +34,7 @@ class Start:
 class Run:
     """The objects and state of one run. `saved`: step of the newest checkpoint that this process has saved or loaded,
     and whether its evaluation was pending; `excluded_steps`: steps whose batches are left out; `capacity`: places to
-    predict in a micro-batch of fixed shape, else 0; `decoder_start`: see `model_inputs`; `max_async_steps`: steps in
+    predict in a micro-batch of fixed shape, else 0; `max_async_steps`: steps in
     flight before the host reads the first one's result; `nonfinite_in_a_row`: number of last steps skipped in a row.
     """
 
@@ -50,10 +49,8 @@ class Run:
     saver: CheckpointSaver
     schedule: Callable[[int], float]
     probe: dict[str, torch.Tensor]
-    documents: DocumentAttention | None
     head: MaskedHead
     capacity: int
-    decoder_start: int | None
     stop: StopSignals
     watch: Watch
     excluded_steps: frozenset[int]

@@ -28,7 +28,6 @@ from cloze.distributed.resilience.json_socket import failure_reported, lost_whil
 from cloze.distributed.resilience.stop_signals import StopSignals
 from cloze.distributed.resilience.watchdog import Watch
 from cloze.distributed.world import RunShape, describe, settle_environment, start
-from cloze.model.archs import decoder_start
 from cloze.training.branch import branch_to_resume
 from cloze.training.build_model import build_run_model
 from cloze.training.checkpointing.engine_probe import check_probe
@@ -74,7 +73,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         data = _open_data(config)
         words = words_for(config, data)
         model, tokenizer = build_run_model(config, data)
-        documents, head = prepare_model(model, config, data)
+        head = prepare_model(model, config, data)
     stop.hold()
     with lost_while_joining(config.ddp_timeout), stop.joining():
         accelerator = start(_run_shape(config, model.config.model_type))
@@ -87,7 +86,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     checkpoint = choose_checkpoint(Path(config.output_dir), resume_choice(config), engine.rank, engine.world_size)
     saved = None if checkpoint is None else read_manifest(checkpoint)
     rule = masking_rule(config, data.manifest, 1, words)
-    trial = BatchProbe(model, head, documents, rule, data, config, engine)
+    trial = BatchProbe(model, head, rule, data, config, engine)
     layout = fit_memory(fit_layout(config, engine.rank, engine.world_size, saved), trial)
     settle_determinism(trial, layout.per_device)
     plan = _plan(config, layout, data)
@@ -99,6 +98,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
     optimizer, _ = build_optimizer(model, config, engine.offloads)
     say("model", f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
     engine.prepare(model, optimizer, plan.layout, config.max_grad_norm)
+    head.use_dtype_of(engine.module)
     begin_trackers(accelerator, config, output_dir, resolved(config), step)
     masking = masking_rule(config, data.manifest, plan.total_samples, words)
     probe = check_on_probe(head, engine, data, masking, config.seed)
@@ -114,9 +114,7 @@ def set_up(config: TrainConfig, stop: StopSignals, stack: ExitStack) -> Run:
         saver=CheckpointSaver(engine, partial(_save_model_files, engine.module, tokenizer), config.async_save),
         schedule=schedule,
         probe=probe,
-        documents=None if documents is None else documents.in_dtype_of(engine.module),
         head=head,
-        decoder_start=decoder_start(engine.module.config),
         capacity=head_capacity(plan, config, accelerator),
         stop=stop,
         watch=watch,

@@ -14,7 +14,6 @@ from cloze.errors import DiskError, TrainingError
 from cloze.evaluation.metric_table import METRICS
 from cloze.evaluation.perplexity import Interrupted, Scores, score_blocks
 from cloze.model.compiled import eagerly
-from cloze.model.packed import model_inputs
 from cloze.training.checkpointing.engine_probe import answer_probe
 from cloze.training.checkpointing.restore import choose_checkpoint
 from cloze.training.logging.metrics import MetricsLog
@@ -49,9 +48,7 @@ def evaluate(run: Run, log: MetricsLog, global_step: int, place: StreamPosition)
     try:
         with run.watch.phase("evaluate"), eagerly():
             scores = score_blocks(
-                lambda batch: run.head.logits(
-                    model, model_inputs(batch, device, run.documents, run.decoder_start), batch["positions"].to(device)
-                ),
+                lambda batch: run.head.masked_logits(model, batch, device),
                 run.data.validation,
                 run.masking.for_evaluation(),
                 run.config.per_device_eval_batch_size,

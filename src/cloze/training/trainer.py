@@ -23,7 +23,6 @@ from cloze.data.batches.counter_rng import make_key
 from cloze.data.batches.loader import StepBatches, TrainLoader
 from cloze.distributed.resilience.stop_signals import StopSignals
 from cloze.errors import LostRank, Stopped, one_line, tag_phase
-from cloze.model.packed import model_inputs
 from cloze.training.determinism import named_operations
 from cloze.training.engines.ema import decay_at
 from cloze.training.live_view import training_view
@@ -214,8 +213,7 @@ def train_step(run: Run, batch: StepBatches) -> StepResult:
         is_last = micro_step == len(batch.micro_batches) - 1
         seed_dropout(dropout_seed(run.config.seed, batch.global_step, micro_step, plan.layout.rank), device)
         with engine.forward_context(is_last):
-            inputs = model_inputs(micro_batch, device, run.documents, run.decoder_start)
-            logits = run.head.logits(engine.model, inputs, micro_batch["positions"])
+            logits = run.head.masked_logits(engine.model, micro_batch, device)
             loss = masked_loss_sum(logits, micro_batch["targets"]) / num_masked
             engine.backward(loss * plan.layout.world_size, is_last)
         losses.append(loss.detach())

@@ -67,10 +67,10 @@ def trial(prepared: Path, folder: Path, **values) -> find_batch_size.BatchProbe:
     )
     data = open_data(config)
     model, _ = build_model(config, data.tokenizer, data.block_size, config.seed)
-    documents, head = prepare_model(model, config, data)
+    head = prepare_model(model, config, data)
     engine = DDPEngine(Accelerator(cpu=True))
     masking = masking_rule(config, data.manifest, 1, None)
-    return find_batch_size.BatchProbe(model, head, documents, masking, data, config, engine)
+    return find_batch_size.BatchProbe(model, head, masking, data, config, engine)
 
 
 def count(model: torch.nn.Module, _: object) -> None:

@@ -61,7 +61,7 @@ def test_the_output_layer_is_aligned_on_a_gpu_in_half_precision(
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("roberta", vocab_size=601, **sizes))
     opened = open_prepared(str(prepared))
     data = TrainData(opened.manifest, str(opened.tokenizer_dir), opened.blocks("train"), None)
-    _, head = prepare_model.prepare_model(model, config(), data)
+    head = prepare_model.prepare_model(model, config(), data)
     ids = torch.full((1, 8), 7)
     logits = head.logits(model.eval(), {"input_ids": ids}, torch.tensor([1, 2]))
     assert (logits.stride(0) == 640) is aligned

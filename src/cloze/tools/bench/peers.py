@@ -55,7 +55,7 @@ class ClozePeer:
         self._run: Any = None
 
     def train(self, batch: int, gate: Gate) -> None:
-        """Steps for ever."""
+        """Run steps until the process ends."""
         from cloze.distributed.resilience.stop_signals import StopSignals
         from cloze.training import trainer
         from cloze.training.logging.metrics import MetricsLog
@@ -128,7 +128,7 @@ class TrainerPeer:
         self._rows = Rows(ids, self._tokenizer.pad_token_id if data.packing == "best_fit" else None)
 
     def train(self, batch: int, gate: Gate) -> None:
-        """Steps for ever."""
+        """Run steps until the process ends."""
         from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
         class Gated(TrainerCallback):
@@ -176,7 +176,7 @@ class BarePeer:
         config = cloze_config(settings, 8, torch_compile=False)
         self._data = open_data(config)
         self._model: Any = build_model(config, self._data.tokenizer, self._data.block_size, config.seed)[0]
-        self._documents, self._head = prepare_model(self._model, config, self._data)
+        self._head = prepare_model(self._model, config, self._data)
 
     def batches(self, batch: int) -> list[dict[str, torch.Tensor]]:
         """Return the first 16 batches of Cloze's own run."""
@@ -195,8 +195,7 @@ class BarePeer:
         ]
 
     def train(self, batch: int, gate: Gate) -> None:
-        """Steps for ever."""
-        from cloze.model.packed import model_inputs
+        """Run steps until the process ends."""
         from cloze.training.loss import masked_loss_sum
         from cloze.training.optim.optimizers import decay_groups
 
@@ -208,10 +207,9 @@ class BarePeer:
         while True:
             gate()
             one = batches[step % len(batches)]
-            inputs = model_inputs(one, device, self._documents)
-            positions, targets = one["positions"].to(device), one["targets"].to(device)
+            targets = one["targets"].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=self._gpu):
-                logits = head.logits(model, inputs, positions)
+                logits = head.masked_logits(model, one, device)
                 loss = masked_loss_sum(logits, targets) / (targets >= 0).sum()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
