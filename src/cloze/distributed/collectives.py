@@ -6,7 +6,7 @@
     raise_on_any_rank(problem)                    # the first rank's ClozeError, on every rank
 
 Numbers, texts, None, lists, tuples, dictionaries, paths, ClozeErrors and Stopped can be sent, and arrive as what they
-were. An error is sent as the name of its class and its fields, and only classes of `cloze.errors` are made of it.
+were. An error is sent as the name of its class and its fields, and only classes of `cloze.errors` are created from it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The output layer of a vocabulary whose size is no multiple of 8, for tensor cores.
 
-In 16 bit a matrix product runs on the fast kernels of cuBLAS only where each row begins at a multiple of 16 bytes
+In 16 bit a matrix product runs on the fast kernels of cuBLAS only if each row begins at a multiple of 16 bytes
 (NVIDIA, "Matrix Multiplication Background User's Guide", tensor core requirements). RoBERTa's 50,265 scores a row do
 not: on an H200 (torch 2.11) the three products of its head ran on kernels named `align1` at 119 TFLOP/s, the products
 of the layers at 500 to 700. With rows of zeros below the weights, and their scores cut off again, the scores that stay

@@ -27,7 +27,7 @@ BRANCHED = "branched_from"
 
 
 def is_in_run(checkpoint: Path, output_dir: Path) -> bool:
-    """Return whether a checkpoint lies in a run's folder; it may be a link to elsewhere."""
+    """Return whether a checkpoint is in a run's folder; it may be a link to elsewhere."""
     return real_path(checkpoint.parent) == real_path(output_dir)
 
 

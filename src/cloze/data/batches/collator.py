@@ -30,7 +30,8 @@ class Documents(Protocol):
 
 
 class MaskingCollator:
-    """Examples with `input_ids` -> a batch with input_ids, labels [B, S] int64 (-100 where nothing is predicted).
+    """Return, from examples with `input_ids`, a batch with input_ids, labels [B, S] int64 (-100 at positions without a
+    prediction).
 
     `mask_unit`: tokens, whole words (BERT's whole word masking) or spans of words (SpanBERT; Joshi et al., 2020), each
     token with probability `mlm_probability` exactly. Examples have a number, `sample`, as those of `PackedDataset`;

@@ -7,7 +7,7 @@
             micro_batch["input_ids"], micro_batch["labels"]     # both [B, S] int64
             micro_batch["positions"], micro_batch["targets"]    # [K] int64: masked places of the batch, their tokens
         micro_batch.get("segments")     # [B, S] int32, where attention stays inside documents (best_fit packing)
-        micro_batch.get("document_offsets")     # [D] int32, likewise: see `document_offsets`
+        micro_batch.get("document_offsets")     # [D] int32, with segments: see `document_offsets`
 
 Samples past the end of the run (the last step is rarely full) stay in the batch, so that shapes do not change, but
 none of their tokens is predicted, so they do not affect loss and gradient. A step takes only the micro-batches that it

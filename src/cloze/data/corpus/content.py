@@ -6,7 +6,7 @@
 A file above 64 MiB also has `content`, the SHA-256 of the SHA-256 sums of its parts of 64 MiB, which all cores compute
 together. (Its `digest` is of samples: it is what folders prepared by older versions say.) The checksum is kept in the
 cache folder under what changes with any write to the file: path, size, inode, time of the last change (ctime) and of
-the last modification (mtime). So a corpus is read once for it, whatever number of processes and machines use it.
+the last modification (mtime). So a corpus is read once for it, for any number of processes and machines.
 """
 
 from __future__ import annotations

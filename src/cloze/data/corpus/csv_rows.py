@@ -38,7 +38,7 @@ _OTHER_SEPARATORS = {
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _ROW_NAME = re.compile(r"[\w.:/-]*\d[\w.:/-]*", re.ASCII)
 _DIGITS = re.compile(r"\d+", re.ASCII)
-_RARE = 20  # rows of several lines are rare if there are fewer than one in so many
+_RARE = 20  # rows of several lines are rare if fewer than one in this many is one
 
 
 def read_rows(

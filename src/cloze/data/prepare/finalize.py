@@ -1,6 +1,6 @@
 """From finished units to a prepared folder: join the tails, name the shards, write the manifest, rename.
 
-Nothing is copied: shards are hard links to the units' files where the file system has such links. The folder appears
+Nothing is copied: shards are hard links to the units' files if the file system supports them. The folder appears
 by one rename, so that it is there whole or not at all, and two processes may do this at once.
 """
 

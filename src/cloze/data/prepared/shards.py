@@ -232,7 +232,7 @@ def open_prepared(folder: str | Path) -> Prepared:
     except ValueError as error:
         raise DataError(f"damaged: {error}", where=folder / MANIFEST, hint="prepare the corpus again") from None
     if (folder / TOKENIZER).is_symlink():
-        hint = "replace the link with the folder it stands for"
+        hint = "replace the link with its target folder"
         raise DataError("is a symbolic link", where=folder / TOKENIZER, hint=hint)
     for file, shard in shard_files(folder, manifest):
         if file.exists() or file.is_symlink():

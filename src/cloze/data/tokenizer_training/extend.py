@@ -6,7 +6,7 @@
 All old tokens keep their ids, and the new ones come after them. How a text is cut changes only where the new tokens
 stand:
 
-- BPE continues where it stopped: new merges follow the old ones, so that a word is first cut as it always was, and
+- BPE continues where it stopped: new merges follow the old ones, so that a word is first cut as before, and
 then
   neighbouring tokens become one. (A list of added tokens would be matched inside of words, before anything else.)
 - Unigram gets the same merges as pieces. A piece is as likely as the two that it is made of together, and a trace
@@ -68,7 +68,7 @@ def extend_tokenizer(config: TokenizerConfig) -> tuple[PreTrainedTokenizerFast, 
     """Write the extended tokenizer into `config.output`; return it, and what it saves.
 
     Raises ConfigError for values that cannot be used, ModelError for a tokenizer that cannot be extended, DataError
-    where the corpus gives nothing to add.
+    if the corpus yields no new token.
     """
     check_new(Path(config.output))
     tokenizer = load_tokenizer(str(config.extend), token=config.token)

@@ -95,7 +95,7 @@ class RunOwner:
         hint = "nothing more is written; the other start continues from the last checkpoint"
         if not self._lost and (now := folder_of(self._descriptors[-1])):
             by = f"it was moved to {now}"
-            hint = "nothing more is written; start again with --output_dir where it is now"
+            hint = "nothing more is written; start again with its new path as --output_dir"
         elif found is not None:
             by = f"it was taken over by {found.owner}"
         else:

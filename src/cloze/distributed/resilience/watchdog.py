@@ -156,7 +156,7 @@ class Watch:
         ]
         line = (
             f"rank {self.rank} on {self.host} got no answer from other ranks in {self._phase}, step {self._step} "
-            f"(--ddp_timeout {self._ddp_timeout}); last heard: {'; '.join(others) or 'nobody'}"
+            f"(--ddp_timeout {self._ddp_timeout}); last heard: {'; '.join(others) or 'no rank'}"
         )
         return LostRank(line, loud=True)
 

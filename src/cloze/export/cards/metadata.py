@@ -62,7 +62,7 @@ def info_of_run(run_dir: Path | None, info: CardInfo) -> CardInfo:
 
 
 def origin_of(data: dict[str, Any]) -> str | None:
-    """Return the name on the Hub of the dataset that blocks were made of, by their manifest; None for local files."""
+    """Return the Hub name of the dataset in the blocks' manifest; None for local files."""
     source = part(data, "source")
     return None if source.get("files") else hub_name(source.get("dataset_name"))
 

@@ -1,6 +1,6 @@
 """The files of torch.distributed.checkpoint (DCP), which FSDP of transformers' Trainer, accelerate and torch write.
 
-    .metadata             a pickle: name, shape and type of each tensor, where its chunks lie in it and in which file
+    .metadata             a pickle: name, shape and type of each tensor, the place of its chunks in it, and their files
     __0_0.distcp ...      what each rank wrote: a stream of torch.save for every chunk, one after the other
 
 Of the pickle only the classes of DCP's own metadata are admitted, and as records without any code of theirs; chunks

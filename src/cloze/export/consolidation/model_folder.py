@@ -1,6 +1,6 @@
 """From a checkpoint to a folder that `from_pretrained` and `pipeline("fill-mask")` load.
 
-Weights are read piece by piece and written tensor by tensor, so memory holds one tensor at a time, whatever the number
+Weights are read piece by piece and written tensor by tensor, so memory holds one tensor at a time, for any number
 of ranks and the engine that wrote the checkpoint. Tied weights are written once. Before the new folder gets its name
 every tensor in it is read again and compared with the checkpoint's pieces by checksum, the folder is loaded with
 `from_pretrained`, mapped and not copied, and the model has to give the training model's own answers on the probe

@@ -39,7 +39,7 @@ from cloze.utils.foreign.safetensors_header import load_tensors
 MODEL = "model/"  # the folder in a checkpoint with configuration and tokenizer
 CHUNK = 1 << 22  # elements that are averaged or compared at a time
 # How much worse an average may answer the stored batch than the worst model in it, in nats a token: weights of one run
-# that lie too far apart to be averaged answer like no model at all, many nats worse.
+# that differ too much give an average without meaning, many nats worse.
 WORSE_NATS = 0.5
 _NOTHING = "the stored batch holds no masked position, so no answers were compared"  # a short block, older versions
 

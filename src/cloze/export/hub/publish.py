@@ -118,7 +118,7 @@ def _secret_in(content: Path | bytes) -> str | None:
         while part := stream.read(_SEARCHED_AT_ONCE):
             if kind := secret_in(before + part):
                 return kind
-            before = part[-1024:]  # a token may lie in two parts
+            before = part[-1024:]  # a token may span two parts
     return None
 
 

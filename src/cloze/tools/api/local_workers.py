@@ -58,7 +58,8 @@ def launcher_flags(config: TrainConfig, num_processes: int) -> list[str]:
     if config.deepspeed is not None:
         return [*flags, "--use_deepspeed", "--deepspeed_config_file", config.deepspeed]
     if num_processes > 1:
-        # Also on a CPU, where `--multi_gpu` is accelerate's word for "start so many": no GPU is visible to them then.
+        # Also on a CPU, where accelerate needs `--multi_gpu` to start several processes; no GPU is visible to them
+        # then.
         gpus = ",".join(["-1"] * num_processes) if config.use_cpu or not torch.cuda.is_available() else "all"
         flags += ["--multi_gpu", "--rdzv_backend", "static", f"--gpu_ids={gpus}"]
     return flags

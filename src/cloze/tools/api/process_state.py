@@ -68,7 +68,7 @@ def preserve_process_state() -> Iterator[None]:
 def join_as_rank() -> None:
     """Join as one of the processes that `accelerate.notebook_launcher` forked from a notebook's kernel.
 
-    OpenMP's threads do not survive a fork: an operation that is shared between them waits for ever (torch 2.13 with
+    OpenMP's threads do not survive a fork: an operation that is shared between them never ends (torch 2.13 with
     GNU's OpenMP, where the kernel has computed anything with several threads). With one thread nothing is shared.
     """
     import torch
@@ -79,7 +79,7 @@ def join_as_rank() -> None:
 
 def strip_traceback(call: Callable[[], R]) -> R:
     """Return `call()`; raise ClozeError, Stopped or KeyboardInterrupt from here, without the frames below:
-    those hold the model in memory as long as a notebook remembers its last error, and tell its reader nothing."""
+    those keep the model in memory as long as a notebook holds its last error, and do not help its reader."""
     try:
         return call()
     except (ClozeError, Stopped, KeyboardInterrupt) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# The search for a batch doubles from so many tokens on, and stops where it is less than 3 % faster.
+# The search for a batch doubles from this many tokens on, and stops if it is less than 3 % faster.
 SEARCH_FROM_TOKENS = 8192
 SEARCH_STEPS = 3
 GAIN = 1.03

@@ -98,7 +98,7 @@ def _model(settings: dict[str, Any]) -> tuple[Any, Any]:
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Blocks [n, S] one by one, as a tokenizer gives them: input_ids, and attention_mask where there is padding."""
+    """Blocks [n, S] one by one, as a tokenizer returns them: input_ids, and attention_mask if there is padding."""
 
     def __init__(self, ids: torch.Tensor, pad_token_id: int | None):
         self._ids, self._pad = ids, pad_token_id

@@ -216,7 +216,7 @@ def _tutorial_seconds(file: Path, tokenizer: str, block_size: int, num_proc: int
 
 
 def stages(file: Path, spec: EncoderSpec, block_size: int, folder: Path) -> dict[str, float]:
-    """Return where the time of one process goes: each stage over the whole corpus, one after another."""
+    """Return the time of each stage in one process over the whole corpus, one stage after another."""
     fields = Fields.parse(TEXT_FIELD, None)
     piece = Piece(str(file), 0, None, 0)
     begin = time.perf_counter()

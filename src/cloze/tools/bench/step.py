@@ -1,4 +1,4 @@
-"""`cloze bench step`: where the time of one optimizer step of `cloze train` goes.
+"""`cloze bench step`: measure the parts of one optimizer step of `cloze train`.
 
     cloze bench step --sizes distilroberta-128
     accelerate launch --config_file launch/accelerate/cpu.yaml -m cloze bench step --sizes tiny-32

@@ -1,7 +1,7 @@
 """Orders to a training loop in a process of its own, and its answers: see `bench.peers`.
 
 gate = Gate()
-serve(peer, gate)       # peer.train(batch, gate) takes steps for ever, and calls gate() before each of them
+serve(peer, gate)       # peer.train(batch, gate) takes steps without end, and calls gate() before each
 """
 
 from __future__ import annotations

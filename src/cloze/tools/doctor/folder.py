@@ -33,7 +33,7 @@ def measure_disk(folder: Path, megabytes: int) -> dict[str, Any]:
     """Free bytes, and MB/s (10^6 bytes) of writing one file including fsync, and of reading it back from the disk.
 
     The file is dropped from the page cache before it is read; a file system may still answer from its own. The file
-    has no name any more while it is written, so that nothing is left even where this process is killed.
+    is unlinked before it is written, so that nothing is left even if this process is killed.
     """
     name, block = folder / f"{PREFIX}{secrets.token_hex(8)}", os.urandom(1 << 20)
     facts: dict[str, Any] = {"path": str(folder)}

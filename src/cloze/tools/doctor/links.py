@@ -1,7 +1,7 @@
 """How fast two ranks talk to each other: each pair by itself, so that a pair that cannot harms no other.
 
 A pair is a process group of two. Small messages there and back give the latency, one large message each way the
-bandwidth. gloo is measured in a thread; NCCL, which can hang where nothing ends it, in a child process.
+bandwidth. gloo is measured in a thread; NCCL, which can hang, in a child process.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure_links(
     """Measure every pair. Rank 0 returns their `ranks`, `latency_us` and `gb_per_second` [there, back], or `error`.
 
     Bandwidth in 10^9 bytes a second; latency is half a round trip, the mean of the quicker half of 50. `apart`: in a
-    child process, which is killed where it does not end.
+    child process, which is killed if it does not end.
     """
     process, seconds = meeting.process, min(PAIR_SECONDS, meeting.timeout)
     if any(process.rank in pair for pairs in rounds for pair in pairs):

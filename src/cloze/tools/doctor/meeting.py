@@ -48,7 +48,7 @@ class Meeting:
             self.store.set(f"{what}/{self.process.rank}", json.dumps(value))
 
     def ask(self, rank: int, what: str, seconds: float | None = None) -> Any:
-        """Return what that rank answers; None if it says nothing in so many seconds (default: the timeout).
+        """Return what that rank answers; None without an answer within `seconds` (default: the timeout).
 
         Looks again and again, so that Ctrl-C is heard. Raises LaunchError if rank 0 is gone.
         """
@@ -102,7 +102,7 @@ def join(process: ThisProcess, timeout: float) -> Meeting:
     """Meet the other processes within `timeout` seconds, agree on who came, and prove to each other that they know
     CLOZE_SECRET, as in training.
 
-    Raises LaunchError, naming both ends, where rank 0 cannot be reached, and on rank 0 if its port is taken.
+    Raises LaunchError, naming both ends, if rank 0 cannot be reached, and on rank 0 if its port is in use.
     """
     secret = check_secret(processes.secret())
     end = time.monotonic() + timeout

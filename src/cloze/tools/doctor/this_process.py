@@ -23,7 +23,7 @@ FIRST_PORT = 29500
 @dataclass(frozen=True)
 class ThisProcess:
     """One process among `world_size`. `head`, `port`: where rank 0, or its launcher, listens; `served`: the launcher
-    listens there itself, so that rank 0 must not; `launcher`: what started it, "" where it is alone."""
+    listens there itself, so that rank 0 must not; `launcher`: the program that started it, "" if it is alone."""
 
     rank: int = 0
     world_size: int = 1
@@ -44,7 +44,7 @@ class ThisProcess:
 
 
 def find_this_process(environment: Mapping[str, str]) -> ThisProcess:
-    """Read torchrun's and accelerate's variables where they are set, else those of `srun`, else be alone.
+    """Read torchrun's and accelerate's variables if they are set, else those of `srun`; else the process is alone.
 
     Inside `sbatch` but without `srun` it is alone too: only `srun` starts a process for each task. Raises LaunchError
     if a launcher's variables are incomplete.

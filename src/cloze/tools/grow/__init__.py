@@ -2,7 +2,7 @@
 
 axes        what each axis of each weight is, and which old place each new place is copied from
 depth       which old layer each new layer is copied from
-vocabulary  which old rows the embedding of each new token is made of
+vocabulary  the old rows from which the embedding of each new token is made
 exact       preserve the function of the model if requested
 warm_start  all of it together: reads the one model and writes the other
 """

@@ -8,7 +8,7 @@ is left changes with the width of the model, its heads.
     axes["bert.encoder.layer.0.intermediate.dense.weight"][0]     # LongTensor [3072] of places below 2048, or None
 
 Weights are tiled from the middle, as ModernBERT-large was made from ModernBERT-base (Warner et al., 2024, after the
-Phi models, Javaheripi and Bubeck, 2023): the old weights lie in the middle of the new ones, and are repeated around.
+Phi models, Javaheripi and Bubeck, 2023): the old weights are in the middle of the new ones, and are repeated around.
 Each part of a fused matrix (queries, keys and values in one; the halves of a gated layer) is tiled by itself, and
 heads stay whole: a head is a copy of a head. One axis is tiled the same way wherever it occurs.
 """
@@ -181,7 +181,7 @@ def find_axes(
     of the vocabulary, which are not among them.
 
     `old_shapes`: of the old model, under the names of the new one. Raises ConfigError if the model would become
-    smaller, ModelError if it cannot be told what an axis is.
+    smaller, ModelError if an axis cannot be identified.
     """
     new_config, shift = growth.new, growth.position_shift
     old_numbers, new_numbers = whole_numbers(growth.old), whole_numbers(new_config)
@@ -214,7 +214,7 @@ def find_axes(
                 chosen = _parts(width.hidden, old.hidden, new.hidden, before, after)
             if chosen is None:
                 raise ModelError(
-                    f"cannot tell how {weight} grows from {before} to {after}",
+                    f"it is unknown how {weight} grows from {before} to {after}",
                     where=new_config.model_type,
                     hint="only its vocabulary and its number of layers can be changed",
                 )

@@ -2,7 +2,7 @@
 
 Wider (Net2Net: Chen, Goodfellow and Shlens, 2016; bert2BERT: Chen et al., 2022): every place of a wider layer is a
 copy of an old one, so what reads the copies must weigh them so that together they count once. The copies of one place
-get unequal shares, which add up to 1: with equal ones their gradients would be equal for ever, and they would never
+get unequal shares, which add up to 1: with equal ones their gradients would always be equal, and they would never
 become different (LEMON: Wang et al., 2024). Norms see the same mean and variance where every place has the same number
 of copies, hence the width must be a multiple of the old one. Where the decoder is tied to the embeddings, which cannot
 be weighed, the norm before it is.

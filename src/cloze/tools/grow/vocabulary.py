@@ -4,7 +4,7 @@
     rows.of(50265)              # [1, 2, 3]: the mean of these
 
 - A token that the old vocabulary has keeps its row. Tokens are the same when they stand for the same bytes with a
-  space before them or without, whatever the tokenizers write for it: `Ġgene` of a byte-level BPE, `▁gene` of
+  space before them or without, in any spelling: `Ġgene` of a byte-level BPE, `▁gene` of
   SentencePiece and `gene` of WordPiece are one, and `##gene` is another.
 - Special tokens are matched by their role: `[MASK]` is `<mask>`, `[CLS]` is `<s>`.
 - A new token gets the mean of the pieces that the old tokenizer cuts its text into (Gee et al., "Fast Vocabulary
@@ -76,7 +76,7 @@ CHUNK = 65_536
 def vocabulary_rows(old: Any, new: Any, size: int | None = None) -> Rows:
     """Return the rows of every token of `new`, a tokenizer, in a model that was trained with the tokenizer `old`.
 
-    `size`: rows to make, where they are to be more than tokens (default: as many).
+    `size`: number of rows, if larger than the number of tokens (the default).
     """
     roles = special_tokens(old, new)
     old_texts, new_texts = token_texts(old), token_texts(new)
@@ -120,7 +120,7 @@ def special_tokens(old: Any, new: Any) -> dict[int, int]:
 
 
 def token_texts(tokenizer: Any) -> list[bytes | None]:
-    """Return what each token stands for, in bytes, with a space in front where it begins a word; None for special
+    """Return what each token stands for, in bytes, with a space in front if it begins a word; None for special
     tokens and those that were added to the vocabulary later."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     facts: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}

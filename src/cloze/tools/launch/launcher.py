@@ -1,6 +1,6 @@
 """Run `accelerate launch`, with an exit code that tells a batch job whether to start again.
 
-accelerate ends with 1 whatever happened, and shows 60 lines of itself, after a clean stop too; and a signal to
+accelerate always ends with 1, and prints a traceback of 60 lines even after a clean stop; and a signal to
 it kills the ranks 30 s later, in the middle of a large save. Here signals are passed on to the ranks, which end when
 they have saved. The flags are the same, and `launch/multi_node` and `slurm/train.sbatch` start one on each machine:
 

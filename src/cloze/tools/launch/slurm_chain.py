@@ -45,9 +45,9 @@ def check(config: SubmitConfig) -> None:
 
 
 def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
-    """Return the recipe's settings with --train_flags on top, and those of its RECIPE.prepare.yaml where there is one.
+    """Return the recipe's settings with --train_flags on top, and those of its RECIPE.prepare.yaml if there is one.
 
-    Raises ConfigError if something in them is wrong, or where they do not fit together; DataError if the corpus
+    Raises ConfigError if a value is invalid, or they do not fit together; DataError if the corpus
     is not there.
     """
     train = parse(["train", "--config", config.recipe, *shlex.split(config.train_flags)])[1]
@@ -141,7 +141,7 @@ def command(config: SubmitConfig, job: Job, logs: Path, before: str | None) -> l
 
 
 def submit(config: SubmitConfig, jobs: list[Job], logs: Path) -> list[str]:
-    """Give the jobs to sbatch; their numbers. Raises LaunchError, with nothing left behind, where it refuses."""
+    """Submit the jobs with sbatch; return their ids. Raises LaunchError, with no job left, if sbatch refuses."""
     ids: list[str] = []
     for job in jobs:
         words = command(config, job, logs, ids[-1] if ids else None)

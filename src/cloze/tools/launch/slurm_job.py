@@ -5,7 +5,7 @@
     python -m cloze.tools.launch.slurm_job start --max_restarts 3 --config RECIPE.yaml [flags] # the same, and counts
 
 `start` counts starts that found no newer checkpoint than the one before did, in OUTPUT_DIR/slurm/starts.json. Exit
-code 2 where the flags are wrong; 1 where there were too many of them. A run that is preempted saves a checkpoint, so
+code 2 if the flags are wrong; 1 after too many starts. A run that is preempted saves a checkpoint, so
 a thousand preemptions are no problem; a node that breaks every run in its first minute is.
 """
 

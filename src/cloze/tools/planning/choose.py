@@ -6,7 +6,7 @@
 
 The rule: the fastest choice that fits with a tenth of the memory to spare. Of those within 5 % of it the least
 partitioned one is taken, which sends the least, and one without offload and recomputation where there is one. A
-choice takes the recipe's micro-batch where that fits, else the largest one that does; the global batch stays.
+choice takes the recipe's micro-batch if that fits, else the largest one that does; the global batch is unchanged.
 """
 
 from __future__ import annotations

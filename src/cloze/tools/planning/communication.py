@@ -20,7 +20,7 @@ def bytes_per_step(
     backend: str = "nccl",
 ) -> float:
     """Return bytes that each rank sends, and receives, per optimizer step. A ring leaves each machine once, so it is
-    also what goes out of a machine, whatever its number of GPUs.
+    also the bytes that leave a machine, for any number of GPUs.
 
     In units of (N-1)/N P b, with m micro-batches:
 

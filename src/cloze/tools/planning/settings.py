@@ -130,7 +130,7 @@ class Sizes:
 
 def bucket_sizes(config: dict[str, Any], hidden_size: int | None) -> Sizes:
     """Return what DeepSpeed will use: the file's values, for "auto" accelerate's formulas
-    (Accelerator._prepare_deepspeed: h^2, 0.9 h^2, 10 h), and where a model has no hidden size DeepSpeed's defaults
+    (Accelerator._prepare_deepspeed: h^2, 0.9 h^2, 10 h), and if a model has no hidden size DeepSpeed's defaults
     (runtime/zero/config.py)."""
     zero = config["zero_optimization"]
     width = hidden_size or 0

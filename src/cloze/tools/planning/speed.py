@@ -9,7 +9,7 @@ best, one after the other at worst. Arithmetic runs at 30 to 60 % of the peak of
 large transformers have 46 % (Chowdhery et al. 2022, PaLM) to 52 % (Narayanan et al. 2021, Megatron on A100) end to
 end. Narrow models and small passes keep a GPU less busy: 18 % at the slow end below a width of 1,024, and as if each
 pass had 2,048 more tokens. (Three models of width 768, not compiled, took an H200 to 15 to 24 % of its peak.) Memory
-traffic is each activation written once and read twice, and its gradient likewise.
+traffic is each activation written once and read twice, and the same for its gradient.
 Messages go in full overlap with the backward pass at best, in none at worst, over the slowest link of the ring.
 The step reads and writes weights, moments and gradients once; offloaded, gradients go to the host and weights come
 back over PCIe, moments move through host memory at 50 to 150 GB/s a node, and with NVMe through 2 to 7 GB/s a node.

@@ -122,7 +122,7 @@ def clock_of(lines: Sequence[dict[str, Any]]) -> list[float]:
 def smoothed(points: Sequence[Point], span: float, most: int) -> list[Point]:
     """Return the means around at most `most` evenly chosen points.
 
-    A value that lies `span` steps before or after counts 1/e: from both sides, so that a smoothed curve does not lag
+    A value `span` steps before or after counts 1/e: from both sides, so that a smoothed curve does not lag
     behind. Divided by the sum of the weights, so that neither end is drawn towards zero.
     """
     past, weights = _one_sided(points, span)
@@ -167,7 +167,7 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def describe(chart: Chart, runs: Sequence[Run], curves: Sequence[dict[str, Any]]) -> str:
-    """Return a chart in words: where each curve begins, ends and is lowest and highest."""
+    """Return a chart in words: first, last, lowest and highest value of each curve."""
     words = [f"{chart.title}{f', {chart.unit},' if chart.unit else ''} by optimizer step."]
     for curve in curves:
         if curve["kind"] == "smooth":

@@ -37,7 +37,7 @@ class Checkpoint:
 class Run:
     """A run. `lines`: those of metrics.jsonl that can be read, by step; `damaged_lines`: how many cannot; `config`,
     `data`, `scores`: the mappings of config.yaml, data.json and eval.json, without paths; `parameters`: numbers in the
-    consolidated model, where there is one; `scores_note`: one line if eval.json may not be of the run's
+    consolidated model, if there is one; `scores_note`: one line if eval.json may not be of the run's
     newest weights."""
 
     folder: Path
@@ -169,7 +169,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Return the last part of each folder's name; where two are alike, as many parts as tell them apart."""
+    """Return the last part of each folder's path; if two are equal, as many parts as distinguish them."""
     parts = [real_path(folder).parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-count:]).lstrip("/") for one in parts]

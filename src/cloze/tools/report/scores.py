@@ -35,7 +35,7 @@ def section_of_scores(runs: Sequence[Run]) -> Html:
     words: list[Any] = ["By ", tool, f", on {_measured(scores)}. " if same else ". "]
     words.append("Ranges are 95 % intervals over blocks.")
     if len(scored) > 1 and same:
-        words += [" The masks are the same: ", other, " tells in pairs whether a difference is more than chance."]
+        words += [" The masks are the same: ", other, " shows in pairs whether a difference is more than chance."]
     if not same:
         words.append(" These were measured on different masks or data, and cannot be compared.")
     notes = [f"{run.name}: {run.scores_note}" for _, run in scored if run.scores_note]

@@ -54,7 +54,7 @@ def choose_precision(
     if asked is not None:
         _check_possible(asked, where, capability)
         unused = _asked(config)[0] is None and launcher not in ("no", asked)
-        why = f"{precision_name(asked)}, as {where} says; {requests.MIXED_PRECISION}={launcher} is not used"
+        why = f"{precision_name(asked)}, as set by {where}; {requests.MIXED_PRECISION}={launcher} is not used"
         return asked, why if unused else None
     if capability is None:
         return "no", None

@@ -103,8 +103,8 @@ def be_alone(environment: MutableMapping[str, str]) -> None:
 def device_index(local_rank: int, visible: int) -> int:
     """Return the index of the GPU that a process uses, among the `visible` ones.
 
-    A process that sees one GPU uses that one, whatever its number: SLURM's `--gpus-per-task=1` shows each process its
-    own. Raises LookupError for more processes than GPUs.
+    A process that sees one GPU uses that one, even if its local rank is higher: SLURM's `--gpus-per-task=1` shows each
+    process its own. Raises LookupError for more processes than GPUs.
     """
     if visible <= 1:
         return 0

@@ -118,7 +118,7 @@ _PROCESSES = {
     "SLURM_*": _honoured("the job's number and end; several tasks without a launcher are refused"),
     **dict.fromkeys(("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"), _honoured("by DeepSpeed, on clusters of its own")),
     **dict.fromkeys(("NPROC", "NODE_RANK"), _honoured("by accelerate's notebook_launcher")),
-    "CUDA_VISIBLE_DEVICES": _honoured("the GPUs; a process that sees one GPU uses it, whatever its number"),
+    "CUDA_VISIBLE_DEVICES": _honoured("the GPUs; a process that sees one GPU uses it, for any local rank"),
 }
 RULES: dict[str, Rule] = {**_ACCELERATE, **_FSDP_SETTINGS, **_DEEPSPEED_SETTINGS, **_PROCESSES}
 # MPI's rules are applied by `check_processes`, which knows whether there is a launcher between MPI and the process.

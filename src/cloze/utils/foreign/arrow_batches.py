@@ -129,7 +129,7 @@ def _refuse_two_files(file: Any, facts: Any) -> None:
     """Raise pyarrow.ArrowInvalid if the file is a Parquet file with another one behind it, whose description would be
     used for the data of the first.
 
-    The first file is not longer than what lies between the data and the description; only so much is searched.
+    The first file is not longer than the gap between the data and the description; only that much is searched.
     """
     size = file.seek(0, 2)
     data_end = 4

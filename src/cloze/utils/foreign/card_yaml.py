@@ -3,7 +3,7 @@
     dump_yaml({"license": "no", "revision": "1e3"})            # license: 'no', revision: '1e3': text in both
     with_names("language: no\\nlicense: mit", {"license": "cc0"})  # the line `language: no` stays as it is
 
-In YAML 1.1 `no`, `on` and `0o7` are not what they are in YAML 1.2, and `1e3` is text. So what a person wrote is not
+In YAML 1.1 `no`, `on` and `0o7` differ from YAML 1.2, and `1e3` is text. So the user's values are not
 read and written again: only the names that change are replaced.
 """
 

@@ -5,7 +5,7 @@
     with open_regular(path, typed=True) as file: ...    # the path that the user typed may be a link
 
 The cache of the Hugging Face Hub is made of links (`snapshots/REVISION/config.json` to `blobs/HASH`): a link is
-followed if it lies in a snapshot and its target in `blobs` of the same repository.
+followed if it is in a snapshot and its target in `blobs` of the same repository.
 """
 
 from __future__ import annotations
