@@ -37,7 +37,7 @@ def write_configs(folder: str, row: Row, plan: Plan, config: PlanConfig) -> None
             write_json(staged / DEEPSPEED_FILE, ds_config(row.choice))
         head = f"# {row.choice.name} for {config.recipe} on {plan.ranks} x {plan.gpu.name}, by `cloze plan`:\n#\n"
         command = f"#   {command_line(folder, row, plan, config)}\n#\n"
-        paths = "# The path below is taken from where the command is started.\n" * (row.choice.stage is not None)
+        paths = "# The path below is relative to the working folder of the command.\n" * (row.choice.stage is not None)
         text = yaml.safe_dump(accelerate_config(folder, row, plan), sort_keys=False)
         write_text(staged / ACCELERATE_FILE, head + command + paths + text)
 

@@ -91,7 +91,7 @@ def test_a_launchers_precision_that_the_deepspeed_file_excludes_is_mentioned():
             config(), {"ACCELERATE_MIXED_PRECISION": launcher}, AMPERE, "roberta", left_by_deepspeed(settings)
         )[1]
         assert why is not None
-        assert why.startswith(f"{expected}, as the DeepSpeed configuration says; ")
+        assert why.startswith(f"{expected}, as set by the DeepSpeed configuration; ")
         assert why.endswith(f"ACCELERATE_MIXED_PRECISION={launcher} is not used")
     agreed = choose_precision(config(), {"ACCELERATE_MIXED_PRECISION": "bf16"}, AMPERE, "roberta", ["bf16"])
     assert agreed == ("bf16", None)
