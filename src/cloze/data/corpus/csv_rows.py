@@ -169,7 +169,7 @@ def _record(row: list[str], width: int, columns: dict[str, int]) -> Record | Bad
 
 
 def _broken_row(error: csv.Error, name: str, number: int, first: int, last: int) -> BadRecord:
-    """Return the problem with a row, None if it is valid. Raises DataError if the rows after it cannot be trusted."""
+    """Return the record of a row that is damaged. Raises DataError if the rows after it cannot be trusted."""
     if "field limit" in str(error):
         raise DataError(
             f"a field is larger than {csv.field_size_limit() // 2**20} MiB",

@@ -49,13 +49,13 @@ class DataFile:
 
 @dataclass
 class Listing:
-    """The files found, each once; other names of the same files; and files that are not read: packed ones, and notes
-    beside data."""
+    """The files found, each once; other names of the same files; and files that are not read: packed ones, and others
+    beside the data."""
 
     files: list[DataFile] = field(default_factory=list)
     repeated: list[tuple[Path, Path]] = field(default_factory=list)
     packed: list[Path] = field(default_factory=list)
-    notes: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
     folders: int = 0  # that a pattern matches
 
 
@@ -67,7 +67,8 @@ class _Walk:
         self.visited: set[Any] = set()
         self.found: list[DataFile] = []
         self.packed: list[Path] = []
-        self.notes: list[Path] = []
+        self.notes: list[Path] = []  # Markdown: data if there are no others
+        self.others: list[Path] = []
         self.folders = 0
         self._entries = 0
 
@@ -88,7 +89,7 @@ class _Walk:
 
     def listing(self) -> Listing:
         """Return the files found, each once, under its first name; a file's own name precedes links to it."""
-        listing = Listing(packed=sorted(self.packed), notes=sorted(self.notes), folders=self.folders)
+        listing = Listing(packed=sorted(self.packed), others=sorted([*self.notes, *self.others]), folders=self.folders)
         first: dict[_Id, Path] = {}
         for file in sorted(self.found, key=lambda one: (one.path.is_symlink(), one.path)):
             here = _id(file.path)
@@ -135,6 +136,8 @@ def files_below(folder: Path) -> Listing:
                     walk.found.append(DataFile(path, split))
             elif saved is None and _PACKED.fullmatch(entry.name) and path.is_file():
                 walk.packed.append(path)
+            elif saved is None and entry.name not in METADATA and not _CACHE.fullmatch(entry.name):
+                walk.others.append(path)
         walk.found += saved or []
     if not walk.found:
         walk.found, walk.notes = [DataFile(path) for path in walk.notes], []

@@ -94,10 +94,8 @@ def find_local(name: str, config_name: str | None = None) -> LocalFiles:
     notes = [f"{again} is the same file as {first}; it is read once" for again, first in listing.repeated]
     if listing.packed:
         notes.append(f"not read: {_names(listing.packed)}; unpack what belongs to the corpus")
-    if listing.notes:
-        notes.append(
-            f"not read: {_names(listing.notes)} beside the data; give the names of what belongs to the corpus"
-        )
+    if listing.others:
+        notes.append(f"not read: {_names(listing.others)}; give them by name if they belong to the corpus")
     if not path.is_dir():
         return _of_glob(listing, path, notes)
     return _of_folder(listing, path, notes)

@@ -14,6 +14,7 @@ from corpus_files import TEXTS, put, refused, texts_of
 from cloze.data.corpus import content
 from cloze.data.corpus.content import content_digest, describe_contents
 from cloze.data.corpus.local_files import find_local, local_splits
+from cloze.errors import DataError
 
 SPLIT_FILES = [
     ["train.jsonl", "val.jsonl"],
@@ -123,6 +124,18 @@ def test_markdown_is_read_by_its_name_or_from_a_folder_without_other_data(tmp_pa
     assert [path.name for path in mixed.splits["train"]] == ["a.jsonl"]
     assert any("notes.md" in note for note in mixed.notes)
     assert find_local(str(tmp_path / "mixed" / "*.md")).splits == {"train": [tmp_path / "mixed" / "notes.md"]}
+
+
+def test_files_that_are_no_data_are_named(tmp_path: Path):
+    """Also those without a suffix; hidden files and metadata of datasets are nobody's text."""
+    for name in ("a.jsonl", "chapter-one", "sub/notes.doc", "README.md", ".hidden", "dataset_info.json"):
+        put(tmp_path / name)
+    (note,) = [note for note in find_local(str(tmp_path)).notes if note.startswith("not read")]
+    assert "chapter-one, notes.doc" in note
+    assert not {"a.jsonl", "README.md", ".hidden", "dataset_info.json"} & set(note.replace(";", ",").split(", "))
+    with pytest.raises(DataError) as caught:
+        texts_of(tmp_path / "chapter-one")
+    assert caught.value.where == tmp_path / "chapter-one"
 
 
 def test_every_line_of_a_markdown_file_is_text(tmp_path: Path):
