@@ -312,4 +312,4 @@ def test_a_run_is_evaluated_on_its_own_validation_split_by_default(
     prepared: Path, run: cloze.Run, capsys: pytest.CaptureFixture
 ):
     assert cloze.evaluate(run, use_cpu=True).values == cloze.evaluate(run, prepared, use_cpu=True).values
-    assert f"{prepared}, which the run was trained on" in capsys.readouterr().out
+    assert f"{prepared}, which {run.folder} was trained on" in capsys.readouterr().out

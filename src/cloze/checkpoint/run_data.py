@@ -32,20 +32,22 @@ def open_run_data(run_dir: Path, option: str) -> Prepared:
     return open_prepared(Path(found.tokenizer).parent)
 
 
-def choose_data(data: str | None, models: Sequence[str]) -> Prepared:
-    """Return the prepared folder `data`; if None, the one that the runs of `models` were trained on.
+def choose_data(data: str | None, models: Sequence[str], otherwise: str = "") -> Prepared:
+    """Return the prepared folder `data`; if None, the one that the runs of `models` were trained on. `otherwise`: ends
+    the hint of the error.
 
     Raises ConfigError if no model belongs to a run whose data is known, or two were trained on different blocks.
     """
     if data is not None:
         return open_prepared(data)
     runs = dict.fromkeys(resolve_model_path(name).run_dir for name in models)
-    found = [open_run_data(run_dir, "--data") for run_dir in runs if run_dir and (run_dir / run_files.DATA).is_file()]
+    found = {run: open_run_data(run, "--data") for run in runs if run and (run / run_files.DATA).is_file()}
     if not found:
         what = "the model does not belong to a run whose data is known"
-        raise ConfigError(what, where="--data", hint="give --data FOLDER, made by `cloze prepare`")
-    if len({prepared.manifest["checksum"] for prepared in found}) > 1:
-        what = f"the models were trained on different data: {' and '.join(str(one.folder) for one in found)}"
+        raise ConfigError(what, where="--data", hint=f"give --data FOLDER{otherwise}")
+    if len({prepared.manifest["checksum"] for prepared in found.values()}) > 1:
+        what = f"the models were trained on different data: {' and '.join(str(one.folder) for one in found.values())}"
         raise ConfigError(what, where="--data", hint="give the folder to measure on with --data")
-    say("data", f"{found[0].folder}, which the run was trained on")
-    return found[0]
+    run, prepared = next(iter(found.items()))
+    say("data", f"{prepared.folder}, which {run} was trained on")
+    return prepared

@@ -42,7 +42,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check(config)
     if config.output and is_main():
         check_output_file(config.output, HINT)
-    prepared = choose_data(config.data, [config.model]) if config.sentences is None else None
+    otherwise = "; for a file of sentences use --metric pll --sentences FILE"
+    prepared = choose_data(config.data, [config.model], otherwise) if config.sentences is None else None
     if prepared is not None:
         prepared.blocks(config.split)
         verify_for_use(prepared, [config.split], config)

@@ -39,6 +39,10 @@ def config(**values: Any) -> TrainConfig:
             {"model_name_or_path": "x", "config_name": "y"},
             "--config_name y (--model_name_or_path brings its configuration)",
         ),
+        (
+            {"model_name_or_path": "x", "model_type": "bert"},
+            "--model_type bert (--model_name_or_path brings its configuration)",
+        ),
         ({"document": "full"}, "--document full (it is for a --preset)"),
         (
             {"model_name_or_path": "/", "model_revision": "v1"},

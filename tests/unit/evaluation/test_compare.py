@@ -12,9 +12,11 @@ from corpus import TINY_CALL as TINY
 from corpus import make_prepared
 
 import cloze
-from cloze.config import CompareConfig
+from cloze.cli.commands import consolidate
+from cloze.config import CompareConfig, ConsolidateConfig, EvaluateConfig
 from cloze.errors import ConfigError
 from cloze.evaluation.compare import compare
+from cloze.evaluation.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,26 @@ def test_runs_of_different_data_are_not_compared_without_data(run: Path, tmp_pat
         compare(CompareConfig(model=str(run), other=str(other), use_cpu=True))
     assert caught.value.where == "--data"
     assert "different data" in caught.value.what
+
+
+def test_the_data_of_one_run_measure_both_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = cloze.consolidate(run, output=tmp_path / "model")
+    values = compare(CompareConfig(model=str(model), other=str(run), use_cpu=True)).values
+    assert values["loss_difference"] == 0
+    assert str(run) in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("data"))
+
+
+def test_consolidate_says_what_evaluate_needs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A model in its run's folder knows its data; a copy elsewhere does not."""
+    consolidate.run(ConsolidateConfig(checkpoint=str(run)))
+    consolidate.run(ConsolidateConfig(checkpoint=str(run), output=str(tmp_path / "copy")))
+    hints = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next")]
+    assert [line.split()[1:] for line in hints] == [
+        ["cloze", "evaluate", str(run)],
+        ["cloze", "evaluate", str(tmp_path / "copy"), "--data", "PREPARED"],
+    ]
+    with pytest.raises(ConfigError, match="--data"):
+        evaluate(EvaluateConfig(model=str(tmp_path / "copy"), use_cpu=True))
 
 
 def test_models_without_a_run_are_not_compared_without_data(run: Path, tmp_path: Path):
