@@ -139,10 +139,10 @@ def test_a_file_that_is_no_list_of_steps_is_refused(tmp_path, text: str):
 
 def only_rank_0_sees_files() -> None:
     """To be called in a rank: another rank's cache of the shared disk does not show left_out.json."""
-    from cloze.training import nonfinite
+    from cloze.utils import run_files
 
     if os.environ["RANK"] != "0":
-        nonfinite.FILE = "unseen.json"
+        run_files.EXCLUDED_STEPS = "unseen.json"
 
 
 def test_all_ranks_leave_out_what_rank_0_does(prepared, tmp_path):

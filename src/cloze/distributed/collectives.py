@@ -153,8 +153,8 @@ def _device(group: Any) -> torch.device:
 
 
 def wait_in_new_groups(seconds: float) -> None:
-    """Set the timeout of process groups that any library creates from now on: torch has a
-    default of its own for each backend, and DeepSpeed makes its groups with that."""
+    """Set the timeout of process groups that any library creates from now on: torch has its own default for each
+    backend, which DeepSpeed uses."""
     c10d, timeout = torch.distributed.distributed_c10d, timedelta(seconds=seconds)
     c10d.default_pg_timeout = timeout
     if getattr(c10d, "default_pg_nccl_timeout", None) is not None:

@@ -20,7 +20,6 @@ from cloze.utils.atomic_files import disk_errors, write_json
 from cloze.utils.foreign.json_yaml import read_json
 from cloze.utils.foreign.paths import real_path
 
-FILE = run_files.EXCLUDED_STEPS  # steps whose batches are left out after a rollback
 MOST_ROLLBACKS = 20
 MOST_SKIPPED = 50  # steps in a row without finite gradients; then the run ends
 REPORT_AGAIN = 10  # skipped steps in a row after which they are reported again
@@ -68,7 +67,7 @@ def nonfinite_error(why: str, output_dir: Path, global_step: int, hint: str) -> 
 def excluded_steps(output_dir: Path) -> frozenset[int]:
     """Return the steps (0-based) whose batches are left out; one process reads them for all ranks, whose caches of a
     shared disk may differ. Raises CheckpointError if the file is damaged."""
-    path = output_dir / FILE
+    path = output_dir / run_files.EXCLUDED_STEPS
     if not path.exists():
         return frozenset()
     steps = read_json(path, kind=list, error=CheckpointError)
@@ -82,7 +81,7 @@ def leave_out(output_dir: Path, step: int) -> list[int]:
     """Record a step whose batch is left out from now on; return all of them. On rank 0 only."""
     check_owner(output_dir)
     steps = sorted(excluded_steps(output_dir) | {step})
-    write_json(output_dir / FILE, steps)
+    write_json(output_dir / run_files.EXCLUDED_STEPS, steps)
     return steps
 
 
@@ -90,6 +89,6 @@ def steps_to_leave_out(output_dir: Path, checkpoint: Path | None) -> list[int]:
     """Return the steps that this start leaves out; on rank 0 only. Remove the record of an earlier run if this one
     does not continue from a checkpoint of the folder."""
     if checkpoint is None or real_path(checkpoint.parent) != real_path(output_dir):
-        with disk_errors(output_dir / FILE):
-            (output_dir / FILE).unlink(missing_ok=True)
+        with disk_errors(output_dir / run_files.EXCLUDED_STEPS):
+            (output_dir / run_files.EXCLUDED_STEPS).unlink(missing_ok=True)
     return sorted(excluded_steps(output_dir))

@@ -72,8 +72,8 @@ def on_gpu(config: TrainConfig) -> bool:
 
 
 def prepare_model(model: Any, config: TrainConfig, data: TrainData) -> MaskedHead:
-    """Set up document attention, trained parameters, activation checkpointing and the masked-only head, before the
-    engine wraps the model. Return the head."""
+    """Set up document attention, trained parameters and activation checkpointing, before the engine wraps the model;
+    return its masked-only head."""
     check_kernels(model.config)
     packed, half = data.has_documents, precision_here(config, model.config.model_type)[0] != "no"
     length = data.block_size if packed else 0

@@ -34,8 +34,8 @@ class Start:
 class Run:
     """The objects and state of one run. `saved`: step of the newest checkpoint that this process has saved or loaded,
     and whether its evaluation was pending; `excluded_steps`: steps whose batches are left out; `capacity`: places to
-    predict in a micro-batch of fixed shape, else 0; `max_async_steps`: steps in
-    flight before the host reads the first one's result; `nonfinite_in_a_row`: number of last steps skipped in a row.
+    predict in a micro-batch of fixed shape, else 0; `max_async_steps`: steps in flight before the host reads the first
+    one's result; `nonfinite_in_a_row`: number of last steps skipped in a row.
     """
 
     config: TrainConfig

@@ -34,10 +34,10 @@ from cloze.utils.system import versions_of
 from cloze.utils.terminal.console import say, warn
 
 LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
-StreamPosition = dict[str, int] | None  # this rank's place in streamed data
+StreamPosition = dict[str, int] | None  # this rank's position in streamed data
 
 
-def evaluate(run: Run, log: MetricsLog, global_step: int, place: StreamPosition) -> Scores:
+def evaluate(run: Run, log: MetricsLog, global_step: int, stream_position: StreamPosition) -> Scores:
     """Score the validation blocks with their fixed masks and log the result.
 
     Raises Stopped if a stop is requested meanwhile: the evaluation is then repeated after resuming.
@@ -56,7 +56,7 @@ def evaluate(run: Run, log: MetricsLog, global_step: int, place: StreamPosition)
                 partial(_alive_vote, run),
             )
     except Interrupted:
-        stop_here(run, global_step, place, evaluation_pending=True)
+        stop_here(run, global_step, stream_position, evaluation_pending=True)
         raise
     finally:
         model.train()
@@ -78,7 +78,7 @@ def _alive_vote(run: Run) -> int:
 
 
 def save(
-    run: Run, global_step: int, place: StreamPosition, last: bool = True, evaluation_pending: bool = False
+    run: Run, global_step: int, stream_position: StreamPosition, last: bool = True, evaluation_pending: bool = False
 ) -> None:
     """Write checkpoint-N, and delete checkpoints beyond save_total_limit.
 
@@ -89,7 +89,7 @@ def save(
         with _warned(run, go_on):
             run.saver.wait()
         extra = {
-            "stream": None if place is None else gather(place),
+            "stream": None if stream_position is None else gather(stream_position),
             "run": run.identity,
             "config": resolved(run.config),
             "versions": versions_of(LIBRARIES),
@@ -128,7 +128,7 @@ def finish_saving(run: Run, quietly: bool = False) -> None:
             raise
 
 
-def stop_here(run: Run, global_step: int, place: StreamPosition, evaluation_pending: bool = False) -> None:
+def stop_here(run: Run, global_step: int, stream_position: StreamPosition, evaluation_pending: bool = False) -> None:
     """Save a checkpoint, unless there is one of this step, and raise Stopped. Every rank calls it at the same step."""
     name = checkpoint_path(run.output_dir, global_step).name
     if run.config.save_strategy == "no":
@@ -136,7 +136,7 @@ def stop_here(run: Run, global_step: int, place: StreamPosition, evaluation_pend
     if global_step == 0:
         raise run.stop.stopped("before the first step")
     if run.saved != (global_step, evaluation_pending):
-        save(run, global_step, place, evaluation_pending=evaluation_pending)
+        save(run, global_step, stream_position, evaluation_pending=evaluation_pending)
     finish_saving(run)
     raise run.stop.stopped(f"after step {global_step:,}; {name} is saved, resume with --resume_from_checkpoint auto")
 
@@ -147,11 +147,11 @@ def handle_nonfinite_step(
     global_step: int,
     losses: Sequence[torch.Tensor],
     grad_norm: float,
-    place: StreamPosition,
+    stream_position: StreamPosition,
 ) -> None:
     """Apply --on_nonfinite to a step whose loss or gradient is not finite; the weights did not change.
 
-    `place`: this rank's place in streamed data before the step. Raises TrainingError or RollBack.
+    `stream_position`: this rank's position in streamed data before the step. Raises TrainingError or RollBack.
     """
     run.nonfinite_in_a_row += 1
     scaled = run.engine.accelerator.mixed_precision == "fp16"
@@ -167,7 +167,7 @@ def handle_nonfinite_step(
     if run.config.on_nonfinite == "rollback":
         raise RollBack(global_step, why)
     if global_step and run.saved != (global_step, False) and run.config.save_strategy != "no":
-        save(run, global_step, place)
+        save(run, global_step, stream_position)
     raise nonfinite_error(why, run.output_dir, global_step, "or continue with --on_nonfinite skip or rollback")
 
 

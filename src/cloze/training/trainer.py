@@ -132,7 +132,7 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
     device = run.engine.accelerator.device
     loader = TrainLoader(to_device(build, device), start.step, plan.total_steps)
     window, unread = Window(start.step, device), Unread()
-    place = start.stream_position
+    stream_position = start.stream_position
     run.watch.step = start.step
     with run.watch.phase("train"), training_view(run, start.step) as view:
         for batch in window.timed(loader):
@@ -148,20 +148,20 @@ def train_steps(run: Run, log: MetricsLog, start: Start) -> None:
             else:
                 result = train_step(run, batch)
                 window.add(result.loss, result.refused, result.num_masked)
-                unread.append((result, place))
+                unread.append((result, stream_position))
             stop = read_results(run, log, unread, 0 if log_it or evaluate_it or save_it else run.max_async_steps)
             if log_it and batch.global_step not in run.excluded_steps:
                 view.log(log_step(run, log, window, result))
-            place = batch.stream
+            stream_position = batch.stream
             view.advance()
             run.watch.step = done
             if evaluate_it:
-                evaluate(run, log, done, place)
+                evaluate(run, log, done, stream_position)
             if save_it:
-                save(run, done, place, last=last)
+                save(run, done, stream_position, last=last)
             if stop and not last:
                 read_results(run, log, unread, 0)
-                stop_here(run, done, place)
+                stop_here(run, done, stream_position)
 
 
 def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
@@ -172,13 +172,15 @@ def read_results(run: Run, log: MetricsLog, unread: Unread, keep: int) -> bool:
     """
     stop = False
     while len(unread) > keep:
-        result, place = unread.popleft()
+        result, stream_position = unread.popleft()
         refused, votes = result.flags.read()
         stop = stop or votes > 0
         if not refused:
             run.nonfinite_in_a_row = 0
         else:
-            handle_nonfinite_step(run, log, result.global_step, result.losses, float(result.grad_norm), place)
+            handle_nonfinite_step(
+                run, log, result.global_step, result.losses, float(result.grad_norm), stream_position
+            )
     return stop
 
 

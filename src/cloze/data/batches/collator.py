@@ -30,7 +30,7 @@ class Documents(Protocol):
 
 
 class MaskingCollator:
-    """Return, from examples with `input_ids`, a batch with input_ids, labels [B, S] int64 (-100 at positions without a
+    """Turns examples with `input_ids` into a batch: input_ids, labels [B, S] int64 (-100 at positions without a
     prediction).
 
     `mask_unit`: tokens, whole words (BERT's whole word masking) or spans of words (SpanBERT; Joshi et al., 2020), each

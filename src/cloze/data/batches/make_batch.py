@@ -45,9 +45,9 @@ def make_batch(
 
 
 def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "token") -> int:
-    """Return the number of predictions for which a micro-batch of `num_tokens` has room for: six standard deviations
-    above the mean of a binomial distribution, so that one in 10^9 has more (and is computed with another shape); a
-    multiple of 64.
+    """Return the number of predictions that a micro-batch of `num_tokens` has room for, a multiple of 64: six standard
+    deviations above the mean of a binomial distribution, so that one in 10^9 has more (and is computed with another
+    shape).
 
     Where whole words are masked, the variance is that of the binomial one times the tokens of the word that a token is
     in, on average: TOKENS_PER_WORD is above what texts have. Of other units of words, it is that times
@@ -62,8 +62,7 @@ def fixed_capacity(num_tokens: int, mlm_probability: float, mask_unit: str = "to
 
 
 def document_offsets(segments: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return, from segments [B, S] -> [capacity + 1]: where each document begins in the B * S tokens, then their
-    number.
+    """Return [capacity + 1] from segments [B, S]: where each document begins in the B * S tokens, then their number.
 
     The last is repeated up to a fixed length (documents of no tokens, to flash attention), so that torch.compile sees
     one shape: room for documents of 16 tokens on average, doubled for blocks that hold more of them. Made here, where

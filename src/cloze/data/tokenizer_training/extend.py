@@ -7,8 +7,7 @@ All old tokens keep their ids, and the new ones come after them. How a text is c
 stand:
 
 - BPE continues where it stopped: new merges follow the old ones, so that a word is first cut as before, and
-then
-  neighbouring tokens become one. (A list of added tokens would be matched inside of words, before anything else.)
+  then neighbouring tokens become one. (A list of added tokens would be matched inside of words, before anything else.)
 - Unigram gets the same merges as pieces. A piece is as likely as the two that it is made of together, and a trace
   more, so that it is chosen exactly where those two were.
 - WordPiece takes the longest token that a word begins with, so it gets whole words; a word that only begins with one

@@ -74,7 +74,7 @@ def backend_version(backend: str) -> str:
 
 
 def batches(texts: list[str], characters: int = BATCH_CHARACTERS) -> list[list[str]]:
-    """Cut a list of texts into lists of about `size` characters."""
+    """Cut a list of texts into lists of about `characters` characters."""
     cut: list[list[str]] = [[]]
     held = 0
     for text in texts:

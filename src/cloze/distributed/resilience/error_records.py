@@ -29,13 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from cloze.errors import ClozeError, LostRank, one_line, phase_of
+from cloze.utils import run_files
 from cloze.utils.atomic_files import remove_tree, sync
 from cloze.utils.foreign.json_yaml import dump_json, read_json, read_mapping
 from cloze.utils.foreign.paths import write_new
 from cloze.utils.shareable import SECRETS
 from cloze.utils.terminal.redact import MIN_CHARACTERS, redacted
 
-FILE, FOLDER = "error.json", "errors"
+FOLDER = "errors"
 SHOWN = ("rank", "host", "phase", "step", "error", "kind", "exit_code", "time")
 SAME_MOMENT_SECONDS = 1.0  # clocks of hosts differ: within this time the lowest rank counts as the first
 DISK_SECONDS = 10.0  # a disk that hangs must not keep a process from ending
@@ -170,7 +171,7 @@ class FailureLog:
                 return
             self._record.unlink(missing_ok=True)
             if self.rank == 0:
-                (self.run_dir / FILE).unlink(missing_ok=True)
+                (self.run_dir / run_files.ERROR).unlink(missing_ok=True)
                 for path in (self.run_dir / FOLDER).iterdir():
                     number = re.fullmatch(r"rank-(\d+)\.json", path.name)
                     if number is None or int(number.group(1)) >= self.world_size:
@@ -221,12 +222,12 @@ class FailureLog:
 
     def _publish(self) -> None:
         with contextlib.suppress(ClozeError, KeyError, TypeError):
-            said = read_json(self.run_dir / FILE)
+            said = read_json(self.run_dir / run_files.ERROR)
             if self.rank in [said["rank"], *(other["rank"] for other in said["others"])]:
                 return
         said = summary(self.records())
         if said is not None:
-            self._write(self.run_dir / FILE, said)
+            self._write(self.run_dir / run_files.ERROR, said)
 
     def _write(self, path: Path, value: dict[str, Any]) -> None:
         """Write JSON as `files.write_json` does, but with the rank in the temporary name, because process numbers of
@@ -251,7 +252,7 @@ def _in_time(act: Callable[[], None]) -> None:
 def forget(run_dir: Path) -> None:
     """Remove the records of earlier starts; rank 0 calls it before any rank of this start can fail."""
     with contextlib.suppress(OSError):
-        (run_dir / FILE).unlink(missing_ok=True)
+        (run_dir / run_files.ERROR).unlink(missing_ok=True)
     remove_tree(run_dir / FOLDER, quietly=True)
 
 

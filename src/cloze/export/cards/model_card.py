@@ -48,10 +48,10 @@ HYPERPARAMETERS = (
 LIBRARIES = ("cloze", "torch", "transformers", "accelerate", "deepspeed", "datasets")
 LOCAL = "LOCAL_MODEL"
 _SNIPPET_NAME = re.compile(r'pipeline\("fill-mask", "[^"\n]*"\)')
-_NOBODY = CardInfo()
+_NO_INFO = CardInfo()
 
 
-def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NOBODY) -> Path:
+def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NO_INFO) -> Path:
     """Update `model_dir`/README.md and the curve in that folder, unless the card was written by hand.
 
     `repo`: the name on the Hub, None if unknown. Returns the card's path. Raises DiskError.
@@ -66,7 +66,7 @@ def write_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, i
     return path
 
 
-def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NOBODY) -> str:
+def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NO_INFO) -> str:
     """Return the text for README.md: the one written by hand, else a generated card.
 
     An earlier generated card is replaced only if the run's folder is available, whose values it contains.
@@ -83,7 +83,7 @@ def card_text(model_dir: Path, run_dir: Path | None, repo: str | None = None, in
     return with_values(text, info.values())
 
 
-def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NOBODY) -> str:
+def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, info: CardInfo = _NO_INFO) -> str:
     """Return the text of a generated card, from the values that are known."""
     model_config = read_mapping(model_dir / "config.json")
     files = read_run_files(run_dir)
@@ -121,8 +121,8 @@ def render_card(model_dir: Path, run_dir: Path | None, repo: str | None = None, 
 
 def _public_names(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration in which models outside of the Hub have no name: it would be a path, or a part of one."""
-    info = {name: config[name] for name in MODEL_NAMES if isinstance(config.get(name), str)}
-    return config | {name: one if hub_name(one) else LOCAL for name, one in info.items()}
+    named = {name: config[name] for name in MODEL_NAMES if isinstance(config.get(name), str)}
+    return config | {name: one if hub_name(one) else LOCAL for name, one in named.items()}
 
 
 def _usage(mask: str, repo: str) -> str:
@@ -185,12 +185,12 @@ def _effort_section(sessions: list[dict[str, Any]], lines: list[dict[str, Any]],
 
 def _config_section(config: dict[str, Any], data: dict[str, Any]) -> str:
     """Return config.yaml without the settings for making blocks, if the run used existing blocks."""
-    info = shareable_config(config)
+    shown = shareable_config(config)
     if not data.get("streamed"):
-        info = {name: value for name, value in info.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
-    if not info:
+        shown = {name: value for name, value in shown.items() if name not in BLOCK_FLAGS or name == "dataset_name"}
+    if not shown:
         return ""
-    text = dump_yaml(info)
+    text = dump_yaml(shown)
     return f"<details>\n<summary>The whole configuration</summary>\n\n{fenced(text, 'yaml')}\n\n</details>"
 
 

@@ -16,7 +16,6 @@ import io
 import itertools
 import math
 import pickle
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import torch
 from cloze.errors import CheckpointError, ConfigError
 from cloze.export.consolidation.zerofiles import plain_name
 from cloze.utils.foreign.paths import check_regular, is_plain_name, open_regular, printable
-from cloze.utils.foreign.pickles import damaged_member, load_torch_stream, read_pickle, reason, sizes
+from cloze.utils.foreign.pickles import NO_ARCHIVE, damaged_member, load_torch_stream, read_pickle, reason, sizes
 from cloze.utils.terminal.console import progress
 
 METADATA = ".metadata"
@@ -103,7 +102,7 @@ class DcpFiles:
                     try:
                         with _opened(chunk) as stream:
                             bad = damaged_member(stream)
-                    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as error:
+                    except NO_ARCHIVE as error:
                         raise _damaged(chunk, tensor.name, error) from None
                     if bad is not None:
                         raise _damaged(chunk, tensor.name, f"checksum of {bad}")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 
 from cloze.errors import CheckpointError, ConfigError
-from cloze.utils.foreign.pickles import damaged_member, load_torch, reason
+from cloze.utils.foreign.pickles import NO_ARCHIVE, damaged_member, load_torch, reason
 from cloze.utils.terminal.console import progress
 
 _OPTIMIZER = re.compile(r"(?:(?:bf16|fp16)_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -188,7 +187,7 @@ def verify_files(folder: Path) -> None:
         for rank, file in found:
             try:
                 bad = damaged_member(file)
-            except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as error:
+            except NO_ARCHIVE as error:
                 raise _damaged(file, rank, str(error)) from None
             if bad is not None:
                 raise _damaged(file, rank, f"checksum of {bad}")

@@ -78,7 +78,7 @@ def join_as_rank() -> None:
 
 
 def strip_traceback(call: Callable[[], R]) -> R:
-    """Return `call()`; raise ClozeError, Stopped or KeyboardInterrupt from here, without the frames below:
+    """Return `call()`; raise its ClozeError, Stopped or KeyboardInterrupt from here, without the frames inside it:
     those keep the model in memory as long as a notebook holds its last error, and do not help its reader."""
     try:
         return call()

@@ -173,7 +173,7 @@ def _gigatoken_alone(spec: EncoderSpec, texts: list[str]) -> None:
 
 
 def _tokenizers_alone(tokenizer: Any, texts: list[str]) -> None:
-    """Time `tokenizers` alone, with its own threads on all cores, in batches: all at once would need many
+    """Encode with `tokenizers` alone, on all cores by its own threads, in batches: all at once would need many
     gigabytes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     for batch in batches(texts):

@@ -103,7 +103,7 @@ def make_data(folder: Path, size: Size, packing: str = "concat", num_tokens: int
 
 
 def make_tokenizer(folder: Path, vocab_size: int, block_size: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of `size` made-up words with RoBERTa's special tokens, saved in `folder`."""
+    """Return a tokenizer of `vocab_size` tokens, made-up words and RoBERTa's special tokens, saved in `folder`."""
     words = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(4, vocab_size - 1)), "<mask>"]
     model = WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
     names = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"}

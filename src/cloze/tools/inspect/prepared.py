@@ -1,4 +1,4 @@
-"""Show the contents of a prepared folder: counts, fill, lengths and blocks as text; verify every byte.
+"""Show the contents of a prepared folder: counts, fill, lengths and blocks as text; verify every byte if asked.
 
 inspect_prepared(InspectConfig(data="prepared/eli5", verify=True))
 """

@@ -1,8 +1,9 @@
 """Run `accelerate launch`, with an exit code that tells a batch job whether to start again.
 
-accelerate always ends with 1, and prints a traceback of 60 lines even after a clean stop; and a signal to
-it kills the ranks 30 s later, in the middle of a large save. Here signals are passed on to the ranks, which end when
-they have saved. The flags are the same, and `launch/multi_node` and `slurm/train.sbatch` start one on each machine:
+If a rank ends with an error, accelerate exits with 1 for any reason, and prints 60 lines, even after a clean stop. A
+signal to it kills the ranks 30 s later, in the middle of a large save. Here signals are passed on to the ranks, which
+end when they have saved. The flags are the same, and `launch/multi_node` and `slurm/train.sbatch` start one on each
+machine:
 
     python -m cloze.tools.launch.launcher --config_file multi_node.yaml --machine_rank 1 ... -m cloze train ...
 """
@@ -104,7 +105,7 @@ def main() -> NoReturn:
         sys.exit(exit_code([error.returncode]))
     except SignalException as error:
         sys.exit(exit_code([128 + error.sigval] if error.sigval == 2 else [-int(error.sigval)]))
-    except ConnectionError as error:  # accelerate's exit code for a port in use, which another start may find free
+    except ConnectionError as error:  # raised by accelerate for a port in use, which another start may find free
         show(f"cloze: error: {' '.join(str(error).split())[:300]}", sys.stderr)
         sys.exit(START_AGAIN)
     except DistError as error:

@@ -47,8 +47,7 @@ def check(config: SubmitConfig) -> None:
 def recipes(config: SubmitConfig) -> tuple[TrainConfig, PrepareConfig | None]:
     """Return the recipe's settings with --train_flags on top, and those of its RECIPE.prepare.yaml if there is one.
 
-    Raises ConfigError if a value is invalid, or they do not fit together; DataError if the corpus
-    is not there.
+    Raises ConfigError if a value is invalid, or they do not fit together; DataError if the corpus is missing.
     """
     train = parse(["train", "--config", config.recipe, *shlex.split(config.train_flags)])[1]
     beside = prepare_recipe(config.recipe)

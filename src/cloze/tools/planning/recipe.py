@@ -50,7 +50,7 @@ class Recipe:
     notes: list[str]
 
     def layout(self, world_size: int) -> Layout:
-        """Return the recipe's batch on `ranks` ranks. Raises ConfigError if there are more ranks than blocks in it."""
+        """Return the recipe's batch on `world_size` ranks. Raises ConfigError if it has fewer blocks than ranks."""
         train = self.train
         wanted = train.per_device_train_batch_size, train.gradient_accumulation_steps
         layout = Layout(*wanted, 0, world_size, None, *warmup_of(train))

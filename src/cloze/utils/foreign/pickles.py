@@ -26,6 +26,8 @@ MAX_PICKLE_BYTES = 256 << 20
 MAX_MEMBERS = 1_000_000
 MAX_DIMENSIONS = 64
 MAX_KEY_PARTS = 256
+# What zipfile raises for a file that is not an archive of torch.save, or is damaged.
+NO_ARCHIVE = (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError)
 _HINT = "use an earlier checkpoint"
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
@@ -255,7 +257,7 @@ def check_archive(stream: IO[bytes]) -> None:
 
 def damaged_member(file: Path | IO[bytes]) -> str | None:
     """Return the first member of a torch.save archive whose checksum (CRC-32) is not that of its bytes; None if all
-    are well. Raises zipfile.BadZipFile, OSError, NotImplementedError, EOFError or ValueError if it is not one."""
+    are well. Raises one of NO_ARCHIVE if it is not one."""
     if isinstance(file, Path):
         with open_regular(file, error=CheckpointError) as stream:
             return damaged_member(stream)
