@@ -135,7 +135,7 @@ def test_files_that_are_no_data_are_named(tmp_path: Path):
     assert not {"a.jsonl", "README.md", ".hidden", "dataset_info.json"} & set(note.replace(";", ",").split(", "))
     with pytest.raises(DataError) as caught:
         texts_of(tmp_path / "chapter-one")
-    assert caught.value.where == tmp_path / "chapter-one"
+    assert Path(str(caught.value.where)).name == "chapter-one"
 
 
 def test_every_line_of_a_markdown_file_is_text(tmp_path: Path):

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cloze.checkpoint.run_folder import read_metrics
 from cloze.data.batches.layout import Layout
 from cloze.distributed.resilience.stack_dump import write_stacks
-from cloze.errors import ClozeError, DiskError
+from cloze.errors import ClozeError, DataError, DiskError
 from cloze.training.logging import metrics
 from cloze.training.logging.metrics import Throughput, Window
 from cloze.training.run_schedule import Plan
@@ -97,3 +98,11 @@ def test_metrics_and_stacks_are_not_written_through_a_link(tmp_path: Path):
     write_stacks(tmp_path, 3, "rank 3")
     assert (tmp_path / "other").read_text() == lines
     assert "test_metrics.py" in (tmp_path / "rank-3.txt").read_text()
+
+
+def test_metrics_that_are_no_file_are_an_error_and_not_an_empty_run(tmp_path: Path):
+    assert read_metrics(tmp_path) == []
+    (tmp_path / run_files.METRICS).mkdir()
+    with pytest.raises(DataError) as caught:
+        read_metrics(tmp_path)
+    assert Path(str(caught.value.where)).name == run_files.METRICS
