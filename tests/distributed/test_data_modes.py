@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from checkpoints import assert_same_checkpoint
 from corpus import TINY_MODEL, TINY_MODEL_NO_DROPOUT
 from flash_stand_in import NAME, install
 from ranks import cloze_ranks, succeed
 
 import cloze.training.prepare_model
-from cloze.config import PrepareConfig
+from cloze.config import EvaluateConfig, PrepareConfig
 from cloze.data.prepare.pipeline import prepare
+from cloze.data.prepared.shards import open_prepared
+from cloze.evaluation.evaluate import evaluate
+from cloze.evaluation.evaluator import Masks, open_subject
 
 BATCH = ["--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "2", "--learning_rate", "1e-3"]
 BLOCKS = ["--block_size", "32", "--text_field", "answers.text", "--validation_split_percentage", "10"]
@@ -167,3 +171,23 @@ def test_an_architecture_that_cannot_keep_documents_apart_is_refused(documents: 
     assert "FNetForMaskedLM with eager attention: cannot keep attention inside documents" in outcomes[0].output
     assert "prepare the corpus with --packing concat" in outcomes[0].output
     assert not (tmp_path / "run").exists()
+
+
+def test_eager_attention_inside_documents_trains_in_half_precision(documents: Path, tmp_path: Path):
+    """DeepSpeed's weights are bf16, and eager attention multiplies no two types."""
+    flags = [*TINY_MODEL, "--dataset_name", str(documents), "--attn_implementation", "eager", "--bf16"]
+    argv = ["train", *flags, "--max_steps", "2", "--output_dir", str(tmp_path / "run")]
+    succeed(cloze_ranks(argv, 1, "zero1", tmp_path / "log"))
+
+
+def test_an_evaluation_keeps_documents_apart_as_training_did(documents: Path, tmp_path: Path):
+    flags = [*TINY_MODEL_NO_DROPOUT, "--dataset_name", str(documents), "--max_steps", "3", "--learning_rate", "3e-2"]
+    flags += ["--eval_strategy", "steps", "--eval_steps", "3", "--output_dir", str(tmp_path / "run")]
+    succeed(cloze_ranks(["train", *flags], 1, "single", tmp_path / "log"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    measured = next(line["eval_loss"] for line in map(json.loads, lines) if "eval_loss" in line)
+    assert evaluate(EvaluateConfig(model=str(tmp_path / "run"), use_cpu=True))["loss"] == pytest.approx(measured, 1e-6)
+    model = open_subject(str(tmp_path / "run"), open_prepared(documents), "validation", Accelerator(cpu=True))
+    model.head.documents = None
+    whole = model.score_split(open_prepared(documents), "validation", Masks(0.15, 42, 1, 8)).loss
+    assert abs(whole / measured - 1) > 1e-5
