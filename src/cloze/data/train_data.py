@@ -27,6 +27,8 @@ from cloze.data.batches.maskable import check_maskable, maskable_share
 from cloze.data.batches.masking import MASK_UNITS, Masking
 from cloze.data.batches.word_boundaries import LONG_WORD, Words, mean_word_length, words_of
 from cloze.data.corpus.content import default_cache
+from cloze.data.corpus.find_files import MAGIC
+from cloze.data.corpus.formats import format_of
 from cloze.data.corpus.local_files import NoFiles, is_local, local_splits
 from cloze.data.corpus.sources import Task
 from cloze.data.prepare.cache import is_prepared, open_or_prepare
@@ -253,12 +255,15 @@ def _open_stream(config: TrainConfig) -> TrainData:
 
 
 def _should_be_prepared(name: str, config_name: str | None) -> bool:
-    """Return whether the name is bad as a prepared folder: it is missing, has no corpus, or lost its manifest."""
+    """Return whether the name is bad as a prepared folder: it is missing, has no corpus, or lost its manifest. Raises
+    NoFiles for the name of a missing corpus file, or a pattern without files."""
     if (Path(name) / "dataset_dict.json").is_file() and (Path(name) / "tokenizer").is_dir():
         return True
     try:
         return is_local(name) and not local_splits(name, config_name)
     except NoFiles:
+        if format_of(Path(name)) is not None or MAGIC.search(name):
+            raise
         return True
 
 

@@ -80,6 +80,9 @@ def flags(prepared: Path, output: Path, *more: str) -> list[str]:
         (["--model_name_or_path", "./nowhere"], "./nowhere: cannot load the configuration"),
         (["--resume_from_checkpoint", "./nowhere"], "not a checkpoint"),
         (["--deepspeed", "./nowhere.json"], "nowhere.json"),
+        (["--dataset_name", "./nowhere"], "nowhere: no such folder; make it with `cloze prepare"),
+        (["--dataset_name", "./nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--dataset_name", "./no*where.txt.gz"], "no*where.txt.gz: no such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
